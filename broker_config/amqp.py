@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pika
@@ -14,7 +14,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import ContentFrameAssembler
 from pika.exceptions import AMQPError, BodyTooLongError, ChannelClosedByBroker
 
-from broker_config.amqp_address import BrokerAddress, connection_refusal
+from broker_config.amqp_address import Addresses, BrokerAddress, connection_refusal
 from broker_config.amqp_client import AmqpClient
 from broker_config.amqp_publisher import Publisher, Window
 from broker_config.amqp_session import OnBlocked, OnLost, OnOpen, OnRefused
@@ -49,15 +49,16 @@ class AmqpTransport(AmqpClient):
         window: Window | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`name` is what RabbitMQ shows for our connections.
+        """`url` is one, or one for each node of a cluster with commas between: the first that answers is taken, after
+        a loss the next one. `name` is what RabbitMQ shows for our connections.
 
         Raises ConfigError for a URL or a TLS file that cannot be used.
         """
-        address = BrokerAddress.parse(url)
-        tls = _tls_options(address, ca_file, cert_file, key_file)
+        addresses = Addresses(url)
+        tls = {address: _tls_options(address, ca_file, cert_file, key_file) for address in addresses}
         super().__init__(
-            PikaDriver(address, name, heartbeat_s, tls),
-            address,
+            PikaDriver(addresses, name, heartbeat_s, tls),
+            addresses,
             name=name,
             max_message_bytes=max_message_bytes,
             backoff=backoff or Backoff(),
@@ -72,10 +73,12 @@ def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None
 
     Raises BrokerError where the broker does not answer or does not let us.
     """
-    address = BrokerAddress.parse(url)
-    driver = PikaDriver(address, "fedmq", 30, _tls_options(address, None, None, None))
+    addresses = Addresses(url)
+    driver = PikaDriver(
+        addresses, "fedmq", 30, {address: _tls_options(address, None, None, None) for address in addresses}
+    )
     try:
-        with pika.BlockingConnection(driver.parameters("removal")) as connection:
+        with pika.BlockingConnection([driver.parameters("removal", address) for address in addresses]) as connection:
             channel = connection.channel()
             for queue in queues:
                 channel.queue_delete(queue)
@@ -90,10 +93,12 @@ def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None
 class PikaDriver:
     """Everything that touches pika, see `amqp_session.Driver`."""
 
-    def __init__(self, address: BrokerAddress, name: str, heartbeat_s: int, tls: pika.SSLOptions | None) -> None:
+    def __init__(
+        self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
+    ) -> None:
         _quieten_pika()
         self.loop = IOLoop()
-        self._address = address
+        self._addresses = addresses
         self._name = name
         self._heartbeat_s = heartbeat_s
         self._tls = tls
@@ -113,7 +118,8 @@ class PikaDriver:
             if self._on_all_closed is not None and not self._connections:
                 self._on_all_closed()
 
-        connection = pika.SelectConnection(self.parameters(purpose), opened, ended, ended, custom_ioloop=self.loop)
+        parameters = self.parameters(purpose, self._addresses.current)
+        connection = pika.SelectConnection(parameters, opened, ended, ended, custom_ioloop=self.loop)
         connection.add_on_connection_blocked_callback(lambda _, frame: on_blocked(str(frame.method.reason)))
         connection.add_on_connection_unblocked_callback(lambda _, _frame: on_blocked(None))
         self._connections.add(connection)
@@ -164,7 +170,7 @@ class PikaDriver:
             delivery_mode=pika.DeliveryMode.Persistent.value,
             message_id=message.message_id,
             correlation_id=message.correlation_id,
-            user_id=self._address.user,
+            user_id=self._addresses.current.user,
             headers=dict(message.headers),
             expiration=None if message.expiration_s is None else str(int(message.expiration_s * 1000)),
         )
@@ -189,11 +195,10 @@ class PikaDriver:
 
     def explain(self, error: Exception) -> BrokerError:
         """pika's error as ours."""
-        return error if isinstance(error, BrokerError) else _classify(error, self._address)
+        return error if isinstance(error, BrokerError) else _classify(error, self._addresses.current)
 
-    def parameters(self, purpose: str) -> pika.ConnectionParameters:
+    def parameters(self, purpose: str, address: BrokerAddress) -> pika.ConnectionParameters:
         """How to connect; `purpose` is for RabbitMQ's list of connections."""
-        address = self._address
         return pika.ConnectionParameters(
             host=address.host,
             port=address.port,
@@ -202,7 +207,7 @@ class PikaDriver:
             heartbeat=self._heartbeat_s,
             # An alarm may last for hours. Deadlines of the messages and heartbeats bound what matters.
             blocked_connection_timeout=None,
-            ssl_options=self._tls,
+            ssl_options=self._tls[address],
             client_properties={"connection_name": f"{self._name} {purpose}"},
             connection_attempts=1,
             socket_timeout=10,

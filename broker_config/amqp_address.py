@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +18,7 @@ from schemas.errors import (
 )
 
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
+_BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 """AMQP 0-9-1 reply codes."""
 
@@ -51,6 +54,8 @@ class BrokerAddress:
         if parts.scheme not in ("amqp", "amqps"):
             scheme = f"its scheme is {parts.scheme!r}" if "://" in url else "it has no scheme"
             raise ConfigError(f"the broker's URL cannot be read, {scheme}: {_EXPECTED}")
+        if "," in (parts.hostname or ""):
+            raise ConfigError(f"the broker's URL names several hosts: write a whole URL for each, {_EXPECTED}")
         if not parts.hostname:
             raise ConfigError(f"the broker's URL names no host: {_EXPECTED}")
         if parts.query or parts.fragment:
@@ -66,6 +71,40 @@ class BrokerAddress:
             vhost=unquote(path) or "/",
             tls=tls,
         )
+
+
+class Addresses:
+    """The nodes of one broker, of which one is in use; `next` goes round."""
+
+    def __init__(self, urls: str) -> None:
+        """From one URL, or several with commas between them: each in full, because each may have its own password.
+
+        Raises ConfigError as `BrokerAddress.parse` does, or where they do not belong together.
+        """
+        self._all = tuple(BrokerAddress.parse(url.strip()) for url in _BETWEEN_URLS.split(urls))
+        self._at = 0
+        if len(set(self._all)) < len(self._all):
+            raise ConfigError(f"the broker's URLs name {self} with one address twice: leave the second one out")
+        if len(vhosts := {address.vhost for address in self._all}) > 1:
+            found = " and ".join(repr(vhost) for vhost in sorted(vhosts))
+            raise ConfigError(f"the broker's URLs name virtual hosts {found}: expected one, that of the federation")
+
+    @property
+    def current(self) -> BrokerAddress:
+        return self._all[self._at]
+
+    def next(self) -> None:
+        """Go on to the next one, after the last one to the first."""
+        self._at = (self._at + 1) % len(self._all)
+
+    def __iter__(self) -> Iterator[BrokerAddress]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __str__(self) -> str:
+        return ", ".join(str(address) for address in self._all)
 
 
 def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRefused | None:

@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, cast
 
-from broker_config.amqp_address import BrokerAddress, declaration_refusal
+from broker_config.amqp_address import Addresses, BrokerAddress, declaration_refusal
 from broker_config.amqp_consumer import Consumer, Token, Verdict
 from broker_config.amqp_consumers import Consumers
 from broker_config.amqp_publisher import Outgoing, Publisher, Window, describe
@@ -59,7 +59,7 @@ class AmqpClient:
     def __init__(
         self,
         driver: Driver,
-        address: BrokerAddress,
+        addresses: Addresses,
         *,
         name: str,
         max_message_bytes: int,
@@ -68,7 +68,7 @@ class AmqpClient:
         rng: random.Random,
     ) -> None:
         self.name = name
-        self.address = address
+        self._addresses = addresses
         self._driver = driver
         self._max_message_bytes = max_message_bytes
         self._backoff = backoff
@@ -94,6 +94,11 @@ class AmqpClient:
         self._stopped = False
         self._consumers = Consumers(driver, backoff, rng, self._report)
         self._publisher = Publisher(self._loop, driver.properties, window, self._on_publisher_idle)
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Of the node that is connected, or tried next."""
+        return self._addresses.current
 
     # -- any thread --------------------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class AmqpClient:
             problem = self._last_problem
             self.close(0.0)
             raise BrokerUnavailable(
-                f"no RabbitMQ at {self.address} within {timeout_s:g} s ({problem}): "
+                f"no RabbitMQ at {self._addresses} within {timeout_s:g} s ({problem}): "
                 "start it, check host and port in the broker's URL, or wait longer"
             ) from None
         except FedmqError:
@@ -292,9 +297,11 @@ class AmqpClient:
             self._report(TransportState("disconnected", str(ours), ours))
             if time.monotonic() - self._ready_since_s > _STEADY_S:
                 self._attempt = 0
-        delay_s = self._backoff.delay_s(self._attempt, self._rng)
+        self._addresses.next()
+        delay_s = self._backoff.delay_s(self._attempt // len(self._addresses), self._rng)
         self._attempt += 1
-        _log.warning("%s; trying again in %.1f s", ours, delay_s)
+        where = "again" if len(self._addresses) == 1 else str(self.address)
+        _log.warning("%s; trying %s in %.1f s", ours, where, delay_s)
         self._loop.call_later(delay_s, self._connect)
 
     def _declaration_refused(self, session: Session, what: str, code: int, text: str) -> None:

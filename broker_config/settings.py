@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from broker_config.topology import MAX_MESSAGE_BYTES, Topology
+
+
+def _one_text(value: object) -> object:
+    """A list of URLs as one text; anything else as it is."""
+    if isinstance(value, (list, tuple)) and all(isinstance(url, str) for url in value):
+        return ",".join(value)
+    return value
 
 
 class BrokerSettings(BaseModel):
@@ -12,8 +21,9 @@ class BrokerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672/%2F")
-    """amqp:// or amqps:// URL with user, password, host, port and virtual host; secret because of the password."""
+    url: Annotated[SecretStr, BeforeValidator(_one_text)] = SecretStr("amqp://guest:guest@127.0.0.1:5672/%2F")
+    """amqp:// or amqps:// URL with user, password, host, port and virtual host; secret because of the password. For the
+    nodes of a cluster a list of them, or one text with commas between."""
     prefix: str = Field(default="fedmq", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """First part of every exchange's and queue's name: one federation, one prefix."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=65_536)

@@ -17,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,14 +48,37 @@ class Checkpoint:
     digest: str
 
 
-def write(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> str:
+def write(
+    path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None, *, copy: Path | None = None
+) -> str:
     """Write `arrays` and `meta` (JSON values) to `path`, durably and all or nothing; returns the digest.
 
-    Takes no copy of a contiguous native array. Raises CheckpointError for a dtype that safetensors lacks, and OSError
-    where the disk refuses (the temporary file is removed, an older `path` stays as it was).
+    With `copy` the same bytes also go there, at the same time and as durably: one pass for the checksums, one wait for
+    both disks. Takes no copy of a contiguous native array. Raises CheckpointError for a dtype that safetensors lacks,
+    and OSError where a disk refuses (its temporary file is removed, an older file stays as it was).
     """
     plain = {name: _plain(path, name, array) for name, array in arrays.items()}
     header, digest = _header(plain, dict(meta or {}))
+    if copy is None:
+        _put(path, header, plain)
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(_put, copy, header, plain)
+            try:
+                _put(path, header, plain)
+            finally:
+                wait([second])
+            second.result()
+    return digest
+
+
+def digest_of(arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> str:
+    """What `write` would answer, without writing."""
+    plain = {name: _plain(Path("a checkpoint"), name, array) for name, array in arrays.items()}
+    return _header(plain, dict(meta or {}))[1]
+
+
+def _put(path: Path, header: bytes, plain: Mapping[str, Array]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -70,7 +94,6 @@ def write(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any] | Non
             temporary.unlink()
         raise
     sync_folder(path.parent)
-    return digest
 
 
 def read(path: Path, digest: str | None = None) -> Checkpoint:

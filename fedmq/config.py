@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broker_config.amqp_address import BrokerAddress
+from broker_config.amqp_address import Addresses
 from broker_config.settings import BrokerSettings
 from coordinator.settings import CommitSettings, RunSettings
 from coordinator.strategies import BuiltIn
@@ -104,7 +104,7 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
         allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
         found.append(Mistake("run.stop", f"the run would never end; set {allowed}"))
     try:
-        BrokerAddress.parse(config.broker.url.get_secret_value())
+        Addresses(config.broker.url.get_secret_value())
     except ConfigError as e:
         found.append(Mistake("broker.url", str(e)))
     return found

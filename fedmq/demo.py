@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from broker_config.amqp_address import BrokerAddress
+from broker_config.amqp_address import Addresses
 from broker_config.node import PrivateNode, find_server
 from broker_config.topology import Topology
 from fedmq.broker_probe import identify
@@ -169,7 +169,7 @@ def backend(plan: DemoPlan, console: Console) -> Iterator[tuple[Backend, str]]:
     if plan.broker_url is not None and not plan.embedded:
         from broker_config.amqp import remove
 
-        address = BrokerAddress.parse(plan.broker_url)
+        address = Addresses(plan.broker_url).current
         identity = identify(address)  # not there: say so before anything is started
         remove(plan.broker_url, queues=(), exchanges=())  # nothing yet, but it logs in: a refusal is told at once, too
         why = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from broker_config.amqp_address import BrokerAddress
+from broker_config.amqp_address import Addresses
 from broker_config.topology import Topology
 from broker_config.transport import Message, Transport
 from fedmq.broker_probe import MIB, identify
@@ -105,13 +105,21 @@ def _broker(
     config: FederationConfig, model_bytes: int, connect: Callable[[FederationConfig], Transport]
 ) -> Iterator[Finding]:
     settings = config.broker
-    address = BrokerAddress.parse(settings.url.get_secret_value())
-    try:
-        identity = identify(address, settings.ca_file)
-    except BrokerError as e:
-        yield Finding("wrong", f"broker: {e}", "start it, or correct broker.url (FEDMQ_BROKER_URL, --broker)", e)
+    identity = None
+    silent: list[BrokerError] = []
+    for address in Addresses(settings.url.get_secret_value()):
+        try:
+            identity = identify(address, settings.ca_file)
+        except BrokerError as e:
+            silent.append(e)
+        else:
+            yield Finding("ok", f"broker: {identity.product} {identity.version} at {address}")
+    for error in silent:  # one node of a cluster may be away, all of them may not
+        level: Level = "wrong" if identity is None else "warning"
+        advice = "start it, or correct broker.url (FEDMQ_BROKER_URL, --broker)"
+        yield Finding(level, f"broker: {error}", advice, error if level == "wrong" else None)
+    if identity is None:
         return
-    yield Finding("ok", f"broker: {identity.product} {identity.version} at {address}")
     yield from _limits(settings.max_message_bytes, identity.max_message_bytes, model_bytes)
     topology = settings.topology()
     transport = connect(config)

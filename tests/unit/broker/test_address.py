@@ -1,7 +1,13 @@
 import pytest
 
 from broker_config.amqp import AmqpTransport
-from broker_config.amqp_address import BrokerAddress, connection_refusal, declaration_refusal, publish_refusal
+from broker_config.amqp_address import (
+    Addresses,
+    BrokerAddress,
+    connection_refusal,
+    declaration_refusal,
+    publish_refusal,
+)
 from schemas.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -106,3 +112,29 @@ def test_tls_files_with_a_plain_url_are_a_mistake() -> None:
 def test_a_missing_tls_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.pem"):
         AmqpTransport("amqps://h/", name="t", ca_file="nowhere.pem")
+
+
+def test_several_urls_are_taken_in_their_order_round_and_round() -> None:
+    found = Addresses("amqp://u:a,b@one/v,amqps://u:c@two/v, amqp://three:5673/v")
+    seen = []
+    for _ in range(4):
+        seen.append((str(found.current), found.current.password))
+        found.next()
+    assert seen == [("one:5672", "a,b"), ("two:5671", "c"), ("three:5673", "guest"), ("one:5672", "a,b")]
+    assert str(found) == "one:5672, two:5671, three:5673"
+
+
+@pytest.mark.parametrize(
+    ("urls", "why"),
+    [
+        ("amqp://u:sesame@one,two:5672/v", "several hosts"),
+        ("amqp://u:sesame@one/v,two/v", "more than one /"),
+        ("amqp://u:sesame@one/v,amqp://u:sesame@two/w", "virtual hosts 'v' and 'w'"),
+        ("amqp://u:sesame@one/v,amqp://u:sesame@one/v", "one address twice"),
+        ("amqp://u:sesame@one/v,amqp://", "names no host"),
+    ],
+)
+def test_urls_that_do_not_belong_together_are_refused_without_their_passwords(urls: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as raised:
+        Addresses(urls)
+    assert "ses" not in str(raised.value)

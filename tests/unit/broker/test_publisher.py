@@ -10,7 +10,7 @@ import pika
 import pytest
 
 from broker_config.amqp import PikaDriver
-from broker_config.amqp_address import BrokerAddress
+from broker_config.amqp_address import Addresses
 from broker_config.amqp_publisher import Outgoing, Publisher, Window
 from broker_config.transport import Message
 from schemas.errors import (
@@ -337,7 +337,7 @@ def test_a_cancelled_future_is_not_sent_once_handed_over(when: str) -> None:
 
 def test_a_late_confirm_of_a_channel_that_was_given_up_confirms_nothing_on_the_next_one():
     """A slow broker answers on the old channel after the same messages went out again under the same tags."""
-    driver = PikaDriver(BrokerAddress.parse("amqp://fedmq:x@127.0.0.1:1/"), "t", 30, None)
+    driver = PikaDriver(Addresses("amqp://fedmq:x@127.0.0.1:1/"), "t", 30, {})
     bench = Bench()
     old, new = ConfirmingChannel(), ConfirmingChannel()
     for channel in (old, new):

@@ -149,6 +149,13 @@ def test_overrides_are_read_as_the_key_they_set(write):
     assert config.runs_dir == "/elsewhere"
 
 
+@pytest.mark.parametrize("environ", [{}, {"FEDMQ_BROKER_URL": "amqp://u:x@one/,amqp://u:x@two/"}])
+def test_the_nodes_of_a_cluster_are_a_list_or_one_text(write, environ):
+    in_file = "" if environ else '[broker]\nurl = ["amqp://u:x@one/", "amqp://u:x@two/"]\n'
+    config = load_config(write(GOOD + in_file), environ=environ)
+    assert config.broker.url.get_secret_value() == "amqp://u:x@one/,amqp://u:x@two/"
+
+
 def test_a_strategy_can_be_replaced_as_a_whole(write):
     config = load_config(write(GOOD), ['strategy={ name = "fedasync" }'], {})
     assert isinstance(config.strategy, FedAsync)
