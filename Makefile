@@ -18,17 +18,21 @@ demo: $(VENV)/.installed
 broker-installed:
 	@bash tests/install_rabbitmq.sh
 
+# Two processes share the tests, each with a private RabbitMQ of its own. WORKERS=0: in one, as for a debugger.
+WORKERS ?= 2
+SHARED_OUT := -n $(WORKERS) --dist worksteal
+
 test: $(VENV)/.installed broker-installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SHARED_OUT) $(ARGS)
 
 # What speaks to a broker, on the RabbitMQ of this machine and then on RabbitMQ 4 (unpacked into a cache folder once).
 BROKER_TESTS = -m broker tests/contract tests/integration $(wildcard tests/chaos)
 test-brokers: $(VENV)/.installed broker-installed
 	@$(BIN)/python -c 'from broker_config.node import find_server; print("fedmq: testing on", find_server())'
-	$(BIN)/pytest $(BROKER_TESTS) $(ARGS)
+	$(BIN)/pytest $(SHARED_OUT) $(BROKER_TESTS) $(ARGS)
 	@sbin="$$(tests/rabbitmq4.sh $(if $(RABBITMQ4_DIR),"$(RABBITMQ4_DIR)"))" && if [ -n "$$sbin" ]; then \
 	    echo "fedmq: testing on RabbitMQ $$("$$sbin/rabbitmqctl" --version) in $$sbin"; \
-	    FEDMQ_RABBITMQ_SBIN="$$sbin" $(BIN)/pytest $(BROKER_TESTS) $(ARGS); \
+	    FEDMQ_RABBITMQ_SBIN="$$sbin" $(BIN)/pytest $(SHARED_OUT) $(BROKER_TESTS) $(ARGS); \
 	fi
 
 unit: $(VENV)/.installed

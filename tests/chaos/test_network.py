@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.chaos.harness import Federation
-from tests.contract.proxy import Proxy
+from tests.chaos.proxy import Proxy
 
 pytestmark = pytest.mark.broker
 SIZE = 2**18
@@ -31,7 +31,7 @@ def test_an_upload_that_is_cut_is_sent_again_and_its_training_is_not(tmp_path, r
     federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=2, size=SIZE)
     try:
         proxy, through_it = proxies()
-        proxy.cut_uploads(int(part * UPDATE_BYTES), times=2)
+        proxy.cut_at(int(part * UPDATE_BYTES), times=2)
         coordinator = federation.coordinator()
         participant = federation.participant("p0", **through_it)
         participant.wait_for("event=broker_disconnected", times=2)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.chaos.harness import Federation, died_at, seeds_of
-from tests.contract.proxy import Proxy
+from tests.chaos.proxy import Proxy
 
 pytestmark = pytest.mark.broker
 
@@ -52,7 +52,7 @@ def test_an_update_that_was_published_and_never_confirmed_is_sent_again_and_coun
     try:
         cut_off = federation.participant("p0", FEDMQ_BROKER_URL=rabbitmq_node.url_for(port=proxy.port))
         federation.witness.wait_until(lambda: federation.witness.updates)
-        proxy.withhold()
+        proxy.blackhole("down", new=False)
         cut_off.wait_for("event=update_sent", times=len(federation.witness.updates))
         assert cut_off.kill() < 0
     finally:

@@ -19,7 +19,7 @@ from broker_config.backoff import Backoff
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
 from schemas.errors import PublishError
-from tests.contract.proxy import Proxy
+from tests.chaos.proxy import Proxy
 
 WAIT_S = 20.0
 QUICK = Backoff(base_s=0.02, cap_s=0.2)
@@ -53,11 +53,11 @@ class States(Queue[TransportState]):
             seen.append(state)
 
 
-def ask_until(question: Callable[[], T], answer: Callable[[T], bool]) -> T:
-    """Ask until the answer is right, for what a broker does in its own time."""
-    deadline_s = time.monotonic() + WAIT_S
+def ask_until(question: Callable[[], T], answer: Callable[[T], bool], within_s: float = WAIT_S) -> T:
+    """Ask until the answer is right, for what a broker or a process does in its own time."""
+    deadline_s = time.monotonic() + within_s
     while not answer(found := question()):
-        assert time.monotonic() < deadline_s, f"still {found!r} after {WAIT_S} s"
+        assert time.monotonic() < deadline_s, f"still {found!r} after {within_s} s"
     return found
 
 
@@ -245,7 +245,7 @@ class AmqpWorld(World):
             proxy.set_up(up)
 
     def withhold_confirms(self, name: str) -> None:
-        self._proxies[name].withhold()
+        self._proxies[name].blackhole("down", new=False)
 
     def delete_queue(self, queue: topology.Queue) -> None:
         self._delete_queues(queue.name)

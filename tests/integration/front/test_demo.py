@@ -4,6 +4,8 @@ import signal
 import psutil
 import pytest
 
+from tests.contract.world import ask_until
+from tests.integration.front.terminal import DEADLINE_S
 from tests.support.rabbitmq import require_server
 
 
@@ -33,8 +35,8 @@ def test_a_dead_participant_is_reported_and_an_interrupted_demo_leaves_no_proces
     out = tmp_path / "out"
     demo = terminal("demo", "--participants", "2", "--out", str(out))
     demo.wait_for("a private node on port")
-    demo.wait_for(r"version +0 ")
-    victim = next(p for p in processes_of(out) if "sensor-2" in p.info["cmdline"])
+    demo.wait_for("starting")
+    (victim,) = ask_until(lambda: [p for p in processes_of(out) if "sensor-2" in p.info["cmdline"]], bool, DEADLINE_S)
     victim.kill()
     demo.wait_for("sensor-2 ended with status -9: the run goes on without it")
     assert len(processes_of(out)) >= 3
@@ -67,8 +69,7 @@ def test_a_demo_over_somebodys_broker_takes_its_queues_and_exchanges_away_again(
 
     demo = terminal("demo", "--participants", "1", "--broker", rabbitmq_node.url)
     demo.wait_for("Over RabbitMQ .* at 127.0.0.1:")
-    demo.wait_for(r"version +0 ")
-    assert len(ours()) == 8
+    ask_until(ours, lambda names: len(names) == 8, DEADLINE_S)
     demo.send(signal.SIGINT)
     assert demo.ended() == 130
     assert ours() == []

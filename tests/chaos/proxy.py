@@ -1,0 +1,277 @@
+"""A TCP proxy between one process and the broker, which breaks its connections at will, and only its.
+
+It runs on asyncio in a thread of its own; every method may be called from any thread and has happened when it returns.
+Directions are the broker's: "up" to it, "down" from it. What each fault did is counted, so that a test can first prove
+that it happened: `cuts`, `swallowed`, `carried`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+Direction = Literal["up", "down"]
+BOTH: tuple[Direction, ...] = ("up", "down")
+PIECE_BYTES = 64 * 1024
+WAITING_PIECES = 64
+"""On their way in one direction of one connection; more wait in the sender's own socket."""
+CLOSE_S = 10.0
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Connection:
+    client: socket.socket
+    server: socket.socket
+    mute: set[Direction] = field(default_factory=set)
+    """Something was swallowed here: nothing may pass any more, or the stream would have a hole."""
+    passed: dict[Direction, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def ends(self, direction: Direction) -> tuple[socket.socket, socket.socket]:
+        return (self.client, self.server) if direction == "up" else (self.server, self.client)
+
+
+class Proxy:
+    """Listens on a free port of 127.0.0.1 and forwards to the broker's."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self._upstream = ("127.0.0.1", upstream_port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self.cuts = 0
+        """Connections that were ended at a byte count or by chance."""
+        self.swallowed: dict[Direction, int] = {"up": 0, "down": 0}
+        """Bytes that were taken and went nowhere."""
+        self.carried: dict[Direction, int] = {"up": 0, "down": 0}
+        self._up = True
+        self._black: set[Direction] = set()
+        self._cut_at: dict[Direction, int] = {}
+        self._cuts_left = 0
+        self._chance = 0.0
+        self._rng = random.Random(0)
+        self._delay_s = 0.0
+        self._bytes_per_s: dict[Direction, float] = {}
+        self._connections: set[_Connection] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+        self._thread.start()
+
+    # Faults
+
+    def sever(self) -> int:
+        """Cut the open connections; returns how many there were."""
+        return self._do(self._sever)
+
+    def set_up(self, up: bool) -> None:
+        """Down: open connections are cut, and new ones as soon as they come."""
+
+        def change() -> None:
+            self._up = up
+            if not up:
+                self._sever()
+
+        self._do(change)
+
+    def blackhole(self, *directions: Direction, new: bool = True) -> int:
+        """From now on bytes are taken and go nowhere, and no end hears that the other one closed: the peer vanished
+        without a goodbye. `new`: so it goes with connections that come later, until `heal`. Returns how many
+        connections were open."""
+
+        def change() -> int:
+            for connection in self._connections:
+                connection.mute.update(directions or BOTH)
+            if new:
+                self._black.update(directions or BOTH)
+            return len(self._connections)
+
+        return self._do(change)
+
+    def heal(self) -> None:
+        """New connections are as good as any; those that lost bytes stay as they are."""
+
+        def change() -> None:
+            self._up, self._chance, self._delay_s, self._cuts_left = True, 0.0, 0.0, 0
+            self._black.clear()
+            self._bytes_per_s.clear()
+
+        self._do(change)
+
+    def cut_at(self, at_bytes: int, times: int, direction: Direction = "up") -> None:
+        """The next connections through which more than this goes in that direction end exactly there."""
+
+        def change() -> None:
+            self._cut_at, self._cuts_left = {direction: at_bytes}, times
+
+        self._do(change)
+
+    @property
+    def cuts_left(self) -> int:
+        return self._do(lambda: self._cuts_left)
+
+    def cut_by_chance(self, probability: float, seed: int) -> None:
+        """Each piece that comes in ends its connection with this probability, somewhere within the piece."""
+
+        def change() -> None:
+            self._chance, self._rng = probability, random.Random(seed)
+
+        self._do(change)
+
+    def delay(self, each_way_s: float) -> None:
+        """What comes in leaves so much later, at the same rate."""
+
+        def change() -> None:
+            self._delay_s = each_way_s
+
+        self._do(change)
+
+    def throttle(self, bytes_per_s: float, *directions: Direction) -> None:
+        """Of each connection, in each of these directions. Connections that come later have small buffers too, so that
+        their senders feel it."""
+
+        def change() -> None:
+            self._bytes_per_s.update(dict.fromkeys(directions or BOTH, bytes_per_s))
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
+
+        self._do(change)
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._do(self._loop.stop)
+            self._thread.join(CLOSE_S)
+
+    # The loop's own
+
+    def _run(self) -> None:
+        accepting = self._loop.create_task(self._accept())
+        self._loop.run_forever()
+        everything = [accepting, *(task for one in self._connections for task in one.tasks)]
+        for task in everything:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*everything, return_exceptions=True))
+        self._listener.close()
+        self._loop.close()
+
+    def _do(self, action: Callable[[], T]) -> T:
+        if self._loop.is_closed():
+            return action()
+
+        async def run() -> T:
+            return action()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(CLOSE_S)
+
+    async def _accept(self) -> None:
+        while True:
+            client, _ = await self._loop.sock_accept(self._listener)
+            client.setblocking(False)
+            server = socket.socket()
+            server.setblocking(False)
+            try:
+                if not self._up:
+                    raise ConnectionError
+                if self._bytes_per_s:
+                    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
+                await self._loop.sock_connect(server, self._upstream)
+            except OSError:
+                _end(client, server)
+                continue
+            connection = _Connection(client, server, set(self._black))
+            self._connections.add(connection)
+            connection.tasks.append(self._loop.create_task(self._serve(connection)))
+
+    async def _serve(self, connection: _Connection) -> None:
+        """Both directions until either end is gone, unless it went into the black hole."""
+        try:
+            carried = [self._loop.create_task(self._carry(connection, direction)) for direction in BOTH]
+            connection.tasks += carried
+            await asyncio.wait(carried, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._connections.discard(connection)
+            for task in carried:
+                task.cancel()
+            _end(connection.client, connection.server)
+
+    def _sever(self) -> int:
+        for connection in self._connections:
+            _shut(connection.client, connection.server)
+            connection.tasks[0].cancel()
+        return len(self._connections)
+
+    async def _carry(self, connection: _Connection, direction: Direction) -> None:
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(WAITING_PIECES)
+        receiving = self._loop.create_task(self._receive(connection, direction, queue))
+        try:
+            await self._send(connection, direction, queue)
+        finally:
+            receiving.cancel()
+
+    async def _receive(
+        self, connection: _Connection, direction: Direction, queue: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        """An empty piece is the end."""
+        source, _ = connection.ends(direction)
+        data = b"some"
+        while data:
+            rate = self._bytes_per_s.get(direction)
+            most = PIECE_BYTES if rate is None else max(1, min(PIECE_BYTES, int(rate / 20)))
+            data = b""
+            with contextlib.suppress(OSError):
+                data = await self._loop.sock_recv(source, most)
+            if rate is not None:
+                await asyncio.sleep(len(data) / rate)
+            await queue.put((self._loop.time() + self._delay_s, data))
+
+    async def _send(
+        self, connection: _Connection, direction: Direction, queue: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        _, target = connection.ends(direction)
+        while True:
+            due, data = await queue.get()
+            if (wait_s := due - self._loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            if direction in connection.mute:
+                if not data:
+                    await asyncio.Event().wait()  # its goodbye goes nowhere either
+                self.swallowed[direction] += len(data)
+                continue
+            kept = self._kept(connection, direction, data)
+            with contextlib.suppress(OSError):
+                await self._loop.sock_sendall(target, data[:kept])
+                self.carried[direction] += kept
+                if data and kept == len(data):
+                    continue
+            return
+
+    def _kept(self, connection: _Connection, direction: Direction, data: bytes) -> int:
+        """How much of this piece goes through before its connection is cut; all of it where it is not."""
+        before = connection.passed[direction]
+        connection.passed[direction] += len(data)
+        cut_at = self._cut_at.get(direction)
+        if self._cuts_left and cut_at is not None and before + len(data) > cut_at:
+            self._cuts_left -= 1
+            self.cuts += 1
+            return max(0, cut_at - before)
+        if data and self._chance and self._rng.random() < self._chance:
+            self.cuts += 1
+            return self._rng.randrange(len(data))
+        return len(data)
+
+
+def _shut(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+def _end(*sockets: socket.socket) -> None:
+    _shut(*sockets)
+    for one in sockets:
+        one.close()
