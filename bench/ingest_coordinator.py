@@ -22,6 +22,7 @@ from bench.publisher import model, participant
 from broker_config.amqp import AmqpTransport
 from broker_config.topology import Topology
 from broker_config.transport import Delivery, OnDelivery
+from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer, Pending
 from coordinator.events import IssueTask, ParticipantSeen
 from coordinator.ledger import Ledger
@@ -76,7 +77,8 @@ def prepare(run_dir: str, num_bytes: str, count: str) -> None:
     folder.acquire()
     with Ledger(folder.ledger) as ledger:
         core = open_core(folder, ledger, run=settings(number), strategy=STRATEGY, training=TRAINING,
-                         initial_parameters=lambda: model(int(num_bytes)), evaluates=False)  # fmt: skip
+                         commit=CommitSettings(), initial_parameters=lambda: model(int(num_bytes)),
+                         evaluates=False)  # fmt: skip
         out: dict[str, str] = {}
         for seq in range(1, number + 1):
             commands = core.step(ParticipantSeen(_hello(participant(seq))), 0.0)
@@ -86,7 +88,8 @@ def prepare(run_dir: str, num_bytes: str, count: str) -> None:
         run_uid = next(iter(out)).rsplit("-", 1)[0]
         if out != {f"{run_uid}-{seq}": participant(seq) for seq in range(1, number + 1)}:
             raise SystemExit(f"expected one task for each of {number} participants, got {len(out)}")
-        Committer(folder, ledger, 2).commit(core, Pending(), lambda: 0.0)
+        files = CheckpointFiles.of(folder, CommitSettings(), RUN_ID, run_uid)
+        Committer(files, ledger, 2).commit(core, Pending(), lambda: 0.0)
     folder.release()
     print(run_uid)
 

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from coordinator import checkpoint
+from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.ledger import LedgerReader
 from coordinator.ledger_rows import UpdateRow, VersionRow
 from coordinator.run_folder import RunFolder
@@ -185,16 +186,22 @@ def _newest_state(ledger: LedgerReader, rows: list[UpdateRow]) -> Iterator[str]:
 
 
 def _files(folder: RunFolder, ledger: LedgerReader) -> Iterator[Check]:
+    files = CheckpointFiles.of_run(folder, ledger.run())
     newest: dict[str, Any] = {}
-    for row in ledger.checkpoints():
-        try:
-            found = checkpoint.read(folder.checkpoints / row.file, row.digest)
-        except CheckpointError as error:
-            if row.seq in {now.seq for now in ledger.checkpoints()}:  # else a running coordinator took it away
-                yield Check(f"checkpoint {row.file}", (str(error),))
-            continue
-        newest = newest or dict(found.arrays)
-        yield Check(f"checkpoint {row.file}")
+    rows = ledger.checkpoints()
+    for row in rows:
+        places = files.places(row.file, newest=row is rows[0])
+        for place in places:
+            name = f"checkpoint {row.file}" + (", its copy" if place is not places[0] else "")
+            try:
+                found = checkpoint.read(place, row.digest)
+            except CheckpointError as error:
+                now = ledger.checkpoints()  # a running coordinator takes older files away
+                if now[0].seq == row.seq or (place is places[0] and row.seq in {one.seq for one in now}):
+                    yield Check(name, (str(error),))
+                continue
+            newest = newest or dict(found.arrays)
+            yield Check(name)
     if folder.final_parameters.exists() and newest:
         yield Check("the final model is the newest checkpoint's", tuple(_final(folder, newest)))
 

@@ -108,6 +108,15 @@ def read(path: Path, digest: str | None = None) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}. {_ADVICE}") from error
 
 
+def look(path: Path, digest: str) -> None:
+    """Check the header and the length alone. Raises CheckpointError as `read` does."""
+    try:
+        with path.open("rb") as file:
+            _checked_header(path, file, os.fstat(file.fileno()).st_size, digest)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}. {_ADVICE}") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename or a removal inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -161,6 +170,15 @@ def _digest(entries: dict[str, Any], crcs: str, meta: str) -> str:
 
 
 def _read(path: Path, file: BinaryIO, size: int, digest: str | None) -> Checkpoint:
+    start, header, metadata = _checked_header(path, file, size, digest)
+    arrays = dict(_tensors(path, file, start, header, json.loads(metadata["fedmq_crc32"])))
+    return Checkpoint(arrays, json.loads(metadata["fedmq_meta"]), metadata["fedmq_digest"])
+
+
+def _checked_header(
+    path: Path, file: BinaryIO, size: int, digest: str | None
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """(where the tensors begin, their entries, our metadata)"""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(f"checkpoint {path} is torn or no safetensors file: {size} bytes. {_ADVICE}")
@@ -180,8 +198,7 @@ def _read(path: Path, file: BinaryIO, size: int, digest: str | None) -> Checkpoi
     expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != expected:
         raise CheckpointError(f"checkpoint {path} is torn: {size} bytes, expected {expected}. {_ADVICE}")
-    arrays = dict(_tensors(path, file, 8 + length, header, json.loads(crcs)))
-    return Checkpoint(arrays, json.loads(meta), found)
+    return 8 + length, header, metadata
 
 
 def _tensors(

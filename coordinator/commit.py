@@ -1,25 +1,23 @@
 """The group commit (design.md, section 6): the one place where the coordinator makes anything durable.
 
-Order: checkpoint file (where arrays changed), SQLite transaction, then the caller's acks and publishes.
+Order: checkpoint files (where arrays changed), SQLite transaction, then the caller's acks and publishes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from broker_config.faults import fault
 from broker_config.transport import Delivery
-from coordinator import checkpoint
+from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.core import Core
 from coordinator.events import ClosedTask, Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import CheckpointRow, Group
 from coordinator.records import OPEN_STATES, Snapshot
-from coordinator.run_folder import RunFolder
 from coordinator.settings import CommitSettings
 from schemas.messages import Notice, Receipt
 from schemas.parameters import Parameters
@@ -103,26 +101,28 @@ class Pace:
 class Committer:
     """Writes checkpoints and the ledger of one run."""
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, keep: int) -> None:
-        self._folder = folder
+    def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int) -> None:
+        self._files = files
         self._ledger = ledger
         self._keep = keep
         rows = ledger.checkpoints()
         self._state = rows[0]
         self._kept = [row.file for row in reversed(rows)]
-        left_over = sorted(path.name for path in folder.checkpoints.iterdir() if path.name not in self._kept)
+        left_over = files.left_over(self._kept)
         cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
         if cut_short:
             log.warning(
                 "a commit was cut short: %s never reached the ledger and is removed; the run goes on from %s, and the "
                 "broker delivers the commit's updates again", ", ".join(cut_short), self._state.file,
             )  # fmt: skip
-        self._remove(left_over)
+        files.remove(left_over)
+        for name in self._kept[:-1]:
+            files.supersede_copy(name)
 
     @staticmethod
-    def first_checkpoint(folder: RunFolder, snapshot: Snapshot) -> CheckpointRow:
+    def first_checkpoint(files: CheckpointFiles, snapshot: Snapshot) -> CheckpointRow:
         """Write version 0 of a new run."""
-        return _write(folder, 0, 0, 0, snapshot)
+        return _write(files, 0, 0, 0, snapshot)
 
     def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
         """Make `pending` and the core's state durable. Raises OSError where the disk refuses: nothing was committed,
@@ -136,7 +136,7 @@ class Committer:
         state = self._state
         if pending.arrays_changed:
             accepted = state.accepted + len(pending.group.accepted)
-            state = _write(self._folder, state.seq + 1, core.version, accepted, snapshot)
+            state = _write(self._files, state.seq + 1, core.version, accepted, snapshot)
             fault("after-checkpoint")
         else:
             state = CheckpointRow(
@@ -146,15 +146,11 @@ class Committer:
         self._ledger.commit(pending.group, state, clock(), time.time(), keep=self._keep)
         fault("after-ledger")
         if state.seq != self._state.seq:
+            self._files.supersede_copy(self._state.file)
             self._kept.append(state.file)
             gone, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
-            self._remove(gone)
+            self._files.remove(gone)
         self._state = state
-
-    def _remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            with contextlib.suppress(OSError):  # a file too many does no harm, the next start removes it
-                (self._folder.checkpoints / name).unlink()
 
 
 def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | None:
@@ -167,8 +163,8 @@ def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | 
     return ClosedTask(task.task_id, task.participant_id, task.state)  # type: ignore[arg-type]
 
 
-def _write(folder: RunFolder, seq: int, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
+def _write(files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
     fault("before-checkpoint")
     name = f"{seq:08d}.safetensors"
-    digest = checkpoint.write(folder.checkpoints / name, snapshot.arrays, {"version": version, "accepted": accepted})
+    digest = files.write(name, snapshot.arrays, {"version": version, "accepted": accepted})
     return CheckpointRow(seq, name, digest, version, accepted, snapshot.scalars)

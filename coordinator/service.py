@@ -15,6 +15,7 @@ from typing import Any
 from broker_config.topology import Topology
 from broker_config.transport import Transport
 from coordinator import checkpoint
+from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer, Pace
 from coordinator.core import Core
 from coordinator.evaluator import Evaluator
@@ -112,6 +113,7 @@ class CoordinatorService:
             run=self._run_settings,
             strategy=self._strategy,
             training=self._training,
+            commit=self._commit_settings,
             initial_parameters=self._initial_parameters,
             evaluates=self._evaluator is not None,
             check_model=self._check_model,
@@ -150,14 +152,16 @@ class CoordinatorService:
         return True
 
     def _loop(self, core: Core, ledger: Ledger) -> Loop:
-        began_s = time.monotonic() - ledger.run().elapsed_s
+        run = ledger.run()
+        began_s = time.monotonic() - run.elapsed_s
+        files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
         fitting = budget_bytes // max(1, core.parameters.num_bytes)
         return Loop(
             run_id=self._run_settings.run_id,
             core=core,
             ledger=ledger,
-            committer=Committer(self._folder, ledger, self._commit_settings.keep_checkpoints),
+            committer=Committer(files, ledger, self._commit_settings.keep_checkpoints),
             pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
             transport=self._transport,
             topology=self._topology,

@@ -102,3 +102,14 @@ class CommitSettings(Settings):
     memory_budget_bytes: int = Field(default=128 * 1024**2, ge=1024**2)
     """Unacked updates held in memory: sets the prefetch, at least 1 and at most 512."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest one, and older ones."""
+    checkpoint_copies: int = Field(default=2, ge=1, le=2)
+    """Files of the newest checkpoint: with 2, damage to one of them costs nothing."""
+    copy_dir: str | None = None
+    """Where the second file goes, as on another disk; None keeps it in the run's folder."""
+
+    @model_validator(mode="after")
+    def _copy_has_a_use(self) -> Self:
+        if self.copy_dir is not None and self.checkpoint_copies == 1:
+            raise ValueError("copy_dir is set and checkpoint_copies is 1: leave one of the two out")
+        return self

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from coordinator import checkpoint
+from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer
 from coordinator.core import Core
 from coordinator.ledger import Ledger
 from coordinator.records import Snapshot
 from coordinator.run_folder import RunFolder
-from coordinator.settings import RunSettings
+from coordinator.settings import CommitSettings, RunSettings
 from coordinator.strategies.base import MEMORY, Strategy
 from schemas.errors import CheckpointError, ConfigError
 from schemas.messages import TrainingConfig
@@ -35,6 +35,7 @@ def open_core(
     run: RunSettings,
     strategy: Strategy[Any],
     training: TrainingConfig,
+    commit: CommitSettings,
     initial_parameters: Callable[[], Parameters],
     evaluates: bool,
     check_model: Callable[[Parameters], None] | None = None,
@@ -48,16 +49,19 @@ def open_core(
         "run": to_jsonable_python(run),
         "strategy": {"type": type(strategy).__qualname__, **to_jsonable_python(strategy)},
         "training": to_jsonable_python(training),
+        "commit": to_jsonable_python(commit),
     }
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
         core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates)
-        first = Committer.first_checkpoint(folder, core.snapshot())
+        files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
+        files.prepare()
+        first = Committer.first_checkpoint(files, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
         return core
     _refuse_changes(ledger.run().settings, settings, folder)
-    snapshot = _load(folder, ledger)
+    snapshot = _load(folder, ledger, commit)
     participants = (row.record for row in ledger.participants())
     core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
     if check_model is not None and core.finished is None:
@@ -67,11 +71,13 @@ def open_core(
     return core
 
 
-def _load(folder: RunFolder, ledger: Ledger) -> Snapshot:
+def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings) -> Snapshot:
     rows = ledger.checkpoints()
-    row = rows[0]
+    row, run = rows[0], ledger.run()
+    files = CheckpointFiles.of(folder, commit, run.run_id, run.run_uid)
+    files.prepare()
     try:
-        found = checkpoint.read(folder.checkpoints / row.file, row.digest)
+        found = files.read(row, CheckpointFiles.of_run(folder, run))
     except CheckpointError as error:
         older = ", ".join(f"{r.file} (version {r.version}, {r.accepted} updates)" for r in rows[1:]) or "none"
         raise CheckpointError(

@@ -130,6 +130,9 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
             "runs_dir": resolve(config.runs_dir),
             "initial": None if config.initial is None else resolve(config.initial),
             "broker": config.broker.model_copy(update=broker),
+            "commit": config.commit
+            if config.commit.copy_dir is None
+            else config.commit.model_copy(update={"copy_dir": resolve(config.commit.copy_dir)}),
             "strategy": replace(config.strategy, file=resolve(config.strategy.file))
             if isinstance(config.strategy, CustomStrategy)
             else config.strategy,

@@ -101,7 +101,7 @@ def test_a_flipped_bit_in_a_checkpoint_or_the_final_model_is_found(federation, c
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(federation.run_dir)])
     assert ended.value.code == 1
-    assert "2 of 8 checks failed" in " ".join(capsys.readouterr().out.split())
+    assert "2 of 9 checks failed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_explain_names_the_updates_of_a_version_with_staleness_and_weights(federation, capsys):

@@ -167,18 +167,21 @@ def test_two_coordinators_of_one_run_are_refused(federation):
     assert running.result(30).finished is None
 
 
-def test_a_damaged_checkpoint_is_refused_with_what_it_held(federation):
+def test_a_checkpoint_of_which_both_files_are_damaged_is_refused_with_what_it_held(federation):
     p = federation.join("p0", lambda p, task: len(p.tasks) < 5 and p.train(task))
     service = federation.service()
     running = federation.start(service)
     p.wait_until(lambda: len(p.tasks) == 5)
     service.stop()
     running.result(30)
-    newest = max((federation.run_dir / "checkpoints").iterdir())
-    torn = bytearray(newest.read_bytes())
-    torn[-1] ^= 1
-    newest.write_bytes(torn)
-    with pytest.raises(CheckpointError, match=r"is damaged.*It holds version 1 with 4 updates"):
+    for which in ("checkpoints", "copies"):
+        newest = max((federation.run_dir / which).iterdir())
+        torn = bytearray(newest.read_bytes())
+        torn[-1] ^= 1
+        newest.write_bytes(torn)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/.* is damaged.*copies/.* is damaged.*It holds version 1 with 4 updates"
+    ):
         federation.run()
 
 

@@ -1,0 +1,82 @@
+"""What a disk does to a checkpoint after its commit, and what the next start makes of it."""
+
+import pytest
+
+from coordinator import audit, commit
+from coordinator.run_folder import RunFolder
+from coordinator.settings import CommitSettings
+from tests.integration.coordinator.federation import same_bits
+from tests.integration.coordinator.test_crashes import Crashed, crash_at
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def remove(path):
+    path.unlink()
+
+
+def stopped_in_the_middle(federation, monkeypatch):
+    """A run that was killed; the name of its newest checkpoint."""
+    crash_at(monkeypatch, "before-acks", 3)
+    federation.join("p0")
+    with pytest.raises(Crashed):
+        federation.run()
+    with federation.ledger() as ledger:
+        assert 0 < ledger.accepted() < 15
+        return ledger.checkpoints()[0].file
+
+
+@pytest.mark.parametrize("damage", [flip, cut, remove])
+@pytest.mark.parametrize("which", ["checkpoints", "copies"])
+def test_damage_to_one_of_the_two_files_costs_nothing_and_is_mended_aloud(
+    federation, monkeypatch, caplog, damage, which
+):
+    name = stopped_in_the_middle(federation, monkeypatch)
+    path = federation.run_dir / which / name
+    whole = path.read_bytes()
+    damage(path)
+    bad = {check.name for check in audit.verify(RunFolder(federation.run_dir)) if not check.holds}
+    assert bad == {f"checkpoint {name}" + (", its copy" if which == "copies" else "")}
+    monkeypatch.setattr(commit.Committer, "commit", lambda *_: pytest.fail("the mended files are to be looked at"))
+    if which == "copies" and damage is flip:
+        return  # the start reads the first file only; the audit above has said it
+    with pytest.raises(BaseException, match="the mended files"):
+        federation.run()
+    assert str(path) in caplog.text
+    assert f"{path} was written again" in caplog.text
+    assert path.read_bytes() == whole
+    monkeypatch.undo()
+    assert federation.run().version == 5
+    assert same_bits(federation.final(), federation.replayed())
+
+
+def test_the_second_file_may_lie_on_another_disk_and_move(federation, monkeypatch, tmp_path):
+    federation.commit = CommitSettings(commit_interval_s=0.05, copy_dir=str(tmp_path / "disk"))
+    name = stopped_in_the_middle(federation, monkeypatch)
+    (place,) = (tmp_path / "disk").iterdir()
+    assert [path.name for path in place.iterdir()] == [name]
+    flip(federation.run_dir / "checkpoints" / name)
+    federation.commit = CommitSettings(commit_interval_s=0.05, copy_dir=str(tmp_path / "newer"))
+    monkeypatch.undo()
+    assert federation.run().version == 5
+    assert [path.name for path in place.iterdir()] == [name], "the old disk is not ours any more"
+    (place,) = (tmp_path / "newer").iterdir()
+    with federation.ledger() as ledger:
+        assert [path.name for path in place.iterdir()] == [ledger.checkpoints()[0].file]
+    assert same_bits(federation.final(), federation.replayed())
+
+
+def test_one_file_is_kept_where_one_is_asked_for(federation):
+    federation.commit = CommitSettings(commit_interval_s=0.05, checkpoint_copies=1)
+    federation.join("p0")
+    federation.run()
+    assert not (federation.run_dir / "copies").exists()
+    assert all(check.holds for check in audit.verify(RunFolder(federation.run_dir)))
