@@ -3,7 +3,8 @@
 One I/O thread owns everything below "the I/O thread's own". Callers hand over through an inbox; of the driver's
 loop only `add_callback_threadsafe` may be called from another thread. What is decided when is in the neighbours:
 `amqp_session` (connect, declare), `amqp_publisher` (window, confirms, resends), `amqp_consumer` (deliveries,
-settling), `amqp_consumers` (bringing them back), `amqp_address` (URLs, refusals).
+settling), `amqp_consumers` (bringing them back), `amqp_chores` (queues that come and go), `amqp_address` (URLs,
+refusals).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any, cast
 
 from broker_config.amqp_address import Addresses, BrokerAddress, declaration_refusal
+from broker_config.amqp_chores import Chore, Chores
 from broker_config.amqp_consumer import Consumer, Token, Verdict
 from broker_config.amqp_consumers import Consumers
 from broker_config.amqp_publisher import Outgoing, Publisher, Window, describe
@@ -83,7 +85,7 @@ class AmqpClient:
         # Below: the I/O thread's own
         self._loop = driver.loop
         self._exchanges: tuple[Exchange, ...] = ()
-        self._queues: tuple[Queue, ...] = ()
+        self._queues: dict[str, Queue] = {}
         self._on_state: OnState | None = None
         self._session: Session | None = None
         self._attempt = 0
@@ -93,7 +95,8 @@ class AmqpClient:
         self._closing = False
         self._stopped = False
         self._consumers = Consumers(driver, backoff, rng, self._report)
-        self._publisher = Publisher(self._loop, driver.properties, window, self._on_publisher_idle)
+        self._publisher = Publisher(self._loop, driver.properties, window, self._on_idle)
+        self._chores = Chores(driver, self._loop, self._chore_refused, on_done=self._chore_done, on_idle=self._on_idle)
 
     @property
     def address(self) -> BrokerAddress:
@@ -117,7 +120,8 @@ class AmqpClient:
         with self._gate:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
-            self._exchanges, self._queues, self._on_state = tuple(exchanges), tuple(queues), on_state
+            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._queues = {queue.name: queue for queue in queues}
             self._is_open = True
             self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()
@@ -153,6 +157,24 @@ class AmqpClient:
         consumer = Consumer(queue, on_delivery, prefetch, on_lost=self._consumers.lost, on_failed=self._give_back_later)
         if not self._enter(partial(self._consumers.add, consumer)):
             raise self._closed_error()
+
+    def stop_consuming(self, queue: str) -> None:
+        """Consume no more; what is unsettled goes back."""
+        if not self._enter(partial(self._consumers.remove, queue)):
+            raise self._closed_error()
+
+    def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
+        """One more queue; resolves with the number of its ready messages."""
+        return self._do(Chore(queue.name, queue, timeout_s))
+
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
+        """Delete a queue with its messages, and forget it."""
+        return self._do(Chore(name, None, timeout_s))
+
+    def _do(self, chore: Chore) -> Future[int]:
+        if not self._enter(partial(self._begin_chore, chore)):
+            chore.done.set_exception(self._closed_error())
+        return chore.done
 
     def ack(self, delivery: Delivery) -> bool:
         """Settle. False: settled before, or the delivery's connection is gone and it will come again."""
@@ -277,6 +299,7 @@ class AmqpClient:
         self._report(TransportState("connected", f"RabbitMQ at {self.address}"))
         if not self._opened.done():
             self._opened.set_result(None)
+        self._chores.attach(session)
         self._consumers.attach(session)
 
     def _lost(self, session: Session, error: Exception) -> None:
@@ -284,6 +307,7 @@ class AmqpClient:
             return
         self._session = None
         self._publisher.detach()
+        self._chores.detach()
         self._consumers.detach()
         if self._closing:
             return
@@ -311,6 +335,7 @@ class AmqpClient:
         """For good: this transport does nothing any more but close."""
         self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
         self._publisher.fail_all(self._failure)
+        self._chores.fail_all(self._failure)
         if self._opened.done():
             _log.error("%s", error)
             self._report(TransportState("failed", str(error), error))
@@ -332,6 +357,26 @@ class AmqpClient:
             item.future.set_exception(self._failure)
         else:
             self._publisher.submit(item)
+
+    # queues that come and go
+
+    def _begin_chore(self, chore: Chore) -> None:
+        if self._failure is not None:
+            chore.done.set_exception(self._failure)
+            return
+        if chore.queue is None:
+            self._consumers.remove(chore.name)
+            self._queues.pop(chore.name, None)
+        self._chores.submit(chore)
+
+    def _chore_refused(self, what: str, code: int, text: str) -> BrokerError:
+        return declaration_refusal(self.address, what, code, text)
+
+    def _chore_done(self, chore: Chore) -> None:
+        if chore.queue is None:
+            self._queues.pop(chore.name, None)
+        else:
+            self._queues[chore.name] = chore.queue
 
     def _blocked(self, reason: str | None) -> None:
         if reason is None:
@@ -370,18 +415,24 @@ class AmqpClient:
 
     def _begin_close(self, timeout_s: float) -> None:
         self._closing = True
-        if self._publisher.idle or timeout_s <= 0:
+        if self._idle or timeout_s <= 0:
             self._disconnect()
         else:
             self._loop.call_later(timeout_s, self._disconnect)
 
-    def _on_publisher_idle(self) -> None:
-        if self._closing:
+    @property
+    def _idle(self) -> bool:
+        return self._publisher.idle and self._chores.idle
+
+    def _on_idle(self) -> None:
+        if self._closing and self._idle:
             self._disconnect()
 
     def _disconnect(self) -> None:
         session, self._session = self._session, None
-        self._publisher.fail_all(TransportClosed(f"transport {self.name!r} was closed before the broker confirmed"))
+        closed = TransportClosed(f"transport {self.name!r} was closed before the broker confirmed")
+        self._publisher.fail_all(closed)
+        self._chores.fail_all(closed)
         self._consumers.detach()
         if session is not None:
             session.close()

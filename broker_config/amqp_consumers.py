@@ -36,6 +36,12 @@ class Consumers:
         self._by_queue[consumer.queue] = consumer
         self._start(consumer)
 
+    def remove(self, queue: str) -> None:
+        """Consume it no more; what is unsettled goes back."""
+        former = self._by_queue.pop(queue, None)
+        if former is not None:
+            former.stop()
+
     def attach(self, session: Session) -> None:
         """A session that is ready."""
         self._session = session

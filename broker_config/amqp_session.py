@@ -6,7 +6,7 @@ alarm: on the other one deliveries and acks go on. They live and die together, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -76,13 +76,14 @@ class Session:
         driver: Driver,
         publisher: Publisher,
         exchanges: tuple[Exchange, ...],
-        queues: tuple[Queue, ...],
+        queues: Mapping[str, Queue],
         *,
         on_ready: Callable[[Session], None],
         on_declaration_refused: Callable[[Session, str, int, str], None],
         on_lost: Callable[[Session, Exception], None],
         on_blocked: OnBlocked,
     ) -> None:
+        """`queues` by name; what it holds at the time is declared."""
         self._driver = driver
         self._publisher = publisher
         self._exchanges = exchanges
@@ -115,7 +116,7 @@ class Session:
 
     def declare(self, then: Callable[[], None]) -> None:
         """Declare everything (again), then call `then`."""
-        steps = _steps(self._exchanges, self._queues)
+        steps = _steps(self._exchanges, tuple(self._queues.values()))
         current = ["nothing"]
 
         def opened(channel: Any) -> None:

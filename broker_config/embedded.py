@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from broker_config.embedded_broker import Arrived, Cancelled, Connection, Disconnected, EmbeddedBroker, Lost, Token
 from broker_config.topology import Exchange, Queue
 from broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
-from schemas.errors import BrokerUnavailable, FedmqError, PublishTimeout, TopologyConflict, TransportClosed
+from schemas.errors import BrokerError, BrokerUnavailable, FedmqError, PublishTimeout, TopologyConflict, TransportClosed
 
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
 
@@ -57,6 +57,21 @@ class _GiveBack(NamedTuple):
     delivery: Delivery
 
 
+class _StopConsuming(NamedTuple):
+    queue: str
+
+
+@dataclass(slots=True, eq=False)
+class _Chore:
+    """Declare `queue`; None deletes the one called `name`."""
+
+    name: str
+    queue: Queue | None
+    timeout_s: float
+    deadline_s: float
+    future: Future[int]
+
+
 class _Close(NamedTuple):
     deadline_s: float
 
@@ -73,11 +88,12 @@ class EmbeddedTransport:
         self._thread: threading.Thread | None = None
         # Below: the dispatcher's own
         self._exchanges: tuple[Exchange, ...] = ()
-        self._queues: tuple[Queue, ...] = ()
+        self._queues: dict[str, Queue] = {}
         self._on_state: OnState | None = None
         self._opened: Future[None] = Future()
         self._connection: Connection | None = None
         self._consumers: dict[str, _Consume] = {}
+        self._chores: deque[_Chore] = deque()
         self._unsent: deque[_Publish] = deque()
         self._unconfirmed: deque[_Publish] = deque()
         self._first_deadline_s = float("inf")
@@ -96,7 +112,8 @@ class EmbeddedTransport:
         with self._gate:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
-            self._exchanges, self._queues, self._on_state = tuple(exchanges), tuple(queues), on_state
+            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._queues = {queue.name: queue for queue in queues}
             self._is_open = True
             self._thread = threading.Thread(target=self._dispatch, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()
@@ -123,6 +140,25 @@ class EmbeddedTransport:
         """
         if not self._enter(_Consume(queue, on_delivery, prefetch)):
             raise self._closed()
+
+    def stop_consuming(self, queue: str) -> None:
+        """Consume no more; what is unsettled goes back."""
+        if not self._enter(_StopConsuming(queue)):
+            raise self._closed()
+
+    def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
+        """One more queue; resolves with the number of its ready messages."""
+        return self._do(queue.name, queue, timeout_s)
+
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
+        """Delete a queue with its messages, and forget it."""
+        return self._do(name, None, timeout_s)
+
+    def _do(self, name: str, queue: Queue | None, timeout_s: float) -> Future[int]:
+        chore = _Chore(name, queue, timeout_s, self._broker.clock() + timeout_s, Future())
+        if not self._enter(chore):
+            chore.future.set_exception(self._closed())
+        return chore.future
 
     def ack(self, delivery: Delivery) -> bool:
         """Settle. False: the delivery's connection is gone, it will come again."""
@@ -170,7 +206,7 @@ class EmbeddedTransport:
 
     # Any thread
 
-    def _enter(self, item: _Publish | _Consume | _GiveBack) -> bool:
+    def _enter(self, item: _Publish | _Consume | _StopConsuming | _Chore | _GiveBack) -> bool:
         with self._gate:
             if self._is_open:
                 self._inbox.put(item)
@@ -193,6 +229,7 @@ class EmbeddedTransport:
         try:
             while True:
                 self._connect()
+                self._do_chores()
                 self._send()
                 self._time_out()
                 self._give_back_due()
@@ -210,12 +247,13 @@ class EmbeddedTransport:
     def _is_over(self) -> bool:
         if self._close_deadline_s is None:
             return False
-        return not (self._unsent or self._unconfirmed) or time.monotonic() >= self._close_deadline_s
+        return not (self._unsent or self._unconfirmed or self._chores) or time.monotonic() >= self._close_deadline_s
 
     def _wait_s(self) -> float | None:
         waits = [] if self._connection is None else [self._broker.seconds_until_due(self._connection)]
         if self._unsent or self._unconfirmed:
             waits.append(self._first_deadline_s - self._broker.clock())
+        waits.extend(chore.deadline_s - self._broker.clock() for chore in self._chores)
         if self._give_back:
             waits.append(self._give_back[0][0] - self._broker.clock())
         if self._close_deadline_s is not None:
@@ -226,7 +264,10 @@ class EmbeddedTransport:
     def _take(self, item: object) -> None:
         match item:
             case Arrived(connection, delivery, on_delivery):
-                live = connection is self._connection and connection.alive and self._close_deadline_s is None
+                consumer = self._consumers.get(delivery.queue)
+                wanted = consumer is not None and consumer.on_delivery is on_delivery
+                live = wanted and connection is self._connection and connection.alive
+                live = live and self._close_deadline_s is None
                 if live and not self._call(on_delivery, delivery):
                     self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
             case _Publish():
@@ -234,10 +275,17 @@ class EmbeddedTransport:
                     self._unsent.append(item)
                     self._first_deadline_s = min(self._first_deadline_s, item.deadline_s)
             case _Consume():
-                if item.queue in self._consumers and self._connection is not None:
-                    self._broker.cancel(self._connection, item.queue)
+                self._stop(item.queue)
                 self._consumers[item.queue] = item
                 self._start(item)
+            case _StopConsuming(queue):
+                self._stop(queue)
+            case _Chore():
+                if item.future.set_running_or_notify_cancel():
+                    if item.queue is None:
+                        self._stop(item.name)
+                        self._queues.pop(item.name, None)
+                    self._chores.append(item)
             case _GiveBack(delivery):
                 self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
             case Lost(connection, detail) if connection is self._connection:
@@ -245,7 +293,7 @@ class EmbeddedTransport:
                 self._unsent.extendleft(reversed(self._unconfirmed))
                 self._unconfirmed.clear()
                 self._report(TransportState("disconnected", detail))
-            case Cancelled(connection, queue) if connection is self._connection:
+            case Cancelled(connection, queue) if connection is self._connection and queue in self._consumers:
                 self._report(TransportState("consumer_lost", f"queue {queue!r} was deleted: declaring it again"))
                 self._restore(queue)
             case _Close(deadline_s):
@@ -257,7 +305,7 @@ class EmbeddedTransport:
         if self._connection is not None or self._failure is not None:
             return
         try:
-            connection = self._broker.connect(self.name, self._inbox, self._exchanges, self._queues)
+            connection = self._broker.connect(self.name, self._inbox, self._exchanges, self._queues.values())
         except TopologyConflict as error:
             self._fail(error)
             return
@@ -278,17 +326,43 @@ class EmbeddedTransport:
             if not self._broker.consume(self._connection, *consumer):
                 self._report(TransportState("consumer_lost", f"queue {consumer.queue!r} does not exist"))
 
+    def _stop(self, queue: str) -> None:
+        if self._consumers.pop(queue, None) is not None and self._connection is not None:
+            self._broker.cancel(self._connection, queue)
+
     def _restore(self, queue: str) -> None:
         """A queue was deleted under its consumer: declare it and consume again."""
         assert self._connection is not None
         try:
-            self._broker.declare(self._connection, self._exchanges, self._queues)
+            self._broker.declare(self._connection, self._exchanges, self._queues.values())
         except Disconnected:
             return
         except TopologyConflict as error:
             self._fail(error)
         else:
             self._start(self._consumers[queue])
+
+    def _do_chores(self) -> None:
+        while self._chores and self._failure is not None:
+            self._chores.popleft().future.set_exception(self._failure)
+        while self._chores and self._connection is not None:
+            chore = self._chores[0]
+            try:
+                count = self._do_chore(self._connection, chore)
+            except Disconnected:
+                return  # its Lost is in the inbox
+            except BrokerError as error:
+                self._chores.popleft().future.set_exception(error)
+            else:
+                self._chores.popleft().future.set_result(count)
+
+    def _do_chore(self, connection: Connection, chore: _Chore) -> int:
+        if chore.queue is None:
+            self._queues.pop(chore.name, None)
+            return self._broker.remove(connection, chore.name)
+        self._broker.declare(connection, (), [chore.queue])
+        self._queues[chore.name] = chore.queue
+        return self._broker.depth(chore.name)
 
     def _send(self) -> None:
         if self._failure is not None:
@@ -311,6 +385,11 @@ class EmbeddedTransport:
 
     def _time_out(self) -> None:
         now = self._broker.clock()
+        for chore in [chore for chore in self._chores if chore.deadline_s <= now]:
+            self._chores.remove(chore)
+            verb = "delete" if chore.queue is None else "declare"
+            text = f"could not {verb} queue {chore.name!r} within {chore.timeout_s} s"
+            chore.future.set_exception(BrokerUnavailable(text))
         if self._first_deadline_s > now:
             return
         late = [publish for publish in (*self._unconfirmed, *self._unsent) if publish.deadline_s <= now]
@@ -341,13 +420,13 @@ class EmbeddedTransport:
         with self._gate:
             self._is_open = False
         self._broker.disconnect(self._connection, self._inbox)
-        left = [*self._unconfirmed, *self._unsent]
+        left: list[_Publish | _Chore] = [*self._unconfirmed, *self._unsent, *self._chores]
         while not self._inbox.empty():
             item = self._inbox.get_nowait()
-            if isinstance(item, _Publish) and item.future.set_running_or_notify_cancel():
+            if isinstance(item, _Publish | _Chore) and item.future.set_running_or_notify_cancel():
                 left.append(item)
-        for publish in left:
-            publish.future.set_exception(self._closed())
+        for undone in left:
+            undone.future.set_exception(self._closed())
 
     def _report(self, state: TransportState) -> None:
         if self._on_state is not None:

@@ -178,10 +178,21 @@ class EmbeddedBroker:
                 self._sever([connection], "closed")
 
     def declare(self, connection: Connection, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
-        """Declare again on a live connection."""
+        """Declare (again) on a live connection."""
         with self._lock:
             self._check(connection)
             self._declare(exchanges, queues)
+
+    def remove(self, connection: Connection, name: str) -> int:
+        """Delete a queue, if it is there; how many messages were ready in it."""
+        with self._lock:
+            self._check(connection)
+            model = self._queues.get(name)
+            if model is None:
+                return 0
+            count = len(model)
+            self._delete(model)
+            return count
 
     def consume(self, connection: Connection, queue: str, on_delivery: OnDelivery, prefetch: int) -> bool:
         """Start consuming; False where the queue does not exist."""

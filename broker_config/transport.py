@@ -11,6 +11,8 @@ Rules that both keep
 3. A delivery belongs to the connection that brought it. After a reconnect, ack and nack return False:
    the broker has taken the message back and delivers it again.
 4. After a reconnect every exchange, queue and consumer is declared again before anything is sent.
+5. What is declared or deleted while the transport is open is done in the order of the calls, and done again where a
+   connection was lost over it. It is in doubt only where its future fails with BrokerUnavailable.
 """
 
 from __future__ import annotations
@@ -91,6 +93,21 @@ class Transport(Protocol):
 
     def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
         """Start (and after every reconnect restart) consuming, `prefetch` unsettled at a time."""
+
+    def stop_consuming(self, queue: str) -> None:
+        """Consume no more, also after a reconnect; what is unsettled goes back. Nothing where nobody consumes."""
+
+    def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
+        """Declare one more queue, with its binding; from then on rule 4 holds for it. Resolves with the number of
+        messages that are ready in it.
+
+        Fails with TopologyConflict (it exists with other arguments: nothing else comes of that), BrokerRefused,
+        TransportClosed, or BrokerUnavailable where it could not be done within timeout_s.
+        """
+
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
+        """Stop consuming a queue, forget it for rule 4, and delete it with its messages, settled or not. One that does
+        not exist is no error. Resolves with the number of messages that were ready; fails as `declare` does."""
 
     def ack(self, delivery: Delivery) -> bool:
         """Settle. False: the delivery's connection is gone, it will come again."""
