@@ -65,21 +65,23 @@ from coordinator.events import (
 )
 from coordinator.participants import Participant
 from coordinator.records import Changes, ParticipantRecord, Snapshot, TaskRecord
+from coordinator.requirements import check_requirements
 from coordinator.settings import RunSettings
 from coordinator.stopping import limit_reached
 from coordinator.strategies.base import (
     ClientUpdate,
     RemembersParticipants,
+    SendsBeside,
     Strategy,
     Synchronous,
     max_participants,
 )
 from coordinator.tasks import HeldTask
 from coordinator.validation import ClosedAs, Judge, Rejection
-from schemas.errors import ConfigError
 from schemas.messages import TrainingConfig
+from schemas.methods import METHODS, join, split, update_spec
 from schemas.parameters import Parameters
-from schemas.tensors import averaged_spec, spec_of
+from schemas.tensors import spec_of
 
 
 class Core:
@@ -95,18 +97,17 @@ class Core:
         *,
         evaluates: bool = False,
     ) -> None:
-        if not evaluates and (settings.stop.target or settings.stop.patience):
-            raise ConfigError(
-                "stop.target and stop.patience need a central evaluation, and there is none: "
-                "give the app file a load_test_data(), or stop by max_versions, max_updates or max_time_s"
-            )
+        check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._strategy = strategy
         self._cohort = strategy.cohort
         self._run_uid = run_uid
         self._parameters = parameters
         self._state = strategy.init(parameters)
-        self._judge = Judge(settings.run_id, strategy.reply, averaged_spec(spec_of(parameters)), settings.max_staleness)
+        self._method = METHODS[strategy.reply]
+        self._task_tensors: tuple[int, Parameters] | None = None
+        spec = update_spec(strategy.reply, spec_of(parameters))
+        self._judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room = max_participants(strategy)
         self._desk = TaskDesk(settings, strategy.reply, training, run_uid, self._rng, max_participants=room)
@@ -140,6 +141,16 @@ class Core:
     def parameters(self) -> Parameters:
         """Of the current version; never changed in place."""
         return self._parameters
+
+    @property
+    def task_tensors(self) -> Parameters:
+        """What a task of the current version carries: its parameters, and the method's groups beside them."""
+        if not self._method.task:
+            return self._parameters
+        if self._task_tensors is None or self._task_tensors[0] != self.version:
+            beside = cast(SendsBeside, self._state).beside(self._parameters)
+            self._task_tensors = (self.version, join(self._parameters, beside))
+        return self._task_tensors[1]
 
     @property
     def accepted(self) -> int:
@@ -272,6 +283,7 @@ class Core:
             closed=closed,
             version=self.version,
             stopping=self._stopping,
+            memory=None if p is None else p.memory,
         )
         if rejection is None:
             assert p is not None
@@ -318,21 +330,26 @@ class Core:
         self._desk.observe(p, update.num_examples, update.metrics.get("loss"))
         p.measure(update.train_s, update.num_steps)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
+        payload, beside = split(event.payload, self._method.update)
         self._state = self._strategy.accumulate(
             self._state,
             ClientUpdate(
                 update_id=update.update_id,
                 participant_id=p.participant_id,
                 base_version=task.base_version,
-                payload=event.payload,
+                payload=payload,
                 num_examples=update.num_examples,
                 num_steps=update.num_steps,
                 metrics=update.metrics,
                 client_weight=weight,
                 train_s=update.train_s,
+                beside=beside,
+                first=p.memory is None,
             ),
             staleness,
         )
+        if self._method.remembers:
+            p.memory = update.update_id
         self._accepted += 1
         self._buffer_ids.append(update.update_id)
         self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted))

@@ -18,7 +18,7 @@ DeliveryHandle = int
 DiscardReason = Literal[
     "malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape",  # schemas.errors: poison
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
-    "duplicate", "task_closed", "too_stale", "run_finished",
+    "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished",
 ]  # fmt: skip
 POISON: frozenset[str] = frozenset(
     {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
@@ -119,8 +119,8 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class IssueTask:
-    """Record the task in the next commit, then publish it with the parameters of `base_version`, which is the current
-    version at this point of the command list. `again` repeats a task of the ledger that its participant lost."""
+    """Record the task in the next commit, then publish it with `Core.task_tensors`, which are of `base_version` at this
+    point of the command list. `again` repeats a task of the ledger that its participant lost."""
 
     task_id: str
     seq: int

@@ -329,7 +329,7 @@ class Loop:
         )  # fmt: skip
 
     def _issue(self, command: IssueTask) -> None:
-        self._pending.tasks.append((command, self._core.parameters))
+        self._pending.tasks.append((command, self._core.task_tensors))
         log.debug(
             "task issued participant=%s task=%s base_version=%d again=%s",
             command.participant_id, command.task_id, command.base_version, command.again,

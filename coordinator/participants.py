@@ -42,6 +42,7 @@ class Participant:
     accepted: int = 0
     discarded: int = 0
     declined: int = 0
+    memory: str | None = None
     out: HeldTask | None = None
     lapsed: list[HeldTask] = field(default_factory=list)
     """Oldest first."""
@@ -54,7 +55,7 @@ class Participant:
         return cls(
             r.participant_id, r.seq, r.session_id, r.num_examples, tuple(r.replies), r.accepting, r.reachable,
             r.last_seen_s, r.asked_again_at_s, r.failures, r.answered_version, r.client_loss, r.step_s,
-            r.tasks_issued, r.accepted, r.discarded, r.declined,
+            r.tasks_issued, r.accepted, r.discarded, r.declined, r.memory,
         )  # fmt: skip
 
     def measure(self, train_s: float, num_steps: int) -> None:
@@ -68,6 +69,7 @@ class Participant:
             self.participant_id, self.seq, self.session_id, self.num_examples, self.replies, self.accepting,
             self.reachable, self.last_seen_s, self.asked_again_at_s, self.failures, self.answered_version,
             self.client_loss, self.step_s, self.tasks_issued, self.accepted, self.discarded, self.declined,
+            self.memory,
         )  # fmt: skip
 
 

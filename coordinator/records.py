@@ -51,6 +51,8 @@ class ParticipantRecord:
     accepted: int = 0
     discarded: int = 0
     declined: int = 0
+    memory: str | None = None
+    """Its last accepted update, where the method's participants remember: what their memory must be as of."""
 
 
 @dataclass(frozen=True, slots=True)

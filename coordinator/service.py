@@ -156,7 +156,7 @@ class CoordinatorService:
         began_s = time.monotonic() - run.elapsed_s
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
-        fitting = budget_bytes // max(1, core.parameters.num_bytes)
+        fitting = budget_bytes // max(1, core.task_tensors.num_bytes)
         return Loop(
             run_id=self._run_settings.run_id,
             core=core,

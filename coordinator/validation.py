@@ -11,6 +11,7 @@ from coordinator.events import DiscardReason, UpdateArrived
 from coordinator.tasks import HeldTask
 from schemas.errors import SpecMismatch
 from schemas.messages import Reply, update_id
+from schemas.methods import METHODS
 from schemas.tensors import DTYPES, ModelSpec, check_spec
 
 
@@ -38,7 +39,7 @@ class Judge:
     run_id: str
     reply: Reply
     spec: ModelSpec
-    """Of the floating tensors, which an update carries."""
+    """Of the tensors that an update carries (`schemas.methods.update_spec`)."""
     max_staleness: int | None
     _layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
 
@@ -54,10 +55,12 @@ class Judge:
         closed: ClosedAs | None,
         version: int,
         stopping: str | None,
+        memory: str | None = None,
     ) -> Rejection | None:
         """None where the update is to be accepted.
 
-        `known`: its participant has said hello. `task`: the open task that it names; `closed`: the one that ended.
+        `known`: its participant has said hello; `memory`: its last accepted update, where the method remembers.
+        `task`: the open task that it names; `closed`: the one that ended.
         """
         update = event.update
         if update.run_id != self.run_id:
@@ -78,7 +81,7 @@ class Judge:
             return self._late(event, closed, version)
         if task is None:
             return Rejection("unknown_task", f"task {update.task_id!r} was never issued in this run")
-        return self._unfit(event, task, version)
+        return self._unfit(event, task, version, memory)
 
     def _late(self, event: UpdateArrived, closed: ClosedAs, version: int) -> Rejection:
         staleness = version - event.update.base_version
@@ -86,7 +89,7 @@ class Judge:
             return self._too_stale(staleness)
         return Rejection("task_closed", f"task {event.update.task_id} was {closed.state} before its update came")
 
-    def _unfit(self, event: UpdateArrived, task: HeldTask, version: int) -> Rejection | None:
+    def _unfit(self, event: UpdateArrived, task: HeldTask, version: int, memory: str | None) -> Rejection | None:
         update = event.update
         expected_id = update_id(update.run_id, update.task_id, update.participant_id)
         if update.update_id != expected_id:  # the ledger's key: another's must not be taken
@@ -102,6 +105,12 @@ class Judge:
                 check_spec(event.payload, self.spec)
             except SpecMismatch as e:
                 return Rejection("wrong_shape", str(e))
+        if update.memory != memory and METHODS[self.reply].remembers:
+            return Rejection(
+                "wrong_memory",
+                f"the participant's memory is as of update {update.memory or 'none'}, its last accepted one is "
+                f"{memory or 'none'}: what it remembered is lost (start it under another id), or it sent two at once",
+            )
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:
             return self._too_stale(staleness)

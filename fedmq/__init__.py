@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         FedStaleWeight,
         ParticipationCorrection,
         Port,
+        Scaffold,
     )
     from fedmq.config import FederationConfig, load_config
     from fedmq.data import load_mnist
@@ -55,7 +56,7 @@ _ERRORS = (
 )  # fmt: skip
 _STRATEGIES = (
     "Area", "Ca2fl", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedNova", "FedStaleWeight", "ParticipationCorrection",
-    "Port",
+    "Port", "Scaffold",
 )  # fmt: skip
 _HOMES = {
     **dict.fromkeys(
@@ -79,9 +80,9 @@ __all__ = [
     "AppError", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CommitSettings",
     "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedNova", "FedStaleWeight",
     "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "Parameters",
-    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "RunSettings", "StateError",
-    "StopSettings", "Study", "StudyRun", "TargetMetric", "TrainResult", "Trainer", "TrainerError", "TrainingConfig",
-    "__version__", "load_config", "load_mnist",
+    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "RunSettings", "Scaffold",
+    "StateError", "StopSettings", "Study", "StudyRun", "TargetMetric", "TrainResult", "Trainer", "TrainerError",
+    "TrainingConfig", "__version__", "load_config", "load_mnist",
 ]  # fmt: skip
 
 

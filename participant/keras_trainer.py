@@ -82,6 +82,18 @@ def set_parameters(model: Model, parameters: Mapping[str, npt.NDArray[Any]]) -> 
         variable.assign(parameters[name])
 
 
+def check_plain(optimizer: Any) -> None:
+    """Raise AppError unless its steps are plain gradient steps: what a correction and SCAFFOLD's K·η stand on."""
+    options = ("momentum", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps",
+               "use_ema")  # fmt: skip
+    used = [name for name in options if getattr(optimizer, name, None)]
+    if type(optimizer) is not keras.optimizers.SGD or used:
+        raise AppError(
+            f"this app compiles {type(optimizer).__name__}{' with ' + ', '.join(used) if used else ''}, and SCAFFOLD "
+            "needs plain gradient steps: compile keras.optimizers.SGD without momentum, decay and clipping"
+        )
+
+
 def limit_threads(threads: int) -> None:
     """Let TensorFlow use this many threads in an operation. Only before its first operation; later it is a warning."""
     try:
@@ -131,8 +143,14 @@ class KerasTrainer:
         may differ. For studies, where one model trains for many participants."""
         self._data = _LazyData(data, "data")
 
-    def train(self, parameters: Mapping[str, npt.NDArray[Any]], config: TrainingConfig) -> TrainResult:
-        """`config.epochs` passes over the data, or `config.max_steps` steps, from `parameters`.
+    def train(
+        self,
+        parameters: Mapping[str, npt.NDArray[Any]],
+        config: TrainingConfig,
+        correction: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> TrainResult:
+        """`config.epochs` passes over the data, or `config.max_steps` steps, from `parameters`. `correction` is added
+        to the gradient of every step (`participant.trainer`): for an app that compiles plain SGD, others get AppError.
 
         Metrics are those of the last epoch, "loss" (without FedProx's term) among them. Raises AppError where the
         parameters do not fit the model, TrainerError where there is nothing to train on or after `cancel()`.
@@ -142,7 +160,7 @@ class KerasTrainer:
             raise TrainerError("there are no training examples: `data` is empty")
         loop = self._loop()
         set_parameters(self.model, parameters)
-        loop.reset(config)
+        loop.reset(config, correction)
         steps, seen = 0, 0
         logs: Mapping[str, Any] = {}
         for batches in self._data.epochs(config):
@@ -196,17 +214,18 @@ class _Loop:
         self._seeds = [v for v in model.variables if v.name == "seed_generator_state"]
         self._mu = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._anchors: dict[int, tf.Variable] = {}
+        self._corrections: dict[int, tf.Variable] = {}
         self._apply = self._inner.apply
         # One eager step makes whatever the first step makes (loss and metric variables): inside a traced function
         # that would be too late. Every task overwrites what it does to the weights.
         model.train_step(example)
         self._signature = keras.tree.map_structure(_spec, example)
         self._plain = self._traced(self._train_plain)
-        self._proximal: Callable[..., Any] | None = None
+        self._pulled: Callable[..., Any] | None = None
         self.test_step = self._traced(self._test)
         self.train_step = self._plain
 
-    def reset(self, config: TrainingConfig) -> None:
+    def reset(self, config: TrainingConfig, correction: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
         """Everything but the weights back to its start, and the settings of this task in place."""
         for variable, value in self._initial:
             variable.assign(value)
@@ -222,20 +241,26 @@ class _Loop:
         for variable, seed in zip(self._seeds, seeds, strict=False):
             variable.assign(np.array([seed >> 1, 0], dtype=variable.dtype))
         self.train_step = self._plain
-        if config.proximal_mu > 0:
-            self._anchor(config.proximal_mu)
-            assert self._proximal is not None
-            self.train_step = self._proximal
+        if correction is not None:
+            check_plain(self._inner)
+        if config.proximal_mu > 0 or correction is not None:
+            self._pull_by(config.proximal_mu, correction)
+            assert self._pulled is not None
+            self.train_step = self._pulled
 
-    def _anchor(self, mu: float) -> None:
-        """Remember the weights now as FedProx's w_base."""
+    def _pull_by(self, mu: float, correction: Mapping[str, npt.NDArray[Any]] | None) -> None:
+        """Remember the weights now as FedProx's w_base, and what to add to each gradient."""
+        names = {id(v): name for name, v in _named(self.model).items()}
         for variable in self.model.trainable_variables:
             if id(variable) not in self._anchors:
                 self._anchors[id(variable)] = tf.Variable(variable.value, trainable=False)
+                self._corrections[id(variable)] = tf.Variable(tf.zeros_like(variable.value), trainable=False)
             self._anchors[id(variable)].assign(variable.value)
+            own = tf.zeros_like(variable.value) if correction is None else correction[names[id(variable)]]
+            self._corrections[id(variable)].assign(own)
         self._mu.assign(mu)
-        if self._proximal is None:
-            self._proximal = self._traced(self._train_proximal)
+        if self._pulled is None:
+            self._pulled = self._traced(self._train_pulled)
 
     def _traced(self, step: Callable[[Any], Any]) -> Callable[..., Any]:
         if self.model.run_eagerly:
@@ -246,9 +271,10 @@ class _Loop:
     def _train_plain(self, data: Any) -> Any:
         return self.model.train_step(data)
 
-    def _train_proximal(self, data: Any) -> Any:
-        """FedProx (Li et al. 2020, eq. 2): ∇(μ/2·‖w - w_base‖²) = μ·(w - w_base), added to each gradient before the
-        optimizer clips or scales it. The hook is in place only while this function runs or is traced."""
+    def _train_pulled(self, data: Any) -> Any:
+        """FedProx (Li et al. 2020): ∇(μ/2·‖w - w_base‖²) = μ·(w - w_base), and a method's correction (SCAFFOLD), added
+        to each gradient before the optimizer clips or scales it. The hook is in place only while this function runs or
+        is traced."""
         # The optimizer's instance is the one place that Keras's train_step and a user's own both pass through.
         self._inner.apply = self._apply_with_pull
         try:
@@ -265,6 +291,7 @@ class _Loop:
                 continue
             weight = tf.convert_to_tensor(variable.value)
             pull = tf.cast(self._mu, weight.dtype) * (weight - self._anchors[id(variable)])
+            pull += self._corrections[id(variable)]
             pulled.append(tf.convert_to_tensor(gradient) + tf.cast(pull, gradient.dtype))
         return self._apply(pulled, trainable_variables)
 

@@ -329,7 +329,7 @@ class ParticipantService:
                 return ev.TrainingFailed(task.task_id, "trainer_error", "the spooled task cannot be read any more")
             parameters = decode(found[0], self._limits).parameters
             assert parameters is not None, "it was decoded when it was restored"
-        self._training.start(task, parameters)
+        self._training.start(task, parameters, None)
         return None
 
     def _write_outbox(self, task_id: str, uid: str) -> ev.Event:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from participant.events import TrainingFailed
+from participant.methods import Remembered
 from participant.work import TaskFailed, do_task
 from schemas.codec import encode
 from schemas.messages import Task, Update
@@ -28,6 +29,8 @@ class Trained:
 
     update: Update
     body: bytes
+    remembered: Remembered | None = None
+    """What the participant remembers once the update is accepted."""
 
 
 class TrainingThread:
@@ -39,15 +42,15 @@ class TrainingThread:
         self._trainer = trainer
         self._max_message_bytes = max_message_bytes
         self._put = put
-        self._jobs: SimpleQueue[tuple[Task, Parameters] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Task, Parameters, Remembered | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def open(self) -> None:
         self._thread.start()
 
-    def start(self, task: Task, parameters: Parameters) -> None:
-        """Train this next."""
-        self._jobs.put((task, parameters))
+    def start(self, task: Task, tensors: Parameters, memory: Remembered | None) -> None:
+        """Train this next, with what is remembered of its run."""
+        self._jobs.put((task, tensors, memory))
 
     def cancel(self) -> None:
         """Ask a running training to end, where the trainer can."""
@@ -70,10 +73,10 @@ class TrainingThread:
             self._put(self._trained(*job))
             del job
 
-    def _trained(self, task: Task, parameters: Parameters) -> Trained | TrainingFailed:
+    def _trained(self, task: Task, tensors: Parameters, memory: Remembered | None) -> Trained | TrainingFailed:
         try:
-            update, payload = do_task(self._trainer, task, parameters, time.monotonic)
-            body = encode(update, payload)
+            done = do_task(self._trainer, task, tensors, time.monotonic, memory)
+            body = encode(done.update, done.payload)
         except TaskFailed as failed:
             return TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal)
         if len(body) > self._max_message_bytes:
@@ -82,4 +85,4 @@ class TrainingThread:
                 "raise it in [broker] on both sides (and in RabbitMQ, max_message_size)"
             )
             return TrainingFailed(task.task_id, "unsupported", detail)
-        return Trained(update, body)
+        return Trained(done.update, body, done.remembered)

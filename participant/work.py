@@ -1,7 +1,7 @@
 """One task from parameters to update: call the trainer, check what it returns, make the payload.
 
 delta = local - base, over the model's floating-point tensors, in the tensor's own dtype; for float16 and bfloat16 the
-subtraction itself is done in float32.
+subtraction itself is done in float32. What else a method sends and remembers is in `participant.methods`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from participant.methods import Remembered, Start, begin, make, takes_correction
 from schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
 from schemas.messages import DeclineReason, Task, Update, update_id
 from schemas.parameters import Parameters
@@ -35,21 +36,38 @@ class TaskFailed(Exception):
         self.fatal = fatal
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished task."""
+
+    update: Update
+    payload: Parameters | None
+    """The update's tensors; None for an evaluation."""
+    remembered: Remembered | None = None
+    """What the participant remembers once the update is accepted, where the method has a memory."""
+
+
 def do_task(
-    trainer: Any, task: Task, parameters: Parameters, clock: Callable[[], float]
-) -> tuple[Update, Parameters | None]:
-    """The update of a task, and its payload (None for an evaluation). Raises TaskFailed and nothing else."""
+    trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Remembered | None = None
+) -> Done:
+    """The update of a task, and its payload; `memory` is what the run's accepted updates left. Raises TaskFailed and
+    nothing else."""
     started = clock()
     try:
+        start = begin(task.reply, tensors, memory)
         if task.work == "evaluate":
-            return _evaluated(trainer, task, parameters, clock, started), None
-        result = trainer.train(parameters, task.training)
-        payload = _payload(task, parameters, result.parameters)
+            return Done(_evaluated(trainer, task, start.parameters, clock, started), None)
+        result = _train(trainer, task, start)
+        local = _checked(start.parameters, result.parameters)
+        num_steps = _count(result.num_steps, "num_steps", at_least=0)
+        made = make(task.reply, start, local, num_steps, task.training)
+        _check_finite(made.tensors)
         update = _update(
             task,
             payload=task.reply,
+            memory=None if memory is None else memory.update_id,
             num_examples=_count(result.num_examples, "num_examples", at_least=1),
-            num_steps=_count(result.num_steps, "num_steps", at_least=0),
+            num_steps=num_steps,
             metrics=_metrics(result.metrics),
             train_s=clock() - started,
         )
@@ -60,28 +78,19 @@ def do_task(
     except (Exception, SystemExit) as error:
         log.exception("event=trainer_error task=%s", task.task_id)
         raise TaskFailed("trainer_error", _in_short(error)) from error
-    return update, payload
+    remembered = None if made.remembered is None else Remembered(update.update_id, made.remembered)
+    return Done(update, made.tensors, remembered)
 
 
-def make_payload(task_reply: str, base: Parameters, local: Parameters) -> Parameters:
-    """What an update carries: the floating tensors of `local`, or their difference to `base`, in new arrays."""
-    names = base.averaged()
-    if task_reply == "parameters":
-        tensors: dict[str, npt.NDArray[Any]] = {name: local[name] for name in names}
-    else:
-        tensors = {name: _difference(local[name], base[name]) for name in names}
-    return Parameters(tensors, base.non_trainable & set(names))
+def _train(trainer: Any, task: Task, start: Start) -> Any:
+    if start.correction is None:
+        return trainer.train(start.parameters, task.training)
+    if not takes_correction(trainer):
+        raise TaskFailed("unsupported", f"{type(trainer).__name__}.train has no argument `correction` ({task.reply})")
+    return trainer.train(start.parameters, task.training, correction=start.correction)
 
 
-def _difference(local: npt.NDArray[Any], base: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if local.dtype.itemsize == 2:
-        # A float16 overflow becomes infinity, which check_finite reports; numpy's own warning would say less.
-        with np.errstate(over="ignore"):
-            return (local.astype(np.float32) - base.astype(np.float32)).astype(local.dtype)
-    return np.asarray(np.subtract(local, base))
-
-
-def _payload(task: Task, base: Parameters, returned: Any) -> Parameters:
+def _checked(base: Parameters, returned: Any) -> Parameters:
     if not isinstance(returned, Mapping):
         raise TrainerError(f"train returned parameters as {type(returned).__name__}, expected a mapping name -> array")
     arrays = {name: np.asarray(array) for name, array in returned.items()}
@@ -91,12 +100,14 @@ def _payload(task: Task, base: Parameters, returned: Any) -> Parameters:
         check_spec(local, spec_of(base))
     except (SpecMismatch, AppError) as error:
         raise TrainerError(f"train returned other tensors than it was given: {error}") from None
-    payload = make_payload(task.reply, base, local)
+    return local
+
+
+def _check_finite(payload: Parameters) -> None:
     try:
         check_finite(payload)
     except NotFinite as error:
         raise TrainerError(f"the trained parameters are not finite: {error}. A lower learning_rate may help") from None
-    return payload
 
 
 def _evaluated(trainer: Any, task: Task, parameters: Parameters, clock: Callable[[], float], started: float) -> Update:

@@ -21,7 +21,9 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], float], Field(max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Reply = Literal["delta", "parameters"]
+Reply = Literal["delta", "parameters", "change", "scaffold"]
+"""What a participant makes of its training: local - base, the local parameters, local - the sum of what it sent before
+(AREA), or local - base beside the change of its control variate (SCAFFOLD). See `schemas.methods`."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """Bounded so that SQLite, msgpack and a float64 all hold it exactly."""
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
@@ -93,8 +95,11 @@ class Update(Message):
     run_id: Identifier
     participant_id: Identifier
     base_version: Count
-    payload: Literal["delta", "parameters", "none"]
+    payload: Reply | Literal["none"]
     """"none" answers an evaluate task: metrics only."""
+    memory: Identifier | None = None
+    """Where the method's participants remember: the accepted update that this one's memory is as of, None where there
+    was none before. The coordinator takes no update that was made from another memory than its own books say."""
     num_examples: int = Field(ge=1, le=2**53)
     num_steps: Count
     metrics: Metrics = Field(default_factory=dict)

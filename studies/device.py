@@ -9,7 +9,11 @@ import numpy as np
 
 from coordinator.events import IssueTask
 from schemas.messages import Hello
+from schemas.methods import METHODS
 from studies.population import DRAWS_A_TASK, Member, Population, Presence, task_generator
+
+ALL_REPLIES = tuple(METHODS)
+"""A study's backends know every method."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +63,7 @@ class Device:
             num_examples=num_examples,
             accepting=self.willing,
             task_ids=held,
+            replies=ALL_REPLIES,
         )
 
     def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:

@@ -26,6 +26,7 @@ from coordinator.core import Core
 from coordinator.events import (
     Accept,
     Command,
+    Discard,
     Evaluate,
     EvaluationArrived,
     Event,
@@ -42,12 +43,14 @@ from coordinator.events import (
 from coordinator.strategies.base import Strategy
 from schemas.errors import InputError, NotFinite
 from schemas.messages import TrainingConfig, Update, update_id
+from schemas.methods import update_spec
+from schemas.tensors import spec_of
 from studies.device import Device, Work
 from studies.outcome import Evaluation, Outcome
 from studies.population import Population, arrival_generator
 from studies.problem import Federation, Problem
 from studies.settings import NEVER_S, StudyRun
-from studies.training import Job, LazyTraining
+from studies.training import LazyTraining
 
 RUN_UID = "57d1e500"
 FORGET_EVERY = 4096
@@ -114,8 +117,8 @@ class Engine:
         self._settings = run.run_settings(len(devices), seed)
         initial = federation.initial
         self._core = Core(self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates)
-        self._down_bytes = initial.num_bytes
-        self._up_bytes = initial.select(initial.averaged()).num_bytes
+        self._down_bytes = self._core.task_tensors.num_bytes
+        self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
         self._lazy = LazyTraining(federation.backend, strategy.reply)
         self._on_evaluation = on_evaluation
@@ -187,7 +190,11 @@ class Engine:
         if isinstance(command, IssueTask):
             self._begin(command)
         elif isinstance(command, Accept):
+            self._lazy.settled(command.update.update_id, accepted=True)
             self._record(command)
+        elif isinstance(command, Discard):
+            assert command.update is not None, "updates are not decoded here"
+            self._lazy.settled(command.update.update_id, accepted=False)
         elif isinstance(command, NewVersion):
             self._outcome.version_s.append(self._now)
             self._outcome.updates.weight.extend(command.weights)
@@ -224,7 +231,7 @@ class Engine:
         )
         self._working[work.number] = device
         if not work.drops:
-            self._lazy.add(work.number, Job(i, self._core.parameters, task.training))
+            self._lazy.add(work.number, i, self._core.task_tensors, task.training)
         self._plan_end(device)
 
     def _plan_end(self, device: Device) -> None:
@@ -267,7 +274,9 @@ class Engine:
             num_steps=result.num_steps,
             metrics=dict(result.metrics),
             train_s=work.train_s,
+            memory=result.memory,
         )
+        self._lazy.sent(update.update_id, device.member.index, result)
         self._events.append(UpdateArrived(self._deliveries, update, result.payload))
 
     def _drop_out(self, device: Device, work: Work) -> None:

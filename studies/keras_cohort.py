@@ -31,11 +31,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from participant.keras_trainer import KerasTrainer, built_model, parameters_of
+from participant.keras_trainer import KerasTrainer, built_model, check_plain, parameters_of
 from schemas.errors import AppError, ConfigError, TrainerError
 from schemas.parameters import Parameters
 from studies.batches import Rows, cohort_rows
-from studies.training import Job, Trained
+from studies.training import Job, Trained, stacked_corrections
 
 PathName = Literal["measure", "cohort", "plain"]
 Stack = list[Any]
@@ -164,7 +164,7 @@ class PlainSteps:
     def _one(self, job: Job) -> Trained:
         rows = self._rows[job.participant]
         self.trainer.use_data((self._x[rows], self._y[rows]))
-        result = self.trainer.train(job.base, job.config)
+        result = self.trainer.train(job.base, job.config, job.correction)
         parameters = Parameters(result.parameters, job.base.non_trainable)
         return Trained(parameters, result.num_examples, result.num_steps, result.metrics)
 
@@ -231,7 +231,7 @@ class VectorisedSteps:
         real = np.zeros((room, self.chunk), np.int32)
         rows[:steps], real[:steps] = cohort.rows, cohort.real
         trainable = [np.stack([j.base[name] for j in padded]) for name in self._trainable]
-        plan = {
+        plan: dict[str, Any] = {
             "rows": rows,
             "real": real,
             "steps": np.int32(steps),
@@ -239,6 +239,9 @@ class VectorisedSteps:
             "rates": np.array([self._rule.rate(j.config.learning_rate) for j in padded], np.float32),
             "pulls": np.array([j.config.proximal_mu for j in padded], np.float32),
         }
+        if jobs[0].correction is not None:
+            self._rule.check_plain()
+            plan["corrections"] = [stacked_corrections(padded, name) for name in self._trainable]
         trained, others, loss = self._program(trainable, self._other_state(padded), plan)
         arrays = {name: t.numpy() for name, t in zip(self._trainable, trained, strict=True)}
         arrays |= {n: t.numpy() for n, t in zip(self._others, others, strict=True) if n is not None}
@@ -282,6 +285,8 @@ class VectorisedSteps:
             gradients = [
                 g + _wide(plan["pulls"], g) * (w - b) for g, w, b in zip(gradients, trainable, base, strict=True)
             ]
+            if "corrections" in plan:
+                gradients = [g + c for g, c in zip(gradients, plan["corrections"], strict=True)]
             moved, moments = self._rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
             shown = tf.where(active & (s >= plan["last_epoch"]), tf.cast(examples, tf.float32), 0.0)
             state = (
@@ -334,6 +339,10 @@ class Rule:
 
     def rate(self, asked: float | None) -> float:
         return self._rate if asked is None else asked
+
+    def check_plain(self) -> None:
+        """Raises AppError where the optimizer's steps are not plain gradient steps."""
+        check_plain(self._o)
 
     def slots(self, trainable: Stack) -> Stack:
         """All zero: first moments of all tensors, then second ones."""

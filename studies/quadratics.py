@@ -21,7 +21,7 @@ from schemas.errors import InputError
 from schemas.parameters import Parameters
 from studies.laws import AnyLaw, Constant, NonNegative, normal_quantile
 from studies.population import Member
-from studies.training import Job, Trained
+from studies.training import Job, Trained, stacked_corrections
 from studies.value import Value
 
 Vector = npt.NDArray[np.float64]
@@ -102,9 +102,12 @@ class QuadraticCohort:
         x = np.stack([job.base["x"] for job in jobs])
         base = x.copy()
         steps = np.array([min(j.config.epochs, j.config.max_steps or j.config.epochs) for j in jobs])
+        corrections = stacked_corrections(jobs, "x")
         noises: list[Any] = [np.random.default_rng(j.config.seed) for j in jobs] if self.noise else []
         for step in range(int(steps.max())):
             gradient = h * (x - c)
+            if corrections is not None:
+                gradient += corrections
             if config.proximal_mu:
                 gradient += config.proximal_mu * (x - base)
             if noises:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from schemas.errors import InputError
 from schemas.parameters import Parameters
 from studies.batches import Rows, cohort_rows
-from studies.training import Job, Trained
+from studies.training import Job, Trained, stacked_corrections
 
 CHUNK = 32
 """Participants at a time: their weights, gradients and batches stay in a core's second-level cache."""
@@ -55,7 +55,8 @@ class SoftmaxFederation:
 
 
 class SoftmaxCohort:
-    """Plain SGD on the mean cross-entropy of each batch, with FedProx's pull where it is asked for."""
+    """Plain SGD on the mean cross-entropy of each batch, with FedProx's pull and a method's correction
+    where they are asked for."""
 
     name = "numpy, softmax regression"
 
@@ -81,6 +82,7 @@ class SoftmaxCohort:
         rates = np.array([_rate(job) for job in ordered], np.float32)[:, None, None]
         pulls = np.array([job.config.proximal_mu for job in ordered], np.float32)[:, None, None] * rates
         w, b = (np.stack([job.base[name] for job in ordered]) for name in ("w", "b"))
+        w_correction, b_correction = (stacked_corrections(ordered, name) for name in ("w", "b"))
         base_w, base_b = (w.copy(), b.copy()) if pulls.any() else (w, b)
         gradients = np.empty_like(w)
         shares: Any = rates[:, 0, 0] / np.maximum(real, 1).astype(np.float32)
@@ -95,6 +97,9 @@ class SoftmaxCohort:
             if base_w is not w:
                 w[:n] -= pulls[:n] * (w[:n] - base_w[:n])
                 b[:n] -= pulls[:n, 0] * (b[:n] - base_b[:n])
+            if w_correction is not None and b_correction is not None:
+                w[:n] -= rates[:n] * w_correction[:n]
+                b[:n] -= rates[:n, 0] * b_correction[:n]
             w[:n] -= np.matmul(x.transpose(0, 2, 1), error, out=gradients[:n])
             b[:n] -= error.sum(axis=1)
         last = np.arange(len(rows))[:, None] >= cohort.last_epoch[order]

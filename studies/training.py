@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from participant.work import make_payload
+import numpy as np
+import numpy.typing as npt
+
+from participant.methods import Made, Remembered, Start, begin, make
 from schemas.messages import Reply, TrainingConfig
 from schemas.parameters import Parameters
 from schemas.tensors import check_finite
@@ -25,6 +28,8 @@ class Job:
     """Its index in the population."""
     base: Parameters
     config: TrainingConfig
+    correction: Parameters | None = None
+    """To be added to each gradient (SCAFFOLD); all of a cohort have one, or none has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,10 @@ class Result:
     num_examples: int
     num_steps: int
     metrics: Mapping[str, float]
+    memory: str | None = None
+    """The update that its participant's memory was as of (`Update.memory`)."""
+    remembered: Mapping[str, Any] | None = None
+    """What its participant remembers once it is accepted."""
 
     def check(self) -> None:
         """Raise NotFinite where the training diverged."""
@@ -66,18 +75,22 @@ class Result:
 
 
 class LazyTraining:
-    """The trainings in flight, by the number that the caller gives each."""
+    """The trainings in flight, by the number that the caller gives each, and what participants remember."""
 
     def __init__(self, backend: Backend, reply: Reply) -> None:
         self._backend = backend
         self._reply = reply
-        self._waiting: dict[int, Job] = {}
+        self._waiting: dict[int, tuple[Job, Start]] = {}
         self._done: dict[int, Result] = {}
+        self._memories: dict[int, Remembered] = {}
+        self._unsettled: dict[str, tuple[int, Remembered]] = {}
         self.cohorts = 0
         self.trained = 0
 
-    def add(self, number: int, job: Job) -> None:
-        self._waiting[number] = job
+    def add(self, number: int, participant: int, tensors: Parameters, config: TrainingConfig) -> None:
+        """A task of these tensors has gone to a participant."""
+        start = begin(self._reply, tensors, self._memories.get(participant))
+        self._waiting[number] = (Job(participant, start.parameters, config, start.correction), start)
 
     def drop(self, number: int) -> None:
         """Its result will not be needed."""
@@ -90,14 +103,36 @@ class LazyTraining:
             self._compute()
         return self._done.pop(number)
 
+    def sent(self, update_id: str, participant: int, result: Result) -> None:
+        """It is on its way to the coordinator."""
+        if result.remembered is not None:
+            self._unsettled[update_id] = (participant, Remembered(update_id, result.remembered))
+
+    def settled(self, update_id: str, accepted: bool) -> None:
+        """Its receipt: a memory moves on an accepting one only."""
+        participant, remembered = self._unsettled.pop(update_id, (0, None))
+        if accepted and remembered is not None:
+            self._memories[participant] = remembered
+
     def _compute(self) -> None:
-        jobs, self._waiting = self._waiting, {}
-        trained = self._backend.train(list(jobs.values()))
+        waiting, self._waiting = self._waiting, {}
+        trained = self._backend.train([job for job, _ in waiting.values()])
         self.cohorts += 1
-        self.trained += len(jobs)
-        for (number, job), result in zip(jobs.items(), trained, strict=True):
-            payload = _own(make_payload(self._reply, job.base, result.parameters))
-            self._done[number] = Result(payload, result.num_examples, result.num_steps, result.metrics)
+        self.trained += len(waiting)
+        for (number, (job, start)), result in zip(waiting.items(), trained, strict=True):
+            made = make(self._reply, start, result.parameters, result.num_steps, job.config)
+            self._done[number] = self._result(made, start, result)
+
+    def _result(self, made: Made, start: Start, trained: Trained) -> Result:
+        memory = None if start.memory is None else start.memory.update_id
+        payload = _own(made.tensors)
+        return Result(payload, trained.num_examples, trained.num_steps, trained.metrics, memory, made.remembered)
+
+
+def stacked_corrections(jobs: Sequence[Job], name: str) -> npt.NDArray[Any] | None:
+    """A tensor's corrections of a cohort, [jobs, ...]; None where the method has none."""
+    corrections = [job.correction for job in jobs]
+    return None if corrections[0] is None else np.stack([c[name] for c in corrections if c is not None])
 
 
 def _own(payload: Parameters) -> Parameters:

@@ -22,8 +22,12 @@ from coordinator.strategies.fednova import FedNova
 from coordinator.strategies.fedstaleweight import FedStaleWeight
 from coordinator.strategies.participation import ParticipationCorrection
 from coordinator.strategies.port import Port
+from coordinator.strategies.scaffold import Scaffold
 
-BuiltIn = FedAsync | FedBuff | FedAvg | Fadas | FedNova | FedStaleWeight | ParticipationCorrection | Port | Ca2fl | Area
+BuiltIn = (
+    FedAsync | FedBuff | FedAvg | Fadas | FedNova | FedStaleWeight | ParticipationCorrection | Port | Ca2fl | Area
+    | Scaffold
+)  # fmt: skip
 AnyStrategy = Annotated[BuiltIn, Field(discriminator="name")]
 
 __all__ = [
@@ -41,4 +45,5 @@ __all__ = [
     "FedStaleWeight",
     "ParticipationCorrection",
     "Port",
+    "Scaffold",
 ]

@@ -41,6 +41,10 @@ class ClientUpdate:
     """q_i (coordinator.client_weights), mean 1 over known participants."""
     train_s: float = 0.0
     """How long its participant trained, by its own clock."""
+    beside: Mapping[str, Parameters] = field(default_factory=dict)
+    """The method's groups of tensors (`schemas.methods`), as its `reply` has them."""
+    first: bool = True
+    """Whether it is the first that was accepted of its participant, for methods whose participants remember."""
 
 
 class State(Protocol):
@@ -79,6 +83,15 @@ def max_participants(strategy: Strategy[Any]) -> int | None:
     The first so many to say hello are in; those that come later get no tasks.
     """
     return getattr(strategy, "max_participants", None)
+
+
+@runtime_checkable
+class SendsBeside(Protocol):
+    """What a state has in addition where tasks carry groups of tensors beside the parameters (`schemas.methods`)."""
+
+    def beside(self, parameters: Parameters) -> Mapping[str, Mapping[str, npt.NDArray[Any]]]:
+        """group -> tensor -> array, for tasks that start from `parameters`, which are the current ones. These arrays
+        are never changed in place: tasks of this version may be sent later."""
 
 
 S = TypeVar("S", bound=State)

@@ -227,6 +227,24 @@ def test_fedprox_pulls_towards_the_base_by_mu_times_the_distance(clipped: bool) 
     assert weight_after(trainer, 2.0, epochs=2, proximal_mu=1.0) == pytest.approx(1.6 - 0.1 * (0.8 - 0.4))
 
 
+def test_a_correction_is_added_to_the_gradient_of_every_step() -> None:
+    trainer = kt.KerasTrainer(linear, (ONE_X, ONE_Y))
+    start = at(trainer, 1.0)
+    (name,) = start
+    correction = {name: np.full_like(start[name], 2.0)}
+
+    def weight(given: Any, **config: Any) -> float:
+        return float(trainer.train(start, TrainingConfig(epochs=2, **config), given).parameters[name].item())
+
+    # Gradient 4(2w - 3): -4 + 2, to 1.2; then -2.4 + 2. The pull of FedProx comes on top: 0.5·(1.2 - 1).
+    assert weight(correction) == pytest.approx(1.2 + 0.1 * 0.4)
+    assert weight(correction, proximal_mu=0.5) == pytest.approx(1.2 + 0.1 * (0.4 - 0.1))
+    assert weight(None, proximal_mu=0.5) == pytest.approx(1.46), "nothing of a correction is left in the next task"
+    adam = kt.KerasTrainer(lambda: linear(keras.optimizers.Adam(0.1)), (ONE_X, ONE_Y))
+    with pytest.raises(AppError, match="compiles Adam, and SCAFFOLD needs plain gradient steps"):
+        adam.train(start, TrainingConfig(), correction)
+
+
 def test_fedprox_works_with_loss_scaling() -> None:
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=8.0)
     trainer = kt.KerasTrainer(lambda: linear(scaled), (ONE_X, ONE_Y))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from coordinator.strategies import FedAsync
 from schemas.errors import AppError, ConfigError
 from schemas.messages import TrainingConfig
+from schemas.parameters import Parameters
 from studies.keras_cohort import KerasCohort, KerasFederation
 from studies.laws import Exponential
 from studies.training import Job
@@ -40,10 +43,16 @@ def jobs(base, rows=ROWS, **config):
     return [Job(i, base, TrainingConfig(seed=i, **values)) for i in range(len(rows))]
 
 
-def compare(build_model, **config):
+def compare(build_model, corrected=False, **config):
     together = KerasCohort(build_model, X, Y, ROWS, path="cohort", chunk=4)
     alone = KerasCohort(build_model, X, Y, ROWS, path="plain")
     todo = jobs(together.initial, **config)
+    if corrected:
+        noise = [RNG.standard_normal((7, 9)).astype(np.float32) for _ in todo]
+        todo = [
+            replace(job, correction=Parameters({n: np.resize(r, a.shape) for n, a in together.initial.items()}))
+            for job, r in zip(todo, noise, strict=True)
+        ]
     for ours, reference in zip(together.train(todo), alone.train(todo), strict=True):
         assert (ours.num_steps, ours.num_examples) == (reference.num_steps, reference.num_examples)
         assert ours.metrics["loss"] == pytest.approx(reference.metrics["loss"], rel=1e-5)
@@ -58,11 +67,12 @@ def compare(build_model, **config):
     ("optimizer", "config"),
     [
         (sgd, {"proximal_mu": 0.5, "learning_rate": 0.05}),
+        (sgd, {"corrected": True}),
         (lambda: keras.optimizers.SGD(0.1, momentum=0.9), {"max_steps": 3}),
         (lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True), {}),
         (keras.optimizers.Adam, {}),
     ],
-    ids=["sgd", "momentum", "nesterov", "adam"],
+    ids=["sgd", "corrected", "momentum", "nesterov", "adam"],
 )
 def test_the_cohort_gives_what_each_participants_own_compiled_step_gives(optimizer, config):
     compare(app(optimizer), **config)
@@ -107,6 +117,14 @@ def test_a_model_without_a_cohort_path_takes_the_plain_one_and_says_why(optimize
     assert reason in backend.name
     with pytest.raises(AppError, match=reason):
         KerasCohort(app(optimizer), X, Y, ROWS, path="cohort")
+
+
+@pytest.mark.parametrize("path", ["cohort", "plain"])
+def test_a_correction_of_anything_but_plain_gradient_steps_is_refused(path):
+    backend = KerasCohort(app(lambda: keras.optimizers.SGD(0.1, momentum=0.9)), X, Y, ROWS, path=path, chunk=4)
+    (job, *_) = jobs(backend.initial)
+    with pytest.raises(AppError, match="SGD with momentum, and SCAFFOLD needs plain gradient steps"):
+        backend.train([replace(job, correction=backend.initial)])
 
 
 def test_more_memory_than_the_limit_is_refused_with_the_number():

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.staleness import Constant as NoStaleness
 from coordinator.staleness import Polynomial
-from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg
+from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, Scaffold
 from schemas.messages import TrainingConfig
 from studies.laws import Constant, Exponential, HalfNormal
 from studies.quadratics import QuadraticFederation, Quadratics
@@ -90,6 +90,32 @@ def test_area_and_ca2fl_settle_at_the_unbiased_optimum_whatever_the_speeds(law, 
     speed_biased = path.speed_biased(1 / np.array(SLOWNESS), 0.1, 1)
     bias = np.linalg.norm(speed_biased - path.optimum())
     assert np.linalg.norm(path.mean(0.5) - path.optimum()) < 0.01 * bias
+
+
+def drift(path, strategy, updates, law=LAWS[0]):
+    """How far the last version is from the unbiased optimum, in parts of the distance of FedAvg's limit."""
+    training = TrainingConfig(learning_rate=0.3, epochs=10)
+    simulate(Durations(law, SLOWNESS), Given(path), strategy, until(updates, evaluate_interval_s=0.0), training)
+    drifted = path.speed_biased(np.ones(4), 0.3, 10)
+    return np.linalg.norm(path.versions[-1] - path.optimum()) / np.linalg.norm(drifted - path.optimum())
+
+
+def test_scaffold_reaches_the_optimum_after_ten_local_steps_where_fedavg_drifts():
+    fedavg = drift(Path(CURVATURES, OPTIMA), FedAvg(cohort_size=4), 400)
+    scaffold = drift(Path(CURVATURES, OPTIMA), Scaffold(num_participants=4, cohort_size=4), 400)
+    assert fedavg == pytest.approx(1, abs=1e-9)
+    assert scaffold < 1e-9
+
+
+@pytest.mark.parametrize("law", LAWS[:2], ids=lambda law: law.name)
+def test_scaffold_without_rounds_reaches_the_same_optimum_whatever_the_speeds(law):
+    strategy = Scaffold(num_participants=4, buffer_size=2, server_learning_rate=0.1)
+    assert drift(Path(CURVATURES, OPTIMA), strategy, 2000, law) < 1e-6
+
+
+def test_scaffold_with_a_part_of_the_participants_in_each_round_forgets_no_control_variate():
+    strategy = Scaffold(num_participants=4, cohort_size=2, server_learning_rate=0.3)
+    assert drift(Path(CURVATURES, OPTIMA), strategy, 2000) < 1e-6
 
 
 @pytest.mark.parametrize(("law", "within"), [(LAWS[0], 0.005), (LAWS[1], 0.04)])

@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from participant.methods import Start, make
 from participant.trainer import TrainResult
-from participant.work import TaskFailed, do_task, make_payload
+from participant.work import TaskFailed, do_task
 from schemas.errors import AppError
 from schemas.messages import Task, TrainingConfig, update_id
 from schemas.parameters import Parameters
@@ -56,7 +57,8 @@ def failure_of(trainer: Any, **changes: Any) -> TaskFailed:
 
 def test_a_delta_is_local_minus_base_of_the_floating_tensors() -> None:
     clock = iter([10.0, 12.5])
-    update, payload = do_task(Returns(result()), make_task(), BASE, lambda: next(clock))
+    done = do_task(Returns(result()), make_task(), BASE, lambda: next(clock))
+    update, payload = done.update, done.payload
     assert payload is not None
     assert {name: array.tolist() for name, array in payload.items()} == {"w": [0.5, -1.0], "mean": [0.25]}
     assert payload.non_trainable == {"mean"}
@@ -66,7 +68,7 @@ def test_a_delta_is_local_minus_base_of_the_floating_tensors() -> None:
 
 
 def test_parameters_are_sent_as_they_are() -> None:
-    _, payload = do_task(Returns(result()), make_task(reply="parameters"), BASE, lambda: 0.0)
+    payload = do_task(Returns(result()), make_task(reply="parameters"), BASE, lambda: 0.0).payload
     assert payload is not None
     assert payload["w"].tolist() == [1.5, 1.0]
     assert tuple(payload) == ("w", "mean")
@@ -76,7 +78,7 @@ def test_parameters_are_sent_as_they_are() -> None:
 def test_a_delta_keeps_the_dtype_of_its_tensor(dtype: Any) -> None:
     base = Parameters({"w": np.array([1.0], dtype)})
     local = Parameters({"w": np.array([1.5], dtype)})
-    delta = make_payload("delta", base, local)["w"]
+    delta = make("delta", Start(base, {}, None, None), local, 1, TrainingConfig()).tensors["w"]
     assert delta.dtype == np.dtype(dtype)
     assert delta.astype(np.float64).tolist() == [0.5]
 
@@ -84,7 +86,7 @@ def test_a_delta_keeps_the_dtype_of_its_tensor(dtype: Any) -> None:
 def test_the_order_of_returned_tensors_does_not_matter() -> None:
     shuffled = result()
     reordered = TrainResult(dict(reversed(shuffled.parameters.items())), 7, 2)
-    _, payload = do_task(Returns(reordered), make_task(), BASE, lambda: 0.0)
+    payload = do_task(Returns(reordered), make_task(), BASE, lambda: 0.0).payload
     assert payload is not None
     assert tuple(payload) == ("w", "mean")
 
@@ -120,13 +122,14 @@ def test_an_app_error_is_fatal_and_says_the_difference() -> None:
 
 def test_metrics_that_no_message_may_carry_are_left_out() -> None:
     metrics = {"loss": np.float32(0.5), "f1": float("nan"), "x" * 65: 1.0, "text": "no number"}
-    update, _ = do_task(Returns(result(metrics=metrics)), make_task(), BASE, lambda: 0.0)
+    update = do_task(Returns(result(metrics=metrics)), make_task(), BASE, lambda: 0.0).update
     assert update.metrics == {"loss": 0.5}
 
 
 def test_an_evaluation_sends_metrics_alone() -> None:
     trainer = SimpleNamespace(evaluate=lambda parameters: {"accuracy": 0.5}, num_examples=9)
-    update, payload = do_task(trainer, make_task(work="evaluate"), BASE, lambda: 0.0)
+    done = do_task(trainer, make_task(work="evaluate"), BASE, lambda: 0.0)
+    update, payload = done.update, done.payload
     assert payload is None
     assert (update.payload, update.num_examples, update.metrics) == ("none", 9, {"accuracy": 0.5})
 

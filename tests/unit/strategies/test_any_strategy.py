@@ -20,6 +20,7 @@ from coordinator.strategies import (
     FedStaleWeight,
     ParticipationCorrection,
     Port,
+    Scaffold,
 )
 from coordinator.strategies.base import Strategy, Synchronous
 from coordinator.strategies.buffer import BufferState
@@ -53,6 +54,7 @@ def test_a_table_becomes_a_strategy() -> None:
         ('name = "port"\nhistory = 2\nbeta = 4', Port(history=2, beta=4.0)),
         ('name = "ca2fl"\nnum_participants = 7', Ca2fl(num_participants=7)),
         ('name = "area"\nnum_participants = 7', Area(num_participants=7)),
+        ('name = "scaffold"\nnum_participants = 7\nbuffer_size = 2', Scaffold(num_participants=7, buffer_size=2)),
         ('name = "fednova"\nbuffer_size = 3\nstaleness = {name = "hinge", a = 1, b = 2}',
          FedNova(buffer_size=3, staleness=Hinge(1, 2))),
         ('name = "fedbuff"\nstaleness = {name = "delay_adaptive", concurrency = 16}',

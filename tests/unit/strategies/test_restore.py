@@ -24,9 +24,11 @@ from coordinator.strategies import (
     FedStaleWeight,
     ParticipationCorrection,
     Port,
+    Scaffold,
 )
 from coordinator.strategies.base import RemembersParticipants
 from schemas.errors import CheckpointError
+from schemas.methods import CONTROL, trained
 from schemas.parameters import Parameters
 from tests.unit.strategies.twins import model, payload_bytes, update
 
@@ -50,6 +52,8 @@ STRATEGIES: list[AnyStrategy] = [
     Port(buffer_size=3, history=2),
     Ca2fl(num_participants=5, buffer_size=3, server_learning_rate=0.7),
     Area(num_participants=5, buffer_size=3),
+    Scaffold(num_participants=5, buffer_size=3, staleness=Polynomial(1.0)),
+    Scaffold(num_participants=5, cohort_size=3),
 ]
 
 
@@ -83,7 +87,7 @@ def run(
         payload = {n: rng.normal(size=parameters[n].shape).astype(parameters[n].dtype) for n in parameters.averaged()}
         one = update(
             Parameters(payload), rng.uniform(0.1, 2), number, f"p{number % 5}", num_steps=number,
-            train_s=rng.exponential(),
+            train_s=rng.exponential(), beside={CONTROL: Parameters({n: payload[n] for n in trained(parameters)})},
         )  # fmt: skip
         state = strategy.accumulate(state, one, staleness)
         if number in restart_after:
@@ -142,6 +146,7 @@ def test_a_state_that_was_restored_is_writeable_and_apart_from_the_checkpoint() 
         (Ca2fl(num_participants=1), FedBuff()),
         (FedBuff(), Area(num_participants=1)),
         (Area(num_participants=1), Ca2fl(num_participants=1)),
+        (FedBuff(), Scaffold(num_participants=1, buffer_size=2)),
     ],
 )
 def test_a_checkpoint_of_another_strategy_is_refused(strategy: AnyStrategy, other: AnyStrategy) -> None:

@@ -16,7 +16,7 @@ X, Y = RNG.standard_normal((60, 5)).astype(np.float32), RNG.integers(0, 3, 60)
 ROWS = [RNG.integers(0, 60, n) for n in (1, 4, 7, 12, 9)]
 
 
-def by_hand(rows, base, config):
+def by_hand(rows, base, config, correction):
     """One participant's softmax regression in float64, one batch after the other; and its last epoch's mean loss."""
     w, b = base["w"].astype(float), base["b"].astype(float)
     losses = []
@@ -28,24 +28,32 @@ def by_hand(rows, base, config):
         error = (p - np.eye(3)[Y[batch]]) / len(batch)
         pull = config.proximal_mu
         w, b = (
-            w - config.learning_rate * (x.T @ error + pull * (w - base["w"])),
-            b - config.learning_rate * (error.sum(axis=0) + pull * (b - base["b"])),
+            w - config.learning_rate * (x.T @ error + correction["w"] + pull * (w - base["w"])),
+            b - config.learning_rate * (error.sum(axis=0) + correction["b"] + pull * (b - base["b"])),
         )
     an_epoch = -(-len(rows) // config.batch_size)
     return w, b, np.concatenate(losses[(len(losses) - 1) // an_epoch * an_epoch :]).mean(), len(losses)
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("config", [{"epochs": 2}, {"epochs": 3, "proximal_mu": 0.7}, {"epochs": 2, "max_steps": 3}])
-def test_a_cohort_of_softmax_regressions_trains_as_each_would_by_itself(config):
+def test_a_cohort_of_softmax_regressions_trains_as_each_would_by_itself(config, corrected):
     federation = SoftmaxFederation(X, Y, ROWS, 3)
-    bases = [
-        Parameters({n: RNG.standard_normal(a.shape).astype(np.float32) for n, a in federation.initial.items()})
-        for _ in ROWS
-    ]
+    bases, corrections = (
+        [
+            Parameters({n: RNG.standard_normal(a.shape).astype(np.float32) for n, a in federation.initial.items()})
+            for _ in ROWS
+        ]
+        for _ in range(2)
+    )
     config = {"learning_rate": 0.3, "batch_size": 4} | config
-    jobs = [Job(i, base, TrainingConfig(seed=i, **config)) for i, base in enumerate(bases)]
+    jobs = [
+        Job(i, base, TrainingConfig(seed=i, **config), corrections[i] if corrected else None)
+        for i, base in enumerate(bases)
+    ]
+    nothing = {"w": 0.0, "b": 0.0}
     for job, trained in zip(jobs, federation.backend.train(jobs), strict=True):
-        w, b, loss, steps = by_hand(ROWS[job.participant], job.base, job.config)
+        w, b, loss, steps = by_hand(ROWS[job.participant], job.base, job.config, job.correction or nothing)
         np.testing.assert_allclose(trained.parameters["w"], w, atol=3e-6)
         np.testing.assert_allclose(trained.parameters["b"], b, atol=3e-6)
         assert trained.metrics["loss"] == pytest.approx(loss, rel=1e-5)
@@ -60,6 +68,21 @@ def test_q_steps_on_a_quadratic_leave_1_less_eta_h_to_the_q_of_the_distance():
     assert first.parameters["x"][0] == pytest.approx(2 + 0.8**3 * 8)
     assert second.parameters["x"][0] == pytest.approx(-1 + 0.9**3 * 11)
     assert base["x"][0] == 10.0
+
+
+def test_fedprox_pulls_a_quadratic_to_its_base_and_a_correction_adds_to_its_gradient():
+    federation = QuadraticFederation(np.array([1.0]), np.array([[2.0]]))
+    base = Parameters({"x": np.array([10.0])})
+
+    def trained(correction=None, **config):
+        job = Job(0, base, TrainingConfig(learning_rate=0.2, **config), correction)
+        return federation.backend.train([job])[0].parameters["x"][0]
+
+    assert trained(epochs=1, proximal_mu=3.0) == 10 - 0.2 * 8, "the first step is at the base"
+    assert trained(epochs=2, proximal_mu=3.0) == pytest.approx(8.4 - 0.2 * (6.4 + 3 * (8.4 - 10)))
+    # In the end h·(x - c) = μ·(base - x): x = (h·c + μ·base)/(h + μ)
+    assert trained(epochs=200, proximal_mu=3.0) == pytest.approx((2 + 30) / 4)
+    assert trained(Parameters({"x": np.array([-8.0])}), epochs=5) == 10.0
 
 
 @pytest.mark.parametrize(

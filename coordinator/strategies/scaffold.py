@@ -1,0 +1,175 @@
+"""SCAFFOLD: control variates take the drift out of many local steps, whatever the participants' data and speed.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning"
+(arXiv 1910.06378), Algorithm 1 with option II, over N participants:
+
+    participant    y ← y - η·(g(y) - c_i + c)                 from y = x, K steps
+                   Δc_i = (x - y)/(K·η) - c                   that is c_i⁺ - c_i with c_i⁺ = c_i - c + (x - y)/(K·η)
+    coordinator    x ← x + η_g·(1/S)·Σ Δy_i,  c ← c + (1/N)·Σ Δc_i
+
+A participant remembers c_i, the sum of the Δc_i that were accepted of it (zero at first), and the coordinator c, which
+is therefore the mean of all c_i. Where all stand still c_i is participant i's own gradient and c their mean, 0: x is
+the optimum of the plain mean of all objectives, also after many local steps and at any speeds.
+
+The paper's rounds are synchronous. With a `buffer_size` K a version is made of every K updates as FedBuff makes it,
+Δy_i weighted with s(τ_i)·q_i, and c is the one of the version that the participant started from. Δc_i has no weight in
+either form: c would no longer be the mean of the c_i. Participants must take plain gradient steps at
+`training.learning_rate`, because option II tells their mean gradient from where these end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from coordinator import arithmetic
+from coordinator.staleness import AnyStaleness
+from coordinator.strategies.base import Arrays, ClientUpdate, Cohort
+from coordinator.strategies.buffer import BufferState, check_coefficient, check_payload
+from coordinator.strategies.fedavg import check_minimum, check_this_round, round_is_ready
+from schemas.errors import CheckpointError
+from schemas.messages import Reply
+from schemas.methods import CONTROL, trained
+from schemas.parameters import Array, Parameters
+
+_CONTROLS, _CHANGES = "controls/", "changes/"
+
+
+@plain_dataclass
+class ScaffoldState(BufferState):
+    """The buffer of Δy_i, and the control variates in float64, so that adding for a year leaves no trace."""
+
+    num_participants: int = 1
+    controls: dict[str, Array] = field(default_factory=dict)
+    """Σ_j c_j as of the current version."""
+    changes: dict[str, Array] = field(default_factory=dict)
+    """Σ Δc_i of the buffer."""
+
+    def take(self, update: ClientUpdate, coefficient: float) -> None:
+        """Nothing changes where it does not fit."""
+        change = update.beside.get(CONTROL, Parameters({}))
+        found, expected = ({n: a.shape for n, a in group.items()} for group in (change, self.changes))
+        if found != expected:
+            raise ValueError(
+                f"update {update.update_id} has the control variates {found}, expected {expected}: a trainer must "
+                "give back what it was given"
+            )
+        check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
+        check_coefficient(update, coefficient)
+        for name, total in self.changes.items():
+            arithmetic.scale_add(total, 1.0, change[name])
+        self.add(update, coefficient)
+
+    def beside(self, parameters: Parameters) -> dict[str, dict[str, Array]]:
+        """c, in the dtypes of the parameters."""
+        return {CONTROL: {n: (x / self.num_participants).astype(parameters[n].dtype) for n, x in self.controls.items()}}
+
+    def move_controls(self) -> None:
+        for name, change in self.changes.items():
+            self.controls[name] += change
+            change.fill(0)
+
+    def arrays(self) -> dict[str, Array]:
+        own = {_CONTROLS + n: a for n, a in self.controls.items()} | {_CHANGES + n: a for n, a in self.changes.items()}
+        return super().arrays() | own
+
+    def load(self, arrays: Arrays, scalars: Mapping[str, Any]) -> Self:
+        for prefix, mine in ((_CONTROLS, self.controls), (_CHANGES, self.changes)):
+            for name, array in mine.items():
+                if arrays.get(prefix + name, np.empty(0)).shape != array.shape:
+                    raise CheckpointError(
+                        f"the checkpoint's strategy state has no array {prefix + name!r} of shape {array.shape}; "
+                        "resume with the strategy and model that wrote it"
+                    )
+                np.copyto(array, arrays[prefix + name])
+        super().load({n: a for n, a in arrays.items() if not n.startswith((_CONTROLS, _CHANGES))}, scalars)
+        return self
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Scaffold:
+    """Without a `buffer_size`: synchronous rounds as FedAvg's; with one, a new version at every so many updates.
+
+    Non-trainable floating tensors (BatchNorm statistics) take the same mean with rate 1 and have no control variates.
+    """
+
+    num_participants: Annotated[int, Field(ge=1)]
+    """N: all that take part in the run."""
+    server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    cohort_size: Annotated[int, Field(ge=1)] = 10
+    over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """ceil(cohort_size·over_selection) participants are asked; the first `cohort_size` updates count."""
+    round_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    min_updates: Annotated[int, Field(ge=1)] = 1
+    buffer_size: Annotated[int, Field(ge=1)] | None = None
+    staleness: AnyStaleness | None = None
+    """s(τ) of the asynchronous form; None is 1."""
+    name: Literal["scaffold"] = "scaffold"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        check_minimum(self.min_updates, self.cohort_size)
+        rounds = (self.cohort_size, self.over_selection, self.round_deadline_s, self.min_updates)
+        if self.buffer_size is not None and rounds != (10, 1.0, 600.0, 1):
+            raise ValueError(
+                f"buffer_size = {self.buffer_size} makes scaffold asynchronous, and cohort_size, over_selection, "
+                "round_deadline_s and min_updates are of synchronous rounds: leave out the one or the others"
+            )
+        if self.buffer_size is None and self.staleness is not None:
+            raise ValueError("staleness has no effect in synchronous rounds: leave it out, or set buffer_size")
+        return self
+
+    @property
+    def reply(self) -> Reply:
+        return "scaffold"
+
+    @property
+    def cohort(self) -> Cohort | None:
+        if self.buffer_size is not None:
+            return None
+        return Cohort(self.cohort_size, self.over_selection, self.round_deadline_s, self.min_updates)
+
+    @property
+    def max_participants(self) -> int:
+        return self.num_participants
+
+    def init(self, parameters: Parameters) -> ScaffoldState:
+        state = ScaffoldState.zero(parameters, None)
+        shapes = {n: parameters[n].shape for n in trained(parameters)}
+        state.controls, state.changes = ({n: np.zeros(shape) for n, shape in shapes.items()} for _ in range(2))
+        state.num_participants = self.num_participants
+        return state
+
+    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> ScaffoldState:
+        return self.init(parameters).load(arrays, scalars)
+
+    def open_round(self, state: ScaffoldState, now: float) -> ScaffoldState:
+        state.opened_at_s = now
+        return state
+
+    def accumulate(self, state: ScaffoldState, update: ClientUpdate, staleness: int) -> ScaffoldState:
+        if self.buffer_size is None:
+            check_this_round(update, staleness)
+        freshness = 1.0 if self.staleness is None else self.staleness(staleness)
+        state.take(update, freshness * update.client_weight)
+        return state
+
+    def ready(self, state: ScaffoldState, now: float) -> bool:
+        cohort = self.cohort
+        return state.count >= (self.buffer_size or 1) if cohort is None else round_is_ready(state, cohort, now)
+
+    def weights(self, state: ScaffoldState) -> tuple[float, ...]:
+        """η_g·s·q/S: what Δy_i is multiplied by."""
+        return tuple(self.server_learning_rate * c / state.count for c in state.coefficients)
+
+    def aggregate(self, state: ScaffoldState, parameters: Parameters) -> tuple[ScaffoldState, Parameters]:
+        new = state.step(parameters, self.server_learning_rate, 1.0 / state.count)
+        state.move_controls()
+        state.clear()
+        return state, new

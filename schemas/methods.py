@@ -1,0 +1,101 @@
+"""What a method's tasks and updates carry beside the model's own tensors, and whether its participants remember.
+
+A `reply` names the method's side on the participant. A tensor `w` of the group `control` travels as `control:w`, after
+the model's own tensors and in the same body: so that the codec, its limits and its checks need not know of groups.
+The tensors of a group are the model's trainable floating-point ones, with their dtypes and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from schemas.errors import AppError, SpecMismatch, shown
+from schemas.messages import Reply
+from schemas.parameters import Parameters, is_floating
+from schemas.tensors import ModelSpec, TensorSpec, averaged_spec
+
+CONTROL = "control"
+"""SCAFFOLD's control variates: c in a task, the change of c_i in an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """See the module docstring."""
+
+    task: tuple[str, ...] = ()
+    """Groups that a task carries."""
+    update: tuple[str, ...] = ()
+    """Groups that an update carries."""
+    remembers: bool = False
+    """Whether a participant keeps the sum of what it sent and was accepted (docs/decisions/0009)."""
+    corrected: bool = False
+    """Whether its trainer is given a correction of each gradient."""
+
+
+METHODS: Mapping[Reply, Method] = MappingProxyType(
+    {
+        "delta": Method(),
+        "parameters": Method(),
+        "change": Method(remembers=True),
+        "scaffold": Method(task=(CONTROL,), update=(CONTROL,), remembers=True, corrected=True),
+    }
+)
+
+
+def trained(parameters: Parameters) -> tuple[str, ...]:
+    """Names of the tensors that gradients step: floating-point and trainable. What a group is made of."""
+    return tuple(n for n, a in parameters.items() if is_floating(a.dtype) and n not in parameters.non_trainable)
+
+
+def update_spec(reply: Reply, model: ModelSpec) -> ModelSpec:
+    """What an update of this model carries: its floating tensors, then those of the method's groups."""
+    own = averaged_spec(model)
+    beside = [
+        TensorSpec(f"{group}:{s.name}", s.dtype, s.shape) for group in METHODS[reply].update for s in own if s.trainable
+    ]
+    return (*own, *beside)
+
+
+def join(parameters: Parameters, groups: Mapping[str, Mapping[str, object]]) -> Parameters:
+    """The tensors of a message: the model's, then each group's under `group:name`.
+
+    Raises AppError where a name of the model's would be taken for one of a group.
+    """
+    if not groups:
+        return parameters
+    for name in parameters:
+        if name.partition(":")[0] in groups and ":" in name:
+            raise AppError(
+                f"the model's tensor {shown(name)} begins as those of the method's group {name.partition(':')[0]!r} "
+                "do: give it another name"
+            )
+    beside = {f"{group}:{n}": a for group, tensors in groups.items() for n, a in tensors.items()}
+    return Parameters({**parameters, **beside}, parameters.non_trainable)  # type: ignore[dict-item]
+
+
+def split(tensors: Parameters, groups: tuple[str, ...]) -> tuple[Parameters, dict[str, Parameters]]:
+    """The model's tensors, and each group's under their plain names; views, nothing is copied."""
+    if not groups:
+        return tensors, {}
+    found: dict[str, dict[str, object]] = {group: {} for group in groups}
+    own: list[str] = []
+    for name in tensors:
+        group, colon, rest = name.partition(":")
+        if colon and group in found:
+            found[group][rest] = tensors[name]
+        else:
+            own.append(name)
+    return tensors.select(own), {group: Parameters(inside) for group, inside in found.items()}  # type: ignore[arg-type]
+
+
+def check_groups(parameters: Parameters, beside: Mapping[str, Parameters]) -> None:
+    """Raise SpecMismatch unless each group has the tensors that this model trains, and no others."""
+    expected = [(n, parameters[n].dtype, parameters[n].shape) for n in trained(parameters)]
+    for group, tensors in beside.items():
+        if [(n, a.dtype, a.shape) for n, a in tensors.items()] != expected:
+            raise SpecMismatch(
+                f"the group {group!r} has the tensors {list(tensors)[:3]}..., expected the model's trainable ones, "
+                f"{[n for n, *_ in expected][:3]}..., in their order and with their dtypes and shapes"
+            )
