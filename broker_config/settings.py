@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
 
 
 def _one_text(value: object) -> object:
@@ -27,7 +28,11 @@ class BrokerSettings(BaseModel):
     prefix: str = Field(default="fedmq", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """First part of every exchange's and queue's name: one federation, one prefix."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=65_536)
-    """Larger messages are refused on both sides before they are sent."""
+    """What is larger travels in chunks."""
+    chunk_bytes: int = Field(default=CHUNK_BYTES, ge=4096, le=2**30)
+    """One chunk, where `max_message_bytes` lets it be so large."""
+    max_payload_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=65_536, le=MAX_PAYLOAD_BYTES)
+    """The largest task or update, in however many chunks; larger ones are refused on both sides."""
     heartbeat_s: int = Field(default=30, ge=1)
     publish_timeout_s: float = Field(default=60.0, gt=0)
     reconnect_max_s: float = Field(default=30.0, ge=0.1)
@@ -39,4 +44,4 @@ class BrokerSettings(BaseModel):
 
     def topology(self) -> Topology:
         """The names that this federation uses on the broker."""
-        return Topology(prefix=self.prefix)
+        return Topology(prefix=self.prefix, payload_max_bytes=self.max_payload_bytes)

@@ -62,6 +62,8 @@ class Topology:
     prefix: str = "fedmq"
     updates_max_bytes: int = 8 * 1024**3
     """The updates queue pushes back (reject-publish) beyond this."""
+    payload_max_bytes: int = 4 * 1024**3
+    """One payload in chunks. Its queue pushes back somewhat beyond this: chunks may come twice."""
 
     @property
     def tasks_exchange(self) -> Exchange:
@@ -78,6 +80,10 @@ class Topology:
     @property
     def dead_exchange(self) -> Exchange:
         return Exchange(f"{self.prefix}.dead")
+
+    @property
+    def payloads_exchange(self) -> Exchange:
+        return Exchange(f"{self.prefix}.payloads")
 
     @property
     def updates(self) -> Queue:
@@ -137,9 +143,30 @@ class Topology:
             expires_s=14 * 24 * 3600.0,
         )
 
+    def payload(self, participant_id: str, key: str, expires_s: float = 14 * 24 * 3600.0) -> Queue:
+        """The chunks of one task or update, from or to this participant. `key` is the update's id, or a task's payload
+        id. Classic, because such a queue is always young, and a broker that is killed forgets young quorum queues
+        (docs/operations.md); what it loses is on its sender's disk (docs/decisions/0014)."""
+        name = f"{self.prefix}.payload.{participant_id}.{key}"
+        return Queue(
+            name=name,
+            kind="classic",
+            exchange=self.payloads_exchange.name,
+            routing_key=name,
+            max_length_bytes=self.payload_max_bytes + 256 * 1024**2,
+            overflow="reject-publish",
+            expires_s=expires_s,
+        )
+
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
-        return (self.tasks_exchange, self.updates_exchange, self.control_exchange, self.dead_exchange)
+        return (
+            self.tasks_exchange,
+            self.updates_exchange,
+            self.control_exchange,
+            self.dead_exchange,
+            self.payloads_exchange,
+        )
 
     @property
     def shared_queues(self) -> tuple[Queue, ...]:

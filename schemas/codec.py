@@ -58,19 +58,23 @@ class _Header:
 
 
 def encode(message: AnyMessage, parameters: Parameters | None = None) -> bytes:
-    """One message body. Non-contiguous and big-endian tensors are converted; NaN and infinity are not looked for.
+    """One message body; errors as `encode_in_pieces`."""
+    return b"".join(encode_in_pieces(message, parameters))
 
-    Raises AppError for tensors that no envelope can carry, and ValueError where `parameters` are given with a message
-    that carries none, or are not given with one that does.
+
+def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) -> list[memoryview | bytes]:
+    """One message body, ready to be joined: contiguous little-endian tensors are views, no copies.
+
+    Non-contiguous and big-endian tensors are converted; NaN and infinity are not looked for. Raises AppError for
+    tensors that no envelope can carry, and ValueError where `parameters` are given with a message that carries none, or
+    are not given with one that does.
     """
     mismatch = _carriage_mismatch(message, parameters)
     if mismatch:
         raise ValueError(mismatch)
-    header: dict[str, Any] = {
-        "fedmq": SCHEMA_VERSION,
-        "kind": message.kind,
-        "body": message.model_dump(exclude={"kind"}),
-    }
+    in_chunks = isinstance(message, Task | Update) and message.chunks is not None
+    fields = message.model_dump(exclude={"kind"} if in_chunks else {"kind", "chunks"})
+    header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []
     if parameters is not None:
         header["tensors"] = _entries(spec_of(parameters))
@@ -83,7 +87,7 @@ def encode(message: AnyMessage, parameters: Parameters | None = None) -> bytes:
         )
     blob_head = _bin_head(sum(len(p) for p in pieces))
     padding = -(len(head) + 2 + len(blob_head)) % BLOB_ALIGNMENT_BYTES
-    return b"".join([head, _bin_head(padding), bytes(padding), blob_head, *pieces])
+    return [head, _bin_head(padding), bytes(padding), blob_head, *pieces]
 
 
 def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, check_finite: bool = True) -> Decoded:
@@ -116,11 +120,14 @@ def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
 
 
 def _carriage_mismatch(message: AnyMessage, parameters: Parameters | None) -> str | None:
-    carries = isinstance(message, Task) or (isinstance(message, Update) and message.payload != "none")
+    how, carries = "", isinstance(message, Task | Update)
+    if isinstance(message, Task | Update) and message.chunks is not None:
+        how, carries = " in chunks", False
+    elif isinstance(message, Update) and message.payload == "none":
+        how, carries = " with payload 'none'", False
     if carries == (parameters is not None):
         return None
-    what = f"{message.kind} with payload 'none'" if isinstance(message, Update) and not carries else message.kind
-    return f"a message of kind {what} must {'' if carries else 'not '}carry tensors"
+    return f"a message of kind {message.kind}{how} must {'' if carries else 'not '}carry tensors"
 
 
 def _entries(spec: ModelSpec) -> list[dict[str, Any]]:

@@ -20,3 +20,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+CHUNK_BYTES = 4 * 1024 * 1024
+"""One piece of what is too large for one message. Larger ones are no faster, and cost more to send again."""
+MAX_PAYLOAD_BYTES = 4 * 1024**3
+"""The largest payload that may travel in chunks: an envelope's blob ends there."""

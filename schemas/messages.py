@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -28,13 +28,34 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 """Bounded so that SQLite, msgpack and a float64 all hold it exactly."""
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
 
-DeclineReason = Literal["busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over"]
+DeclineReason = Literal["busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost"]
 
 
 class Message(BaseModel):
     """What all messages share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ChunkedPayload(Message):
+    """Where a message travels in pieces: the message itself is then a manifest, and what `encode` would have made of
+    it without this field lies, cut into chunks, in a queue of its own (schemas.chunks, Topology.payload)."""
+
+    payload_id: Identifier
+    """On every chunk: pieces of an earlier try, with other bytes, are not taken for this one's."""
+    num_bytes: int = Field(ge=1, le=2**33)
+    chunk_bytes: int = Field(ge=1024, le=2**30)
+    """Of every chunk but the last."""
+    count: int = Field(ge=1, le=65_000)
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the chunks' SHA-256 digests, in their order."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        expected = -(-self.num_bytes // self.chunk_bytes)
+        if self.count != expected:
+            raise ValueError(f"{self.num_bytes} bytes in chunks of {self.chunk_bytes} are {expected}, not {self.count}")
+        return self
 
 
 class TrainingConfig(Message):
@@ -84,6 +105,8 @@ class Task(Message):
     reply: Reply
     training: TrainingConfig
     lease_s: float = Field(gt=0, allow_inf_nan=False)
+    chunks: ChunkedPayload | None = None
+    """Set where the parameters travel in chunks, and not beside this message."""
 
 
 class Update(Message):
@@ -105,6 +128,14 @@ class Update(Message):
     metrics: Metrics = Field(default_factory=dict)
     """What the trainer reports. "loss", where present, is what the `quality` client weight reads."""
     train_s: Seconds
+    chunks: ChunkedPayload | None = None
+    """Set where the payload travels in chunks, and not beside this message."""
+
+    @model_validator(mode="after")
+    def _chunks_are_of_a_payload(self) -> Self:
+        if self.chunks is not None and self.payload == "none":
+            raise ValueError("an update with payload 'none' has nothing to send in chunks")
+        return self
 
 
 class Decline(Message):
@@ -140,7 +171,8 @@ class Notice(Message):
     kind: Literal["notice"] = "notice"
     run_id: Identifier
     participant_id: Identifier
-    event: Literal["run_finished", "task_withdrawn", "say_hello"]
+    event: Literal["run_finished", "task_withdrawn", "say_hello", "send_again"]
+    """"send_again": chunks of this task's update are missing or damaged, it is to be uploaded once more."""
     task_id: Identifier | None = None
     detail: Text = ""
 

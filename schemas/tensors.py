@@ -143,6 +143,14 @@ def pack(parameters: Parameters) -> list[memoryview | bytes]:
     return pieces
 
 
+def packed_bytes(spec: ModelSpec) -> int:
+    """How long the blob of these tensors is."""
+    end = 0
+    for tensor in spec:
+        end += -end % TENSOR_ALIGNMENT_BYTES + tensor.num_bytes
+    return end
+
+
 def read_entries(entries: Sequence[Any], limits: Limits) -> ModelSpec:
     """Header entries as specs. Raises LimitExceeded, MalformedMessage, or pydantic's ValidationError."""
     if len(entries) > limits.max_tensors:

@@ -21,7 +21,8 @@ def test_a_stale_file_is_found_and_rewritten(tmp_path: Path, monkeypatch: pytest
 
 def test_definitions_hold_every_shared_object_and_no_user() -> None:
     found = definitions.definitions(Topology("p"))
-    assert [exchange["name"] for exchange in found["exchanges"]] == ["p.tasks", "p.updates", "p.control", "p.dead"]
+    names = ["p.tasks", "p.updates", "p.control", "p.dead", "p.payloads"]
+    assert [exchange["name"] for exchange in found["exchanges"]] == names
     assert [queue["name"] for queue in found["queues"]] == ["p.dead", "p.updates", "p.control"]
     assert [(b["source"], b["destination"], b["routing_key"]) for b in found["bindings"]] == [
         ("p.dead", "p.dead", "dead"),

@@ -1,0 +1,123 @@
+"""Payloads in chunks: how each piece is labelled, and how a receiver knows that it has them all, each as it was sent.
+
+A chunk is a message whose body is bytes [index·chunk_bytes, (index+1)·chunk_bytes) of the payload, and whose headers
+say which payload, which index, and the SHA-256 of the body. The manifest (messages.ChunkedPayload) has the digest over
+these digests, so that every byte is hashed once on each side. (SHA-256 is twice as fast as BLAKE2b where the processor
+has instructions for it, as nearly all have.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from schemas.errors import MalformedMessage, shown
+from schemas.messages import ChunkedPayload
+
+DIGEST_BYTES = 32
+PAYLOAD_ID, INDEX, DIGEST = "payload_id", "chunk", "digest"
+"""Names of headers."""
+
+
+def digest_of(chunk: bytes | bytearray | memoryview) -> bytes:
+    """SHA-256."""
+    return hashlib.sha256(chunk).digest()
+
+
+def digest_of_all(digests: Iterable[bytes]) -> str:
+    """What a manifest says, from the digests of all chunks in their order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def headers(payload_id: str, index: int, digest: bytes) -> dict[str, str | int | bool]:
+    """A chunk's label."""
+    return {PAYLOAD_ID: payload_id, INDEX: index, DIGEST: digest.hex()}
+
+
+class Pieces:
+    """What `encode_in_pieces` made, to be read in parts: nothing is joined that is not asked for."""
+
+    def __init__(self, pieces: Sequence[memoryview | bytes]) -> None:
+        self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
+        self._starts = list(accumulate((piece.nbytes for piece in self._pieces), initial=0))
+
+    @property
+    def num_bytes(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, fewer at the end."""
+        parts, end = [], min(start + length, self.num_bytes)
+        at = bisect_right(self._starts, start) - 1
+        while start < end:
+            inside = start - self._starts[at]
+            part = self._pieces[at][inside : inside + end - start]
+            parts.append(part)
+            start += part.nbytes
+            at += 1
+        return b"".join(parts)
+
+
+class Assembly:
+    """Which chunks of one payload have come. The bytes themselves are the caller's: each goes to `offset(index)`.
+
+    `place` says where a chunk belongs, before it is looked into; `check` takes the digest of what lies there.
+    """
+
+    def __init__(self, payload: ChunkedPayload, digests: Mapping[int, bytes] | None = None) -> None:
+        """`digests` of the chunks that are there already."""
+        self.payload = payload
+        self._placed: dict[int, bytes] = {}
+        self._checked: dict[int, bytes] = dict(digests or {})
+
+    def offset(self, index: int) -> int:
+        """Where a chunk begins in the payload."""
+        return index * self.payload.chunk_bytes
+
+    def length(self, index: int) -> int:
+        """How long a chunk is."""
+        return min(self.payload.chunk_bytes, self.payload.num_bytes - self.offset(index))
+
+    @property
+    def missing(self) -> int:
+        """Chunks that have not been checked yet."""
+        return self.payload.count - len(self._checked)
+
+    def place(self, label: Mapping[str, object], num_bytes: int) -> int | None:
+        """The index of a chunk that is wanted; None for one that is there already, or of another payload.
+
+        Raises MalformedMessage where it cannot be a part of this payload although it says so.
+        """
+        if label.get(PAYLOAD_ID) != self.payload.payload_id:
+            return None
+        index, digest = label.get(INDEX), label.get(DIGEST)
+        if type(index) is not int or not 0 <= index < self.payload.count:
+            raise MalformedMessage(f"chunk index {shown(index)}, expected 0 to {self.payload.count - 1}")
+        if num_bytes != self.length(index):
+            raise MalformedMessage(f"chunk {index} has {num_bytes} bytes, expected {self.length(index)}")
+        if not isinstance(digest, str) or len(digest) != 2 * DIGEST_BYTES:
+            raise MalformedMessage(f"chunk {index} has the digest {shown(digest)}, expected 64 hexadecimal digits")
+        if index in self._placed or index in self._checked:
+            return None
+        try:
+            self._placed[index] = bytes.fromhex(digest)
+        except ValueError:
+            raise MalformedMessage(f"chunk {index} has the digest {shown(digest)}, expected hexadecimal") from None
+        return index
+
+    def check(self, index: int, found: bytes) -> None:
+        """Raise MalformedMessage unless the placed chunk has the digest of its label."""
+        expected = self._placed.pop(index)
+        if found != expected:
+            raise MalformedMessage(f"chunk {index} of {self.payload.count} was damaged on its way: its digest differs")
+        self._checked[index] = found
+
+    def check_all(self) -> None:
+        """Raise MalformedMessage unless every chunk is there and together they have the digest of the manifest."""
+        if self.missing:
+            raise MalformedMessage(f"{self.missing} of {self.payload.count} chunks are missing")
+        digests = [self._checked[index] for index in range(self.payload.count)]
+        if digest_of_all(digests) != self.payload.digest:
+            raise MalformedMessage("the chunks are not those that the manifest describes: the digest of all differs")
