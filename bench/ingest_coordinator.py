@@ -76,6 +76,7 @@ def prepare(run_dir: str, num_bytes: str, count: str) -> None:
     folder, number = RunFolder(Path(run_dir)), int(count)
     folder.acquire()
     with Ledger(folder.ledger) as ledger:
+        ledger.take_over("bench", 0, 0.0)
         core = open_core(folder, ledger, run=settings(number), strategy=STRATEGY, training=TRAINING,
                          commit=CommitSettings(), initial_parameters=lambda: model(int(num_bytes)),
                          evaluates=False)  # fmt: skip

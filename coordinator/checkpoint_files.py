@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,10 @@ class CheckpointFiles:
         """Where a checkpoint lies: the newest one twice."""
         return [folder / name for folder in (self._folders() if newest else [self.main])]
 
-    def left_over(self, kept: Iterable[str]) -> list[str]:
-        """Names of files, in any of the folders, that are not among those `kept`."""
+    def left_over(self, kept: Iterable[str], epoch: int) -> list[str]:
+        """Names of files, in any of the folders, that are not among those `kept`, and no newer than `epoch`."""
         found = {path.name for folder in self._folders() if folder.is_dir() for path in folder.iterdir()}
-        return sorted(found.difference(kept))
+        return sorted(name for name in found.difference(kept) if _epoch_of(name) <= epoch)
 
     def remove(self, names: Iterable[str]) -> None:
         """A file too many does no harm, the next start removes it."""
@@ -123,3 +124,14 @@ class CheckpointFiles:
 
     def _folders(self) -> list[Path]:
         return [self.main] if self.copies is None else [self.main, self.copies]
+
+
+def file_name(seq: int, epoch: int) -> str:
+    """Of a checkpoint. Two coordinators never write files of one name: each has its own epoch (coordinator.epochs)."""
+    return f"{seq:08d}-e{epoch:04d}.safetensors"
+
+
+def _epoch_of(name: str) -> int:
+    """The epoch in a checkpoint's name, also of one that is half written; 0 for a file that is none of ours."""
+    found = re.fullmatch(r"\d+-e(\d+)\.safetensors(\.tmp)?", name)
+    return int(found[1]) if found else 0

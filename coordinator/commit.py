@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 from broker_config.faults import fault
 from broker_config.transport import Delivery
-from coordinator.checkpoint_files import CheckpointFiles
+from coordinator.checkpoint_files import CheckpointFiles, file_name
 from coordinator.core import Core
 from coordinator.events import ClosedTask, Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import CheckpointRow, Group
 from coordinator.records import OPEN_STATES, Snapshot
 from coordinator.settings import CommitSettings
+from schemas.errors import Deposed
 from schemas.messages import Notice, Receipt
 from schemas.parameters import Parameters
 
@@ -99,7 +100,12 @@ class Pace:
 
 
 class Committer:
-    """Writes checkpoints and the ledger of one run."""
+    """Writes checkpoints and the ledger of one run, in the ledger's epoch.
+
+    A checkpoint's name has its epoch, so that a coordinator which was paused and deposed writes over no file of its
+    successor's, and at its start it takes away what older epochs left, nothing newer: whatever it has read of the
+    ledger may be out of date by then.
+    """
 
     def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int) -> None:
         self._files = files
@@ -108,7 +114,7 @@ class Committer:
         rows = ledger.checkpoints()
         self._state = rows[0]
         self._kept = [row.file for row in reversed(rows)]
-        left_over = files.left_over(self._kept)
+        left_over = files.left_over(self._kept, ledger.epoch)
         cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
         if cut_short:
             log.warning(
@@ -120,13 +126,14 @@ class Committer:
             files.supersede_copy(name)
 
     @staticmethod
-    def first_checkpoint(files: CheckpointFiles, snapshot: Snapshot) -> CheckpointRow:
+    def first_checkpoint(files: CheckpointFiles, epoch: int, snapshot: Snapshot) -> CheckpointRow:
         """Write version 0 of a new run."""
-        return _write(files, 0, 0, 0, snapshot)
+        return _write(files, 0, 0, 0, snapshot, epoch=epoch)
 
     def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
         """Make `pending` and the core's state durable. Raises OSError where the disk refuses: nothing was committed,
-        `pending` is as good as before."""
+        `pending` is as good as before. Raises Deposed where another coordinator has taken over: nothing was committed,
+        and nothing will be."""
         pending.group.finished = core.finished
         changes = core.changes()
         pending.group.participants.update(changes.participants)
@@ -136,14 +143,21 @@ class Committer:
         state = self._state
         if pending.arrays_changed:
             accepted = state.accepted + len(pending.group.accepted)
-            state = _write(self._files, state.seq + 1, core.version, accepted, snapshot)
+            state = _write(
+                self._files, state.seq + 1, core.version, accepted, snapshot, epoch=self._ledger.epoch
+            )  # fmt: skip
             fault("after-checkpoint")
         else:
             state = CheckpointRow(
                 state.seq, state.file, state.digest, core.version, state.accepted, scalars=snapshot.scalars
             )
         fault("before-ledger")
-        self._ledger.commit(pending.group, state, clock(), time.time(), keep=self._keep)
+        try:
+            self._ledger.commit(pending.group, state, clock(), time.time(), keep=self._keep)
+        except Deposed:
+            if state.seq != self._state.seq:
+                self._files.remove([state.file])
+            raise
         fault("after-ledger")
         if state.seq != self._state.seq:
             self._files.supersede_copy(self._state.file)
@@ -163,8 +177,10 @@ def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | 
     return ClosedTask(task.task_id, task.participant_id, task.state)  # type: ignore[arg-type]
 
 
-def _write(files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
+def _write(
+    files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot, *, epoch: int
+) -> CheckpointRow:
     fault("before-checkpoint")
-    name = f"{seq:08d}.safetensors"
+    name = file_name(seq, epoch)
     digest = files.write(name, snapshot.arrays, {"version": version, "accepted": accepted})
     return CheckpointRow(seq, name, digest, version, accepted, snapshot.scalars)

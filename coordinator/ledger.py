@@ -1,6 +1,7 @@
 """The ledger: a SQLite file that says which updates, with which staleness and weight, made each model version.
 
-One `Ledger` writes (WAL, synchronous=FULL, one transaction a commit); any number of `LedgerReader`s read meanwhile.
+One `Ledger` writes (WAL, synchronous=FULL, one transaction a commit, in its own epoch: coordinator.epochs); any number
+of `LedgerReader`s read meanwhile.
 Both are used from the thread that opened them.
 """
 
@@ -15,9 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
+from coordinator import epochs
 from coordinator.events import ClosedTask
 from coordinator.ledger_rows import (
     CheckpointRow,
+    EpochRow,
     EvaluationRow,
     FederatedMetricsRow,
     Group,
@@ -96,6 +99,11 @@ class LedgerReader:
             raise LedgerError(f"ledger {self.path} holds no run: it was never filled; remove it and start again")
         run_id, run_uid, settings, *rest = rows[0]
         return RunRow(run_id, run_uid, json.loads(settings), *rest)
+
+    def newest_epoch(self) -> EpochRow | None:
+        """The coordinator that is active, or was the last one; None before the first."""
+        with self._guarded():
+            return epochs.newest(self._db)
 
     def checkpoints(self) -> list[CheckpointRow]:
         """The kept ones, newest first; the first is the run's state."""
@@ -217,18 +225,18 @@ class LedgerReader:
 
 
 class Ledger(LedgerReader):
-    """The one writer. The caller holds the run folder's lock (coordinator.run_folder)."""
+    """The one writer, from `take_over` until somebody else takes over: then every transaction raises Deposed."""
+
+    epoch = 0
+    """Our own."""
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                db.executescript(
-                    f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {LEDGER_VERSION}; "
-                    f"{TABLES} COMMIT;"
-                )
+            if _is_empty(db):
+                _fill(db)
         except sqlite3.DatabaseError as error:
             db.close()
             raise LedgerError(f"ledger {self.path} cannot be used: {error}. {_ADVICE}") from error
@@ -237,6 +245,22 @@ class Ledger(LedgerReader):
     def is_new(self) -> bool:
         """Whether no run was created in it yet."""
         return not self._rows("SELECT 1 FROM run")
+
+    def take_over(self, host: str, pid: int, wall_s: float) -> int:
+        """Begin an epoch, which is this ledger's own from now on; `host`, `pid` and `wall_s` are for people. Comes
+        before anything is read that a decision rests on.
+
+        Raises OSError where the disk refuses, or another process stands still in the middle of a commit.
+        """
+        with self._transaction(fenced=False) as db:
+            epoch = epochs.begin(db, host, pid, wall_s)
+        self.epoch = epoch
+        return epoch
+
+    def leave(self, wall_s: float) -> None:
+        """Note that the epoch is left on purpose."""
+        with self._transaction() as db:
+            epochs.end(db, self.epoch, wall_s)
 
     def create(
         self, run_id: str, run_uid: str, settings: Mapping[str, Any], wall_s: float, first: CheckpointRow
@@ -258,8 +282,8 @@ class Ledger(LedgerReader):
         """One transaction. `state` with the newest row's `seq` renews its scalars, with a higher one it is a new row,
         and the newest `keep` rows stay.
 
-        Raises OSError where the disk refuses (full, for instance: nothing was written, try again) and LedgerError
-        where the file is damaged.
+        Raises OSError where the disk refuses (full, for instance: nothing was written, try again), LedgerError
+        where the file is damaged, and Deposed where somebody else has taken over: nothing was written then either.
         """
         with self._transaction() as db:
             self._put_checkpoint(db, state, run_s, wall_s)
@@ -312,9 +336,11 @@ class Ledger(LedgerReader):
         )
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, fenced: bool = True) -> Iterator[sqlite3.Connection]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            if fenced:
+                epochs.check(self._db, self.epoch)
             yield self._db
             self._db.execute("COMMIT")
         except BaseException as error:
@@ -325,6 +351,20 @@ class Ledger(LedgerReader):
             if isinstance(error, sqlite3.DatabaseError):
                 raise LedgerError(f"ledger {self.path} refused a commit: {error}") from error
             raise
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    if _is_empty(db):  # still, though another coordinator may have started at the same moment
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        for statement in TABLES.split(";\n"):
+            db.execute(statement)
+    db.execute("COMMIT")
 
 
 def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:

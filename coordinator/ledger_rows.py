@@ -25,6 +25,18 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One coordinator's time as the active one. `ended_wall_s` is None until it leaves by itself: it works, or was
+    killed, or another one took over."""
+
+    epoch: int
+    host: str
+    pid: int
+    began_wall_s: float
+    ended_wall_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointRow:
     """One commit's arrays (a file) and scalars (here)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 """SQLite's user_version: raise it with every change of the tables."""
 
 TABLES = """
@@ -17,6 +17,13 @@ CREATE TABLE run(
     elapsed_s REAL NOT NULL,        -- run time at the last commit
     committed_wall_s REAL NOT NULL,
     finished TEXT                   -- the reason, NULL while the run goes on
+) STRICT;
+CREATE TABLE epochs(                -- each coordinator's time as the active one; only the newest may write
+    epoch INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    began_wall_s REAL NOT NULL,
+    ended_wall_s REAL               -- NULL until it leaves by itself
 ) STRICT;
 CREATE TABLE checkpoints(           -- the newest row is the state; older ones go with their files
     seq INTEGER PRIMARY KEY,

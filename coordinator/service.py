@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -102,7 +105,12 @@ class CoordinatorService:
         self._folder.acquire()
         try:
             with Ledger(self._folder.ledger) as ledger:
-                return self._run(ledger)
+                epoch = ledger.take_over(socket.gethostname(), os.getpid(), time.time())
+                log.info("this coordinator is the active one run=%s epoch=%d", self._run_settings.run_id, epoch)
+                summary = self._run(ledger)
+                with contextlib.suppress(OSError):  # of a full disk: it is for people only
+                    ledger.leave(time.time())
+                return summary
         finally:
             self._folder.release()
 

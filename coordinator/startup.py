@@ -56,7 +56,7 @@ def open_core(
         core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
         files.prepare()
-        first = Committer.first_checkpoint(files, core.snapshot())
+        first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
         return core

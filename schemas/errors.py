@@ -23,6 +23,7 @@ FedmqError
 └── StateError                our own files
     ├── CheckpointError       torn, truncated, corrupt, or of another run
     ├── LedgerError           the SQLite ledger
+    ├── Deposed               another coordinator has taken the run over: nothing more may be committed or acked
     └── SpoolError            the participant's spool and outbox
 """
 
@@ -143,6 +144,10 @@ class CheckpointError(StateError):
 
 class LedgerError(StateError):
     """The ledger cannot be read or written."""
+
+
+class Deposed(StateError):
+    """Another coordinator has taken the run over since: this one may commit and ack nothing any more."""
 
 
 class SpoolError(StateError):

@@ -65,15 +65,15 @@ class Participant:
         self.transport = EmbeddedTransport(broker, name)
         self.transport.open(TOPOLOGY.exchanges, [*TOPOLOGY.shared_queues, self._queue])
         self.transport.consume(self._queue.name, self._on_delivery, 8)
-        self.hello()
+        self.hello().result(DEADLINE_S)  # so that participants are known in the order in which they join
 
-    def hello(self) -> None:
+    def hello(self) -> Future[None]:
         with self.changed:
             message = Hello(
                 participant_id=self.name, session_id=f"s{self.session}", num_examples=10,
                 accepting=self.accepting, task_ids=tuple(self.held),
             )  # fmt: skip
-        self.send_control(message)
+        return self.send_control(message)
 
     def send_control(self, message: Hello | Decline | Notice) -> Future[None]:
         return self.send(encode(message), queue=TOPOLOGY.control)

@@ -4,13 +4,14 @@ import logging
 
 from coordinator.settings import StopSettings
 from coordinator.strategies import Area
+from tests.integration.coordinator.federation import DEADLINE_S
 
 
 def test_a_participant_too_many_gets_no_tasks_and_the_log_says_why_once(federation, caplog):
     federation.strategy = Area(num_participants=2)
     federation.stop = StopSettings(max_updates=12)
     for name in ("p0", "p1", "p2"):
-        federation.join(name).hello()
+        federation.join(name).hello().result(DEADLINE_S)
     with caplog.at_level(logging.WARNING, "fedmq.coordinator"):
         assert federation.run().accepted == 12
     assert len(federation.participants[2].tasks) == 0
