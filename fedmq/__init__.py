@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from studies.population import Population
     from studies.settings import StudyRun
     from studies.study import Contender, Study
+    from studies.tuning import Tuning
 
 __version__ = version("fedmq")
 
@@ -69,6 +70,7 @@ _HOMES = {
     "KerasProblem": "studies.keras_problem",
     "Population": "studies.population",
     "StudyRun": "studies.settings",
+    "Tuning": "studies.tuning",
     "KerasTrainer": "participant.keras_trainer",
     **dict.fromkeys(("TrainResult", "Trainer"), "participant.trainer"),
     **dict.fromkeys(_ERRORS, "schemas.errors"),
@@ -82,7 +84,7 @@ __all__ = [
     "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "Parameters",
     "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "RunSettings", "Scaffold",
     "StateError", "StopSettings", "Study", "StudyRun", "TargetMetric", "TrainResult", "Trainer", "TrainerError",
-    "TrainingConfig", "__version__", "load_config", "load_mnist",
+    "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist",
 ]  # fmt: skip
 
 

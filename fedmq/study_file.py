@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -44,6 +44,7 @@ from studies.population import Population
 from studies.quadratics import Quadratics
 from studies.settings import StudyRun
 from studies.study import Contender, Study
+from studies.tuning import Tuning
 from studies.value import Value
 
 MNIST = "mnist"
@@ -65,6 +66,9 @@ class StudyStrategy(Value):
     """In place of the study's, where a strategy is to be compared at its own best learning rate."""
     run: StudyRun | None = None
     """In place of the study's."""
+    tune: dict[str, list[float]] | None = None
+    """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to be tried, in place of the default grid;
+    an empty table leaves this strategy as it is."""
 
 
 class StudyFile(Value):
@@ -76,7 +80,11 @@ class StudyFile(Value):
     out: str | None = None
     """The folder of the results, relative to the file; {name}-results without it."""
     target: TargetMetric | None = None
-    """What the report counts the cost of reaching; without one, the best value that all cells reached."""
+    """What the report counts the cost of reaching; without one the report chooses a value that all cells reached."""
+    tuning: Tuning | Literal[False] = Tuning()
+    """How each strategy is tuned before it is compared; false compares them as they stand here."""
+    memory_limit_bytes: Annotated[int, Field(ge=1024**2)] | None = None
+    """For all processes together; what the machine has free without it."""
     problem: Annotated[Quadratics | SoftmaxProblem, Field(discriminator="name")]
     run: StudyRun
     training: TrainingConfig = TrainingConfig()
@@ -99,12 +107,14 @@ def load_study(path: str | Path) -> tuple[Study, Path]:
     study = Study(
         name=file.name,
         problem=_found(file.problem, here),
-        contenders=[Contender(s.label, s.strategy, s.training, s.run) for s in file.strategies],
+        contenders=[Contender(s.label, s.strategy, s.training, s.run, s.tune) for s in file.strategies],
         populations=[_with_trace(p, here) for p in file.populations],
         run_settings=file.run,
         training=file.training,
         seeds=list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds,
         target=file.target,
+        tuning=file.tuning or None,
+        memory_limit_bytes=file.memory_limit_bytes,
     )
     return study, here / (file.out or f"{file.name}-results")
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from coordinator.strategies.base import Strategy
+from coordinator.strategies.base import Strategy, max_participants
+from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
 from studies.engine import Stuck, simulate
 from studies.outcome import Outcome
@@ -24,7 +25,9 @@ from studies.population import Population
 from studies.problem import Problem
 from studies.settings import StudyRun
 
-FORMAT = 2
+MODELS_BESIDE = 8
+"""The current version, the strategy's buffer and moments, and what an aggregation needs for a moment."""
+FORMAT = 3
 """Of a cell's file, and of what the engine makes of a seed: raised whenever results change."""
 
 
@@ -81,6 +84,8 @@ class CellResult:
     """The client weight of each participant's last update; 1 where it had none."""
     accepted: list[int]
     """Updates of each participant."""
+    task_s: list[float]
+    """Seconds that a task of each participant takes on average, before it drops out or is off."""
     evaluations: list[dict[str, Any]]
     cohorts: int
     backend: str
@@ -108,13 +113,47 @@ def _contents(path: str) -> str:
         return ""
 
 
-def run_cell(folder: Path, cell: Cell) -> CellResult:
-    """Run it and write its file, whole or not at all."""
+def check_cell(cell: Cell, limit_bytes: int) -> None:
+    """Deal the problem out and set up the strategy, without training. Raises InputError with what stands against it,
+    and where that is memory, how much it would take."""
+    where = f"{cell.label} on {cell.population.name}"
+    try:
+        federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
+        cell.strategy.init(federation.initial)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
+    model_bytes = federation.initial.num_bytes
+    out = min(cell.run.concurrency, cell.population.participants)
+    if cell.run.arrivals_per_s is not None:
+        out = cell.population.participants
+    remembered = max_participants(cell.strategy) or 0
+    needed = model_bytes * (2 * out + remembered + MODELS_BESIDE)
+    if needed > limit_bytes:
+        raise ConfigError(
+            f"{where}: a cell takes about {needed:,} bytes ({needed / 2**30:.1f} GiB): a model has {model_bytes:,}, "
+            f"{out} tasks out keep up to two each, the strategy remembers {remembered}. A process may take "
+            f"{limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, take fewer workers, "
+            "or raise the limit"
+        )
+
+
+def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | None = None) -> CellResult:
+    """Run it and write its file, whole or not at all. `on_progress` is told how much of the run is over, 0 to 1."""
     start = time.perf_counter()
+    stop = cell.run.stop
+
+    def on_version(now_s: float, versions: int, updates: int) -> None:
+        assert on_progress is not None
+        limits = ((now_s, stop.max_time_s), (versions, stop.max_versions), (updates, stop.max_updates))
+        on_progress(max((at / limit for at, limit in limits if limit), default=0.0))
+
     # The final model of a run that diverges is not finite, on purpose.
     with np.errstate(over="ignore", invalid="ignore"):
         try:
-            outcome = simulate(cell.population, cell.problem, cell.strategy, cell.run, cell.training, seed=cell.seed)
+            outcome = simulate(
+                cell.population, cell.problem, cell.strategy, cell.run, cell.training, seed=cell.seed,
+                on_version=None if on_progress is None else on_version,
+            )  # fmt: skip
             detail = ""
         except Stuck as e:
             outcome, detail = e.outcome, str(e)
@@ -168,6 +207,7 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         tasks_out=[[float(rows["time_s"][i]), int(rows["tasks_out"][i])] for i in shown],
         weight=np.bincount(weighed, rows["weight"], participants).tolist(),
         intended=intended.tolist(),
+        task_s=_task_s(cell, outcome),
         accepted=np.bincount(rows["participant"], minlength=participants).tolist(),
         evaluations=[
             {"version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
@@ -179,3 +219,13 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         digest=outcome.digest(),
         took_s=took_s,
     )  # fmt: skip
+
+
+def _task_s(cell: Cell, outcome: Outcome) -> list[float]:
+    compute, parameters = cell.population.compute, outcome.parameters
+    down, up = parameters.num_bytes, parameters.select(parameters.averaged()).num_bytes
+    mean_s, epochs = compute.task_s.mean, cell.training.epochs
+    return [
+        float(f"{(mean_s + m.example_s * m.examples * epochs) * m.slowness + m.transfer_s(down, up):.4g}")
+        for m in cell.population.members(cell.seed)
+    ]

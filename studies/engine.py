@@ -53,6 +53,8 @@ from studies.settings import NEVER_S, StudyRun
 from studies.training import LazyTraining
 
 RUN_UID = "57d1e500"
+OnVersion = Callable[[float, int, int], None]
+"""Called at each version with the virtual time, the version and the updates accepted so far."""
 FORGET_EVERY = 4096
 """Steps between calls of `Core.changes`, which in a study nobody reads: it is how the core forgets closed tasks."""
 
@@ -74,6 +76,7 @@ def simulate(
     *,
     seed: int = 0,
     on_evaluation: Callable[[Evaluation], None] | None = None,
+    on_version: OnVersion | None = None,
 ) -> Outcome:
     """Run one cell of a study to its end. Raises Stuck where it cannot come to one."""
     if not population.takes_time:
@@ -93,6 +96,7 @@ def simulate(
         training=training or TrainingConfig(),
         seed=seed,
         on_evaluation=on_evaluation,
+        on_version=on_version,
     )
     return engine.run()
 
@@ -111,6 +115,7 @@ class Engine:
         training: TrainingConfig,
         seed: int,
         on_evaluation: Callable[[Evaluation], None] | None,
+        on_version: OnVersion | None = None,
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
         self._reply = strategy.reply
@@ -121,7 +126,7 @@ class Engine:
         self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
         self._lazy = LazyTraining(federation.backend, strategy.reply)
-        self._on_evaluation = on_evaluation
+        self._on_evaluation, self._on_version = on_evaluation, on_version
         self._arrivals_per_s = None if run.arrivals_per_s is None else run.arrivals_per_s / len(devices)
         self._arrival_rngs: dict[int, np.random.Generator] = {}
         self._seed = seed
@@ -198,6 +203,8 @@ class Engine:
         elif isinstance(command, NewVersion):
             self._outcome.version_s.append(self._now)
             self._outcome.updates.weight.extend(command.weights)
+            if self._on_version is not None:
+                self._on_version(self._now, command.version, self._core.accepted)
         elif isinstance(command, Withdraw):
             self._withdraw(command)
         elif isinstance(command, Evaluate):

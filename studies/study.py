@@ -1,4 +1,4 @@
-"""A study: every strategy on every population from every seed, each such cell one run in virtual time.
+"""A study: every strategy, tuned, on every population from every seed, each such cell one run in virtual time.
 
 Rules
  1. A cell is known by what decides its result (strategy, population, problem, run, training, seed, and the contents of
@@ -7,32 +7,32 @@ Rules
  2. Cells run in processes of their own, as many as there are cores. A cell's bytes do not depend on where it ran.
  3. A cell's file is written whole or not at all. Ctrl-C stops at once; what is finished stays, and the next run goes
     on.
- 4. A cell that diverges, or can come to no end, is a result with its reason; the grid goes on. A mistake in the input
-    ends the study.
+ 4. A cell that diverges, or can come to no end, is a result with its reason; the grid goes on. A mistake in the input,
+    or a want of more memory than there may be, ends the study before anything is trained.
+ 5. Each strategy is tuned before it is compared (studies.tuning); its trials are cells like any others.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from coordinator.settings import TargetMetric
 from coordinator.strategies.base import Strategy
 from schemas.errors import ConfigError
 from schemas.messages import TrainingConfig
-from studies.cell import Cell, CellResult, read_cell, run_cell
+from studies.cell import Cell, CellResult
+from studies.pool import Arm, Batch, CellPool, OnCell, OnProgress, single_threaded_children
 from studies.population import Population
 from studies.problem import Problem
 from studies.settings import StudyRun
 from studies.tables import write_tables
-
-OnCell = Callable[[CellResult, int, int], None]
-"""Called for each cell with how many are finished now, and of how many."""
+from studies.tuning import Tuned, Tuning, tune, value_at, with_values
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Contender:
     strategy: Strategy[Any]
     training: TrainingConfig | None = None
     run: StudyRun | None = None
+    tune: Mapping[str, Sequence[float]] | None = None
+    """Parameter -> values to be tried, in place of the study's default grid: "training.learning_rate",
+    "strategy.server_learning_rate", "strategy.staleness.a". Empty: this one is not tuned."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,12 @@ class Study:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seeds: Sequence[int] = (0,)
     target: TargetMetric | None = None
-    """What the report counts the cost of reaching; without one, the best value that all cells reached."""
+    """What the report counts the cost of reaching; without one, a value that all cells reached and none had at the
+    start."""
+    tuning: Tuning | None = field(default_factory=Tuning)
+    """None compares the strategies as they are, and the report says so."""
+    memory_limit_bytes: int | None = None
+    """For all processes together; without it what the machine has free."""
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -75,6 +83,36 @@ class Study:
             if not names or twice:
                 said = f"{twice[0]!r} twice" if twice else "none"
                 raise ConfigError(f"the study {self.name!r} has {said} among its {what}, expected distinct ones")
+        mistakes = [f"{place}: {text}" for place, text in self.tuning_mistakes()]
+        if mistakes:
+            raise ConfigError(f"the study {self.name!r} cannot be tuned: {'; '.join(mistakes)}")
+
+    def tuning_mistakes(self) -> list[tuple[str, str]]:
+        """What is wrong with what is to be tuned: the place in a study's file, and why."""
+        found = []
+        if self.tuning is not None:
+            both = sorted(set(self.tuning.seeds) & set(self.seeds))
+            if both:
+                found.append(("tuning.seeds", f"got {both[0]}, which the study compares on: take seeds of its own"))
+            names = [p.name for p in self.populations]
+            if self.tuning.population is not None and self.tuning.population not in names:
+                found.append(("tuning.population", f"got {self.tuning.population!r}, allowed: {', '.join(names)}"))
+        for i, contender in enumerate(self.contenders, 1):
+            cell = self._cell(contender, self.populations[0], 0)
+            for path, values in (contender.tune or {}).items():
+                place = f"strategies.{i}.tune.{path}"
+                try:
+                    value_at(cell, path)
+                except (AttributeError, KeyError):
+                    text = "there is no such parameter: give training.KEY or strategy.KEY, as in the strategy's table"
+                    found.append((place, text))
+                    continue
+                if not values:
+                    found.append((place, "got an empty list, expected values to try"))
+                refused = [v for v in values if with_values(cell, {path: v}) is None]
+                if refused:
+                    found.append((place, f"got {refused[0]:g}, which the strategy refuses"))
+        return found
 
     def settings_text(self) -> str:
         """All that decides the results, for the report."""
@@ -82,84 +120,89 @@ class Study:
             f"problem     {self.problem!r}",
             f"run         {self.run_settings!r}",
             f"training    {self.training!r}",
+            f"tuning      {self.tuning!r}",
         ]
         parts += [f"population  {p!r}" for p in self.populations]
         parts += [f"strategy    {c!r}" for c in self.contenders]
         return "\n".join([*parts, f"seeds       {list(self.seeds)}"])
 
     def cells(self) -> list[Cell]:
-        """In the order of the tables: by population, strategy, seed."""
+        """Of the comparison, in the order of the tables (by population, strategy, seed), as they are before tuning."""
         return [
-            Cell(
-                study=self.name,
-                label=contender.label,
-                strategy=contender.strategy,
-                population=population,
-                problem=self.problem,
-                run=contender.run or self.run_settings,
-                training=contender.training or self.training,
-                seed=seed,
-            )
+            self._cell(contender, population, seed)
             for population in self.populations
             for contender in self.contenders
             for seed in self.seeds
         ]
 
-    def run(self, folder: str | Path, *, workers: int | None = None, on_cell: OnCell | None = None) -> list[CellResult]:
+    def _cell(self, contender: Contender, population: Population, seed: int) -> Cell:
+        return Cell(
+            study=self.name,
+            label=contender.label,
+            strategy=contender.strategy,
+            population=population,
+            problem=self.problem,
+            run=contender.run or self.run_settings,
+            training=contender.training or self.training,
+            seed=seed,
+        )
+
+    def run(
+        self,
+        folder: str | Path,
+        *,
+        workers: int | None = None,
+        on_cell: OnCell | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[CellResult]:
         """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly."""
         folder = Path(folder)
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        cells = self.cells()
-        found = {cell.key: read_cell(folder, cell) for cell in cells}
-        done = sum(result is not None for result in found.values())
-        for result in _run_missing(folder, [c for c in cells if found[c.key] is None], workers or os.cpu_count() or 1):
-            found[result.key] = result
-            done += 1
-            if on_cell is not None:
-                on_cell(result, done, len(cells))
-        results = [row for cell in cells if (row := found[cell.key]) is not None]
-        write_tables(folder, results)
+        tuned: dict[tuple[str, str], Tuned] = {}
+        found: dict[tuple[str, str], list[CellResult]] = {}
+        arms = [arm for contender in self.contenders for arm in self._arms(contender, tuned, found)]
+        limit = psutil.virtual_memory().available if self.memory_limit_bytes is None else self.memory_limit_bytes
+        with single_threaded_children(), CellPool(folder, workers or os.cpu_count() or 1, limit) as pool:
+            pool.drive(arms, on_cell, on_progress)
+        order = [(p.name, c.label) for p in self.populations for c in self.contenders]
+        results = [result for key in order for result in found[key]]
+        tunings = [tuned[key] for key in order if key in tuned]
+        write_tables(folder, results, tunings)
         from studies.report import write_report  # matplotlib: not in the processes that run cells
 
-        write_report(folder / "report.html", self.name, results, self.settings_text(), self.target)
+        write_report(
+            folder / "report.html", self.name, results, self.settings_text(), target=self.target, tunings=tunings
+        )
         return results
 
+    def _arms(
+        self, contender: Contender, tuned: dict[tuple[str, str], Tuned], found: dict[tuple[str, str], list[CellResult]]
+    ) -> list[Arm]:
+        """One for each population; one for all of them where they share their tuning."""
+        shared = None if self.tuning is None else self.tuning.population
+        first = next((p for p in self.populations if p.name == shared), None)
+        groups = [(p, [p]) for p in self.populations] if first is None else [(first, list(self.populations))]
+        return [self._arm(contender, on, populations, tuned, found) for on, populations in groups]
 
-def _run_missing(folder: Path, cells: Sequence[Cell], workers: int) -> Iterator[CellResult]:
-    """In the order in which they finish."""
-    if not cells:
-        return
-    # One thread each: the cells themselves fill the cores, and a sum's order cannot depend on how many there are.
-    threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FEDMQ_TF_THREADS")
-    environment = dict.fromkeys(threads, "1") | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # cells share a GPU's memory
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(cells)), mp_context=context, initializer=_ignore_interrupts)
-    try:
-        running: set[Future[CellResult]] = {pool.submit(run_cell, folder, cell) for cell in cells}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # its own shutdown waits for the cells that run
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the study's own ends the others."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def _arm(
+        self,
+        contender: Contender,
+        on: Population,
+        populations: Sequence[Population],
+        tuned: dict[tuple[str, str], Tuned],
+        found: dict[tuple[str, str], list[CellResult]],
+    ) -> Arm:
+        values: Mapping[str, float] = {}
+        to_come = len(populations) * len(self.seeds)
+        if self.tuning is not None and contender.tune != {}:
+            done = yield from tune(self._cell(contender, on, 0), self.tuning, contender.tune, later=to_come)
+            tuned[on.name, contender.label] = done
+            values = done.best.values if done.best is not None else {}
+        cells = [with_values(self._cell(contender, p, seed), values) for p in populations for seed in self.seeds]
+        assert all(cell is not None for cell in cells), values
+        got = yield Batch([cell for cell in cells if cell is not None])
+        for result in got:
+            found.setdefault((result.population, contender.label), []).append(result)
 
 
 __all__ = ["Contender", "Study"]

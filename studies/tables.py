@@ -1,6 +1,8 @@
-"""The tidy tables of a study: evaluations.csv (a row for each value that was measured) and cells.csv (a row a cell).
+"""The tidy tables of a study, each as CSV and as Parquet:
 
-CSV by the standard library; Parquet beside it where pyarrow is installed (`pip install fedmq[parquet]`).
+evaluations     a row for each value that was measured
+cells           a row a cell
+tuning          a row for each parameter of each trial
 """
 
 from __future__ import annotations
@@ -11,21 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from studies.cell import CellResult
+from studies.tuning import Tuned
 
 _CELL = (
     "strategy", "population", "seed", "finished", "detail", "diverged_s", "time_s", "versions", "updates", "bytes_up",
     "bytes_down", "dropouts", "missed_arrivals", "mean_staleness", "cohorts", "backend", "digest", "took_s", "key",
 )  # fmt: skip
+COLUMNS: dict[str, dict[str, str]] = {
+    "evaluations": {
+        "strategy": "string", "population": "string", "seed": "int64", "version": "int64", "time_s": "double",
+        "updates": "int64", "bytes_up": "double", "bytes_down": "double", "metric": "string", "value": "double",
+    },
+    "cells": {
+        **dict.fromkeys(("strategy", "population"), "string"), "seed": "int64",
+        **dict.fromkeys(("finished", "detail"), "string"), "diverged_s": "double", "time_s": "double",
+        **dict.fromkeys(("versions", "updates"), "int64"), **dict.fromkeys(("bytes_up", "bytes_down"), "double"),
+        **dict.fromkeys(("dropouts", "missed_arrivals"), "int64"), "mean_staleness": "double", "cohorts": "int64",
+        **dict.fromkeys(("backend", "digest"), "string"), "took_s": "double", "key": "string", "discarded": "int64",
+    },
+    "tuning": {
+        "strategy": "string", "population": "string", "trial": "int64", "parameter": "string", "value": "double",
+        "metric": "string", "score": "double", "reached_s": "double", "finished": "string", "chosen": "bool",
+    },
+}  # fmt: skip
+"""Their columns with Parquet's types: an empty table has them as well."""
 
 
-def write_tables(folder: Path, results: Sequence[CellResult]) -> list[Path]:
+def write_tables(folder: Path, results: Sequence[CellResult], tunings: Sequence[Tuned] = ()) -> list[Path]:
     """Write all tables, each whole or not at all; their paths."""
+    tables = {
+        "evaluations": list(evaluation_rows(results)),
+        "cells": list(cell_rows(results)),
+        "tuning": list(tuning_rows(tunings)),
+    }
     written = []
-    for name, rows in (("evaluations", list(evaluation_rows(results))), ("cells", list(cell_rows(results)))):
-        written.append(_write_csv(folder / f"{name}.csv", rows))
-        parquet = _write_parquet(folder / f"{name}.parquet", rows)
-        if parquet is not None:
-            written.append(parquet)
+    for name, rows in tables.items():
+        written.append(_write_csv(folder / f"{name}.csv", rows, COLUMNS[name]))
+        written.append(_write_parquet(folder / f"{name}.parquet", rows, COLUMNS[name]))
     return written
 
 
@@ -47,24 +71,34 @@ def cell_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
         yield {name: getattr(result, name) for name in _CELL} | {"discarded": sum(result.discarded.values())}
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def tuning_rows(tunings: Sequence[Tuned]) -> Iterator[dict[str, Any]]:
+    """One row for each parameter of each trial of each strategy on each population."""
+    for tuned in tunings:
+        for number, trial in enumerate(tuned.trials, 1):
+            for parameter, value in trial.values.items():
+                yield {
+                    "strategy": tuned.strategy, "population": tuned.population, "trial": number,
+                    "parameter": parameter, "value": value, "metric": tuned.metric, "score": trial.score,
+                    "reached_s": trial.reached_s, "finished": trial.finished, "chosen": trial == tuned.best,
+                }  # fmt: skip
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Path:
     part = path.with_suffix(".csv.part")
     with part.open("w", encoding="utf-8", newline="") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     part.replace(path)
     return path
 
 
-def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        return None
+def _write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Path:
+    import pyarrow as pa  # here, so that processes that run cells do not load it
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
     part = path.with_suffix(".parquet.part")
-    pq.write_table(pa.Table.from_pylist(list(rows)), part)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), part)
     part.replace(path)
     return path

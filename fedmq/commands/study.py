@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedmq.commands import options
 from studies.cell import CellResult
 from studies.intervals import mean_text
-from studies.study import OnCell
+from studies.measures import final_value, metrics_of
+from studies.pool import OnCell, OnProgress
 
 
 def command(
@@ -39,36 +41,47 @@ def command(
     study, folder = load_study(file)
     folder = out or folder
     console = Console()
-    with _progress(console, len(study.cells())) as on_cell:
-        results = study.run(folder, workers=workers, on_cell=on_cell)
+    with _progress(console) as (on_cell, on_progress):
+        try:
+            results = study.run(folder, workers=workers, on_cell=on_cell, on_progress=on_progress)
+        except KeyboardInterrupt:
+            kept = len(list((folder / "cells").glob("*.json")))
+            print(f"\nStopped. {kept} finished cells are kept in {folder}; the same command goes on.", file=sys.stderr)
+            raise
     console.print(*summary(results), *failures(results), sep="\n")
     print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv has every value.")
 
 
 @contextmanager
-def _progress(console: Console, cells: int) -> Iterator[OnCell]:
-    """A bar on a terminal, a line for each cell elsewhere."""
+def _progress(console: Console) -> Iterator[tuple[OnCell, OnProgress | None]]:
+    """A bar on a terminal, which moves within cells too; a line for each cell elsewhere."""
     if not console.is_terminal:
 
         def line(result: CellResult, done: int, total: int) -> None:
             print(f"{done}/{total} {_cell(result)}", flush=True)
 
-        yield line
+        yield line, None
         return
     columns = (
-        TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[cells]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("cells", total=cells)
+        bar = progress.add_task("", total=None, cells="")
 
-        def move(result: CellResult, done: int, total: int) -> None:  # noqa: ARG001 - the bar knows
-            progress.update(bar, completed=done, description=result.strategy)
+        def finished(result: CellResult, done: int, total: int) -> None:
+            text = f"{result.strategy}, {result.population}"
+            progress.update(bar, completed=done, total=total, description=text, cells=f"{done}/{total} cells")
 
-        yield move
+        def move(done: float, total: int) -> None:
+            progress.update(
+                bar, completed=max(done, progress.tasks[0].completed), total=total, cells=f"{int(done)}/{total} cells"
+            )
+
+        yield finished, move
 
 
 def _cell(result: CellResult) -> str:
@@ -80,7 +93,7 @@ def _cell(result: CellResult) -> str:
 
 def summary(results: Sequence[CellResult]) -> Iterator[Table]:
     """A table for each population, a row for each strategy: means over seeds with 95 % confidence intervals."""
-    metrics = sorted({name for r in results if r.evaluations for name in r.evaluations[-1]["metrics"]})
+    metrics = metrics_of(results)
     for population in dict.fromkeys(r.population for r in results):
         table = Table(title=population, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("strategy", min_width=16, max_width=24)
@@ -88,12 +101,11 @@ def summary(results: Sequence[CellResult]) -> Iterator[Table]:
             table.add_column(name, justify="right", no_wrap=True)
         for strategy in dict.fromkeys(r.strategy for r in results):
             cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
-            last = [r.evaluations[-1]["metrics"] if r.evaluations else {} for r in cells]
             table.add_row(
                 strategy,
                 f"{statistics.fmean(r.time_s for r in cells):,.5g}",
                 f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
-                *(mean_text([found[m] for found in last if m in found]) for m in metrics),
+                *(mean_text([final_value(r, m) for r in cells]) for m in metrics),
             )
         yield table
 

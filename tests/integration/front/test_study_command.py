@@ -7,6 +7,7 @@ import sys
 STUDY = """
 name = "long"
 seeds = 12
+tuning = false
 [problem]
 name = "quadratics"
 [run]
@@ -39,6 +40,7 @@ def test_ctrl_c_ends_it_cleanly_and_the_second_run_goes_on(tmp_path):
     assert "Traceback" not in errors
     finished = len(list((tmp_path / "out" / "cells").glob("*.json")))
     assert 1 <= finished < 12
+    assert f"Stopped. {finished} finished cells are kept" in errors
     with start(tmp_path) as process:
         output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors

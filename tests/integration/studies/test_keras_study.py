@@ -20,6 +20,7 @@ def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path)
         [population(5, examples={"name": "constant", "value": 20})],
         until(20, concurrency=4, evaluate_interval_s=2.0),
         fedmq.TrainingConfig(batch_size=10),
+        tuning=None,
     )
     first = study.run(tmp_path / "a", workers=1)
     again = study.run(tmp_path / "b", workers=1)

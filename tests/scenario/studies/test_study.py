@@ -1,6 +1,7 @@
 import csv
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
 import fedmq
@@ -18,6 +19,7 @@ def study(**fields) -> fedmq.Study:
         "run_settings": until(50, concurrency=4, evaluate_interval_s=2.0),
         "training": STEP,
         "seeds": [0, 1],
+        "tuning": None,
     }
     return fedmq.Study(**(values | fields))
 
@@ -44,6 +46,9 @@ def test_a_study_runs_every_cell_once_and_its_tables_hold_every_value(tmp_path):
     assert len(rows) == sum(len(r.evaluations) * 2 for r in first)
     assert {row["metric"] for row in rows} == {"loss", "distance"}
     assert [row["digest"] for row in table(tmp_path / "cells.csv")] == [r.digest for r in first]
+    assert pq.read_table(tmp_path / "cells.parquet").column("digest").to_pylist() == [r.digest for r in first]
+    values = pq.read_table(tmp_path / "evaluations.parquet").column("value").to_pylist()
+    assert [repr(value) for value in values] == [row["value"] for row in rows]
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
@@ -76,6 +81,46 @@ def test_a_cell_whose_file_is_broken_is_run_again(tmp_path):
     torn.write_text(torn.read_text()[:100])
     _, fresh = ran(study(), tmp_path)
     assert fresh == [("one by one", 0)]
+
+
+def test_strategies_are_compared_at_what_tuning_found_and_tuned_once(tmp_path):
+    one = study(
+        contenders=[fedmq.Contender("fives", fedbuff(5))],
+        seeds=[0],
+        tuning=fedmq.Tuning(learning_rate=[0.1, 1e200], server_step=[0.5, 1.0], metric="loss"),
+    )
+    results, fresh = ran(one, tmp_path)
+    assert len(fresh) == 5
+    assert {seed for _, seed in fresh} == {0, 1_000_000}
+    rows = table(tmp_path / "tuning.csv")
+    assert len(rows) == 4 * 2
+    chosen = {row["parameter"]: float(row["value"]) for row in rows if row["chosen"] == "True"}
+    assert chosen["training.learning_rate"] == 0.1
+    step = chosen["strategy.server_learning_rate"]
+    as_tuned = study(contenders=[fedmq.Contender("fives", fedbuff(5, server_learning_rate=step))], seeds=[0])
+    assert [r.digest for r in as_tuned.run(tmp_path / "as-tuned")] == [r.digest for r in results]
+    assert "Untuned" not in (tmp_path / "report.html").read_text()
+    again, fresh = ran(one, tmp_path)
+    assert (again, fresh) == (results, [])
+
+
+def test_what_cannot_be_tuned_is_refused_at_once():
+    with pytest.raises(ConfigError, match=r"tuning\.seeds: got 1, which the study compares on"):
+        study(tuning=fedmq.Tuning(seeds=[1]))
+    first, second = study().contenders
+    with pytest.raises(ConfigError, match=r"strategies\.2\.tune\.strategy\.eta: there is no such parameter"):
+        study(contenders=[first, replace(second, tune={"strategy.eta": [1.0]})], tuning=fedmq.Tuning())
+    with pytest.raises(ConfigError, match=r"tune\.strategy\.alpha: got 2, which the strategy refuses"):
+        study(contenders=[replace(first, tune={"strategy.alpha": [2.0]})], tuning=fedmq.Tuning())
+
+
+def test_more_memory_than_the_limit_is_refused_with_the_number_before_training(tmp_path):
+    big = study(problem=Quadratics(dimension=100_000), memory_limit_bytes=10**6)
+    fresh = []
+    with pytest.raises(ConfigError, match=r"one by one on population: a cell takes about 12,800,000 bytes") as caught:
+        big.run(tmp_path, workers=1, on_cell=lambda *cell: fresh.append(cell))
+    assert "fives on population" in str(caught.value)
+    assert fresh == list((tmp_path / "cells").iterdir()) == []
 
 
 def test_a_grid_with_two_of_one_name_is_refused():

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from coordinator.settings import TargetMetric
+from studies import report
 from studies.cell import CellResult
 from studies.intervals import mean_and_half_width, mean_text
-from studies.report import common_target, cost_of, write_report
+from studies.measures import common_target, cost_of, final_value, met_at_start, misplaced_share
+from studies.report import write_report
 
 CELL = CellResult(
     key="k", strategy="A <&> B", population="phones", seed=0, finished="max_updates", detail="", diverged_s=None,
     time_s=2.0, versions=2, updates=4, bytes_up=40.0, bytes_down=80.0, discarded={}, dropouts=0, missed_arrivals=0,
     mean_staleness=0.5, staleness=[2, 2], tasks_out=[[0.0, 2], [2.0, 1]], weight=[0.5, 1.5], intended=[1.0, 1.0],
-    accepted=[1, 3], cohorts=1, backend="numpy", digest="d", took_s=0.1,
+    accepted=[1, 3], task_s=[1.0, 2.0], cohorts=1, backend="numpy", digest="d", took_s=0.1,
     evaluations=[
         {"version": v, "time_s": float(v), "updates": 2 * v, "bytes_up": 20.0 * v, "bytes_down": 0.0,
          "metrics": {"accuracy": 0.1 + 0.3 * v}}
@@ -26,12 +28,11 @@ def test_the_page_stands_alone_and_is_the_same_again(tmp_path):
     cells = [CELL, replace(CELL, strategy="C", seed=0), replace(CELL, seed=1), replace(CELL, strategy="C", seed=1)]
     page = write_report(tmp_path / "report.html", "a study", cells, "problem <x>").read_text()
     assert page == write_report(tmp_path / "again.html", "a study", cells, "problem <x>").read_text()
-    assert not re.search(r'(?:src|href)="(?!#)', page)
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page)
     assert "<script" not in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "A &lt;&amp;&gt; B" in page
     assert "problem &lt;x&gt;" in page
-    assert len(page) < 3e6
 
 
 def test_a_page_is_written_where_everything_diverged_before_its_first_evaluation(tmp_path):
@@ -48,10 +49,47 @@ def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
     }  # fmt: skip
 
 
-def test_without_a_target_it_is_the_best_that_all_cells_reached():
+def test_without_a_target_it_is_one_that_all_cells_reached_and_none_had_at_its_start():
     worse = replace(CELL, evaluations=CELL.evaluations[:2])
-    assert common_target([CELL, worse], ["accuracy"]) == TargetMetric(name="accuracy", value=0.4, mode="max")
+    assert common_target([CELL, worse], ["accuracy"]) == TargetMetric(name="accuracy", value=0.38, mode="max")
     assert common_target([CELL], []) is None
+    still = replace(CELL, evaluations=CELL.evaluations[:1])
+    assert common_target([CELL, still], ["accuracy"]) is None
+
+
+def test_a_target_that_a_cell_has_at_its_start_is_refused_aloud(tmp_path):
+    target = TargetMetric(name="accuracy", value=0.05)
+    assert met_at_start([CELL], target)
+    page = write_report(tmp_path / "report.html", "a study", [CELL], "", target=target).read_text()
+    assert "a cell has accuracy of at least 0.05 at its start" in page
+    assert "reached by" not in page
+
+
+def test_a_final_value_is_the_mean_over_the_last_tenth_of_the_run():
+    late = [{**CELL.evaluations[0], "time_s": t, "metrics": {"accuracy": y}} for t, y in [(1, 9.0), (9.5, 1), (10, 2)]]
+    assert final_value(replace(CELL, time_s=10.0, evaluations=late), "accuracy") == 1.5
+    assert np.isnan(final_value(replace(CELL, finished="diverged"), "accuracy"))
+
+
+def test_misplaced_weight_is_the_share_that_went_to_others_than_was_intended():
+    assert misplaced_share(CELL) == 0.25
+    assert misplaced_share(replace(CELL, intended=[0.5, 1.5])) == 0
+
+
+def test_a_study_is_called_untuned_aloud_and_each_failure_is_listed(tmp_path):
+    failed = replace(CELL, seed=1, finished="diverged", diverged_s=1.25)
+    page = write_report(tmp_path / "report.html", "a study", [CELL, failed], "").read_text()
+    assert "Untuned: all strategies." in page
+    assert "1 of 2 cells failed." in page
+    assert "<td>1.25</td>" in page
+
+
+def test_a_page_that_would_be_too_large_has_pictures_in_place_of_vectors(tmp_path, monkeypatch):
+    whole = write_report(tmp_path / "whole.html", "a study", [CELL], "").stat().st_size
+    monkeypatch.setattr(report, "LIMIT_BYTES", whole - 1)
+    page = write_report(tmp_path / "report.html", "a study", [CELL], "").read_text()
+    assert page.count("data:image/png") == 3
+    assert "<svg" not in page
 
 
 def test_means_come_with_students_interval():

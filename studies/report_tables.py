@@ -1,0 +1,177 @@
+"""The tables and notes of a study's report, as HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+from coordinator.settings import TargetMetric
+from studies.cell import CellResult
+from studies.figures import AXES, Look, by_strategy
+from studies.intervals import mean_text
+from studies.measures import cost_of, final_value, misplaced_share
+from studies.tuning import Trial, Tuned
+
+
+def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
+    """What each strategy came to."""
+    rows = []
+    for strategy, runs in by_strategy(cells):
+        ends = dict.fromkeys(r.finished for r in runs)
+        rows.append(
+            [
+                _key(strategy, look),
+                *(mean_text([final_value(r, m) for r in runs]) for m in metrics),
+                mean_text([r.time_s for r in runs]),
+                mean_text([r.updates for r in runs]),
+                mean_text([r.versions for r in runs]),
+                mean_text([r.mean_staleness for r in runs]),
+                mean_text([100 * misplaced_share(r) for r in runs]),
+                mean_text([sum(r.discarded.values()) for r in runs]),
+                mean_text([r.dropouts for r in runs]),
+                html.escape(", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)),
+            ]
+        )
+    head = ["strategy", *(f"final {html.escape(m)}" for m in metrics), "virtual s", "updates", "versions",
+            "staleness", "misplaced weight, %", "discarded", "dropouts", "ended by"]  # fmt: skip
+    note = (
+        "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
+        "aggregation weight that went to other participants than was intended. ± is the 95 % confidence "
+        "interval of the mean."
+    )
+    return _table(head, rows, note)
+
+
+def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look, *, chosen: bool, hollow: bool) -> str:
+    """Time, updates and bytes to the target."""
+    if target is None:
+        return (
+            "<p class=note>No cost of a target: no value was reached by all cells that none had at its start. Name one "
+            "with <code>target</code> in the study's file.</p>"
+        )
+    sign = "at least" if target.mode == "max" else "at most"
+    what = f"{html.escape(target.name)} of {sign} {target.value:.4g}"
+    if hollow:
+        return (
+            f"<p class=note>No cost of the target: a cell has {what} at its start, so that reaching it says nothing. "
+            "Name a harder one with <code>target</code> in the study's file.</p>"
+        )
+    rows, partly = [], False
+    for strategy, runs in by_strategy(cells):
+        costs = [cost for r in runs if (cost := cost_of(r, target)) is not None]
+        mark = "" if len(costs) in (0, len(runs)) else " †"
+        partly = partly or bool(mark)
+        columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in AXES]
+        rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
+    how = " (chosen by the report: 95 % of the way to the best that all cells reached)" if chosen else ""
+    note = f"What it cost to reach {what}{how}: means over the seeds that reached it, with 95 % confidence intervals."
+    if partly:
+        note += " † Not all seeds reached it; the mean over all would be higher."
+    return _table(["strategy", "reached by", *(label for _, label, _ in AXES)], rows, note)
+
+
+def trouble(results: Sequence[CellResult]) -> str:
+    """Cells that came to no proper end."""
+    bad = [r for r in results if r.finished in {"diverged", "stuck"}]
+    if not bad:
+        return ""
+    rows = []
+    for r in bad:
+        when = r.diverged_s if r.diverged_s is not None else r.time_s
+        rows.append([html.escape(r.strategy), html.escape(r.population), str(r.seed), r.finished, f"{when:,.4g}",
+                     f"{r.updates:,}", html.escape(r.detail or "an update or the loss was not finite")])  # fmt: skip
+    head = ["strategy", "population", "seed", "what", "at virtual s", "after updates", "why"]
+    return f"<div class=loud><strong>{len(bad)} of {len(results)} cells failed.</strong>{_table(head, rows)}</div>"
+
+
+def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> str:
+    """Loud, where a strategy was compared at settings that nobody looked for."""
+    tuned = {t.strategy for t in tunings if t.best is not None}
+    untuned = [s for s, _ in by_strategy(results) if s not in tuned]
+    if not untuned:
+        return ""
+    who = "all strategies" if not tuned else ", ".join(untuned)
+    return (
+        f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are what the study's file says. Which "
+        "strategy looks best may be an accident of these: an untuned comparison misleads.</p>"
+    )
+
+
+def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) -> str:
+    """What was tried, what each gave, what won, and what to deploy."""
+    if not tunings:
+        return (
+            "<p><strong>Nothing.</strong> Untuned: each strategy ran at the step sizes of the study's file. Take "
+            "<code>tuning = false</code> out of it before you conclude anything.</p>"
+        )
+    out = [_winners(tunings, look)]
+    for t in tunings:
+        if t.best is None:
+            continue
+        names = list(t.best.values)
+        rows = [[*(f"{trial.values[n]:g}" for n in names), *_scores(trial)] for trial in t.trials]
+        best = t.trials.index(t.best)
+        table = _table([*(html.escape(n) for n in names), html.escape(t.metric), "ended by"], rows, best=best)
+        out.append(
+            f"<details><summary>{html.escape(t.strategy)} on {html.escape(t.population)}: {len(t.trials)} trials"
+            f"</summary>{table}<p class=note>For a federation file:</p><pre>{html.escape(t.deploy)}</pre></details>"
+        )
+    untuned = [s for s, _ in by_strategy(results) if s not in {t.strategy for t in tunings if t.best is not None}]
+    if untuned:
+        out.append(f"<p><strong>Untuned: {html.escape(', '.join(untuned))}.</strong></p>")
+    return "".join(out)
+
+
+def _winners(tunings: Sequence[Tuned], look: Look) -> str:
+    rows = []
+    for t in tunings:
+        if t.best is None:
+            rows.append([_key(t.strategy, look), html.escape(t.population), "untuned", "", "", ""])
+            continue
+        notes = [f"{p} still best at the edge of what was tried" for p in t.edges]
+        notes += [f"not tuned: {what}" for what in t.untuned]
+        rows.append(
+            [
+                _key(t.strategy, look),
+                html.escape(t.population),
+                html.escape("; ".join(f"{path} = {value:g}" for path, value in t.best.values.items())),
+                str(len(t.trials)),
+                _scores(t.best)[0],
+                html.escape("; ".join(notes)),
+            ]
+        )
+    score = " / ".join(dict.fromkeys(t.metric for t in tunings if t.metric))
+    note = "The best step sizes of each strategy, found on seeds of their own that are not compared."
+    head = ["strategy", "population", "best", "trials", f"final {html.escape(score)}", "notes"]
+    return _table(head, rows, note, text=(1, 2, 5))
+
+
+def _scores(trial: Trial) -> tuple[str, str]:
+    value = f"{trial.score:.4g}" if math.isfinite(trial.score) else "-"
+    if trial.reached_s is not None:
+        value += f" (target at {trial.reached_s:,.4g} s)"
+    return value, html.escape(trial.finished)
+
+
+def _key(strategy: str, look: Look) -> str:
+    return f'<span class=key style="background:{look.colour(strategy)}"></span>{html.escape(strategy)}'
+
+
+def _table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    best: int | None = None,
+    text: Sequence[int] = (),
+) -> str:
+    """Cells are HTML. Columns in `text`, and the first one, stand to the left."""
+
+    def row(cells: Sequence[str], tag: str, mark: str = "") -> str:
+        kinds = (" class=text" if i == 0 or i in text else "" for i in range(len(cells)))
+        return f"<tr{mark}>" + "".join(f"<{tag}{k}>{c}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
+
+    body = "".join(row(cells, "td", " class=best" if i == best else "") for i, cells in enumerate(rows))
+    caption = f"<p class=note>{note}</p>" if note else ""
+    return f"<div class=scroll><table>{row(head, 'th')}{body}</table></div>{caption}"

@@ -1,0 +1,112 @@
+"""One participant, alone on a quadratic: with step η·η_g an update leaves 1 - η·η_g of its distance."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from coordinator.settings import TargetMetric
+from coordinator.strategies import FedAsync, FedAvg, FedBuff
+from schemas.messages import TrainingConfig
+from studies.cell import Cell, run_cell
+from studies.quadratics import QuadraticFederation
+from studies.settings import StudyRun
+from studies.tuning import Tuning, server_step, tune, with_values
+from tests.scenario.studies.federations import Given, fedbuff, population, until
+
+UPDATES = 6
+OPTIMUM = 3.0
+
+
+def cell(strategy, run=None) -> Cell:
+    federation = QuadraticFederation(np.array([1.0]), np.array([[OPTIMUM]]))
+    return Cell(
+        "s",
+        "it",
+        strategy,
+        population(1),
+        Given(federation),
+        run or until(UPDATES),
+        TrainingConfig(learning_rate=0.1),
+        0,
+    )
+
+
+def tuned(folder, strategy, given=None, run=None, **options):
+    (folder / "cells").mkdir(exist_ok=True)
+    trials = tune(cell(strategy, run), Tuning(metric="loss", **options), given)
+    results, batches = None, []
+    while True:
+        try:
+            batch = next(trials) if results is None else trials.send(results)
+        except StopIteration as end:
+            return end.value, batches
+        batches.append(batch.cells)
+        results = [run_cell(folder, c) for c in batch.cells]
+
+
+def loss(step: float) -> float:
+    return 0.5 * (OPTIMUM * (1 - step) ** UPDATES) ** 2
+
+
+def test_a_grid_grows_until_its_best_value_has_others_on_both_sides(tmp_path):
+    found, batches = tuned(tmp_path, FedAvg(cohort_size=1))
+    rates = [trial.values["training.learning_rate"] for trial in found.trials]
+    assert rates == [0.0316, 0.1, 0.316, 1.0, 3.16]
+    assert [t.score for t in found.trials] == pytest.approx([loss(rate) for rate in rates])
+    assert found.best.values == {"training.learning_rate": 1.0}
+    assert found.best.score == 0
+    assert found.edges == ()
+    assert [len(cells) for cells in batches] == [3, 1, 1]
+    assert {c.seed for cells in batches for c in cells} == {1_000_000}
+
+
+def test_both_steps_are_tuned_together_and_an_edge_that_still_wins_is_said(tmp_path):
+    found, _ = tuned(tmp_path, fedbuff(1), extend=0)
+    assert len(found.trials) == 9
+    assert found.best.values == {"training.learning_rate": 0.316, "strategy.server_learning_rate": 3.16}
+    assert found.best.score == pytest.approx(loss(0.316 * 3.16))
+    assert found.edges == ("training.learning_rate", "strategy.server_learning_rate")
+    assert "learning_rate = 0.316" in found.deploy
+    assert "server_learning_rate = 3.16" in found.deploy
+
+
+def test_listed_values_are_taken_as_they_are_and_a_trial_that_diverges_loses(tmp_path):
+    path = "training.learning_rate"
+    found, batches = tuned(tmp_path, fedbuff(1), {path: [0.5, 1e200]})
+    assert [(t.values[path], t.finished) for t in found.trials] == [(0.5, "max_updates"), (1e200, "diverged")]
+    assert math.isnan(found.trials[1].score)
+    assert found.best.values == {path: 0.5}
+    assert len(batches) == 1
+
+
+def test_where_a_run_has_a_target_the_soonest_wins(tmp_path):
+    target = TargetMetric(name="distance", value=0.5, mode="min")
+    run = StudyRun(stop={"max_updates": UPDATES, "target": target}, concurrency=1)
+    found, _ = tuned(tmp_path, fedbuff(1), {"training.learning_rate": [0.1, 0.5, 0.6, 0.9]}, run=run)
+    assert [t.reached_s for t in found.trials] == [None, 3.0, 2.0, 1.0]
+    assert found.best.values["training.learning_rate"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("strategy", "path"),
+    [
+        (FedAsync(), "strategy.alpha"),
+        (FedBuff(), "strategy.server_learning_rate"),
+        (FedBuff(server_optimizer={"name": "adam"}), "strategy.server_optimizer.learning_rate"),
+        (FedAvg(), None),
+    ],
+)
+def test_the_step_of_a_server_is_found_by_its_name(strategy, path):
+    assert server_step(strategy) == path
+
+
+def test_a_mixing_rate_is_tried_up_to_one(tmp_path):
+    found, _ = tuned(tmp_path, FedAsync(alpha=0.6), extend=3)
+    assert sorted({t.values["strategy.alpha"] for t in found.trials})[-1] == 1.0
+
+
+def test_what_a_strategy_refuses_is_no_trial():
+    assert with_values(cell(FedAsync()), {"strategy.alpha": 1.5}) is None
+    assert with_values(replace(cell(FedAsync())), {"strategy.staleness.a": 2.0}).strategy.staleness.a == 2.0
