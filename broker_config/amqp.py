@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import logging
 import random
 import re
 import ssl
+import termios
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -176,9 +179,10 @@ class PikaDriver:
         )
 
     def unwritten_bytes(self, connection: Any) -> int:
-        """What waits to be written to the connection's socket."""
+        """What waits to be written to the connection's socket, and what the broker's machine has not acknowledged of
+        what was: on a slow link megabytes wait in the kernel."""
         stream = getattr(connection, "_transport", None)
-        return 0 if stream is None else int(stream.get_write_buffer_size())
+        return 0 if stream is None else int(stream.get_write_buffer_size()) + _unacknowledged_bytes(stream)
 
     def when_all_closed(self, then: Callable[[], None]) -> None:
         """Call `then` when no connection is left, at once where there is none."""
@@ -241,6 +245,16 @@ def _read_in_large_pieces(connection: Any) -> None:
     stream = getattr(connection, "_transport", None)
     if stream is not None and hasattr(stream, "_MAX_RECV_BYTES"):
         stream._MAX_RECV_BYTES = _RECEIVE_BYTES
+
+
+def _unacknowledged_bytes(stream: Any) -> int:
+    """Of a pika stream's socket; 0 where the system does not tell."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(stream._sock.fileno(), termios.TIOCOUTQ, count)
+    except (AttributeError, OSError, ValueError):  # another pika, a system without, a socket that was closed
+        return 0
+    return count[0]
 
 
 class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]

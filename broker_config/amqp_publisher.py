@@ -5,11 +5,14 @@
 3. RabbitMQ answers one bad publish by closing the channel, and does not say which it was. One message out:
    that one is guilty and fails. Several: each goes out alone, until the guilty one is found.
 4. A message that timed out after it was sent keeps its place in the window until the broker answers or the
-   connection is lost. A broker that takes nothing therefore never makes us buffer more than one window.
+   connection is lost. A broker that takes nothing therefore never makes us buffer more than one window. Submitted
+   again meanwhile, it is not sent again: the answer that the first copy gets is the second one's.
 5. A broker that confirms nothing for `Window.silence_s`, although all was written to the network, has lost the
    messages or their confirms: a quorum queue without a leader, as after a restart, drops what reaches it. They are
    sent again on a new channel (`on_silence`), after twice as long each time, for a broker that is only slow.
-6. Everything here runs on one thread; only `Outgoing.future` is seen by others.
+6. A slow network is no timeout: a message's time begins again as long as less of it, or of what goes before it, is
+   left to write than when it last began. What stands still, or is written and not confirmed, times out.
+7. Everything here runs on one thread; only `Outgoing.future` is seen by others.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import Any, Protocol
 
 from broker_config.amqp_address import publish_refusal
@@ -58,6 +62,10 @@ class Outgoing:
     alone: bool = False
     returned: Unroutable | None = None
     done: bool = False
+    ends_at: int = 0
+    """Bytes sent by the publisher up to and with this one."""
+    left_bytes: int = 0
+    """What was left to write when its time last began, see rule 6."""
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +106,7 @@ class Publisher:
         self._unconfirmed: dict[int, Outgoing] = {}
         self._unconfirmed_bytes = 0
         self._last_tag = 0
+        self._sent_bytes = 0
         self._unwritten_bytes: Callable[[], int] = lambda: 0
         self._silence_s = window.silence_s
         self._watch: Any = None
@@ -108,12 +117,13 @@ class Publisher:
         return not self._waiting and all(item.done for item in self._unconfirmed.values())
 
     def submit(self, item: Outgoing) -> None:
-        """Take a message over; its future is answered within its timeout_s."""
+        """Take a message over; its future is answered within its timeout_s, or later as rule 6 says."""
         if not item.future.set_running_or_notify_cancel():
             return
-        item.timer = self._timers.call_later(item.timeout_s, lambda: self._expire(item))
-        self._waiting.append(item)
-        self._pump()
+        if not self._takes_over(item):
+            self._waiting.append(item)
+            self._pump()
+        self._begin_time(item)
 
     def attach(self, channel: Any, unwritten_bytes: Callable[[], int]) -> None:
         """A fresh channel in confirm mode: its first publish has delivery tag 1.
@@ -240,6 +250,8 @@ class Publisher:
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = item
         self._unconfirmed_bytes += item.size_bytes
+        self._sent_bytes += item.size_bytes
+        item.ends_at = self._sent_bytes
 
     def _take_back(self, alone: bool) -> None:
         self._unwatch()
@@ -252,7 +264,32 @@ class Publisher:
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
 
+    def _takes_over(self, item: Outgoing) -> bool:
+        """Whether it is out already, in a copy that timed out; see rule 4."""
+        for tag, out in self._unconfirmed.items():
+            if out.done and out.message == item.message:
+                item.alone, item.returned, item.ends_at = out.alone, out.returned, out.ends_at
+                self._unconfirmed[tag] = item
+                return True
+        return False
+
+    def _begin_time(self, item: Outgoing) -> None:
+        if not item.done:
+            item.left_bytes = self._left_bytes(item)
+            item.timer = self._timers.call_later(item.timeout_s, lambda: self._expire(item))
+
+    def _left_bytes(self, item: Outgoing) -> int:
+        """To write until this message is with the broker, roughly: the headers of frames are not counted."""
+        unwritten = self._unwritten_bytes() if self._channel is not None else 0
+        if item not in self._waiting:
+            return max(0, unwritten - (self._sent_bytes - item.ends_at))
+        before = takewhile(lambda other: other is not item, self._waiting)
+        return unwritten + sum(other.size_bytes for other in before) + item.size_bytes
+
     def _expire(self, item: Outgoing) -> None:
+        if self._left_bytes(item) < item.left_bytes:
+            self._begin_time(item)
+            return
         if item in self._waiting:
             self._waiting.remove(item)
             held = "the broker holds publishers back (memory or disk alarm)" if self._blocked else "still waiting"
@@ -265,7 +302,8 @@ class Publisher:
         if item.done:
             return
         item.done = True
-        self._timers.remove_timeout(item.timer)
+        if item.timer is not None:
+            self._timers.remove_timeout(item.timer)
         if error is None:
             item.future.set_result(None)
         else:

@@ -53,7 +53,7 @@ class Driver(Protocol):
         """Put a channel into confirm mode and hand its confirms and returns to the publisher."""
 
     def unwritten_bytes(self, connection: Any) -> int:
-        """What waits to be written to the connection's socket."""
+        """What has been sent on the connection and has not reached the broker's machine yet."""
 
     def properties(self, message: Message) -> Any:
         """The AMQP properties of a message."""

@@ -35,6 +35,8 @@ class BrokerSettings(BaseModel):
     """The largest task or update, in however many chunks; larger ones are refused on both sides."""
     heartbeat_s: int = Field(default=30, ge=1)
     publish_timeout_s: float = Field(default=60.0, gt=0)
+    """How long the broker may take to confirm a message once the network has taken it, and the network to take a part
+    of it: a slow upload may last longer."""
     reconnect_max_s: float = Field(default=30.0, ge=0.1)
     """The longest wait between two tries to connect; the first ones come sooner, each at a random time."""
     ca_file: str | None = None

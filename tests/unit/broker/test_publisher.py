@@ -353,3 +353,66 @@ def test_a_late_confirm_of_a_channel_that_was_given_up_confirms_nothing_on_the_n
     new.on_confirm(Frame(pika.spec.Basic.Ack(delivery_tag=2, multiple=True)))
     assert [bench.futures[name].result(0) for name in ("a", "b")] == [None, None]
     driver.loop.close()
+
+
+def test_a_message_whose_bytes_keep_going_out_has_its_time_again_and_times_out_when_they_stand_still() -> None:
+    bench = Bench()
+    bench.attach()
+    bench.unwritten = 900
+    bench.submit("1", body=b"x" * 1000)
+    for left in (600, 1):
+        bench.unwritten = left
+        bench.timers.fire(DEADLINE_S)
+        assert not bench.futures["1"].done()
+    bench.timers.fire(DEADLINE_S)
+    assert isinstance(bench.error("1"), PublishTimeout)
+
+
+def test_what_was_sent_behind_a_message_is_not_left_of_it() -> None:
+    bench = Bench(size_bytes=5000)
+    bench.attach()
+    bench.submit("1", body=b"x" * 1000)
+    bench.submit("2", body=b"y" * 3000)
+    bench.unwritten = 2000
+    bench.timers.fire(DEADLINE_S)  # the first was written when its time began
+    assert isinstance(bench.error("1"), PublishTimeout)
+    bench.unwritten = 3500
+    bench.submit("3", body=b"z" * 500)
+    bench.unwritten = 3400
+    bench.timers.fire(DEADLINE_S)
+    assert not bench.futures["3"].done()
+
+
+def test_a_message_that_waits_behind_an_upload_has_its_time_again_while_that_goes_on() -> None:
+    bench = Bench(messages=1)
+    bench.attach()
+    bench.unwritten = 800
+    bench.submit("1", "2", body=b"x" * 800)
+    bench.unwritten = 400
+    bench.timers.fire(DEADLINE_S)
+    assert not bench.futures["2"].done()
+    bench.timers.fire(DEADLINE_S)
+    assert "(still waiting)" in str(bench.error("2"))
+
+
+def test_a_message_that_timed_out_and_comes_again_is_not_sent_again_while_its_first_copy_is_out() -> None:
+    bench = Bench()
+    bench.attach()
+    bench.submit("1")
+    first = bench.futures["1"]
+    bench.timers.fire(DEADLINE_S)
+    assert isinstance(first.exception(0), PublishTimeout)
+    bench.submit("1")
+    assert bench.channel.sent == ["1"]
+    bench.publisher.confirmed(1, False, True)
+    assert bench.error("1") is None
+    assert bench.timers.due == {}
+
+
+def test_another_body_with_the_same_id_is_another_message() -> None:
+    bench = Bench()
+    bench.attach()
+    bench.submit("1", body=b"a")
+    bench.timers.fire(DEADLINE_S)
+    bench.submit("1", body=b"b")
+    assert bench.channel.sent == ["1", "1"]
