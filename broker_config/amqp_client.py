@@ -46,7 +46,8 @@ GIVE_BACK_DELAY_S = 0.5
 """Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
 _STEADY_S = 10.0
-"""A session that lasted this long starts the backoff afresh."""
+"""A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks every
+few seconds the waits stay short, and a broker that drops everybody at once is not overrun."""
 
 _log = logging.getLogger("fedmq.broker")
 
@@ -319,8 +320,8 @@ class AmqpClient:
         if self._reported_connected:
             self._reported_connected = False
             self._report(TransportState("disconnected", str(ours), ours))
-            if time.monotonic() - self._ready_since_s > _STEADY_S:
-                self._attempt = 0
+            steady = time.monotonic() - self._ready_since_s > _STEADY_S
+            self._attempt = 0 if steady else self._attempt // 2
         self._addresses.next()
         delay_s = self._backoff.delay_s(self._attempt // len(self._addresses), self._rng)
         self._attempt += 1

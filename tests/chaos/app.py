@@ -1,6 +1,7 @@
 """The federation's app in the chaos tests: no Keras, training that follows from the task's seed, and a diary.
 
-calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training.
+calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. Where there is a FIFO
+gate-<participant>, a training lasts until somebody has opened it for writing and closed it.
 """
 
 import os
@@ -28,10 +29,13 @@ class Trainer:
 
     def __init__(self, participant_id):
         self._diary = Path("calls") / participant_id
+        self._gate = Path(f"gate-{participant_id}")
 
     def train(self, parameters, config):
         self._note(f"begun {config.seed}")
         fault("mid-training")
+        if self._gate.exists():
+            self._gate.read_bytes()
         result = Result(trained(parameters, config.seed))
         self._note(f"done {config.seed}")
         return result

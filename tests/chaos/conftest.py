@@ -3,6 +3,7 @@
 import pytest
 
 from tests.chaos.harness import Federation
+from tests.chaos.proxy import Proxy
 
 
 @pytest.fixture
@@ -10,3 +11,17 @@ def federation(tmp_path, rabbitmq_node, prefix):
     one = Federation(tmp_path, rabbitmq_node.url, prefix)
     yield one
     one.close()
+
+
+@pytest.fixture
+def proxies(rabbitmq_node):
+    """proxies() -> a proxy to the broker, and the environment of a process that is to go through it."""
+    made = []
+
+    def make():
+        made.append(Proxy(rabbitmq_node.port))
+        return made[-1], {"FEDMQ_BROKER_URL": rabbitmq_node.url_for(port=made[-1].port)}
+
+    yield make
+    for one in made:
+        one.close()

@@ -6,6 +6,7 @@ witness has every update that any participant was confirmed, and its payload, wh
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -34,6 +35,8 @@ from schemas.parameters import Parameters
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
 
+FULL = os.environ.get("FEDMQ_CHAOS") == "full"
+"""Also the variants that cost more time than they are likely to tell something new."""
 DEADLINE_S = 60.0
 CONFIG = ("--config", "federation.toml")
 STRATEGY = FedBuff(buffer_size=3, staleness=Polynomial(0.5))

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from broker_config.node import PrivateNode
-from tests.chaos.harness import Federation
+from tests.chaos.harness import FULL, Federation
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
@@ -30,7 +30,7 @@ def federation(tmp_path, node, prefix):
     one.close()
 
 
-@pytest.mark.parametrize("killed_at", [(2,), (2, 6)] if os.environ.get("FEDMQ_CHAOS") == "full" else [(2,)])
+@pytest.mark.parametrize("killed_at", [(2,), (2, 6)] if FULL else [(2,)])
 def test_a_broker_killed_in_mid_run_loses_nothing(federation, node, killed_at):
     participants = [federation.participant(name) for name in ("p0", "p1")]
     coordinator = federation.coordinator()

@@ -1,11 +1,10 @@
 """kill -9 of the coordinator at every step of the commit protocol: nothing is lost, nothing is counted twice."""
 
-import os
 import signal
 
 import pytest
 
-from tests.chaos.harness import died_at
+from tests.chaos.harness import FULL, died_at
 
 pytestmark = pytest.mark.broker
 
@@ -14,7 +13,6 @@ POINTS = (
     "after-acks", "before-task-publish", "after-task-publish",
 )  # fmt: skip
 """In the order in which a commit passes them."""
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 PLACES = [f"{point}:{nth}" for point in POINTS for nth in (1, 2, 5)] if FULL else ["before-checkpoint:1"]
 
 

@@ -1,29 +1,12 @@
 """Connections that are cut in the middle of an upload, and again and again."""
 
-import os
-
 import pytest
 
-from tests.chaos.harness import Federation
-from tests.chaos.proxy import Proxy
+from tests.chaos.harness import FULL, Federation
 
 pytestmark = pytest.mark.broker
 SIZE = 2**18
 UPDATE_BYTES = 4 * SIZE
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
-
-
-@pytest.fixture
-def proxies(rabbitmq_node):
-    made = []
-
-    def make():
-        made.append(Proxy(rabbitmq_node.port))
-        return made[-1], {"FEDMQ_BROKER_URL": rabbitmq_node.url_for(port=made[-1].port)}
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99] if FULL else [0.99])

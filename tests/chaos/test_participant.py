@@ -1,10 +1,8 @@
 """kill -9 of a participant at every step from task to receipt: one update a task is counted, finished work is kept."""
 
-import os
-
 import pytest
 
-from tests.chaos.harness import Federation, died_at, seeds_of
+from tests.chaos.harness import FULL, Federation, died_at, seeds_of
 from tests.chaos.proxy import Proxy
 
 pytestmark = pytest.mark.broker
@@ -15,7 +13,6 @@ FINISHED = (
     "update-on-disk", "task-cleared", "update-sent", "update-confirmed", "before-remembered", "before-update-cleared",
     "update-cleared",
 )  # fmt: skip
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 PLACES = [f"{point}:{nth}" for point in UNFINISHED + FINISHED for nth in (1, 3)] if FULL else ["update-confirmed:1"]
 
 

@@ -1,0 +1,84 @@
+"""Links that fall silent, that are slow, that are far away, and that break by chance: everybody comes back."""
+
+import time
+
+import pytest
+
+from tests.chaos.harness import FULL, Federation
+from tests.chaos.test_broker import DISCONNECTED
+
+pytestmark = pytest.mark.broker
+SIZE = 2**18
+UPDATE_BYTES = 4 * SIZE
+HEARTBEAT_S = 2
+
+
+def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(federation, proxies):
+    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell."""
+    (own, coordinators_url), (other, participants_url) = proxies(), proxies()
+    coordinator = federation.coordinator(**coordinators_url)
+    participants = [federation.participant("p0", **participants_url), federation.participant("p1")]
+    coordinator.wait_for("version made version=2 ")
+    assert (own.blackhole(), other.blackhole()) == (2, 2)
+    for one in (coordinator, participants[0]):
+        one.wait_for(f"({DISCONNECTED}).*[Hh]eartbeat")
+    assert min(*own.swallowed.values(), *other.swallowed.values()) > 0, "heartbeats of all four ends went nowhere"
+    own.heal()
+    other.heal()
+    assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
+    federation.check()
+
+
+@pytest.mark.parametrize("directions", [("up",), ("down",), ("up", "down")] if FULL else [("up", "down")])
+def test_transfers_slower_than_heartbeats_and_timeouts_get_through_once(
+    tmp_path, rabbitmq_node, prefix, proxies, directions
+):
+    federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=1, size=SIZE)
+    try:
+        coordinator = federation.coordinator()
+        links = [proxies() for _ in range(3)]
+        for proxy, _ in links:
+            proxy.throttle(UPDATE_BYTES / 8.0, *directions)
+        impatient = {"FEDMQ_BROKER__PUBLISH_TIMEOUT_S": "2"}
+        participants = [federation.participant(f"p{i}", **url, **impatient) for i, (_, url) in enumerate(links)]
+        for one in participants:
+            one.wait_for("event=update_sent" if "up" in directions else "event=broker_connected")
+        began_s = time.monotonic()
+        assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0, 0]
+        assert time.monotonic() - began_s > 3 * HEARTBEAT_S
+        assert len(federation.check(versions=1)) == 3
+        assert set(federation.witness.copies.values()) == {1}
+        for one in participants:
+            assert one.text.count("event=update_sent") == 1
+            assert "broker_disconnected" not in one.text
+    finally:
+        federation.close()
+
+
+def test_a_broker_that_is_far_away_costs_time_alone(federation, proxies):
+    links = [proxies() for _ in range(3)]
+    for proxy, _ in links:
+        proxy.delay(0.3 if FULL else 0.1)
+    coordinator = federation.coordinator(**links[0][1])
+    participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
+    everybody = (coordinator, *participants)
+    assert [one.ended() for one in everybody] == [0, 0, 0]
+    assert all(proxy.carried["up"] > 0 for proxy, _ in links)
+    assert not any("disconnected" in one.text for one in everybody)
+    federation.check()
+
+
+@pytest.mark.parametrize("seed", range(5) if FULL else range(1))
+def test_one_in_a_hundred_pieces_breaking_its_connection_loses_nothing(tmp_path, rabbitmq_node, prefix, proxies, seed):
+    federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=20)
+    try:
+        links = [proxies() for _ in range(3)]
+        for at, (proxy, _) in enumerate(links):
+            proxy.cut_by_chance(0.01, 100 * seed + at)
+        coordinator = federation.coordinator(**links[0][1])
+        participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
+        assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
+        assert sum(proxy.cuts for proxy, _ in links) >= 3
+        federation.check(versions=20)
+    finally:
+        federation.close()
