@@ -46,8 +46,8 @@ GIVE_BACK_DELAY_S = 0.5
 """Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
 _STEADY_S = 10.0
-"""A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks every
-few seconds the waits stay short, and a broker that drops everybody at once is not overrun."""
+"""A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks
+every few seconds the waits stay short, and a broker that drops everybody at once is not overrun."""
 
 _log = logging.getLogger("fedmq.broker")
 
