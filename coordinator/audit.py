@@ -1,10 +1,10 @@
 """Whether a run's ledger and checkpoints agree with each other, and what made one version.
 
-`verify` needs no payloads: the ledger's rows go through the run's own strategy over a model of one number, which gives
+Without payloads the ledger's rows go through the run's own strategy over a model of one number, which gives
 the same weights as the real one, because weights follow from staleness, client weights and counts. (`port` compares
 payloads, and strategies of the user's own are not known here: their weights are left out, aloud.) What the parameters
-themselves should be is known only from the payloads, which are gone once they are in; the checkpoints' digests say
-that nobody has altered them since.
+themselves should be is known only from the payloads. Where the run has an archive they are replayed (audit_replay.py);
+elsewhere the checkpoints' digests say that nobody has altered them since.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from coordinator import checkpoint
+from coordinator.audit_replay import Kept, stretches
 from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.ledger import LedgerReader
 from coordinator.ledger_rows import UpdateRow, VersionRow
@@ -31,6 +32,7 @@ from schemas.parameters import Parameters
 
 BY_PAYLOAD = ("port",)
 """Strategies whose weights depend on what the updates carry."""
+NO_ARCHIVE = "their tensors are not kept: the run has no [archive]"
 _MOST_SHOWN = 3
 
 
@@ -69,8 +71,11 @@ def explain(ledger: LedgerReader, version: int) -> Explanation:
         return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {})
 
 
-def verify(folder: RunFolder) -> list[Check]:
-    """Everything that can be checked of a run, also while it goes on. Raises LedgerError where it cannot be read."""
+def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:
+    """Everything that can be checked of a run, also while it goes on. Raises LedgerError where it cannot be read.
+
+    `strategy` is needed for a replay where the run's is of the user's own; `replay=False` leaves the replay out.
+    """
     with LedgerReader(folder.ledger) as ledger:
         with ledger.at_one_moment():
             rows, points = ledger.updates(), ledger.versions()
@@ -82,7 +87,11 @@ def verify(folder: RunFolder) -> list[Check]:
                 _weights(run.settings["strategy"], rows),
                 Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows))),
             ]
-        return [*checks, *_files(folder, ledger)]
+            kept = Kept.of(ledger, rows)
+        checks += _files(folder, ledger)
+        if replay:
+            checks += _replayed(folder, ledger, kept, strategy or _built_in(run.settings["strategy"]))
+        return checks
 
 
 def _gaps(rows: list[UpdateRow], points: list[VersionRow]) -> Iterator[str]:
@@ -130,16 +139,41 @@ def _staleness(rows: list[UpdateRow], newest: int) -> Iterator[str]:
 
 def _weights(settings: Mapping[str, Any], rows: list[UpdateRow]) -> Check:
     name = "weights follow from the strategy"
+    if settings.get("name") in BY_PAYLOAD:
+        return Check(name, left_out=f"{settings['name']} weighs by the payloads")
+    strategy = _built_in(settings)
+    if strategy is None:
+        return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
+    return Check(name, tuple(_other_weights(strategy, rows)))
+
+
+def _built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
+    """The run's strategy; None where it is of the user's own."""
     fields = {key: value for key, value in settings.items() if key != "type"}
-    if fields.get("name") in BY_PAYLOAD:
-        return Check(name, left_out=f"{fields['name']} weighs by the payloads, which are not kept")
     try:
         strategy: Strategy[Any] = TypeAdapter(AnyStrategy).validate_python(fields)
     except ValidationError:
-        return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
-    if type(strategy).__qualname__ != settings.get("type"):
-        return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
-    return Check(name, tuple(_other_weights(strategy, rows)))
+        return None
+    return strategy if type(strategy).__qualname__ == settings.get("type") else None
+
+
+def _replayed(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Strategy[Any] | None) -> Iterator[Check]:
+    name = "the updates make the versions"
+    if not kept.bases:
+        yield Check(name, left_out=NO_ARCHIVE)
+        return
+    if strategy is None:
+        yield Check(name, left_out="the strategy is of the user's own: name its federation file with --config")
+        return
+    for found in stretches(folder, ledger, kept, strategy):
+        which = f"updates {found.first} to {found.last}"
+        if found.wrong:
+            yield Check(f"{which} were replayed", (found.wrong,))
+        elif found.why_not:
+            yield Check(f"{which} were replayed", left_out=found.why_not)
+        else:
+            what = f"make {found.versions} versions and {found.states} committed states, bit for bit"
+            yield Check(f"{which} {what}" if found.last >= found.first else "the archive begins with the newest state")
 
 
 def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow]) -> Iterator[str]:

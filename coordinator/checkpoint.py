@@ -126,6 +126,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def fault_of(error: CheckpointError) -> str:
+    """What is wrong, without what to do about it: for damage that costs nothing."""
+    return str(error).removesuffix(" " + _ADVICE)
+
+
 _ADVICE = "Restore the run folder from a backup, or start a new run_id."
 
 

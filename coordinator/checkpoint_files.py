@@ -75,20 +75,25 @@ class CheckpointFiles:
                 damage[path] = error
                 continue
             for bad, found_wrong in damage.items():
-                log.error("%s The same state is whole in %s: the run goes on from that", found_wrong, path)
+                log.error(
+                    "%s; the same state is whole in %s: the run goes on from that",
+                    checkpoint.fault_of(found_wrong),
+                    path,
+                )
                 if bad.parent in self._folders():
                     self._mend(bad, found)
             if not damage and self.copies is not None:
                 self._look_at_copy(self.copies / row.file, row.digest, found)
             return found
-        raise CheckpointError(" ".join(str(error) for error in damage.values()))
+        *first, last = damage.values()
+        raise CheckpointError("; ".join([*map(checkpoint.fault_of, first), str(last)]))
 
     def _look_at_copy(self, path: Path, digest: str, whole: Checkpoint) -> None:
         """Its header and its length only: a start need not read everything twice. `fedmq verify` does."""
         try:
             checkpoint.look(path, digest)
         except CheckpointError as error:
-            log.warning("%s It is the copy of a checkpoint that is whole", error)
+            log.warning("%s; it is the copy of a checkpoint that is whole", checkpoint.fault_of(error))
             self._mend(path, whole)
 
     @staticmethod

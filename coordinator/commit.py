@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from broker_config.faults import fault
 from broker_config.transport import Delivery
+from coordinator.archive import Archive
 from coordinator.checkpoint_files import CheckpointFiles, file_name
 from coordinator.core import Core
 from coordinator.events import ClosedTask, Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import CheckpointRow, Group
 from coordinator.records import OPEN_STATES, Snapshot
+from coordinator.replay import checkpoint_meta
 from coordinator.settings import CommitSettings
 from schemas.errors import Deposed
 from schemas.messages import Notice, Receipt
@@ -107,8 +109,10 @@ class Committer:
     ledger may be out of date by then.
     """
 
-    def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int) -> None:
+    def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int, archive: Archive | None = None) -> None:
+        """`archive` is open."""
         self._files = files
+        self._archive = archive
         self._ledger = ledger
         self._keep = keep
         rows = ledger.checkpoints()
@@ -129,6 +133,11 @@ class Committer:
     def first_checkpoint(files: CheckpointFiles, epoch: int, snapshot: Snapshot) -> CheckpointRow:
         """Write version 0 of a new run."""
         return _write(files, 0, 0, 0, snapshot, epoch=epoch)
+
+    def keep_payload(self, order: int, payload: Parameters) -> None:
+        """An update was accepted: for the archive, where there is one."""
+        if self._archive is not None:
+            self._archive.keep(order, payload)
 
     def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
         """Make `pending` and the core's state durable. Raises OSError where the disk refuses: nothing was committed,
@@ -151,6 +160,8 @@ class Committer:
             state = CheckpointRow(
                 state.seq, state.file, state.digest, core.version, state.accepted, scalars=snapshot.scalars
             )
+        if self._archive is not None:
+            pending.group.archived = self._archive.sync()
         fault("before-ledger")
         try:
             self._ledger.commit(pending.group, state, clock(), time.time(), keep=self._keep)
@@ -165,6 +176,8 @@ class Committer:
             gone, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
             self._files.remove(gone)
         self._state = state
+        if self._archive is not None:
+            self._archive.committed(snapshot, state.accepted, state.version)
 
 
 def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | None:
@@ -182,5 +195,5 @@ def _write(
 ) -> CheckpointRow:
     fault("before-checkpoint")
     name = file_name(seq, epoch)
-    digest = files.write(name, snapshot.arrays, {"version": version, "accepted": accepted})
+    digest = files.write(name, snapshot.arrays, checkpoint_meta(accepted, version))
     return CheckpointRow(seq, name, digest, version, accepted, snapshot.scalars)

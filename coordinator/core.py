@@ -67,6 +67,7 @@ from coordinator.participants import Participant
 from coordinator.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from coordinator.requirements import check_requirements
 from coordinator.settings import RunSettings
+from coordinator.state_arrays import from_snapshot, to_arrays
 from coordinator.stopping import limit_reached
 from coordinator.strategies.base import (
     ClientUpdate,
@@ -409,8 +410,6 @@ class Core:
 
     def snapshot(self) -> Snapshot:
         """All but the tables (`changes`). The arrays are live: write or copy them before the next step."""
-        arrays = {f"parameters/{name}": a for name, a in self._parameters.items()}
-        arrays |= {f"strategy/{name}": a for name, a in self._state.arrays().items()}
         scalars: dict[str, Any] = {
             "run_uid": self._run_uid,
             "tensors": list(self._parameters),
@@ -430,7 +429,7 @@ class Core:
             "stopping": self._stopping,
             "finished": self._finished,
         }
-        return Snapshot(arrays, scalars)
+        return Snapshot(to_arrays(self._parameters, self._state), scalars)
 
     def changes(self) -> Changes:
         """Rows for the ledger that changed since the last call."""
@@ -453,13 +452,10 @@ class Core:
 
         The memories of `changes` are among the snapshot's arrays, as strategy/memory/{participant_id}/{tensor}.
         """
-        scalars, arrays = snapshot.scalars, snapshot.arrays
-        tensors = {name: arrays[f"parameters/{name}"] for name in scalars["tensors"]}
-        parameters = Parameters(tensors, frozenset(scalars["non_trainable"]))
+        scalars = snapshot.scalars
+        parameters, state = from_snapshot(strategy, snapshot)
         core = cls(settings, strategy, training, parameters, scalars["run_uid"], evaluates=evaluates)
-        prefix = "strategy/"
-        state_arrays = {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
-        core._state = strategy.restore(state_arrays, scalars["strategy"], parameters)
+        core._state = state
         core._rng.bit_generator.state = scalars["rng"]
         core._discarded = Counter(scalars["discarded"])
         core._evaluations.load(scalars["evaluations"])

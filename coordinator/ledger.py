@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from coordinator import epochs
 from coordinator.events import ClosedTask
+from coordinator.ledger_archive import ArchiveReader, ArchiveWriter, put_archived
 from coordinator.ledger_rows import (
     CheckpointRow,
     EpochRow,
@@ -42,7 +43,7 @@ _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 _UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
 
 
-class LedgerReader:
+class LedgerReader(ArchiveReader):
     """Read-only access to a ledger, also while a coordinator writes it.
 
     Raises LedgerError where the file is missing, corrupt, not a ledger, or of a newer fedmq.
@@ -224,7 +225,7 @@ class LedgerReader:
         return Verdict(task_id, task.participant_id, task.state, detail=detail)
 
 
-class Ledger(LedgerReader):
+class Ledger(LedgerReader, ArchiveWriter):
     """The one writer, from `take_over` until somebody else takes over: then every transaction raises Deposed."""
 
     epoch = 0
@@ -324,6 +325,7 @@ class Ledger(LedgerReader):
                 ],
             )
             db.executemany("INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", to_rows(group.memories))
+            put_archived(db, group.archived)
             db.execute(
                 "UPDATE run SET elapsed_s = ?, committed_wall_s = ?, finished = ?", (run_s, wall_s, group.finished)
             )
@@ -334,6 +336,7 @@ class Ledger(LedgerReader):
             "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (row.seq, row.file, row.digest, row.version, row.accepted, json.dumps(row.scalars), run_s, wall_s),
         )
+        db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, ?)", (row.accepted, row.version, row.digest))
 
     @contextlib.contextmanager
     def _transaction(self, *, fenced: bool = True) -> Iterator[sqlite3.Connection]:

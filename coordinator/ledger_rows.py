@@ -49,6 +49,29 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedUpdate:
+    """Where the tensors of an accepted update are (coordinator.archive)."""
+
+    accepted_order: int
+    file: str
+    offset: int
+    num_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A file of the archive that holds the state after `accepted` updates."""
+
+    accepted: int
+    version: int
+    file: str
+    digest: str
+    num_bytes: int
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """When something happened: run time, and Unix time for people."""
 
@@ -67,6 +90,7 @@ class Group:
     participants: dict[str, ParticipantRecord] = field(default_factory=dict)
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
     memories: dict[str, Mapping[str, Array]] = field(default_factory=dict)
+    archived: list[ArchivedUpdate] = field(default_factory=list)
     finished: str | None = None
 
 

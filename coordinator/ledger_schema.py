@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from coordinator import ledger_archive
+
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
 LEDGER_VERSION = 3
@@ -108,3 +110,4 @@ CREATE TABLE evaluations(
     wall_s REAL NOT NULL
 ) STRICT;
 """
+TABLES += ledger_archive.TABLES

@@ -253,7 +253,11 @@ class Loop:
         handle = self._last_handle
         self._in_hand[handle] = delivery
         self._stragglers.discard(delivery.correlation_id or "")
-        self._step(self._read_update(handle, delivery))
+        event = self._read_update(handle, delivery)
+        accepted = self._core.accepted
+        self._step(event)
+        if self._core.accepted > accepted and isinstance(event, UpdateArrived):
+            self._committer.keep_payload(self._core.accepted, event.payload)
         self._pending.num_updates += 1
 
     def _read_update(self, handle: int, delivery: Delivery) -> UpdateArrived | PoisonArrived:

@@ -10,7 +10,7 @@ from schemas.errors import LedgerError
 
 
 class RunFolder:
-    """Where everything of one run lies: ledger.sqlite, checkpoints/, the final model, coordinator.lock."""
+    """Where everything of one run lies: ledger.sqlite, checkpoints/, copies/, archive/, the final model, its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,6 +23,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
 
     @property
     def final_parameters(self) -> Path:

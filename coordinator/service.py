@@ -8,8 +8,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +19,7 @@ from typing import Any
 from broker_config.topology import Topology
 from broker_config.transport import Transport
 from coordinator import checkpoint
+from coordinator.archive import Archive
 from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer, Pace
 from coordinator.core import Core
@@ -26,7 +28,7 @@ from coordinator.ledger import Ledger
 from coordinator.loop import Clocks, Loop, Stop
 from coordinator.publishing import Publisher
 from coordinator.run_folder import RunFolder
-from coordinator.settings import CommitSettings, RunSettings
+from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from coordinator.startup import open_core
 from coordinator.strategies.base import Strategy
 from schemas.codec import Limits
@@ -69,6 +71,7 @@ class CoordinatorService:
         initial_parameters: Callable[[], Parameters],
         max_message_bytes: int,
         check_model: Callable[[Parameters], None] | None = None,
+        archive: ArchiveSettings | None = None,
         evaluator: Evaluator | None = None,
         export: Callable[[Path], None] | None = None,
         publish_timeout_s: float = 60.0,
@@ -79,6 +82,7 @@ class CoordinatorService:
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
+        self._archive_settings = archive or ArchiveSettings()
         self._strategy = strategy
         self._training = training
         self._transport = transport
@@ -130,7 +134,8 @@ class CoordinatorService:
             # Without a final model a finished run was killed before its goodbye, or in the middle of it.
             try:
                 if self._opened():
-                    self._loop(core, ledger).run()
+                    with self._archive(core, ledger) as archive:
+                        self._loop(core, ledger, archive).run()
             finally:
                 self._transport.close()
         else:
@@ -159,7 +164,19 @@ class CoordinatorService:
         opened.result()
         return True
 
-    def _loop(self, core: Core, ledger: Ledger) -> Loop:
+    @contextmanager
+    def _archive(self, core: Core, ledger: Ledger) -> Iterator[Archive | None]:
+        if not self._archive_settings.on:
+            yield None
+            return
+        archive = Archive(self._folder.archive, self._archive_settings, ledger)
+        try:
+            archive.open(core.snapshot(), core.accepted, core.version)
+            yield archive
+        finally:
+            archive.close()
+
+    def _loop(self, core: Core, ledger: Ledger, archive: Archive | None) -> Loop:
         run = ledger.run()
         began_s = time.monotonic() - run.elapsed_s
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
@@ -169,7 +186,7 @@ class CoordinatorService:
             run_id=self._run_settings.run_id,
             core=core,
             ledger=ledger,
-            committer=Committer(files, ledger, self._commit_settings.keep_checkpoints),
+            committer=Committer(files, ledger, self._commit_settings.keep_checkpoints, archive),
             pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
             transport=self._transport,
             topology=self._topology,

@@ -113,3 +113,17 @@ class CommitSettings(Settings):
         if self.copy_dir is not None and self.checkpoint_copies == 1:
             raise ValueError("copy_dir is set and checkpoint_copies is 1: leave one of the two out")
         return self
+
+
+class ArchiveSettings(Settings):
+    """Whether the updates' tensors are kept for replays (coordinator.archive), and how many. Off without a limit: they
+    take disk, and a participant's single update says more about its data than any version does."""
+
+    max_bytes: int | None = Field(default=None, ge=1024**2)
+    """Of everything in the archive. A state and the updates since it stay in any case."""
+    max_age_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """By the wall clock, looked at when there is a commit."""
+
+    @property
+    def on(self) -> bool:
+        return self.max_bytes is not None or self.max_age_s is not None

@@ -10,17 +10,19 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from coordinator import checkpoint
 from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer
 from coordinator.core import Core
 from coordinator.ledger import Ledger
 from coordinator.records import Snapshot
+from coordinator.replay import checkpoint_meta, rebuilt
 from coordinator.run_folder import RunFolder
 from coordinator.settings import CommitSettings, RunSettings
 from coordinator.strategies.base import MEMORY, Strategy
 from schemas.errors import CheckpointError, ConfigError
 from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from schemas.parameters import Array, Parameters
 
 log = logging.getLogger("fedmq.coordinator")
 
@@ -61,7 +63,7 @@ def open_core(
         log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
         return core
     _refuse_changes(ledger.run().settings, settings, folder)
-    snapshot = _load(folder, ledger, commit)
+    snapshot = _load(folder, ledger, commit, strategy)
     participants = (row.record for row in ledger.participants())
     core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
     if check_model is not None and core.finished is None:
@@ -71,25 +73,44 @@ def open_core(
     return core
 
 
-def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings) -> Snapshot:
-    rows = ledger.checkpoints()
-    row, run = rows[0], ledger.run()
+def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings, strategy: Strategy[Any]) -> Snapshot:
+    row, run = ledger.checkpoints()[0], ledger.run()
     files = CheckpointFiles.of(folder, commit, run.run_id, run.run_uid)
     files.prepare()
     try:
-        found = files.read(row, CheckpointFiles.of_run(folder, run))
+        arrays = files.read(row, CheckpointFiles.of_run(folder, run)).arrays
     except CheckpointError as error:
-        older = ", ".join(f"{r.file} (version {r.version}, {r.accepted} updates)" for r in rows[1:]) or "none"
-        raise CheckpointError(
-            f"{error} It holds version {row.version} with {row.accepted} updates; older checkpoints lack updates that "
-            f"were acked since: {older}"
-        ) from error
+        arrays = _rebuild(folder, ledger, files, strategy, error)
     memories = {
         f"strategy/{MEMORY}{participant_id}/{tensor}": array
-        for participant_id, arrays in ledger.memories().items()
-        for tensor, array in arrays.items()
+        for participant_id, remembered in ledger.memories().items()
+        for tensor, array in remembered.items()
     }
-    return Snapshot(found.arrays | memories, row.scalars)
+    return Snapshot(arrays | memories, row.scalars)
+
+
+def _rebuild(
+    folder: RunFolder, ledger: Ledger, files: CheckpointFiles, strategy: Strategy[Any], error: CheckpointError
+) -> dict[str, Array]:
+    """The newest state from the archive. Raises CheckpointError, saying what is lost, where that cannot be."""
+    row, *older_rows = ledger.checkpoints()
+    found = rebuilt(folder, ledger, strategy)
+    if found is None:
+        older = ", ".join(f"{r.file} (version {r.version}, {r.accepted} updates)" for r in older_rows) or "none"
+        raise CheckpointError(
+            f"{error} It holds version {row.version} with {row.accepted} updates; older checkpoints lack updates that "
+            f"were acked since, and no archive has them: {older}"
+        ) from error
+    arrays, source = found
+    log.error(
+        "%s; version %d was made again from %s, the same bit for bit: the run goes on",
+        checkpoint.fault_of(error), row.version, source,
+    )  # fmt: skip
+    try:
+        files.write(row.file, arrays, checkpoint_meta(row.accepted, row.version))
+    except OSError as refused:
+        log.warning("it could not be written again (%s): the next commit does", refused)
+    return arrays
 
 
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:

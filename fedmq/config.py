@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker_config.amqp_address import Addresses
 from broker_config.settings import BrokerSettings
-from coordinator.settings import CommitSettings, RunSettings
+from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from coordinator.strategies import BuiltIn
 from fedmq.custom_strategy import CustomStrategy
 from fedmq.mistakes import Mistake, explain
@@ -42,6 +42,7 @@ class FederationConfig(BaseModel):
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
     commit: CommitSettings = CommitSettings()
+    archive: ArchiveSettings = ArchiveSettings()
     broker: BrokerSettings = BrokerSettings()
     participant: ParticipantSettings = ParticipantSettings()
 

@@ -55,6 +55,7 @@ def coordinator_for(config: FederationConfig, transport: Transport | None = None
             run_dir=config.run_dir,
             run=config.run,
             commit=config.commit,
+            archive=config.archive,
             strategy=strategy,
             training=config.training,
             transport=transport or amqp(config.broker, f"coordinator {config.run.run_id}"),

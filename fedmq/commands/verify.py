@@ -14,13 +14,25 @@ from fedmq.commands import options
 
 def command(
     run_dir: Annotated[Path, typer.Argument(help="The run's folder, as in runs/mnist.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The federation file: replays a strategy of your own.", show_default=False),
+    ] = None,
+    replay: Annotated[bool, typer.Option(help="Replay the archived updates; it reads and adds all of them.")] = True,
     _debug: options.Debug = False,
 ) -> None:
     """Check that a run's ledger and checkpoints agree: nothing missing, nothing twice, weights and digests as claimed.
 
-    Also while the run goes on. Exit status 1 where something is wrong.
+    Where the run has an archive, its updates are replayed and must make the committed states bit for bit. Also
+    while the run goes on. Exit status 1 where something is wrong.
     """
-    checks = audit.verify(RunFolder(run_dir))
+    strategy = None
+    if config is not None:
+        from fedmq import custom_strategy
+        from fedmq.config import load_config
+
+        strategy = custom_strategy.build(load_config(config).strategy)
+    checks = audit.verify(RunFolder(run_dir), strategy, replay=replay)
     for check in checks:
         if check.left_out:
             print(f"  --    {check.name}: not checked, {check.left_out}")

@@ -16,7 +16,7 @@ from broker_config.transport import Delivery, Message
 from coordinator import checkpoint
 from coordinator.ledger import LedgerReader
 from coordinator.service import CoordinatorService, RunSummary
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
+from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
 from coordinator.staleness import Polynomial
 from coordinator.strategies import FedBuff
 from coordinator.strategies.base import ClientUpdate
@@ -129,6 +129,7 @@ class Federation:
         self.concurrency = 3
         self.lease_s = 1000.0
         self.commit = CommitSettings(commit_interval_s=0.05)
+        self.archive = ArchiveSettings()
         self.participants: list[Participant] = []
         self._pool = ThreadPoolExecutor()
         self._services: list[CoordinatorService] = []
@@ -144,8 +145,9 @@ class Federation:
             participant_timeout_s=1000, decline_backoff_s=0,
         )  # fmt: skip
         given = {
-            "run_dir": self.run_dir, "run": run, "commit": self.commit, "strategy": self.strategy,
-            "training": TrainingConfig(), "transport": EmbeddedTransport(self.broker, "coordinator"),
+            "run_dir": self.run_dir, "run": run, "commit": self.commit, "archive": self.archive,
+            "strategy": self.strategy, "training": TrainingConfig(),
+            "transport": EmbeddedTransport(self.broker, "coordinator"),
             "topology": TOPOLOGY, "initial_parameters": initial, "max_message_bytes": 2**20,
         }  # fmt: skip
         return CoordinatorService(**(given | changed))  # type: ignore[arg-type]

@@ -31,12 +31,14 @@ def test_a_good_run_passes_every_check(federation, strategy):
         federation.join(f"p{i}")
     federation.run()
     checks = audit.verify(RunFolder(federation.run_dir))
-    assert [check for check in checks if check.wrong or check.left_out] == []
+    assert [check for check in checks if check.wrong or check.left_out] == [
+        audit.Check("the updates make the versions", left_out=audit.NO_ARCHIVE)
+    ]
     assert [check.name for check in checks][3:5] == [
         "weights follow from the strategy",
         "the newest checkpoint holds all of it",
     ]
-    assert checks[-1].name == "the final model is the newest checkpoint's"
+    assert checks[-2].name == "the final model is the newest checkpoint's"
 
 
 def test_a_run_that_stopped_in_the_middle_of_a_buffer_passes_too(federation):
@@ -49,7 +51,7 @@ def test_a_run_that_stopped_in_the_middle_of_a_buffer_passes_too(federation):
 
 
 def test_a_run_can_be_verified_while_it_goes_on(federation):
-    federation.stop = StopSettings(max_updates=400)
+    federation.stop = StopSettings(max_updates=150)
     for i in range(3):
         federation.join(f"p{i}")
     running = federation.start(federation.service())
@@ -59,7 +61,7 @@ def test_a_run_can_be_verified_while_it_goes_on(federation):
         assert wrong(federation) == set()
         looks += 1
     assert looks > 1
-    assert running.result(DEADLINE_S).accepted == 400
+    assert running.result(DEADLINE_S).accepted == 150
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_a_flipped_bit_in_a_checkpoint_or_the_final_model_is_found(federation, c
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(federation.run_dir)])
     assert ended.value.code == 1
-    assert "2 of 9 checks failed" in " ".join(capsys.readouterr().out.split())
+    assert "2 of 10 checks failed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_explain_names_the_updates_of_a_version_with_staleness_and_weights(federation, capsys):

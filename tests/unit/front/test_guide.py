@@ -9,7 +9,8 @@ from fedmq.config import FederationConfig
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
 SCHEMA = FederationConfig.model_json_schema()
-TABLES = {"run": "RunSettings", "training": "TrainingConfig", "commit": "CommitSettings", "broker": "BrokerSettings",
+TABLES = {"run": "RunSettings", "training": "TrainingConfig", "commit": "CommitSettings", "archive": "ArchiveSettings",
+          "broker": "BrokerSettings",
           "participant": "ParticipantSettings", "run.stop": "StopSettings"}  # fmt: skip
 DESCRIBED_ELSEWHERE = {"strategy"}  # in the guide's chapter on strategies
 
