@@ -68,8 +68,8 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
          "underscores or dashes, the first a letter or a digit"),
         ("[training]\ncommit_interval_s = 2", "training.commit_interval_s: unknown key (got 2), allowed: batch_size, "
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [commit]"),
-        ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, initial, "
-         "participant, run, runs_dir, strategy, training; did you mean training?"),
+        ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
+         "initial, participant, run, runs_dir, strategy, training; did you mean training?"),
     ],
 )  # fmt: skip
 def test_each_mistake_says_where_what_was_got_and_what_is_allowed(write, change, said):
