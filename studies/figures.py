@@ -22,12 +22,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from coordinator.settings import TargetMetric
 from studies.cell import CellResult
 from studies.intervals import mean_and_half_width
-from studies.measures import favour, final_value, on_one_grid, series
+from studies.measures import favour, final_value, is_better_high, on_one_grid, series
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 AXES = (("time_s", "virtual time (s)", 1.0), ("updates", "updates counted", 1.0), ("bytes_up", "uploaded (MB)", 1e-6))
 POINTS = 120
+STEEP_PART = 0.02
+"""Of a run, at its start, which the curves' panels leave out: it would flatten all that follows."""
 VECTOR_DOTS = 600
 """Of one figure; more of them are drawn as a picture inside the SVG, whose size they do not change."""
 WIDTH_IN = 10.5
@@ -88,7 +90,7 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
                 ax.axhline(target.value, color="#666", lw=0.9, ls=(0, (2, 2)), zorder=1)
         if logarithmic:
             axes[0].set_yscale("log")
-        _within_reason(axes[0], cells, metric, logarithmic)
+        _within_reason(axes[0], cells, metric)
         axes[0].set_ylabel(f"test {metric}" if metric in {"accuracy", "loss"} else metric)
 
     return _figure(draw, look, 3.1, cells)
@@ -99,9 +101,9 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
+        longest = max((len(r.staleness) for r in cells), default=0)
         for strategy, runs in by_strategy(cells):
-            longest = max((len(r.staleness) for r in runs), default=0)
-            if longest:
+            if any(r.staleness for r in runs):
                 counts = sum(np.pad(np.array(r.staleness, float), (0, longest - len(r.staleness))) for r in runs)
                 shares = np.cumsum(counts) / max(np.sum(counts), 1)
                 left.step(np.arange(longest), shares, where="post", **look.line(strategy))
@@ -111,15 +113,15 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
                 mean, half = mean_and_half_width(rows)
                 right.plot(x, mean, **look.line(strategy))
                 right.fill_between(x, mean - half, mean + half, color=look.colour(strategy), alpha=0.18, lw=0)
-        longest = max((len(r.staleness) for r in cells), default=1)
-        left.set(title="a  Staleness", xlabel="staleness τ (versions)", ylabel="share of updates with τ or less",
+        left.set(title="(a) staleness", xlabel="staleness τ (versions)", ylabel="share of updates with τ or less",
                  ylim=(0, 1.03))  # fmt: skip
         if longest > 30:
             left.set_xscale("symlog", linthresh=10)
+            left.set_xlim(left=0)
             left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         else:
             left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        right.set(title="b  Concurrency", xlabel="virtual time (s)", ylabel="tasks out", ylim=(0, None))
+        right.set(title="(b) concurrency", xlabel="virtual time (s)", ylabel="tasks out", ylim=(0, None))
         _plain_large_numbers(right.xaxis)
 
     return _figure(draw, look, 2.9, cells)
@@ -223,15 +225,21 @@ def _spans_decades(cells: Sequence[CellResult], metric: str) -> bool:
     return bool(values.min() > 0 and values.max() > 30 * values.min())
 
 
-def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str, logarithmic: bool) -> None:
-    """Keep one run that blows up from flattening all others."""
-    found = [y for r in cells if len(y := series(r, "time_s", metric)[1])]
-    if not found or metric == "accuracy":
+def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
+    """Cut off what lies before the curves bend, and keep one run that blows up from flattening all others."""
+    found = [(x, y) for r in cells if r.finished != "diverged" and len((x_y := series(r, "time_s", metric))[1]) > 20
+             for x, y in [x_y]]  # fmt: skip
+    if not found:
         return
-    top = max(float(np.max([y[0] for y in found])), float(np.percentile(np.concatenate(found), 95))) * 1.15
+    late = [y[x >= x[0] + STEEP_PART * (x[-1] - x[0])] for x, y in found]
     low, high = ax.get_ylim()
-    if high > 1.5 * top > 0:
-        ax.set_ylim(low if logarithmic else min(low, 0), top)
+    worst, best = (np.min, np.max) if is_better_high(metric) else (np.max, np.min)
+    edge, other = float(worst([worst(y[:1]) for y in late])), float(best([best(y) for y in late]))
+    margin = 0.06 * (edge - other)
+    if is_better_high(metric):
+        ax.set_ylim(max(low, edge + margin), high)
+    elif ax.get_yscale() == "linear":
+        ax.set_ylim(max(low, other - margin), min(high, edge + margin))
 
 
 def _plain_large_numbers(axis: Any) -> None:

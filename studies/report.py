@@ -19,11 +19,12 @@ from studies.tuning import Tuned
 
 LIMIT_BYTES = 2_900_000
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1060px;margin:2em auto;padding:0 1em}
+body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1160px;margin:2em auto;padding:0 1em}
 h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
-table{border-collapse:collapse;margin:.8em 0;font-size:.93em;font-variant-numeric:tabular-nums}
-th,td{padding:.25em .9em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}
+table{border-collapse:collapse;margin:.8em 0;font-size:.88em;font-variant-numeric:tabular-nums}
+th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}
 th{border-bottom:1.5px solid #888;font-weight:600}td.text,th.text{text-align:left;white-space:normal}
+td:first-child{white-space:nowrap}
 figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}caption{text-align:left}
 .scroll{overflow-x:auto}figcaption,.note,caption{color:#444;font-size:.9em}
 .key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.5em}
@@ -98,12 +99,13 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
     goal = target or common_target(cells, metrics)
     hollow = goal is not None and met_at_start(cells, goal)
     for metric in metrics:
-        caption = f"{metric.capitalize()} against virtual time, updates and uploaded bytes. {_bands(cells)}"
+        start = f"after the first {100 * figures.STEEP_PART:g} % of a run"
+        caption = f"{metric.capitalize()} against virtual time, updates and uploaded bytes, {start}. {_bands(cells)}"
         if goal is not None and goal.name == metric and not hollow:
             caption += " Dotted: the target of the table below."
         out.append(_shown(figures.curves(cells, metric, look, None if hollow else goal), caption))
     out.append(report_tables.targets(cells, goal, look, chosen=target is None, hollow=hollow))
-    caption = f"a: how stale the accepted updates were, all seeds together. b: tasks out at one time. {_bands(cells)}"
+    caption = f"(a) How stale the accepted updates were, all seeds together. (b) Tasks out at one time. {_bands(cells)}"
     out.append(_shown(figures.dynamics(cells, look), caption))
     count = max(len(r.weight) for r in cells)
     caption = (

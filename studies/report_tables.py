@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from coordinator.settings import TargetMetric
 from studies.cell import CellResult
@@ -15,32 +16,32 @@ from studies.tuning import Trial, Tuned
 
 
 def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
-    """What each strategy came to."""
+    """What each strategy came to; counts that are 0 everywhere have no column."""
+    columns: dict[str, Callable[[CellResult], float]] = {
+        **{f"final {html.escape(m)}": partial(final_value, metric=m) for m in metrics},
+        "virtual s": lambda r: r.time_s,
+        "updates": lambda r: r.updates,
+        "versions": lambda r: r.versions,
+        "staleness": lambda r: r.mean_staleness,
+        "misplaced weight, %": lambda r: 100 * misplaced_share(r),
+        "discarded": lambda r: sum(r.discarded.values()),
+        "dropouts": lambda r: r.dropouts,
+        "missed arrivals": lambda r: r.missed_arrivals,
+    }
+    optional = {"discarded", "dropouts", "missed arrivals"}
+    shown = {name: value for name, value in columns.items() if name not in optional or any(value(r) for r in cells)}
     rows = []
     for strategy, runs in by_strategy(cells):
         ends = dict.fromkeys(r.finished for r in runs)
-        rows.append(
-            [
-                _key(strategy, look),
-                *(mean_text([final_value(r, m) for r in runs]) for m in metrics),
-                mean_text([r.time_s for r in runs]),
-                mean_text([r.updates for r in runs]),
-                mean_text([r.versions for r in runs]),
-                mean_text([r.mean_staleness for r in runs]),
-                mean_text([100 * misplaced_share(r) for r in runs]),
-                mean_text([sum(r.discarded.values()) for r in runs]),
-                mean_text([r.dropouts for r in runs]),
-                html.escape(", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)),
-            ]
-        )
-    head = ["strategy", *(f"final {html.escape(m)}" for m in metrics), "virtual s", "updates", "versions",
-            "staleness", "misplaced weight, %", "discarded", "dropouts", "ended by"]  # fmt: skip
+        ended = ", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)
+        values = [mean_text([value(r) for r in runs]).removesuffix(" ± 0") for value in shown.values()]
+        rows.append([_key(strategy, look), *values, html.escape(ended)])
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
         "aggregation weight that went to other participants than was intended. ± is the 95 % confidence "
         "interval of the mean."
     )
-    return _table(head, rows, note)
+    return _table(["strategy", *shown, "ended by"], rows, note)
 
 
 def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look, *, chosen: bool, hollow: bool) -> str:
