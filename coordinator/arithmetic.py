@@ -56,12 +56,19 @@ def allocate(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> di
     for shape, dtype in tensors.values():
         offsets.append(end)
         end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
-    block = np.empty(end + _ALIGNMENT, np.uint8)
-    block = block[-block.ctypes.data % _ALIGNMENT :]
+    block = flat(end, np.dtype(np.uint8))
     return {
         name: block[start : start + math.prod(shape) * dtype.itemsize].view(dtype.newbyteorder("=")).reshape(shape)
         for start, (name, (shape, dtype)) in zip(offsets, tensors.items(), strict=True)
     }
+
+
+def flat(size: int, dtype: np.dtype[Any]) -> Array:
+    """An uninitialised one-dimensional array in native byte order, aligned as `allocate` aligns each tensor."""
+    num_bytes = size * dtype.itemsize
+    block = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % _ALIGNMENT
+    return block[start : start + num_bytes].view(dtype.newbyteorder("="))
 
 
 def allocate_like(tensors: Mapping[str, Array]) -> dict[str, Array]:

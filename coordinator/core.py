@@ -189,10 +189,11 @@ class Core:
         """Run time by which a Tick is needed if nothing else happens; None if there is nothing to wait for."""
         if self._stopping is not None:
             return None
-        due = [self._desk.next_due(), self._settings.stop.max_time_s, self._evaluations.due_s(self.version)]
-        if self._round_opened_s is not None and self._cohort is not None:
-            due.append(self._round_opened_s + self._cohort.deadline_s)
-        return min((at for at in due if at is not None), default=None)
+        soonest = self._desk.next_due()
+        for due in (self._settings.stop.max_time_s, self._evaluations.due_s(self.version), self._deadline_s()):
+            if due is not None and (soonest is None or due < soonest):
+                soonest = due
+        return soonest
 
     # The step
 
@@ -388,10 +389,14 @@ class Core:
         self._round_opened_s = self._desk.now
         self._state = cast(Synchronous[Any], self._strategy).open_round(self._state, self._desk.now)
 
-    def _deadline_passed(self) -> bool:
+    def _deadline_s(self) -> float | None:
         if self._cohort is None or self._round_opened_s is None:
-            return False
-        return self._desk.now >= self._round_opened_s + self._cohort.deadline_s
+            return None
+        return self._round_opened_s + self._cohort.deadline_s
+
+    def _deadline_passed(self) -> bool:
+        deadline_s = self._deadline_s()
+        return deadline_s is not None and self._desk.now >= deadline_s
 
     # Evaluation
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from coordinator.settings import RunSettings
 from coordinator.tasks import HeldTask, TaskBook
 from schemas.messages import Hello, Reply, TrainingConfig
 
+_LARGEST = sys.float_info.max
 MIN_GRACE_S = 2.0
 GRACE_OF_LEASE = 0.1
 """A hello of the same session may cross a task on a slow link for this part of the lease, and at least MIN_GRACE_S."""
@@ -55,6 +57,7 @@ class TaskDesk:
         self._doubted: set[str] = set()
         self._reply = reply
         self._training = training
+        self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
         self._run_uid = run_uid
 
     # Time
@@ -67,8 +70,10 @@ class TaskDesk:
 
     def next_due(self) -> float | None:
         """When `pass_time` may next have something to do."""
-        due = (self.tasks.next_lease_end(), self.roster.next_due())
-        return min((at for at in due if at is not None), default=None)
+        lease_end, other = self.tasks.next_lease_end(), self.roster.next_due()
+        if lease_end is None or other is None:
+            return other if lease_end is None else lease_end
+        return min(lease_end, other)
 
     def doubt_all(self) -> None:
         """After a restart tasks, and repeats of tasks, may have been committed and never sent: the next hello decides,
@@ -188,7 +193,7 @@ class TaskDesk:
 
     def _order(self, task: HeldTask, lease_s: float, again: bool) -> IssueTask:
         seed = task_seed(self.settings.seed, task.seq)
-        training = self._training.model_copy(update={"seed": seed, "max_steps": self._max_steps(task)})
+        training = TrainingConfig.trusted({**self._training_values, "seed": seed, "max_steps": self._max_steps(task)})
         return IssueTask(task.task_id, task.seq, task.participant_id, task.base_version, training, lease_s, again)
 
     def _max_steps(self, task: HeldTask) -> int | None:
@@ -274,5 +279,4 @@ def task_seed(run_seed: int, task_seq: int) -> int:
 
 def _bounded(loss: float) -> float:
     """A loss that JSON and SQL can hold, with the same client weight: NaN counts as a very large one."""
-    largest = float(np.finfo(np.float64).max)
-    return largest if math.isnan(loss) else min(max(loss, -largest), largest)
+    return loss if -_LARGEST <= loss <= _LARGEST else math.copysign(_LARGEST, loss) if math.isinf(loss) else _LARGEST

@@ -192,8 +192,11 @@ class Roster:
         """When `pass_time` may next have something to do."""
         while self._backoffs and self._by_seq[self._backoffs[0][1]].asked_again_at_s != self._backoffs[0][0]:
             heapq.heappop(self._backoffs)
-        due = [heap[0][0] for heap in (self._absences, self._backoffs) if heap]
-        return min(due, default=None)
+        absent = self._absences[0][0] if self._absences else None
+        if not self._backoffs:
+            return absent
+        asked = self._backoffs[0][0]
+        return asked if absent is None else min(absent, asked)
 
     def restored(self, now: float, version: int) -> None:
         """After the last `load`: rebuild the sets from the records."""

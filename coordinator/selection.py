@@ -8,9 +8,12 @@ Participants are known by their `seq`, the order of their first hello. All opera
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from typing import Literal, Protocol
 
 import numpy as np
+
+_SHARE = 1024
 
 
 class Picker(Protocol):
@@ -31,14 +34,15 @@ class Picker(Protocol):
 
 
 class Uniform:
-    """Each free participant with the same probability.
+    """Each free participant with the same probability: the k-th free one for a uniform k.
 
-    A Fenwick tree over the free flags finds the k-th free participant in O(log n).
+    Each 1,024 consecutive numbers share a sorted list, and a Fenwick tree over the lists' lengths finds k's list.
     """
 
     def __init__(self) -> None:
-        self._free = bytearray(64)
-        self._tree = [0] * 65
+        self._free = bytearray(_SHARE)
+        self._lists: list[list[int]] = [[]]
+        self._tree = [0, 0]
         self._count = 0
 
     def __len__(self) -> int:
@@ -48,44 +52,44 @@ class Uniform:
         return seq < len(self._free) and self._free[seq] == 1
 
     def add(self, seq: int, used: int) -> None:  # noqa: ARG002
-        if seq in self:
-            return
         while seq >= len(self._free):
             self._grow()
-        self._flip(seq, 1)
+        if not self._free[seq]:
+            insort(self._lists[seq // _SHARE], seq)
+            self._count_in(seq, 1)
 
     def discard(self, seq: int) -> None:
         if seq in self:
-            self._flip(seq, -1)
+            own = self._lists[seq // _SHARE]
+            del own[bisect_left(own, seq)]
+            self._count_in(seq, -1)
 
     def pick(self, rng: np.random.Generator) -> int:
-        seq = self._find(int(rng.integers(self._count)))
-        self._flip(seq, -1)
-        return seq
-
-    def _flip(self, seq: int, step: int) -> None:
-        self._free[seq] += step
-        self._count += step
-        size, tree, i = len(self._free), self._tree, seq + 1
-        while i <= size:
-            tree[i] += step
-            i += i & -i
-
-    def _find(self, k: int) -> int:
-        """The free participant with k free ones before it."""
-        position, step, tree = 0, len(self._free), self._tree
+        k = int(rng.integers(self._count))
+        position, step, tree = 0, len(self._lists), self._tree
         while step:
             after = position + step
             if after < len(tree) and tree[after] <= k:
                 position = after
                 k -= tree[after]
             step >>= 1
-        return position
+        seq = self._lists[position].pop(k)
+        self._count_in(seq, -1)
+        return seq
+
+    def _count_in(self, seq: int, step: int) -> None:
+        self._free[seq] += step
+        self._count += step
+        size, tree, i = len(self._lists), self._tree, seq // _SHARE + 1
+        while i <= size:
+            tree[i] += step
+            i += i & -i
 
     def _grow(self) -> None:
-        """Twice the size, a power of two: the new root counts all that were there."""
-        size = len(self._free)
-        self._free.extend(bytes(size))
+        """Twice the lists, a power of two: the new root counts all that were there."""
+        size = len(self._lists)
+        self._free.extend(bytes(len(self._free)))
+        self._lists.extend([] for _ in range(size))
         self._tree.extend([0] * (size - 1))
         self._tree.append(self._count)
 

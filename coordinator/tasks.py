@@ -102,6 +102,9 @@ class TaskBook:
 
     def leases_over(self, now: float) -> Iterable[HeldTask]:
         """Tasks out whose lease ended by `now`, the first to end first."""
+        return self._pop_leases(now) if self._leases and self._leases[0][0] <= now else ()
+
+    def _pop_leases(self, now: float) -> Iterable[HeldTask]:
         while self._leases and self._leases[0][0] <= now:
             task = heapq.heappop(self._leases)[2]
             if task.state == "out":

@@ -10,9 +10,11 @@ import numpy as np
 from coordinator.events import DiscardReason, UpdateArrived
 from coordinator.tasks import HeldTask
 from schemas.errors import SpecMismatch
+from schemas.layout import Layout
 from schemas.messages import Reply, update_id
 from schemas.methods import METHODS
-from schemas.tensors import DTYPES, ModelSpec, check_spec
+from schemas.parameters import Parameters
+from schemas.tensors import DTYPES, ModelSpec, check_spec, layout_of_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,12 @@ class Judge:
     spec: ModelSpec
     """Of the tensors that an update carries (`schemas.methods.update_spec`)."""
     max_staleness: int | None
-    _layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
+    _tensors: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
+    _in_block: Layout | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_layout", [(s.name, DTYPES[s.dtype], s.shape) for s in self.spec])
+        object.__setattr__(self, "_tensors", [(s.name, DTYPES[s.dtype], s.shape) for s in self.spec])
+        object.__setattr__(self, "_in_block", layout_of_spec(self.spec))
 
     def reject(
         self,
@@ -83,6 +87,12 @@ class Judge:
             return Rejection("unknown_task", f"task {update.task_id!r} was never issued in this run")
         return self._unfit(event, task, version, memory)
 
+    def _fits(self, payload: Parameters) -> bool:
+        """Whether the tensors are the model's, cheaply for those that are."""
+        if payload.layout is not None and payload.layout is self._in_block:
+            return True
+        return [(name, a.dtype, a.shape) for name, a in payload.items()] == self._tensors
+
     def _late(self, event: UpdateArrived, closed: ClosedAs, version: int) -> Rejection:
         staleness = version - event.update.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:
@@ -100,7 +110,7 @@ class Judge:
             )
         if update.payload != self.reply:
             return Rejection("wrong_payload", f"got payload {update.payload!r}, the task asked for {self.reply!r}")
-        if [(name, a.dtype, a.shape) for name, a in event.payload.items()] != self._layout:  # the usual case, cheaply
+        if not self._fits(event.payload):
             try:
                 check_spec(event.payload, self.spec)
             except SpecMismatch as e:

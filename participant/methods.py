@@ -100,13 +100,15 @@ def make(reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int,
     """From the trained parameters; new arrays, but for those of the reply "parameters"."""
     base, memory = start.parameters, start.memory
     names = base.averaged()
-    flags = base.non_trainable & set(names)
+    flags = base.non_trainable & frozenset(names)
     if reply == "parameters":
+        if isinstance(local, Parameters) and local.layout is not None and local.layout is base.layout:
+            return Made(local, None)
         return Made(Parameters({n: local[n] for n in names}, flags), None)
     if reply == "change":
         sent = {n: _change(local[n], memory, n) for n in names}
         return Made(Parameters(sent, flags), _sum(memory, sent))
-    delta = Parameters({n: _difference(local[n], base[n]) for n in names}, flags)
+    delta = _delta(base, local)
     if reply == "delta":
         return Made(delta, None)
     changes = _control_changes(start, local, num_steps, config)
@@ -139,6 +141,20 @@ def _sum(memory: Remembered | None, sent: Mapping[str, Array]) -> dict[str, Arra
     if memory is None:
         return {n: a.astype(np.float64) for n, a in sent.items()}
     return {n: memory.tensors[n] + a for n, a in sent.items()}
+
+
+def _delta(base: Parameters, local: Mapping[str, Array]) -> Parameters:
+    """local - base, in one block where the base lies in one."""
+    names = base.averaged()
+    flags = base.non_trainable & set(names)
+    if base.layout is None or base.block is None or base.layout.dtype.itemsize == 2:
+        return Parameters({n: _difference(local[n], base[n]) for n in names}, flags)
+    if isinstance(local, Parameters) and local.layout is base.layout and local.block is not None:
+        return Parameters.in_block(base.layout, np.subtract(local.block, base.block), flags)
+    made = Parameters.in_block(base.layout, np.empty_like(base.block), flags)
+    for name, out in made.items():
+        np.subtract(local[name], base[name], out=out)
+    return made
 
 
 def _difference(local: Array, base: Array) -> Array:

@@ -92,6 +92,8 @@ def split(tensors: Parameters, groups: tuple[str, ...]) -> tuple[Parameters, dic
 
 def check_groups(parameters: Parameters, beside: Mapping[str, Parameters]) -> None:
     """Raise SpecMismatch unless each group has the tensors that this model trains, and no others."""
+    if not beside:
+        return
     expected = [(n, parameters[n].dtype, parameters[n].shape) for n in trained(parameters)]
     for group, tensors in beside.items():
         if [(n, a.dtype, a.shape) for n, a in tensors.items()] != expected:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from schemas.layout import Layout, layout_of
 
 Array = npt.NDArray[Any]
 
@@ -17,16 +19,35 @@ class Parameters(Mapping[str, Array]):
     `non_trainable` names the tensors that no optimiser may step (BatchNorm's moving mean and
     variance, counters): they are averaged plainly, and those of an integer or bool dtype are
     carried over unchanged (docs/decisions/0003-non-trainable-tensors.md).
+
+    `block` is the flat array that holds all tensors as `layout` says, where they lie in one and are all floating-point
+    ones; both are None where they do not.
     """
 
-    __slots__ = ("_tensors", "non_trainable")
+    __slots__ = ("_tensors", "block", "layout", "non_trainable")
 
     def __init__(self, tensors: Mapping[str, Array], non_trainable: frozenset[str] | set[str] = frozenset()) -> None:
         self._tensors = dict(tensors)
+        self.layout: Layout | None = None
+        self.block: Array | None = None
         self.non_trainable = frozenset(non_trainable)
         unknown = self.non_trainable - self._tensors.keys()
         if unknown:
             raise ValueError(f"non_trainable names tensors that are not there: {sorted(unknown)}")
+
+    @classmethod
+    def in_block(cls, layout: Layout, block: Array, non_trainable: frozenset[str] = frozenset()) -> Self:
+        """The tensors of a layout of a floating-point dtype, as views into `block` (flat, of its size and dtype)."""
+        made = cls.__new__(cls)
+        made.layout, made.block, made.non_trainable = layout, block, non_trainable
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """Views into a block are made when the first one is asked for: whoever works on the block needs none."""
+        if name != "_tensors" or self.layout is None or self.block is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self._tensors = self.layout.views(self.block)
+        return self._tensors
 
     def __getitem__(self, name: str) -> Array:
         return self._tensors[name]
@@ -57,7 +78,20 @@ class Parameters(Mapping[str, Array]):
 
     def averaged(self) -> tuple[str, ...]:
         """Names of the floating-point tensors: what an update carries and aggregation averages."""
+        if self.layout is not None:
+            return self.layout.names
         return tuple(n for n, a in self.items() if is_floating(a.dtype))
+
+    def packed(self) -> Parameters:
+        """A copy in one block where all tensors are floating-point ones of one dtype; else itself."""
+        layout = layout_of(self)
+        if layout is None or not is_floating(layout.dtype):
+            return self
+        block = np.empty(layout.size, layout.dtype)
+        made = Parameters.in_block(layout, block, self.non_trainable)
+        for name, array in self.items():
+            np.copyto(made[name], array)
+        return made
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

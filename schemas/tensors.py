@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -18,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, SpecMismatch, shown
+from schemas.layout import Layout, layout
 from schemas.limits import Limits
 from schemas.parameters import Array, Parameters, is_floating
 
@@ -96,6 +98,14 @@ def averaged_spec(spec: ModelSpec) -> ModelSpec:
     return tuple(s for s in spec if is_floating(DTYPES[s.dtype]))
 
 
+def layout_of_spec(spec: ModelSpec) -> Layout | None:
+    """For tensors of one floating-point dtype; None where they are not."""
+    dtypes = {s.dtype for s in spec}
+    if len(dtypes) != 1 or not is_floating(DTYPES[spec[0].dtype]):
+        return None
+    return layout(DTYPES[spec[0].dtype], tuple((s.name, s.shape) for s in spec))
+
+
 def check_spec(parameters: Parameters, expected: ModelSpec) -> None:
     """Raise SpecMismatch, naming the first differences, unless names, order, dtypes and shapes are the expected ones.
 
@@ -120,6 +130,8 @@ def check_spec(parameters: Parameters, expected: ModelSpec) -> None:
 
 def check_finite(parameters: Parameters) -> None:
     """Raise NotFinite, naming the first tensor that holds a NaN or an infinity. One pass, no temporary copy."""
+    if parameters.block is not None and _all_finite(parameters.block):
+        return
     for name, array in parameters.items():
         if is_floating(array.dtype) and not _all_finite(array):
             raise NotFinite(
@@ -184,6 +196,10 @@ def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
         offsets.append(start)
     if end != blob.nbytes:
         raise MalformedMessage(f"the tensor blob has {blob.nbytes} bytes, the tensor entries describe {end}")
+    flat = _without_gaps(spec)
+    if flat is not None:
+        block: Array = np.ndarray((flat.size,), flat.dtype, buffer=blob)
+        return Parameters.in_block(flat, block, frozenset(t.name for t in spec if not t.trainable))
     tensors = {
         t.name: np.ndarray(t.shape, DTYPES[t.dtype], buffer=blob, offset=offset if t.num_bytes else 0)
         for t, offset in zip(spec, offsets, strict=True)
@@ -192,6 +208,20 @@ def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
         if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
             raise MalformedMessage(f"tensor {shown(name)} is bool and holds bytes other than 0 and 1")
     return Parameters(tensors, frozenset(t.name for t in spec if not t.trainable))
+
+
+_MOST_IN_BLOCK = 1000
+"""Tensors of an envelope whose layout is remembered: what anybody may send must not fill the memory."""
+
+
+@lru_cache(maxsize=16)
+def _without_gaps(spec: ModelSpec) -> Layout | None:
+    """The layout that the blob is, where every tensor begins where the one before it ends."""
+    if not 0 < len(spec) <= _MOST_IN_BLOCK or any(
+        t.num_bytes == 0 or t.num_bytes % TENSOR_ALIGNMENT_BYTES for t in spec[:-1]
+    ):
+        return None
+    return layout_of_spec(spec)
 
 
 _MAX_EMPTY_EXTENT_BYTES = 2**31

@@ -1,4 +1,5 @@
-"""The order of examples in a task, as the Keras trainer has it: decided by the task's seed alone."""
+"""The order of examples in a task, as the Keras trainer has it: for each epoch a permutation by the generator of
+SeedSequence(seed, spawn_key=(0,)), so decided by the task's seed alone."""
 
 from __future__ import annotations
 
@@ -9,26 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.messages import TrainingConfig
+from studies.seeding import Rewound, entropy_of, generator_states
 
 Rows = npt.NDArray[np.int64]
 
 
-def task_rows(rows: Rows, config: TrainingConfig) -> list[Rows]:
-    """A participant's row numbers, batch by batch; the last batch of an epoch may be short."""
-    count, size = len(rows), config.batch_size
-    shuffle = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
-    batches: list[Rows] = []
-    for _ in range(config.epochs):
-        order = rows[shuffle.permutation(count)]
-        batches += [order[i : i + size] for i in range(0, count, size)]
-        if config.max_steps is not None and len(batches) >= config.max_steps:
-            return batches[: config.max_steps]
-    return batches
-
-
 @dataclass(frozen=True, slots=True)
 class CohortRows:
-    """The batches of a cohort, all padded to one shape with row 0."""
+    """The batches of a cohort, all padded to one shape with the participant's own first row."""
 
     rows: Rows
     """[steps, participants, batch_size]."""
@@ -42,13 +31,23 @@ class CohortRows:
 
 def cohort_rows(cohort: Sequence[tuple[Rows, TrainingConfig]], batch_size: int) -> CohortRows:
     """For participants that share one batch size. Each must have an example."""
-    batches = [task_rows(rows, config) for rows, config in cohort]
-    steps = np.array([len(b) for b in batches], np.int64)
-    an_epoch = np.array([-(-len(rows) // batch_size) for rows, _ in cohort], np.int64)
-    rows = np.zeros((int(steps.max()), len(cohort), batch_size), np.int64)
-    real = np.zeros(rows.shape[:2], np.int64)
-    for i, own in enumerate(batches):
-        for s, batch in enumerate(own):
-            rows[s, i, : len(batch)] = batch
-            real[s, i] = len(batch)
-    return CohortRows(rows, real, steps, (steps - 1) // an_epoch * an_epoch)
+    counts = np.array([len(rows) for rows, _ in cohort], np.int64)
+    an_epoch = -(-counts // batch_size)
+    wanted = np.array([config.epochs for _, config in cohort], np.int64) * an_epoch
+    limits = [wanted[i] if c.max_steps is None else min(wanted[i], c.max_steps) for i, (_, c) in enumerate(cohort)]
+    steps = np.array(limits, np.int64)
+    longest = int(steps.max())
+    # Only the last batch of an epoch is short: an epoch is its examples in order, then padding.
+    rows = np.empty((len(cohort), longest * batch_size), np.int64)
+    epochs, shuffler = (an_epoch * batch_size).tolist(), Rewound()
+    states = generator_states(entropy_of([config.seed for _, config in cohort], 0))
+    for own, (examples, _), epoch, state in zip(rows, cohort, epochs, states, strict=True):
+        own[:] = examples[0]
+        shuffle, count = shuffler.at(state), len(examples)
+        for start in range(0, len(own), epoch):
+            part = own[start : start + count]
+            part[:] = examples[shuffle.permutation(count)[: len(part)]]
+    step = np.arange(longest)[:, None]
+    real = np.minimum(batch_size, counts - step % an_epoch * batch_size) * (step < steps)
+    by_step = np.ascontiguousarray(rows.reshape(len(cohort), longest, batch_size).transpose(1, 0, 2))
+    return CohortRows(by_step, real, steps, (steps - 1) // an_epoch * an_epoch)

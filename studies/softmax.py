@@ -1,4 +1,4 @@
-"""Softmax regression, trained in cohorts by hand-batched numpy: W [features, classes] and b [classes] in float32.
+"""Softmax regression, trained in cohorts by hand-batched numpy: W [classes, features] and b [classes] in float32.
 
 Each step is one stacked product over all participants of the cohort that still have a batch. Every participant's share
 of it has the same shape whatever the cohort, so a result does not depend on who else is in it.
@@ -6,6 +6,7 @@ of it has the same shape whatever the cohort, so a result does not depend on who
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import InputError
+from schemas.layout import Layout, layout
 from schemas.parameters import Parameters
 from studies.batches import Rows, cohort_rows
 from studies.training import Job, Trained, stacked_corrections
@@ -36,18 +38,17 @@ class SoftmaxFederation:
         classes: int,
         test: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
     ) -> None:
-        self.initial = Parameters(
-            {"w": np.zeros((x.shape[1], classes), np.float32), "b": np.zeros(classes, np.float32)}
-        )
+        shapes = layout(np.dtype(np.float32), (("w", (classes, x.shape[1])), ("b", (classes,))))
+        self.initial = Parameters.in_block(shapes, np.zeros(shapes.size, np.float32))
         self.num_examples = [len(r) for r in rows]
-        self.backend = SoftmaxCohort(x, y, rows, classes)
+        self.backend = SoftmaxCohort(x, y, rows, classes, shapes)
         self.evaluates = test is not None
         self._test = test
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._test is not None
         x, y = self._test
-        logits = x @ parameters["w"] + parameters["b"]
+        logits = x @ parameters["w"].T + parameters["b"]
         logits -= logits.max(axis=1, keepdims=True)
         log_sums = np.log(np.exp(logits).sum(axis=1))
         losses = log_sums - logits[np.arange(len(y)), y]
@@ -60,10 +61,17 @@ class SoftmaxCohort:
 
     name = "numpy, softmax regression"
 
-    def __init__(self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], classes: int) -> None:
+    def __init__(
+        self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], classes: int, layout: Layout
+    ) -> None:
         self._x = np.ascontiguousarray(x, np.float32)
-        self._one_hot = np.eye(classes, dtype=np.float32)[y]
+        self._y = np.asarray(y, np.int64)
         self._rows = [np.asarray(r, np.int64) for r in rows]
+        self._shape = (classes, self._x.shape[1])
+        self._layout = layout
+        self._weights = np.empty((CHUNK, layout.size), np.float32)
+        self._gradients = np.empty((CHUNK, *self._shape), np.float32)
+        self._batch = np.empty(0, np.float32)
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         results: dict[int, Trained] = {}
@@ -78,56 +86,74 @@ class SoftmaxCohort:
         cohort = cohort_rows([(self._rows[j.participant], j.config) for j in jobs], batch_size)
         order = np.argsort(-cohort.steps, kind="stable")  # so that those with a batch left are the first ones
         rows, real, steps = cohort.rows[:, order], cohort.real[:, order], cohort.steps[order]
-        ordered = [jobs[i] for i in order]
-        rates = np.array([_rate(job) for job in ordered], np.float32)[:, None, None]
-        pulls = np.array([job.config.proximal_mu for job in ordered], np.float32)[:, None, None] * rates
-        w, b = (np.stack([job.base[name] for job in ordered]) for name in ("w", "b"))
-        w_correction, b_correction = (stacked_corrections(ordered, name) for name in ("w", "b"))
-        base_w, base_b = (w.copy(), b.copy()) if pulls.any() else (w, b)
-        gradients = np.empty_like(w)
-        shares: Any = rates[:, 0, 0] / np.maximum(real, 1).astype(np.float32)
-        losses = np.zeros(real.shape, np.float64)
-        for s in range(len(rows)):
-            n = int(np.count_nonzero(steps > s))
-            x = self._x[rows[s, :n]]
-            scores: Floats = np.matmul(x, w[:n])
-            scores += b[:n, None]
-            error = _errors(scores, self._one_hot[rows[s, :n]], real[s, :n], losses[s, :n])
-            error *= shares[s, :n][:, None, None]
-            if base_w is not w:
-                w[:n] -= pulls[:n] * (w[:n] - base_w[:n])
-                b[:n] -= pulls[:n, 0] * (b[:n] - base_b[:n])
-            if w_correction is not None and b_correction is not None:
-                w[:n] -= rates[:n] * w_correction[:n]
-                b[:n] -= rates[:n, 0] * b_correction[:n]
-            w[:n] -= np.matmul(x.transpose(0, 2, 1), error, out=gradients[:n])
-            b[:n] -= error.sum(axis=1)
+        ordered = [jobs[i] for i in order.tolist()]
+        both = self._weights[: len(jobs)]
+        for mine, job in zip(both, ordered, strict=True):
+            mine[:] = self._block(job.base)
+        classes, features = self._shape
+        w, b = both[:, : classes * features].reshape(-1, *self._shape), both[:, classes * features :]
+        rates = np.array([_rate(job) for job in ordered], np.float32)
+        pulls = np.array([job.config.proximal_mu for job in ordered], np.float32) * rates
+        base = both.copy() if pulls.any() else None
+        corrections = self._corrections(ordered, rates)
+        weights = (np.arange(batch_size) < real[:, :, None]).astype(np.float32)
+        shares: Any = weights * (rates / np.maximum(real, 1).astype(np.float32))[:, :, None]
+        # Classes first, so that a sum over classes adds whole rows; of one shape for any cohort, as all else.
+        scores = np.empty((classes, CHUNK, batch_size), np.float32)
+        labels = self._y[rows]
+        at_label = labels * scores[0].size + np.arange(scores[0].size).reshape(CHUNK, -1)[: len(jobs)]
+        log_sums, values = np.ones(rows.shape, np.float32), np.zeros(rows.shape, np.float32)
+        for s, count in enumerate(np.count_nonzero(real, axis=1).tolist()):
+            x = self._gather(rows[s, :count])
+            z = scores[:, :count]
+            np.matmul(w[:count], x.transpose(0, 2, 1), out=z.transpose(1, 0, 2))
+            z += b[:count].T[:, :, None]
+            z -= np.maximum.reduce(z, axis=0)
+            here = at_label[s, :count]
+            values[s, :count] = scores.take(here)
+            np.exp(z, out=z)
+            sums = np.add.reduce(z, axis=0, out=log_sums[s, :count])
+            z /= sums
+            scores.put(here, scores.take(here) - 1)
+            z *= shares[s, :count]
+            if base is not None:
+                both[:count] -= pulls[:count, None] * (both[:count] - base[:count])
+            if corrections is not None:
+                both[:count] -= corrections[:count]
+            w[:count] -= np.matmul(z.transpose(1, 0, 2), x, out=self._gradients[:count])
+            b[:count] -= np.add.reduce(z, axis=2).T
+        each = np.log(log_sums, out=log_sums) - values
+        each *= weights
         last = np.arange(len(rows))[:, None] >= cohort.last_epoch[order]
-        mean = ((losses * last).sum(axis=0) / (real * last).sum(axis=0)).tolist()
+        losses = each.sum(axis=2, dtype=np.float64)
+        means = ((losses * last).sum(axis=0) / (real * last).sum(axis=0)).tolist()
         results: dict[int, Trained] = {}
-        for place, i in enumerate(order.tolist()):
-            trained = Parameters({"w": w[place], "b": b[place]})
-            examples = len(self._rows[jobs[i].participant])
-            results[i] = Trained(trained, examples, int(steps[place]), {"loss": mean[place]})
+        for mine, i, mean, done in zip(both, order.tolist(), means, steps.tolist(), strict=True):
+            trained = Parameters.in_block(self._layout, mine.copy())
+            results[i] = Trained(trained, len(self._rows[jobs[i].participant]), done, {"loss": mean})
         return [results[i] for i in range(len(jobs))]
 
+    def _block(self, base: Parameters) -> Floats:
+        block = base.block if base.layout is self._layout else base.packed().block
+        assert block is not None
+        return block
 
-def _errors(scores: Floats, labels: Floats, real: Rows, losses: npt.NDArray[np.float64]) -> Floats:
-    """softmax(scores) - labels in place, 0 where a batch is padding; adds the batches' losses to `losses`."""
-    scores -= scores.max(axis=2, keepdims=True)
-    at_label = (scores * labels).sum(axis=2)
-    np.exp(scores, out=scores)
-    sums = scores.sum(axis=2, keepdims=True)
-    scores /= sums
-    scores -= labels
-    each = np.log(sums[:, :, 0]) - at_label
-    size = scores.shape[1]
-    if (real < size).any():
-        padding = np.arange(size) >= real[:, None]
-        scores[padding] = 0
-        each[padding] = 0
-    losses += each.sum(axis=1)
-    return scores
+    def _corrections(self, jobs: Sequence[Job], rates: Floats) -> Floats | None:
+        """What each step takes from a method's correction of the gradients."""
+        w, b = (stacked_corrections(jobs, name) for name in ("w", "b"))
+        if w is None or b is None:
+            return None
+        return np.concatenate([w.reshape(len(jobs), -1), b], axis=1) * rates[:, None]
+
+    def _gather(self, rows: Rows) -> Floats:
+        """Their images, in memory that is used again: fresh memory would cost more than the products on it."""
+        shape = (*rows.shape, self._x.shape[1])
+        size = math.prod(shape)
+        if self._batch.size < size:
+            self._batch = np.empty(size, np.float32)
+        batch = self._batch[:size].reshape(shape)
+        np.take(self._x, rows, axis=0, out=batch, mode="clip")  # any other mode makes a buffer of its own
+        return batch
 
 
 def _rate(job: Job) -> float:

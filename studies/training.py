@@ -7,6 +7,7 @@ training that has not been computed refers to them: Python's own reference count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from participant.methods import Made, Remembered, Start, begin, make
+from schemas.errors import NotFinite
 from schemas.messages import Reply, TrainingConfig
 from schemas.parameters import Parameters
 from schemas.tensors import check_finite
@@ -68,10 +70,8 @@ class Result:
     """The update that its participant's memory was as of (`Update.memory`)."""
     remembered: Mapping[str, Any] | None = None
     """What its participant remembers once it is accepted."""
-
-    def check(self) -> None:
-        """Raise NotFinite where the training diverged."""
-        check_finite(self.payload)
+    finite: bool = True
+    """False where the training diverged."""
 
 
 class LazyTraining:
@@ -119,14 +119,22 @@ class LazyTraining:
         trained = self._backend.train([job for job, _ in waiting.values()])
         self.cohorts += 1
         self.trained += len(waiting)
-        for (number, (job, start)), result in zip(waiting.items(), trained, strict=True):
-            made = make(self._reply, start, result.parameters, result.num_steps, job.config)
-            self._done[number] = self._result(made, start, result)
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` says it
+            for (number, (job, start)), result in zip(waiting.items(), trained, strict=True):
+                made = make(self._reply, start, result.parameters, result.num_steps, job.config)
+                self._done[number] = _result(made, start, result)
 
-    def _result(self, made: Made, start: Start, trained: Trained) -> Result:
-        memory = None if start.memory is None else start.memory.update_id
-        payload = _own(made.tensors)
-        return Result(payload, trained.num_examples, trained.num_steps, trained.metrics, memory, made.remembered)
+
+def _result(made: Made, start: Start, trained: Trained) -> Result:
+    return Result(
+        payload=_own(made.tensors),
+        num_examples=trained.num_examples,
+        num_steps=trained.num_steps,
+        metrics=trained.metrics,
+        memory=None if start.memory is None else start.memory.update_id,
+        remembered=made.remembered,
+        finite=_is_finite(made.tensors),
+    )
 
 
 def stacked_corrections(jobs: Sequence[Job], name: str) -> npt.NDArray[Any] | None:
@@ -135,8 +143,22 @@ def stacked_corrections(jobs: Sequence[Job], name: str) -> npt.NDArray[Any] | No
     return None if corrections[0] is None else np.stack([c[name] for c in corrections if c is not None])
 
 
+def _is_finite(payload: Parameters) -> bool:
+    block = payload.block
+    # The sum of squares is one pass, and finite only if all values are. Where they are it may overflow: look at each.
+    if block is not None and block.dtype.char in "fd" and math.isfinite(np.dot(block, block)):
+        return True
+    try:
+        check_finite(payload)
+    except NotFinite:
+        return False
+    return True
+
+
 def _own(payload: Parameters) -> Parameters:
     """Without arrays that are parts of larger ones, which they would keep alive until the slowest has finished."""
+    if payload.block is not None and payload.block.base is None:
+        return payload
     if all(a.base is None for a in payload.values()):
         return payload
     return payload.replace({name: a if a.base is None else a.copy() for name, a in payload.items()})

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from coordinator import arithmetic
 from coordinator.server_optimizers import ServerOptimizer
 from coordinator.strategies.base import Arrays, ClientUpdate
+from coordinator.strategies.version import blocks, next_version
 from schemas.errors import CheckpointError
+from schemas.layout import Layout, layout_of
 from schemas.parameters import Array, Parameters
 
 
@@ -30,6 +32,10 @@ class BufferState:
     """In order of arrival: s·q for FedBuff, q for FedAvg."""
     opened_at_s: float | None = None
     """FedAvg: run time at which the open round began."""
+    layout: Layout | None = None
+    """Of the sums, where the model's floating tensors share one dtype."""
+    block: Array | None = None
+    """The sums' own memory then: one operation on it is one on all of them."""
 
     @classmethod
     def zero(cls, parameters: Parameters, optimizer: ServerOptimizer | None) -> Self:
@@ -37,10 +43,13 @@ class BufferState:
         averaged = {n: parameters[n] for n in parameters.averaged()}
         trainable = {n: x for n, x in averaged.items() if n not in parameters.non_trainable}
         initial = optimizer.initial() if optimizer else {}
-        return cls(
-            sums=arithmetic.accumulators(averaged),
-            moments={moment: arithmetic.accumulators(trainable, value) for moment, value in initial.items()},
-        )
+        moments = {moment: arithmetic.accumulators(trainable, value) for moment, value in initial.items()}
+        layout = layout_of(averaged)
+        if layout is None:
+            return cls(arithmetic.accumulators(averaged), moments)
+        block = arithmetic.flat(layout.size, arithmetic.accumulator_dtype(layout.dtype))
+        block.fill(0)
+        return cls(layout.views(block), moments, layout=layout, block=block)
 
     @property
     def count(self) -> int:
@@ -53,15 +62,20 @@ class BufferState:
 
     def add(self, update: ClientUpdate, coefficient: float) -> None:
         """sums += coefficient·payload; nothing changes where the payload does not fit."""
-        check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
-        check_coefficient(update, coefficient)
-        for name, acc in self.sums.items():
-            arithmetic.scale_add(acc, coefficient, update.payload[name])
+        payload = update.payload
+        if payload.block is not None and payload.layout is self.layout:
+            check_coefficient(update, coefficient)
+            arithmetic.scale_add(cast(Array, self.block), coefficient, payload.block)
+        else:
+            check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
+            check_coefficient(update, coefficient)
+            for name, acc in self.sums.items():
+                arithmetic.scale_add(acc, coefficient, payload[name])
         self.coefficients.append(coefficient)
 
     def clear(self) -> None:
         """Empty the buffer; moments stay."""
-        for acc in self.sums.values():
+        for acc in self.sums.values() if self.block is None else (self.block,):
             acc.fill(0)
         self.coefficients.clear()
         self.opened_at_s = None
@@ -103,11 +117,14 @@ class BufferState:
 
     def step(self, parameters: Parameters, rate: float, mean: float) -> Parameters:
         """x + rate·mean·sums for trainable tensors, x + mean·sums for the others; the buffer stays as it is."""
-        new = arithmetic.allocate_like({n: parameters[n] for n in self.sums})
+        made, new = next_version(parameters)
+        if self.block is not None and not made.non_trainable and (both := blocks(parameters, made)) is not None:
+            arithmetic.step(both[0], rate * mean, self.block, both[1])
+            return made
         for name, total in self.sums.items():
             factor = mean if name in parameters.non_trainable else rate * mean
             arithmetic.step(parameters[name], factor, total, new[name])
-        return parameters.replace({**parameters, **new})
+        return made
 
     def optimize(
         self, optimizer: ServerOptimizer, name: str, x: Array, mean_delta: arithmetic.FillChunk, out: Array

@@ -22,7 +22,9 @@ from coordinator import arithmetic
 from coordinator.staleness import AnyStaleness, Polynomial
 from coordinator.strategies.base import Arrays, ClientUpdate
 from coordinator.strategies.buffer import check_coefficient, check_payload
+from coordinator.strategies.version import blocks, next_version
 from schemas.errors import CheckpointError
+from schemas.layout import Layout, layout_of
 from schemas.messages import Reply
 from schemas.parameters import Array, Parameters
 
@@ -35,6 +37,8 @@ class PendingUpdate:
     """Of the model's floating tensors."""
     payload: Parameters | None = None
     weight: float = 0.0
+    layout: Layout | None = None
+    """Of the floating tensors, where they share one dtype."""
 
     @property
     def count(self) -> int:
@@ -65,7 +69,8 @@ class FedAsync:
         return None
 
     def init(self, parameters: Parameters) -> PendingUpdate:
-        return PendingUpdate({n: parameters[n].shape for n in parameters.averaged()})
+        averaged = {n: parameters[n] for n in parameters.averaged()}
+        return PendingUpdate({n: x.shape for n, x in averaged.items()}, layout=layout_of(averaged))
 
     def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> PendingUpdate:
         state = self.init(parameters)
@@ -86,7 +91,8 @@ class FedAsync:
             raise ValueError(
                 f"update {update.update_id} came before the last one was aggregated: FedAsync makes a version of each"
             )
-        check_payload(update, state.shapes)
+        if update.payload.layout is None or update.payload.layout is not state.layout:
+            check_payload(update, state.shapes)
         weight = self.alpha * self.staleness(staleness) * update.client_weight
         check_coefficient(update, weight)
         state.payload, state.weight = update.payload, min(1.0, weight)
@@ -102,8 +108,12 @@ class FedAsync:
     def aggregate(self, state: PendingUpdate, parameters: Parameters) -> tuple[PendingUpdate, Parameters]:
         if state.payload is None:
             return state, parameters
-        new = arithmetic.allocate_like({n: parameters[n] for n in state.shapes})
-        for name, out in new.items():
-            arithmetic.lerp(parameters[name], state.payload[name], state.weight, out)
+        made, new = next_version(parameters)
+        together = blocks(parameters, state.payload, made)
+        if together is not None:
+            arithmetic.lerp(together[0], together[1], state.weight, together[2])
+        else:
+            for name, out in new.items():
+                arithmetic.lerp(parameters[name], state.payload[name], state.weight, out)
         state.payload, state.weight = None, 0.0
-        return state, parameters.replace({**parameters, **new})
+        return state, made

@@ -22,6 +22,7 @@ from coordinator import arithmetic
 from coordinator.server_optimizers import AnyServerOptimizer
 from coordinator.strategies.base import Arrays, ClientUpdate, Cohort
 from coordinator.strategies.buffer import BufferState
+from coordinator.strategies.version import next_version
 from schemas.messages import Reply
 from schemas.parameters import Array, Parameters
 
@@ -82,7 +83,7 @@ class FedAvg:
         if total == 0:
             state.clear()
             return state, parameters
-        new = arithmetic.allocate_like({n: parameters[n] for n in state.sums})
+        made, new = next_version(parameters)
         for name, acc in state.sums.items():
             x, out = parameters[name], new[name]
             if self.server_optimizer is None or name in parameters.non_trainable:
@@ -90,7 +91,7 @@ class FedAvg:
             else:
                 state.optimize(self.server_optimizer, name, x, _mean_delta(acc, total, x), out)
         state.clear()
-        return state, parameters.replace({**parameters, **new})
+        return state, made
 
 
 def check_minimum(min_updates: int, cohort_size: int) -> None:

@@ -21,6 +21,7 @@ from coordinator.server_optimizers import AnyServerOptimizer
 from coordinator.staleness import AnyStaleness, Polynomial
 from coordinator.strategies.base import Arrays, ClientUpdate
 from coordinator.strategies.buffer import BufferState, scaled
+from coordinator.strategies.version import next_version
 from schemas.messages import Reply
 from schemas.parameters import Parameters
 
@@ -77,17 +78,18 @@ class FedBuff:
 
     def aggregate(self, state: BufferState, parameters: Parameters) -> tuple[BufferState, Parameters]:
         mean = self._mean_factor(state)
-        new = arithmetic.allocate_like({n: parameters[n] for n in state.sums})
-        for name, total in state.sums.items():
-            x, out = parameters[name], new[name]
-            if name in parameters.non_trainable:
-                arithmetic.step(x, mean, total, out)
-            elif self.server_optimizer is None:
-                arithmetic.step(x, self.server_learning_rate * mean, total, out)
-            else:
-                state.optimize(self.server_optimizer, name, x, scaled(total, mean), out)
+        if self.server_optimizer is None:
+            made = state.step(parameters, self.server_learning_rate, mean)
+        else:
+            made, new = next_version(parameters)
+            for name, total in state.sums.items():
+                x, out = parameters[name], new[name]
+                if name in parameters.non_trainable:
+                    arithmetic.step(x, mean, total, out)
+                else:
+                    state.optimize(self.server_optimizer, name, x, scaled(total, mean), out)
         state.clear()
-        return state, parameters.replace({**parameters, **new})
+        return state, made
 
     def _mean_factor(self, state: BufferState) -> float:
         """1/K, or 1/Σ s·q; 0 where every weight is 0, so that nothing moves."""

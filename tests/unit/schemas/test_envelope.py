@@ -7,6 +7,7 @@ import math
 import msgpack
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from schemas.codec import Decoded, Limits, decode, encode
 from schemas.errors import LimitExceeded, MalformedMessage, NotFinite, UnsupportedVersion
@@ -213,3 +214,14 @@ def test_tensors_beside_a_message_that_carries_none_are_a_mistake_of_the_caller(
         encode(PLAIN_MESSAGES[-1], small_model())
     with pytest.raises(ValueError, match="kind task must carry tensors"):
         encode(TASK)
+
+
+def test_a_message_from_trusted_values_equals_the_one_that_was_checked() -> None:
+    values = {name: getattr(UPDATE, name) for name in type(UPDATE).model_fields}
+    trusted = Update.trusted(values)
+    assert trusted == UPDATE
+    assert repr(trusted) == repr(UPDATE)
+    assert trusted.model_dump() == UPDATE.model_dump()
+    assert trusted.model_copy(update={"num_steps": 9}).num_steps == 9
+    with pytest.raises(ValidationError, match="frozen"):
+        trusted.num_steps = 3  # type: ignore[misc]

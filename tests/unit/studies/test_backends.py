@@ -6,7 +6,7 @@ import pytest
 from schemas.errors import InputError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
-from studies.batches import task_rows
+from studies.batches import cohort_rows
 from studies.quadratics import QuadraticFederation
 from studies.softmax import SoftmaxFederation
 from studies.training import Job
@@ -16,11 +16,19 @@ X, Y = RNG.standard_normal((60, 5)).astype(np.float32), RNG.integers(0, 3, 60)
 ROWS = [RNG.integers(0, 60, n) for n in (1, 4, 7, 12, 9)]
 
 
+def batches_of(rows, config):
+    """A task's batches, one after the other, cut by hand."""
+    size, shuffle = config.batch_size, np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
+    epochs = [rows[shuffle.permutation(len(rows))] for _ in range(config.epochs)]
+    cut = [order[i : i + size] for order in epochs for i in range(0, len(rows), size)]
+    return cut[: config.max_steps]
+
+
 def by_hand(rows, base, config, correction):
     """One participant's softmax regression in float64, one batch after the other; and its last epoch's mean loss."""
-    w, b = base["w"].astype(float), base["b"].astype(float)
+    w, b = base["w"].T.astype(float), base["b"].astype(float)
     losses = []
-    for batch in task_rows(rows, config):
+    for batch in batches_of(rows, config):
         x = X[batch].astype(float)
         scores = np.exp(x @ w + b)
         p = scores / scores.sum(axis=1, keepdims=True)
@@ -28,7 +36,7 @@ def by_hand(rows, base, config, correction):
         error = (p - np.eye(3)[Y[batch]]) / len(batch)
         pull = config.proximal_mu
         w, b = (
-            w - config.learning_rate * (x.T @ error + correction["w"] + pull * (w - base["w"])),
+            w - config.learning_rate * (x.T @ error + correction["w"].T + pull * (w - base["w"].T)),
             b - config.learning_rate * (error.sum(axis=0) + correction["b"] + pull * (b - base["b"])),
         )
     an_epoch = -(-len(rows) // config.batch_size)
@@ -51,10 +59,10 @@ def test_a_cohort_of_softmax_regressions_trains_as_each_would_by_itself(config, 
         Job(i, base, TrainingConfig(seed=i, **config), corrections[i] if corrected else None)
         for i, base in enumerate(bases)
     ]
-    nothing = {"w": 0.0, "b": 0.0}
+    nothing = {"w": np.zeros(1), "b": np.zeros(1)}
     for job, trained in zip(jobs, federation.backend.train(jobs), strict=True):
         w, b, loss, steps = by_hand(ROWS[job.participant], job.base, job.config, job.correction or nothing)
-        np.testing.assert_allclose(trained.parameters["w"], w, atol=3e-6)
+        np.testing.assert_allclose(trained.parameters["w"].T, w, atol=3e-6)
         np.testing.assert_allclose(trained.parameters["b"], b, atol=3e-6)
         assert trained.metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert (trained.num_steps, trained.num_examples) == (steps, len(ROWS[job.participant]))
@@ -93,11 +101,18 @@ def test_a_learning_rate_that_is_not_there_is_asked_for(federation):
         federation.backend.train([Job(0, federation.initial, TrainingConfig())])
 
 
-def test_the_order_of_examples_is_the_keras_trainers():
-    config = TrainingConfig(seed=9, batch_size=3, epochs=2)
-    rows = np.arange(100, 107)
-    shuffle = np.random.default_rng(np.random.SeedSequence(9, spawn_key=(0,)))
-    expected = [rows[shuffle.permutation(7)] for _ in range(2)]
-    batches = task_rows(rows, config)
-    assert [len(b) for b in batches] == [3, 3, 1, 3, 3, 1]
-    assert (np.concatenate(batches) == np.concatenate(expected)).all()
+def test_a_cohorts_batches_are_in_the_keras_trainers_order_padded_to_one_shape():
+    configs = [{"epochs": 3}, {"epochs": 2}, {"epochs": 3, "max_steps": 4}, {"epochs": 1, "max_steps": 9}]
+    cohort = [
+        (np.arange(10 * (i + 1), 10 * (i + 1) + n), TrainingConfig(seed=i * 10**18, batch_size=3, **config))
+        for i, (n, config) in enumerate(zip((7, 3, 5, 1), configs, strict=True))
+    ]
+    made = cohort_rows(cohort, 3)
+    assert made.rows.shape == (9, 4, 3)
+    for i, (rows, config) in enumerate(cohort):
+        expected = batches_of(rows, config)
+        assert made.steps[i] == len(expected)
+        assert made.real[:, i].tolist() == [len(b) for b in expected] + [0] * (9 - len(expected))
+        for s, batch in enumerate(expected):
+            assert made.rows[s, i, : len(batch)].tolist() == batch.tolist()
+    assert made.last_epoch.tolist() == [6, 1, 2, 0]

@@ -1,0 +1,22 @@
+"""Generators made many at a time are numpy's own."""
+
+import numpy as np
+import pytest
+
+from studies.seeding import Rewound, entropy_of, generator_states
+
+
+@pytest.mark.parametrize("key", [(0,), (3, 1), (999_999, 2), ()])
+def test_many_seeds_at_once_start_where_numpys_do(key):
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1, *np.random.default_rng(1).integers(0, 2**63, 40).tolist()]
+    rewound = Rewound()
+    for seed, state in zip(seeds, generator_states(entropy_of(seeds, *key)), strict=True):
+        numpys = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+        ours = rewound.at(state)
+        assert ours.permutation(9).tolist() == numpys.permutation(9).tolist()
+        assert ours.random(3).tolist() == numpys.random(3).tolist()
+
+
+def test_more_words_than_there_are_constants_for_are_refused():
+    with pytest.raises(ValueError, match="got 9 words of entropy, expected 4 to 8"):
+        generator_states(np.zeros((9, 1), np.uint32))
