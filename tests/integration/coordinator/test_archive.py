@@ -103,11 +103,11 @@ def test_where_the_archive_is_damaged_too_the_coordinator_refuses_and_verify_say
 
 
 def test_the_archive_stays_within_its_limits_and_from_its_oldest_base_on_everything_replays(federation):
-    federation.stop = StopSettings(max_updates=400)
+    federation.stop = StopSettings(max_updates=120)
     federation.commit = CommitSettings(commit_interval_s=0.05, commit_every_updates=8)
     for i in range(3):
         federation.join(f"p{i}")
-    federation.archive = ArchiveSettings.model_construct(max_bytes=20_000, max_age_s=None)  # a small one
+    federation.archive = ArchiveSettings.model_construct(max_bytes=8_000, max_age_s=None)  # a small one
     federation.run()
     used = sum(path.stat().st_size for path in (federation.run_dir / "archive").iterdir())
     with federation.ledger() as ledger:
@@ -115,10 +115,10 @@ def test_the_archive_stays_within_its_limits_and_from_its_oldest_base_on_everyth
         assert first.accepted > 0
         assert newest.accepted > first.accepted
         assert {path.name for path in (federation.run_dir / "archive").iterdir()} >= ledger.archive_files()
-    assert used < 20_000 + 2 * newest.num_bytes + 4000
+    assert used < 8_000 + 2 * newest.num_bytes + 4000
     checks = checks_of(federation)
     assert checks[f"updates 1 to {first.accepted} were replayed"].left_out == "their tensors are not kept any more"
-    assert [name for name in checks if name.startswith(f"updates {first.accepted + 1} to 400 make ")]
+    assert [name for name in checks if name.startswith(f"updates {first.accepted + 1} to 120 make ")]
     assert all(check.holds for check in checks.values())
 
 
