@@ -90,7 +90,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
             kept = Kept.of(ledger, rows)
         checks += _files(folder, ledger)
         if replay:
-            checks += _replayed(folder, ledger, kept, strategy or _built_in(run.settings["strategy"]))
+            checks += _replayed(folder, ledger, kept, strategy or built_in(run.settings["strategy"]))
         return checks
 
 
@@ -141,13 +141,13 @@ def _weights(settings: Mapping[str, Any], rows: list[UpdateRow]) -> Check:
     name = "weights follow from the strategy"
     if settings.get("name") in BY_PAYLOAD:
         return Check(name, left_out=f"{settings['name']} weighs by the payloads")
-    strategy = _built_in(settings)
+    strategy = built_in(settings)
     if strategy is None:
         return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
     return Check(name, tuple(_other_weights(strategy, rows)))
 
 
-def _built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
+def built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
     """The run's strategy; None where it is of the user's own."""
     fields = {key: value for key, value in settings.items() if key != "type"}
     try:

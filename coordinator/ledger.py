@@ -156,6 +156,18 @@ class LedgerReader(ArchiveReader):
         query = f"SELECT {', '.join(_TASK_FIELDS)} FROM tasks WHERE state = 'accepted' ORDER BY seq"  # noqa: S608
         return [TaskRecord(*row) for row in self._rows(query)]
 
+    def tasks_without_update(self) -> dict[str, dict[str, int]]:
+        """participant -> how many of its tasks it `declined`, and how many `lapsed` and came to nothing."""
+        rows = self._rows(
+            "SELECT participant_id, iif(state = 'declined', 'declined', 'lapsed'), count(*) FROM tasks "
+            "WHERE state IN ('declined', 'lapsed') OR (state = 'withdrawn' AND "
+            "(detail LIKE 'lapsed, and too stale%' OR detail LIKE 'more than % lapsed tasks')) GROUP BY 1, 2"
+        )
+        found: dict[str, dict[str, int]] = {}
+        for participant_id, kind, count in rows:
+            found.setdefault(participant_id, {})[kind] = count
+        return found
+
     def discarded_updates(self) -> list[tuple[str, str]]:
         """(update_id, reason) of the discarded updates that could be decoded, in the order in which they came."""
         return self._rows("SELECT update_id, reason FROM discards WHERE update_id IS NOT NULL ORDER BY id")

@@ -117,6 +117,7 @@ class Loop:
         self._stragglers: set[str] = set()
         self._left_out: set[tuple[str, str]] = set()
         self._wakeup_s = float("inf")
+        self._now_s = 0.0
         self._stopping = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Accept: self._accept,
@@ -277,13 +278,13 @@ class Loop:
     def _evaluated(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
         log.info("evaluated version=%d %s", event.version, shown or event.detail)
-        self._pending.group.evaluations.append((event, self._stamp()))
         self._step(event)
+        self._pending.group.evaluations.append((event, self._stamp()))
 
     # Commands
 
     def _step(self, event: Event) -> None:
-        now = self._clocks.run_s()
+        now = self._now_s = self._clocks.run_s()
         commands: list[Command] = self._core.step(event, now)
         for command in commands:
             self._handlers[type(command)](command)
@@ -291,7 +292,8 @@ class Loop:
             self._pending.touch(now, commands)
 
     def _stamp(self) -> Stamp:
-        return Stamp(self._clocks.run_s(), self._clocks.wall_s())
+        """Of the step: what the core took for now, so that tasks and updates of one step have the same time."""
+        return Stamp(self._now_s, self._clocks.wall_s())
 
     def _accept(self, command: Accept) -> None:
         pending, update = self._pending, command.update

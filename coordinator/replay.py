@@ -11,7 +11,7 @@ claims, and the digests of the commits (`states`) say whether that is what was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.state_arrays import from_snapshot, to_arrays
 from coordinator.strategies.base import ClientUpdate, RemembersParticipants, Strategy
 from schemas.errors import CheckpointError
+from schemas.methods import METHODS, split
 from schemas.parameters import Array, Parameters
 
 PayloadOf = Callable[[int], Parameters]
@@ -65,6 +66,8 @@ def replay(
     from the first."""
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
     parameters, state = from_snapshot(strategy, snapshot)
+    method = METHODS[strategy.reply]
+    heard = {row.participant_id for row in rows[:accepted]} if method.remembers else set()
     weights: tuple[float, ...] = ()
     while True:
         yield Point(accepted, version, parameters, state, weights)
@@ -75,7 +78,11 @@ def replay(
             version += 1
         elif accepted < (len(rows) if up_to is None else up_to):
             row = rows[accepted]
-            state = strategy.accumulate(state, _client_update(row, payload_of(row.accepted_order)), row.staleness)
+            payload, beside = split(payload_of(row.accepted_order), method.update)
+            update = _client_update(row, payload, beside, first=row.participant_id not in heard)
+            state = strategy.accumulate(state, update, row.staleness)
+            if method.remembers:
+                heard.add(row.participant_id)
             accepted += 1
         else:
             return
@@ -87,7 +94,7 @@ def _completes(rows: Sequence[UpdateRow], accepted: int, version: int) -> bool:
     return rows[accepted - 1].version == version + 1 != following
 
 
-def _client_update(row: UpdateRow, payload: Parameters) -> ClientUpdate:
+def _client_update(row: UpdateRow, payload: Parameters, beside: Mapping[str, Parameters], first: bool) -> ClientUpdate:
     return ClientUpdate(
         update_id=row.update_id,
         participant_id=row.participant_id,
@@ -98,6 +105,8 @@ def _client_update(row: UpdateRow, payload: Parameters) -> ClientUpdate:
         metrics=row.metrics,
         client_weight=row.client_weight,
         train_s=row.train_s,
+        beside=beside,
+        first=first,
     )
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from schemas.parameters import Parameters
     from studies.keras_problem import KerasProblem
     from studies.population import Population
+    from studies.recorded_engine import replay
     from studies.settings import StudyRun
     from studies.study import Contender, Study
     from studies.tuning import Tuning
@@ -69,6 +70,7 @@ _HOMES = {
     **dict.fromkeys(("Contender", "Study"), "studies.study"),
     "KerasProblem": "studies.keras_problem",
     "Population": "studies.population",
+    "replay": "studies.recorded_engine",
     "StudyRun": "studies.settings",
     "Tuning": "studies.tuning",
     "KerasTrainer": "participant.keras_trainer",
@@ -84,7 +86,7 @@ __all__ = [
     "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "Parameters",
     "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "RunSettings", "Scaffold",
     "StateError", "StopSettings", "Study", "StudyRun", "TargetMetric", "TrainResult", "Trainer", "TrainerError",
-    "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist",
+    "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -96,6 +96,7 @@ def load_study(path: str | Path) -> tuple[Study, Path]:
     """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes."""
     path = Path(path)
     tree = read_toml(path, "study", "give the path of one (examples/studies has some)")
+    _find_runs(tree, path.resolve().parent)
     try:
         file = StudyFile.model_validate(tree)
     except ValidationError as e:
@@ -147,6 +148,14 @@ def _with_trace(population: Population, here: Path) -> Population:
     if population.trace is None:
         return population
     return population.model_copy(update={"trace": str(here / Path(population.trace).expanduser())})
+
+
+def _find_runs(tree: dict[str, Any], here: Path) -> None:
+    """Make the paths of recorded runs absolute: a population is as large as its run."""
+    populations = tree.get("populations")
+    for table in populations if isinstance(populations, list) else []:
+        if isinstance(table, dict) and isinstance(table.get("run"), str):
+            table["run"] = str(here / Path(table["run"]).expanduser())
 
 
 def _report(path: Path, mistakes: Sequence[Mistake]) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from coordinator.strategies.base import Strategy, max_participants
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
+from studies import recorded
 from studies.engine import Stuck, simulate
 from studies.outcome import Outcome
 from studies.population import Population
@@ -49,6 +50,8 @@ class Cell:
         """Of everything that decides the result; neither the study's name nor the strategy's label do."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
         files = [_contents(path) for path in (self.population.trace, getattr(self.problem, "data", None)) if path]
+        if self.population.run is not None:
+            files.append(recorded.digest(self.population.run))
         text = json.dumps([FORMAT, self.seed, *map(plain, parts), *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -224,8 +227,7 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
 def _task_s(cell: Cell, outcome: Outcome) -> list[float]:
     compute, parameters = cell.population.compute, outcome.parameters
     down, up = parameters.num_bytes, parameters.select(parameters.averaged()).num_bytes
-    mean_s, epochs = compute.task_s.mean, cell.training.epochs
     return [
-        float(f"{(mean_s + m.example_s * m.examples * epochs) * m.slowness + m.transfer_s(down, up):.4g}")
+        float(f"{m.mean_task_s(compute, cell.training.epochs, (down, up)):.4g}")
         for m in cell.population.members(cell.seed)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from coordinator.events import IssueTask
 from schemas.messages import Hello
 from schemas.methods import METHODS
 from studies.population import DRAWS_A_TASK, Member, Population, Presence, task_generator
+from studies.recorded import RecordedTask
 
 ALL_REPLIES = tuple(METHODS)
 """A study's backends know every method."""
@@ -25,17 +27,19 @@ class Work:
     left_s: float
     """Of time that the participant is on, when `since` was."""
     since: float
-    drops: bool
+    drops: Literal["", "declines", "vanishes"]
     away_s: float
     train_s: float
     """As the participant would measure it."""
+    recorded: RecordedTask | None = None
+    """In the recorded order: the run's own task, where it went out at the run's own moment."""
 
 
 class Device:
     """The engine calls it with the time; what it returns are times of things to come."""
 
     __slots__ = (
-        "_population", "_rng", "_seed", "away", "member", "offers", "presence", "session", "work",
+        "_population", "_rng", "_seed", "away", "member", "next_task", "offers", "presence", "session", "work",
     )  # fmt: skip
 
     def __init__(self, member: Member, population: Population, seed: int, open_loop: bool) -> None:
@@ -46,6 +50,8 @@ class Device:
         self.away = False
         self.offers: bool | None = None if not open_loop else False
         """Open loop: whether it has come for a task and not got one yet; None in a closed loop."""
+        self.next_task: RecordedTask | None = None
+        """In the recorded order: what it will be doing with the next task that it gets."""
         self._population = population
         self._seed = seed
         self._rng: np.random.Generator | None = None
@@ -72,9 +78,12 @@ class Device:
             self._rng = task_generator(self._seed, self.member.index)
         u_duration, u_drops, u_when, u_away = self._rng.random(DRAWS_A_TASK).tolist()
         population = self._population
-        train_s = self.member.train_s(population.compute, u_duration, passes)
-        duration_s = train_s + self.member.transfer_s(down_bytes, up_bytes)
-        drops = u_drops < population.dropout.probability
+        drops: Literal["", "declines", "vanishes"] = ""
+        if self.next_task is not None:
+            train_s, duration_s = self.next_task.train_s, self.next_task.duration_s
+        else:
+            train_s, duration_s = self.member.times_s(population.compute, u_duration, passes, (down_bytes, up_bytes))
+            drops = self.member.drops(population.dropout, u_drops)
         self.work = Work(
             number=number,
             task=task,
@@ -83,7 +92,9 @@ class Device:
             drops=drops,
             away_s=population.dropout.away_s.quantile(u_away) if drops else 0.0,
             train_s=train_s,
+            recorded=self.next_task if self.next_task is not None and self.next_task.issued_s == now else None,
         )
+        self.next_task = None
         if self.offers:
             self.offers = False
         return self.work
@@ -92,6 +103,8 @@ class Device:
         """When the present work ends, if that is within the present turn of being on."""
         if self.work is None or not self.presence.on:
             return None
+        if self.work.recorded is not None:
+            return self.work.recorded.arrived_s  # since + left_s might be another number by its last bit
         at = self.work.since + self.work.left_s
         return at if at <= self.presence.until else None
 

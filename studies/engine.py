@@ -85,8 +85,14 @@ def simulate(
         )
     members = population.members(seed)
     federation = problem.deal(members, seed)
-    devices = [Device(m, population, seed, run.arrivals_per_s is not None) for m in members]
-    engine = Engine(
+    open_loop = run.arrivals_per_s is not None or population.order == "recorded"
+    devices = [Device(m, population, seed, open_loop) for m in members]
+    engine_class = Engine
+    if population.order == "recorded":
+        from studies.recorded_engine import RecordedEngine  # which is one of these
+
+        engine_class = RecordedEngine
+    engine = engine_class(
         population,
         federation,
         devices,
@@ -119,6 +125,8 @@ class Engine:
         self._population, self._federation, self._devices = population, federation, devices
         self._reply = strategy.reply
         self._settings = run.run_settings(len(devices), seed)
+        if population.order == "recorded":
+            self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
         initial = federation.initial
         self._core = Core(self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates)
         self._down_bytes = self._core.task_tensors.num_bytes
@@ -160,9 +168,12 @@ class Engine:
                 self._plan_arrival(i)
             self._say_hello(i)
         self._settle()
+        self._open()
         outcome = self._outcome
         while not outcome.finished:
             if not self._heap or self._heap[0][0] >= NEVER_S:
+                if self._nothing_left():
+                    continue
                 outcome.finished = "stuck"
                 raise Stuck(
                     f"nothing is left to happen at {self._now:g} s, version {self._core.version}, "
@@ -174,6 +185,13 @@ class Engine:
             happen(about)
             self._settle()
         return self._closed(outcome)
+
+    def _open(self) -> None:
+        """All have said hello (studies.recorded_engine plans its record here)."""
+
+    def _nothing_left(self) -> bool:
+        """Nothing is planned any more; True where something was done about it."""
+        return False
 
     def _closed(self, outcome: Outcome) -> Outcome:
         outcome.parameters = self._core.parameters
@@ -301,7 +319,7 @@ class Engine:
         self._outcome.dropouts += 1
         i = device.member.index
         device.away = True
-        if self._population.dropout.how == "declines":
+        if work.drops == "declines":
             task = work.task
             self._events.append(
                 TaskDeclined(task.participant_id, task.task_id, "study", "not_idle", retry_after_s=NEVER_S)

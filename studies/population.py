@@ -18,14 +18,17 @@ gives the fastest participant the most data. The laws themselves stay what they 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from schemas.errors import FedmqError
 from studies.laws import AnyLaw, Constant
+from studies.recorded import History, histories, lanes
 from studies.traces import Device, read_traces
 from studies.value import Value
 
@@ -127,24 +130,67 @@ class Population(Value):
     trace: str | None = None
     """A file of measured devices (studies.traces); participant i is row i, modulo the rows. What a row holds takes the
     place of the law for it."""
+    run: str | None = None
+    """The folder of a recorded run (studies.recorded); participant i is its participant i, modulo, with its durations,
+    dropouts and number of examples in the place of the laws. Without `participants` as many as it had."""
+    order: Literal["drawn", "recorded"] = "drawn"
+    """Of a recorded run. `drawn`: each task takes as long as one of its participant's did, drawn anew. `recorded`:
+    tasks go out, and updates come, exactly when they did; the run's strategy then meets the same staleness."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_as_the_run_had(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not fields.get("run"):
+            return fields
+        recorded = fields.get("order") == "recorded"
+        if recorded and fields.get("participants") is not None:
+            raise ValueError("participants says something else than the recorded order: leave it out")
+        if fields.get("participants") is None:
+            try:
+                found: Sequence[History] = histories(str(fields["run"]))
+            except FedmqError as e:
+                raise ValueError(str(e)) from None
+            fields = {**fields, "participants": len(lanes(found) if recorded else found)}
+        return fields
+
+    @model_validator(mode="after")
+    def _order_of_a_run(self) -> Population:
+        if self.order == "recorded" and self.run is None:
+            raise ValueError('order = "recorded" needs a run: name its folder')
+        if self.run is not None and self.trace is not None:
+            raise ValueError("run and trace both say how long tasks take: leave one out")
+        return self
 
     @property
     def takes_time(self) -> bool:
         """Whether a task takes any; without it a run that ends by time alone would never end."""
         computes = max(self.compute.task_s.mean, self.compute.example_s.mean) * self.compute.slowness.mean
         sends = self.network.down_bytes_per_s is not None or self.network.up_bytes_per_s is not None
-        return computes > 0 or sends or self.network.latency_s.mean > 0 or self.trace is not None
+        measured = self.trace is not None or self.run is not None
+        return computes > 0 or sends or self.network.latency_s.mean > 0 or measured
 
     def members(self, seed: int) -> list[Member]:
         """All participants, each from its own generator."""
         devices = read_traces(Path(self.trace)) if self.trace is not None else []
+        recorded: Sequence[History] = () if self.run is None else histories(self.run)
+        if self.order == "recorded":
+            recorded = lanes(recorded)
         factor = self.correlation.factor()
-        return [
-            self._member(i, seed, factor, devices[i % len(devices)] if devices else Device())
-            for i in range(self.participants)
-        ]
+        found: list[Member] = []
+        for i in range(self.participants):
+            device = devices[i % len(devices)] if devices else Device()
+            history = recorded[i % len(recorded)] if recorded else None
+            found.append(self._member(i, seed, factor, device, history))
+        return _under_own_names(found)
 
-    def _member(self, index: int, seed: int, factor: tuple[tuple[float, ...], ...], device: Device) -> Member:
+    def _member(
+        self,
+        index: int,
+        seed: int,
+        factor: tuple[tuple[float, ...], ...],
+        device: Device,
+        history: History | None,
+    ) -> Member:
         rng = generator(seed, index, _TRAITS)
         normal = rng.standard_normal(3)
         u = rng.random(4)
@@ -156,7 +202,9 @@ class Population(Value):
         return Member(
             index=index,
             participant_id=f"p{index:06d}",
-            examples=max(1, round(device.examples or self.examples.quantile(size))),
+            examples=max(
+                1, history.num_examples if history else round(device.examples or self.examples.quantile(size))
+            ),
             slowness=compute.slowness.quantile(min(1.0 - speed, math.nextafter(1.0, 0.0))),
             example_s=example_s,
             down_s_per_byte=1.0 / down if down else 0.0,
@@ -164,6 +212,7 @@ class Population(Value):
             latency_s=network.latency_s.quantile(u[3]),
             label_position=label,
             device=device,
+            history=history,
         )
 
 
@@ -182,6 +231,8 @@ class Member:
     label_position: float
     """In [0, 1]: where on the axis of labels its data lies, for problems that skew by label."""
     device: Device
+    history: History | None = None
+    """What a recorded run knows of it."""
 
     def train_s(self, compute: Compute, u: float, passes: int) -> float:
         """Seconds of training in one task: `u` is the duration's draw, `passes` its examples times epochs."""
@@ -190,6 +241,29 @@ class Member:
     def transfer_s(self, down_bytes: int, up_bytes: int) -> float:
         """Seconds that its payloads are on the way."""
         return down_bytes * self.down_s_per_byte + up_bytes * self.up_s_per_byte + self.latency_s
+
+    def times_s(self, compute: Compute, u: float, passes: int, payload_bytes: tuple[int, int]) -> tuple[float, float]:
+        """(training, the whole task) in seconds; `payload_bytes` down and up."""
+        if self.history is not None:
+            task = self.history.drawn(u)
+            return task.train_s, task.duration_s
+        train_s = self.train_s(compute, u, passes)
+        return train_s, train_s + self.transfer_s(*payload_bytes)
+
+    def mean_task_s(self, compute: Compute, epochs: int, payload_bytes: tuple[int, int]) -> float:
+        """How long its tasks take on average."""
+        if self.history is not None:
+            return math.fsum(task.duration_s for task in self.history.tasks) / len(self.history.tasks)
+        train_s = (compute.task_s.mean + self.example_s * self.examples * epochs) * self.slowness
+        return train_s + self.transfer_s(*payload_bytes)
+
+    def drops(self, dropout: Dropout, u: float) -> Literal["", "declines", "vanishes"]:
+        """Whether, and how, a task comes to nothing."""
+        if self.history is None:
+            return dropout.how if u < dropout.probability else ""
+        if u < self.history.declines:
+            return "declines"
+        return "vanishes" if u < self.history.declines + self.history.vanishes else ""
 
 
 class Presence:
@@ -242,6 +316,17 @@ def task_generator(seed: int, participant: int) -> np.random.Generator:
 def arrival_generator(seed: int, participant: int) -> np.random.Generator:
     """For the moments at which a participant offers itself (open loop)."""
     return generator(seed, participant, _ARRIVALS)
+
+
+def _under_own_names(members: list[Member]) -> list[Member]:
+    """Those of a recorded run once by the names that they had there."""
+    taken: set[str] = set()
+    named = []
+    for member in members:
+        name = member.participant_id if member.history is None else member.history.participant_id
+        named.append(member if name in taken else replace(member, participant_id=name))
+        taken.add(name)
+    return named
 
 
 def _drawn(law: AnyLaw | None, u: float) -> float | None:

@@ -1,0 +1,212 @@
+"""A recorded run's order in the engine: its tasks go out when they went out, and their updates come when they came.
+
+Rules
+ 1. Each participant offers itself at the moments at which the run gave it a task whose update it then accepted, and the
+    core gives it one at once. The update comes at the recorded moment. At one moment updates come before tasks go out,
+    as in a step of the core. So where an asynchronous strategy makes its versions as the run's did, each task is of the
+    version that it was of in the run, and the staleness of each update is the run's.
+ 2. A synchronous strategy asks when its round opens: it meets the same offers and durations, in its own order.
+ 3. When the record is over the run ends, as `record_over`, unless its own limits were reached before.
+
+`replay` is the proof: the run's own strategy and the archived updates give the run's parameters, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator import archive, audit, checkpoint
+from coordinator.client_weights import ClientWeights
+from coordinator.events import StopRequested
+from coordinator.ledger import LedgerReader
+from coordinator.ledger_rows import ArchivedUpdate, UpdateRow
+from coordinator.replay import checkpoint_meta
+from coordinator.run_folder import RunFolder
+from coordinator.settings import StopSettings
+from coordinator.state_arrays import from_snapshot
+from coordinator.strategies.base import Strategy
+from schemas.errors import InputError, StateError
+from schemas.messages import TrainingConfig
+from schemas.methods import METHODS
+from schemas.parameters import Parameters
+from studies.device import Device
+from studies.engine import Engine
+from studies.outcome import Outcome
+from studies.population import Population
+from studies.recorded import RecordedTask, offers
+from studies.settings import StudyRun
+from studies.training import Backend, Job, Result, Trained
+
+
+class RecordedEngine(Engine):
+    """See the module docstring; its population is one in the recorded order."""
+
+    def _open(self) -> None:
+        self._offers = offers([d.member.history for d in self._devices if d.member.history is not None])
+        self._stop_asked = False
+        self._plan_offer(0)
+
+    def _plan_offer(self, k: int) -> None:
+        if k < len(self._offers):
+            self._plan(max(self._offers[k][1].issued_s, self._now), self._offer, k)
+
+    def _offer(self, k: int) -> None:
+        i, task = self._offers[k]
+        device = self._devices[i]
+        if device.work is not None or device.offers:
+            self._outcome.missed_arrivals += 1
+        else:
+            device.offers, device.next_task = True, task
+            self._say_hello(i)
+        # Only once this one's end is planned: an update that comes at the moment of the next offer comes before it.
+        self._plan(self._now, self._plan_offer, k + 1)
+
+    def _nothing_left(self) -> bool:
+        if self._stop_asked:
+            return False
+        self._stop_asked = True
+        self._events.append(StopRequested("record_over"))
+        self._settle()
+        return True
+
+
+def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcome:
+    """A recorded run again, in virtual time at its own moments, with the updates of its archive: the engine and the
+    decision core make the same versions of them, to the last bit. `strategy` is needed where it is of the user's own.
+
+    Raises InputError for a run that cannot be replayed like this (no archive since its beginning, a synchronous
+    strategy: `fedmq verify` replays those as far as it can), StateError where the engine comes to something else than
+    the ledger says, CheckpointError where the archive is damaged.
+    """
+    folder = RunFolder(Path(run_dir))
+    with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
+        run, rows, states = ledger.run(), ledger.updates(), ledger.states()
+        archived = ledger.archived(0, len(rows))
+        bases, newest = ledger.bases(), ledger.version()
+    strategy = strategy or audit.built_in(run.settings["strategy"])
+    if strategy is None:
+        raise InputError(f"the run in {run_dir} has a strategy of the user's own: give it as `strategy`")
+    if strategy.cohort is not None:
+        raise InputError(f"{strategy.name} is synchronous, and its rounds are not in the ledger: use fedmq verify")
+    if not bases or bases[0].accepted or len(archived) != len(rows):
+        raise InputError(f"the run in {run_dir} has no archive of all its updates: only what is kept can be replayed")
+    initial, _ = from_snapshot(strategy, archive.read_base(folder.archive, bases[0]))
+    population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
+    members = population.members(0)
+    engine = _Replay(
+        population,
+        _Archived(initial, [m.examples for m in members]),
+        [Device(m, population, 0, open_loop=True) for m in members],
+        strategy=strategy,
+        run=StudyRun(
+            stop=StopSettings(max_updates=max(len(rows), 1)), max_staleness=run.settings["run"].get("max_staleness")
+        ),
+        training=TrainingConfig(),
+        seed=0,
+        on_evaluation=None,
+    )
+    return engine.replayed(folder, rows, archived, states.get((len(rows), newest)))
+
+
+class _Replay(RecordedEngine):
+    def replayed(
+        self, folder: RunFolder, rows: Sequence[UpdateRow], archived: Sequence[ArchivedUpdate], digest: str | None
+    ) -> Outcome:
+        self._lazy = _ArchivedResults(folder, rows, archived, self._devices, METHODS[self._reply].remembers)  # type: ignore[assignment]
+        self._core._desk.client_weights = _RecordedWeights(rows)
+        outcome = self.run()
+        found = list(zip(outcome.updates.staleness, self._participants(outcome), strict=True))
+        if found != [(row.staleness, row.participant_id) for row in rows]:
+            raise StateError("the replay met other staleness, or another order, than the ledger has")
+        meta = checkpoint_meta(len(rows), self._core.version)
+        if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
+            raise StateError("the replay came to another state than the run's last commit")
+        return outcome
+
+    def _participants(self, outcome: Outcome) -> Iterator[str]:
+        for i in outcome.updates.participant:
+            history = self._devices[i].member.history
+            assert history is not None
+            yield history.participant_id
+
+
+@dataclass(frozen=True)
+class _Archived:
+    """The replay's problem: a model and nobody who trains."""
+
+    initial: Parameters
+    num_examples: Sequence[int]
+    evaluates: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        return _Nobody()
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class _Nobody:
+    name = "archive"
+
+    def train(self, jobs: Sequence[Job]) -> Sequence[Trained]:
+        raise NotImplementedError
+
+
+class _ArchivedResults:
+    """In the place of LazyTraining: what each task gave."""
+
+    cohorts = trained = 0
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        rows: Sequence[UpdateRow],
+        archived: Sequence[ArchivedUpdate],
+        devices: Sequence[Device],
+        remembers: bool,
+    ) -> None:
+        self._folder, self._rows, self._archived, self._devices = folder, rows, archived, devices
+        self._remembers = remembers
+        self._tasks: dict[int, tuple[int, RecordedTask]] = {}
+        self._last: dict[int, str] = {}
+
+    def add(self, number: int, participant: int, _tensors: Parameters, _config: TrainingConfig) -> None:
+        work = self._devices[participant].work
+        if work is None or work.recorded is None:
+            raise StateError("the replay gave out a task at another moment than the run")
+        self._tasks[number] = (participant, work.recorded)
+
+    def drop(self, number: int) -> None:
+        del self._tasks[number]
+
+    def result(self, number: int) -> Result:
+        participant, task = self._tasks.pop(number)
+        row = self._rows[task.order - 1]
+        payload = archive.read_update(self._folder.archive, self._archived[task.order - 1])
+        memory = self._last.get(participant) if self._remembers else None
+        return Result(payload, row.num_examples, row.num_steps, row.metrics, memory)
+
+    def sent(self, update_id: str, participant: int, _result: Result) -> None:
+        self._last[participant] = update_id
+
+    def settled(self, update_id: str, accepted: bool) -> None:
+        if not accepted:
+            raise StateError(f"the replay discarded update {update_id}, which the run accepted")
+
+
+class _RecordedWeights(ClientWeights):
+    """The client weights that the ledger has: who was known when is not in it."""
+
+    def __init__(self, rows: Sequence[UpdateRow]) -> None:
+        super().__init__("equal")
+        self._given = iter(rows)
+
+    def weight(self, *_: object) -> float:
+        return next(self._given).client_weight
+
+
+__all__ = ["RecordedEngine", "replay"]

@@ -1,0 +1,130 @@
+"""A deployment that was recorded, in the studies' engine: the same parameters bit for bit, the same staleness, and what
+other strategies would have made of it."""
+
+import pytest
+
+from coordinator.settings import ArchiveSettings, StopSettings
+from coordinator.staleness import Polynomial
+from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, FedBuff
+from schemas.errors import InputError, StateError
+from schemas.messages import TrainingConfig
+from studies.engine import simulate
+from studies.population import Population
+from studies.quadratics import Quadratics
+from studies.recorded import histories
+from studies.recorded_engine import replay
+from studies.settings import StudyRun
+from tests.integration.coordinator.federation import Federation, same_bits
+
+FEDBUFF = FedBuff(buffer_size=3, staleness=Polynomial(0.5))
+STRATEGIES = [FEDBUFF, FedAsync(), Ca2fl(num_participants=4, buffer_size=3), Area(num_participants=4, buffer_size=2)]
+TRAINING = TrainingConfig(learning_rate=0.1)
+
+
+@pytest.fixture
+def record(tmp_path):
+    """record(strategy) -> the federation of a finished run of four participants, one of whom declines now and then."""
+    federation = Federation(tmp_path / "run")
+
+    def run(strategy, **changed):
+        federation.strategy, federation.archive = strategy, ArchiveSettings(max_bytes=2**30)
+        federation.stop = StopSettings(max_updates=31)
+        for i in range(4):
+            federation.join(f"p{i}")
+        federation.run(**changed)
+        return federation
+
+    yield run
+    federation.close()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_a_recorded_deployment_replays_in_the_engine_to_the_same_parameters_bit_for_bit(record, strategy):
+    federation = record(strategy)
+    outcome = replay(federation.run_dir)
+    assert same_bits(outcome.parameters, federation.final())
+    with federation.ledger() as ledger:
+        rows, points = ledger.updates(), ledger.versions()
+    assert list(outcome.updates.staleness) == [row.staleness for row in rows]
+    assert list(outcome.updates.weight) == [row.weight for row in rows if row.version is not None]
+    assert list(outcome.version_s) == [point.run_s for point in points]
+    assert len(set(outcome.updates.staleness)) > 1, "a run without staleness shows little"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:2], ids=lambda strategy: strategy.name)
+def test_the_recorded_order_gives_the_recorded_staleness_whatever_is_trained(record, strategy):
+    federation = record(strategy)
+    with federation.ledger() as ledger:
+        recorded = [row.staleness for row in ledger.updates()]
+    population = Population(run=str(federation.run_dir), order="recorded")
+    run = StudyRun(stop=StopSettings(max_updates=31), concurrency=1)
+    outcome = simulate(population, Quadratics(dimension=4), strategy, run, TRAINING)
+    assert list(outcome.updates.staleness) == recorded
+    other = simulate(population, Quadratics(dimension=4), FedBuff(buffer_size=1), run, TRAINING)
+    assert list(other.updates.time_s) == list(outcome.updates.time_s), "the same updates at the same moments"
+    assert sum(other.updates.staleness) > sum(recorded) or strategy.name == "fedasync"
+    longer = StudyRun(stop=StopSettings(max_updates=1000))
+    assert simulate(population, Quadratics(dimension=4), strategy, longer, TRAINING).finished == "record_over"
+
+
+def test_a_drawn_population_has_the_recorded_durations_and_as_many_participants_as_are_asked_for(record):
+    federation = record(FEDBUFF)
+    run = str(federation.run_dir)
+    recorded = histories(run)
+    assert [history.participant_id for history in recorded] == [f"p{i}" for i in range(4)]
+    durations = {task.duration_s for history in recorded for task in history.tasks}
+    assert all(duration > 0 for duration in durations)
+    many = Population(run=run, participants=10)
+    members = many.members(3)
+    assert [m.history for m in members] == [recorded[i % 4] for i in range(10)]
+    assert {m.examples for m in members} == {10}
+    settings = StudyRun(stop=StopSettings(max_updates=50), concurrency=5)
+    first, again = (simulate(many, Quadratics(dimension=4), FedAsync(), settings, TRAINING, seed=1) for _ in range(2))
+    assert first.digest() == again.digest()
+    rounds = simulate(many, Quadratics(dimension=4), FedAvg(cohort_size=4), settings, TRAINING)
+    assert rounds.finished == "max_updates"
+
+
+def test_what_a_run_tells_of_dropouts_is_in_the_population(record):
+    federation = record(FEDBUFF)
+    population = Population(run=str(federation.run_dir))
+    before = simulate(
+        population, Quadratics(dimension=4), FEDBUFF, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
+    )
+    assert before.dropouts == 0
+    with federation.ledger() as ledger:
+        accepted = ledger.accepted_by_participant()["p0"]
+    import sqlite3
+
+    with sqlite3.connect(federation.run_dir / "ledger.sqlite") as db:
+        db.executemany(
+            "INSERT INTO tasks VALUES (?, ?, 'p0', 0, 0, 0, 'declined', '', 0, 0)",
+            [(10_000 + i, f"x-{i}") for i in range(accepted)],
+        )
+    db.close()
+    assert [history.declines for history in histories(str(federation.run_dir))] == [0.5, 0, 0, 0]
+    after = simulate(
+        population, Quadratics(dimension=4), FEDBUFF, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
+    )
+    assert after.dropouts > 0
+
+
+def test_what_cannot_be_replayed_in_the_engine_is_said(record, tmp_path):
+    federation = record(FEDBUFF, archive=None)
+    with pytest.raises(InputError, match="no archive of all its updates"):
+        replay(federation.run_dir)
+    with pytest.raises(ValueError, match="no ledger"):
+        Population(run=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="leave it out"):
+        Population(run=str(federation.run_dir), order="recorded", participants=3)
+
+
+def test_a_ledger_that_was_altered_does_not_replay(record):
+    import sqlite3
+
+    federation = record(FEDBUFF)
+    with sqlite3.connect(federation.run_dir / "ledger.sqlite") as db:
+        db.execute("UPDATE updates SET client_weight = 0.5 WHERE accepted_order = 7")
+    db.close()
+    with pytest.raises(StateError, match="another state"):
+        replay(federation.run_dir)
