@@ -9,7 +9,8 @@
    again meanwhile, it is not sent again: the answer that the first copy gets is the second one's.
 5. A broker that confirms nothing for `Window.silence_s`, although all was written to the network, has lost the
    messages or their confirms: a quorum queue without a leader, as after a restart, drops what reaches it. They are
-   sent again on a new channel (`on_silence`), after twice as long each time, for a broker that is only slow.
+   sent again on a new channel (`on_silence`), after twice as long each time, for a broker that is only slow. What
+   has bytes gets longer by `SLOWEST_LINK_BYTES_PER_S`, for a proxy that took them all before a slow link.
 6. A slow network is no timeout: a message's time begins again as long as less of it, or of what goes before it, is
    left to write than when it last began. What stands still, or is written and not confirmed, times out.
 7. Everything here runs on one thread; only `Outgoing.future` is seen by others.
@@ -29,6 +30,9 @@ from typing import Any, Protocol
 from broker_config.amqp_address import publish_refusal
 from broker_config.transport import Message
 from schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
+
+SLOWEST_LINK_BYTES_PER_S = 64 * 1024
+"""Behind a proxy that we do not see through a message may travel this slowly, and is not sent again for it."""
 
 _log = logging.getLogger("fedmq.broker")
 
@@ -205,7 +209,8 @@ class Publisher:
 
     def _watch_for_silence(self) -> None:
         if self._watch is None and self._unconfirmed and self._channel is not None:
-            self._watch = self._timers.call_later(self._silence_s, partial(self._silent, self._unwritten_bytes()))
+            patience_s = self._silence_s + self._unconfirmed_bytes // SLOWEST_LINK_BYTES_PER_S
+            self._watch = self._timers.call_later(patience_s, partial(self._silent, self._unwritten_bytes()))
 
     def _unwatch(self) -> None:
         if self._watch is not None:

@@ -59,6 +59,7 @@ class Proxy:
         self._rng = random.Random(0)
         self._delay_s = 0.0
         self._bytes_per_s: dict[Direction, float] = {}
+        self._takes_all = False
         self._connections: set[_Connection] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -132,11 +133,13 @@ class Proxy:
 
         self._do(change)
 
-    def throttle(self, bytes_per_s: float, *directions: Direction) -> None:
+    def throttle(self, bytes_per_s: float, *directions: Direction, takes_all: bool = False) -> None:
         """Of each connection, in each of these directions. Connections that come later have small buffers too, so that
-        their senders feel it."""
+        their senders feel it; with `takes_all` senders feel nothing for the first megabytes, as with a proxy before a
+        slow link."""
 
         def change() -> None:
+            self._takes_all = takes_all
             self._bytes_per_s.update(dict.fromkeys(directions or BOTH, bytes_per_s))
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
 
@@ -152,10 +155,11 @@ class Proxy:
     def _run(self) -> None:
         accepting = self._loop.create_task(self._accept())
         self._loop.run_forever()
-        everything = [accepting, *(task for one in self._connections for task in one.tasks)]
-        for task in everything:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*everything, return_exceptions=True))
+        accepting.cancel()
+        while left := asyncio.all_tasks(self._loop):
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(left))
         self._listener.close()
         self._loop.close()
 
@@ -183,27 +187,31 @@ class Proxy:
             except OSError:
                 _end(client, server)
                 continue
+            except asyncio.CancelledError:
+                _end(client, server)
+                raise
             connection = _Connection(client, server, set(self._black))
             self._connections.add(connection)
-            connection.tasks.append(self._loop.create_task(self._serve(connection)))
+            for direction in BOTH:
+                task = self._loop.create_task(self._carry(connection, direction))
+                task.add_done_callback(lambda _, connection=connection: self._over(connection))
+                connection.tasks.append(task)
 
-    async def _serve(self, connection: _Connection) -> None:
-        """Both directions until either end is gone, unless it went into the black hole."""
-        try:
-            carried = [self._loop.create_task(self._carry(connection, direction)) for direction in BOTH]
-            connection.tasks += carried
-            await asyncio.wait(carried, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._connections.discard(connection)
-            for task in carried:
-                task.cancel()
+    def _over(self, connection: _Connection) -> None:
+        """One direction has ended, so the other one does, and then the sockets are closed."""
+        self._connections.discard(connection)
+        if all(task.done() for task in connection.tasks):
             _end(connection.client, connection.server)
+        for task in connection.tasks:
+            task.cancel()
 
     def _sever(self) -> int:
-        for connection in self._connections:
+        found, self._connections = self._connections, set()
+        for connection in found:
             _shut(connection.client, connection.server)
-            connection.tasks[0].cancel()
-        return len(self._connections)
+            for task in connection.tasks:
+                task.cancel()
+        return len(found)
 
     async def _carry(self, connection: _Connection, direction: Direction) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(WAITING_PIECES)
@@ -212,6 +220,7 @@ class Proxy:
             await self._send(connection, direction, queue)
         finally:
             receiving.cancel()
+            await asyncio.wait([receiving])
 
     async def _receive(
         self, connection: _Connection, direction: Direction, queue: asyncio.Queue[tuple[float, bytes]]
@@ -220,7 +229,7 @@ class Proxy:
         source, _ = connection.ends(direction)
         data = b"some"
         while data:
-            rate = self._bytes_per_s.get(direction)
+            rate = None if self._takes_all else self._bytes_per_s.get(direction)
             most = PIECE_BYTES if rate is None else max(1, min(PIECE_BYTES, int(rate / 20)))
             data = b""
             with contextlib.suppress(OSError):
@@ -243,6 +252,8 @@ class Proxy:
                 self.swallowed[direction] += len(data)
                 continue
             kept = self._kept(connection, direction, data)
+            if self._takes_all and direction in self._bytes_per_s:
+                await asyncio.sleep(kept / self._bytes_per_s[direction])
             with contextlib.suppress(OSError):
                 await self._loop.sock_sendall(target, data[:kept])
                 self.carried[direction] += kept

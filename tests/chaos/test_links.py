@@ -13,13 +13,15 @@ UPDATE_BYTES = 4 * SIZE
 HEARTBEAT_S = 2
 
 
-def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(federation, proxies):
-    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell."""
+@pytest.mark.parametrize("new", [False, True] if FULL else [False])
+def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(federation, proxies, new):
+    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell. `new`: those
+    that they open meanwhile are no better."""
     (own, coordinators_url), (other, participants_url) = proxies(), proxies()
     coordinator = federation.coordinator(**coordinators_url)
     participants = [federation.participant("p0", **participants_url), federation.participant("p1")]
     coordinator.wait_for("version made version=2 ")
-    assert (own.blackhole(), other.blackhole()) == (2, 2)
+    assert (own.blackhole(new=new), other.blackhole(new=new)) == (2, 2)
     for one in (coordinator, participants[0]):
         one.wait_for(f"({DISCONNECTED}).*[Hh]eartbeat")
     assert min(*own.swallowed.values(), *other.swallowed.values()) > 0, "heartbeats of all four ends went nowhere"
@@ -29,23 +31,26 @@ def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_b
     federation.check()
 
 
-@pytest.mark.parametrize("directions", [("up",), ("down",), ("up", "down")] if FULL else [("up", "down")])
+@pytest.mark.parametrize(
+    ("directions", "takes_all"),
+    [(("up", "down"), False), *([(("up",), False), (("down",), False), (("up",), True)] if FULL else [])],
+)
 def test_transfers_slower_than_heartbeats_and_timeouts_get_through_once(
-    tmp_path, rabbitmq_node, prefix, proxies, directions
+    tmp_path, rabbitmq_node, prefix, proxies, directions, takes_all
 ):
     federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=1, size=SIZE)
     try:
         coordinator = federation.coordinator()
         links = [proxies() for _ in range(3)]
         for proxy, _ in links:
-            proxy.throttle(UPDATE_BYTES / 8.0, *directions)
+            proxy.throttle(UPDATE_BYTES / (12 if takes_all else 5), *directions, takes_all=takes_all)
         impatient = {"FEDMQ_BROKER__PUBLISH_TIMEOUT_S": "2"}
         participants = [federation.participant(f"p{i}", **url, **impatient) for i, (_, url) in enumerate(links)]
         for one in participants:
             one.wait_for("event=update_sent" if "up" in directions else "event=broker_connected")
         began_s = time.monotonic()
         assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0, 0]
-        assert time.monotonic() - began_s > 3 * HEARTBEAT_S
+        assert time.monotonic() - began_s > 2 * HEARTBEAT_S
         assert len(federation.check(versions=1)) == 3
         assert set(federation.witness.copies.values()) == {1}
         assert not any("broker_disconnected" in one.text for one in participants)
@@ -56,7 +61,7 @@ def test_transfers_slower_than_heartbeats_and_timeouts_get_through_once(
 def test_a_broker_that_is_far_away_costs_time_alone(federation, proxies):
     links = [proxies() for _ in range(3)]
     for proxy, _ in links:
-        proxy.delay(0.3 if FULL else 0.1)
+        proxy.delay(0.3 if FULL else 0.05)
     coordinator = federation.coordinator(**links[0][1])
     participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
     everybody = (coordinator, *participants)
@@ -67,16 +72,12 @@ def test_a_broker_that_is_far_away_costs_time_alone(federation, proxies):
 
 
 @pytest.mark.parametrize("seed", range(5) if FULL else range(1))
-def test_one_in_a_hundred_pieces_breaking_its_connection_loses_nothing(tmp_path, rabbitmq_node, prefix, proxies, seed):
-    federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=20)
-    try:
-        links = [proxies() for _ in range(3)]
-        for at, (proxy, _) in enumerate(links):
-            proxy.cut_by_chance(0.01, 100 * seed + at)
-        coordinator = federation.coordinator(**links[0][1])
-        participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
-        assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
-        assert sum(proxy.cuts for proxy, _ in links) >= 3
-        federation.check(versions=20)
-    finally:
-        federation.close()
+def test_one_in_a_hundred_pieces_breaking_its_connection_loses_nothing(federation, proxies, seed):
+    links = [proxies() for _ in range(3)]
+    for at, (proxy, _) in enumerate(links):
+        proxy.cut_by_chance(0.01, 100 * seed + at)
+    coordinator = federation.coordinator(**links[0][1])
+    participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
+    assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
+    assert sum(proxy.cuts for proxy, _ in links) >= 3
+    federation.check()

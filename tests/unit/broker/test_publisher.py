@@ -11,7 +11,7 @@ import pytest
 
 from broker_config.amqp import PikaDriver
 from broker_config.amqp_address import Addresses
-from broker_config.amqp_publisher import Outgoing, Publisher, Window
+from broker_config.amqp_publisher import SLOWEST_LINK_BYTES_PER_S, Outgoing, Publisher, Window
 from broker_config.transport import Message
 from schemas.errors import (
     BrokerRefused,
@@ -265,6 +265,16 @@ def test_a_silent_broker_gets_everything_again_on_a_new_channel_then_after_twice
     assert bench.channel.sent == ["1", "2", "3"]
     bench.timers.fire(SILENCE_S)
     assert bench.silences == 3, "a confirm made it patient for the first time only again"
+
+
+def test_a_large_message_is_given_the_time_that_a_slow_link_behind_a_proxy_takes() -> None:
+    bench = Bench(size_bytes=2**20)
+    bench.attach()
+    bench.submit("1", body=bytes(3 * SLOWEST_LINK_BYTES_PER_S))
+    bench.timers.fire(SILENCE_S)
+    assert bench.silences == 0
+    bench.timers.fire(SILENCE_S + 3)
+    assert bench.silences == 1
 
 
 def test_messages_that_timed_out_give_their_place_back_when_the_broker_is_silent() -> None:
