@@ -14,7 +14,8 @@ Rules
     welcome). It lapses when its lease is over, when its participant seems to have lost it and it cannot be repeated, or
     when it could not be delivered: in all of these somebody may be training it, and finished work is not thrown away.
     A task that was sent twice also lapses, and does not close, when it is declined: its other copy may be in training.
-    Lapsed tasks are withdrawn when their update would be too stale, or when a participant has more than four.
+    Lapsed tasks are withdrawn when their update would be too stale, or when a participant has more than four, or, where
+    participants remember, at a hello that names them a whole lease later: until the verdict theirs takes no other task.
  5. An update of a declined or withdrawn task is discarded as `task_closed`: all that a close means is "not any more".
  6. A participant that does not name the task that is out for it has lost it: at once if its session is new, else only
     after a grace, because the hello may have crossed the task on the wire. The task is repeated (the same seed, the
@@ -351,7 +352,7 @@ class Core:
             staleness,
         )
         if self._method.remembers:
-            p.memory = update.update_id
+            p.memory = update.next_memory
         self._accepted += 1
         self._buffer_ids.append(update.update_id)
         self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted))

@@ -21,6 +21,7 @@ from coordinator.records import ClosedState, ParticipantRecord, TaskRecord
 from coordinator.settings import RunSettings
 from coordinator.tasks import HeldTask, TaskBook
 from schemas.messages import Hello, Reply, TrainingConfig
+from schemas.methods import METHODS
 
 _LARGEST = sys.float_info.max
 MIN_GRACE_S = 2.0
@@ -100,10 +101,18 @@ class TaskDesk:
             if p.out.task_id not in hello.task_ids:
                 self._on_lost(p, p.out, new_session or doubted, hello.accepting)
         p.accepting = hello.accepting and p.out is None
+        if METHODS[self._reply].remembers:
+            self._settle_overdue(p, hello)
         self.settle(p)
         over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
         if over:
             self.commands.append(RepeatReceipts(p.participant_id, over))
+
+    def _settle_overdue(self, p: Participant, hello: Hello) -> None:
+        """Where participants remember, one that waits for a verdict takes no other task: it gets one, in the end."""
+        for task in list(p.lapsed):
+            if task.task_id in hello.task_ids and self.now >= task.lease_until_s + self.settings.lease_s:
+                self.withdraw(task, "lapsed for a second lease, and its participant waits for a verdict")
 
     def _on_lost(self, p: Participant, task: HeldTask, certain: bool, accepting: bool) -> None:
         if not certain and (task.repeats or self.now - task.sent_s < self._grace_s()):

@@ -52,7 +52,7 @@ class ParticipantRecord:
     discarded: int = 0
     declined: int = 0
     memory: str | None = None
-    """Its last accepted update, where the method's participants remember: what their memory must be as of."""
+    """The mark of what it remembers, by its last accepted update (schemas.messages.Update.next_memory)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class Judge:
     ) -> Rejection | None:
         """None where the update is to be accepted.
 
-        `known`: its participant has said hello; `memory`: its last accepted update, where the method remembers.
+        `known`: its participant has said hello; `memory`: the mark that its last accepted update left.
         `task`: the open task that it names; `closed`: the one that ended.
         """
         update = event.update
@@ -115,11 +115,11 @@ class Judge:
                 check_spec(event.payload, self.spec)
             except SpecMismatch as e:
                 return Rejection("wrong_shape", str(e))
-        if update.memory != memory and METHODS[self.reply].remembers:
+        if METHODS[self.reply].remembers and (update.memory != memory or update.next_memory is None):
             return Rejection(
                 "wrong_memory",
-                f"the participant's memory is as of update {update.memory or 'none'}, its last accepted one is "
-                f"{memory or 'none'}: what it remembered is lost (start it under another id), or it sent two at once",
+                f"the update was made from the memory {update.memory or 'none'}, the last accepted one left "
+                f"{memory or 'none'}: two were sent at once, or the memory is lost (go on under another id)",
             )
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:

@@ -21,7 +21,10 @@ Rules
 11. "run_finished" drops what belongs to that run and ends the agent. One that comes within `BACKLOG_S` of the first
     connection, of a run that this process has made no update for, was waiting in the queue and may be of an earlier
     run: it does not end the agent.
-12. When leaving, no task is taken: an unacked one goes back to the queue. What is in the outbox has `LEAVE_S` to get
+12. What a participant remembers for a method moves on an accepting receipt, and on nothing else. Until the verdict the
+    update is unsettled: no task of a method that remembers is taken, and the hello names it, which repeats the receipt.
+    A memory that cannot be moved leaves it so. A discarded, withdrawn or dropped update gives its memory back.
+13. When leaving, no task is taken: an unacked one goes back to the queue. What is in the outbox has `LEAVE_S` to get
     out while the broker is there; the rest stays on disk.
 
 State         connected  holds
@@ -41,7 +44,8 @@ from typing import Literal
 from broker_config.backoff import Backoff
 from participant import events as ev
 from participant.settings import ParticipantSettings
-from schemas.messages import Decline, DeclineReason, Hello, Notice, Receipt, Task, update_id
+from schemas.messages import Decline, DeclineReason, Hello, Notice, Receipt, Reply, Task, update_id
+from schemas.methods import METHODS
 
 LEASE_GRACE = 2.0
 """A spooled task is dropped at a restart when it is older than this many leases: its slot was given away long ago."""
@@ -101,12 +105,14 @@ class Agent:
         num_examples: int | None,
         rng: random.Random,
         restored: ev.Restored | None = None,
+        replies: tuple[Reply, ...] = ("delta", "parameters"),
         software: str = "",
     ) -> None:
         self.participant_id = participant_id
         self.session_id = session_id
         self.settings = settings
         self.num_examples = num_examples
+        self.replies = replies
         self.software = software
         self._restored = restored if restored is not None else ev.Restored()
         self._rng = rng
@@ -117,6 +123,7 @@ class Agent:
         self._current: _Current | None = None
         self._outbox: dict[str, _Waiting] = {}
         self._sent: dict[str, tuple[str, str]] = dict(self._restored.sent)
+        self._unsettled: set[str] = set()
         self._done: dict[str, None] = dict.fromkeys(self._restored.done)
         self._declined: dict[str, Decline] = {}
         self._declines_waiting: dict[str, _Waiting] = {}
@@ -132,6 +139,7 @@ class Agent:
             ev.PublishConfirmed: self._on_confirmed, ev.PublishFailed: self._on_publish_failed,
             ev.DeclineConfirmed: self._on_decline_confirmed, ev.DeclineFailed: self._on_decline_failed,
             ev.UpdateUnreadable: self._on_unreadable, ev.ReceiptReceived: self._on_receipt,
+            ev.MemoryMoved: self._on_memory_moved, ev.MemoryNotMoved: self._on_memory_not_moved,
             ev.NoticeReceived: self._on_notice,
             ev.ConditionsChanged: self._on_conditions, ev.Tick: self._on_tick, ev.StopRequested: self._on_stop,
         }  # fmt: skip
@@ -164,16 +172,30 @@ class Agent:
             self._outbox[uid] = _Waiting(task_id, run_id, _Retry())
             self._sent.pop(uid, None)
         task = found.task
+        commands = self._take_unsettled(task)
         if task is None:
-            return []
-        if task.task_id in {w.task_id for w in self._outbox.values()} or self._is_over(task.task_id):
+            return commands
+        if task.task_id in self.held() or self._is_over(task.task_id):
             # The crash came between writing the update and clearing its task.
-            return [ev.ClearTask(task.task_id)]
+            return [*commands, ev.ClearTask(task.task_id)]
         if found.task_age_s is not None and found.task_age_s > LEASE_GRACE * task.lease_s:
             detail = f"{found.task_age_s:.0f} s on disk, its lease was {task.lease_s:.0f} s"
-            return [ev.ClearTask(task.task_id), *self._decline(task, "lease_over", detail)]
+            return [*commands, ev.ClearTask(task.task_id), *self._decline(task, "lease_over", detail)]
         self._current = _Current(task, "training", _Retry())
-        return [ev.Note("info", f"event=task_resumed task={task.task_id}"), ev.StartTraining(task)]
+        return [*commands, ev.Note("info", f"event=task_resumed task={task.task_id}"), ev.StartTraining(task)]
+
+    def _take_unsettled(self, task: Task | None) -> list[ev.Command]:
+        """Updates of the last process whose verdict decides what is remembered."""
+        commands: list[ev.Command] = []
+        for uid, (task_id, run_id) in self._restored.unsettled.items():
+            known = uid in self._outbox or uid in self._sent
+            if not known and task is not None and task.task_id == task_id:
+                commands.append(ev.GiveBack(uid))  # the update was not on disk yet: its training begins again
+                continue
+            self._unsettled.add(uid)
+            if not known:  # what was written of it is lost; the coordinator knows its verdict
+                self._sent[uid] = (task_id, run_id)
+        return commands
 
     def _on_connected(self, _event: ev.Connected, now: float) -> list[ev.Command]:
         if self._connected:
@@ -229,6 +251,9 @@ class Agent:
             return [*self._decline(task, "busy", f"{len(self._outbox)} updates wait for the broker"), ack]
         if self.num_examples == 0:
             return [*self._decline(task, "no_data", "the trainer has no examples"), ack]
+        if self._unsettled and METHODS[task.reply].remembers:
+            self._next_hello_at = now
+            return [*self._decline(task, "busy", "the verdict on the last update is not here yet"), ack]
         unmet = self._unmet or ("the disk refused the last task" if now < self._disk_refused_until else None)
         if unmet is not None:
             return [*self._decline(task, "not_idle", unmet, self.settings.retry_after_s), ack]
@@ -283,6 +308,8 @@ class Agent:
         self._current = None
         task = current.task
         self._served.add(task.run_id)
+        if METHODS[task.reply].remembers:
+            self._unsettled.add(self._update_id(task))
         self._outbox[self._update_id(task)] = _Waiting(task.task_id, task.run_id, _Retry())
         return [ev.ClearTask(task.task_id), *self._publish_due(now)]
 
@@ -300,8 +327,8 @@ class Agent:
         if waiting is None:
             return []
         self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
-        while len(self._sent) > MAX_REMEMBERED:
-            oldest = next(iter(self._sent))
+        settled = [uid for uid in self._sent if uid not in self._unsettled]
+        for oldest in settled[: max(len(self._sent) - MAX_REMEMBERED, 0)]:
             self._finish(self._sent.pop(oldest)[0])
         return [self._remember(), ev.ClearOutbox(event.update_id)]
 
@@ -317,8 +344,11 @@ class Agent:
         ]
 
     def _on_unreadable(self, event: ev.UpdateUnreadable, _now: float) -> list[ev.Command]:
-        """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it."""
-        self._outbox.pop(event.update_id, None)
+        """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an
+        unsettled one is named on: it may have been sent before, and its verdict decides what is remembered."""
+        waiting = self._outbox.pop(event.update_id, None)
+        if waiting is not None and event.update_id in self._unsettled:
+            self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
         return [ev.Note("error", event.detail)]
 
     def _on_decline_confirmed(self, event: ev.DeclineConfirmed, _now: float) -> list[ev.Command]:
@@ -334,14 +364,35 @@ class Agent:
 
     def _on_receipt(self, event: ev.ReceiptReceived, _now: float) -> list[ev.Command]:
         receipt: Receipt = event.receipt
-        if self._sent.pop(receipt.update_id, None) is None and receipt.update_id not in self._outbox:
+        if receipt.update_id not in self._sent and receipt.update_id not in self._outbox:
             return []
-        self._finish(receipt.task_id)
-        commands: list[ev.Command] = [self._remember()]
-        if self._outbox.pop(receipt.update_id, None) is not None:
-            # Our confirm was lost, the update was not.
-            commands.append(ev.ClearOutbox(receipt.update_id))
-        return commands
+        if receipt.update_id in self._unsettled and receipt.verdict == "accepted":
+            return [ev.MoveMemory(receipt.update_id, receipt.task_id)]
+        return [*self._give_back(receipt.update_id), *self._settle(receipt.update_id)]
+
+    def _on_memory_moved(self, event: ev.MemoryMoved, _now: float) -> list[ev.Command]:
+        self._unsettled.discard(event.update_id)
+        return self._settle(event.update_id)
+
+    def _on_memory_not_moved(self, event: ev.MemoryNotMoved, _now: float) -> list[ev.Command]:
+        return [ev.Note("error", f"{event.detail}; the next hello asks for the receipt again")]
+
+    def _settle(self, uid: str) -> list[ev.Command]:
+        """The verdict on an update is known, and carried out."""
+        sent = self._sent.pop(uid, None)
+        if sent is not None:
+            self._finish(sent[0])
+        waiting = self._outbox.pop(uid, None)
+        if waiting is None:
+            return [self._remember()]
+        self._finish(waiting.task_id)  # our confirm was lost, the update was not
+        return [self._remember(), ev.ClearOutbox(uid)]
+
+    def _give_back(self, uid: str) -> list[ev.Command]:
+        if uid not in self._unsettled:
+            return []
+        self._unsettled.discard(uid)
+        return [ev.GiveBack(uid)]
 
     def _on_notice(self, event: ev.NoticeReceived, now: float) -> list[ev.Command]:
         notice: Notice = event.notice
@@ -350,7 +401,7 @@ class Agent:
             return []
         if notice.event == "task_withdrawn":
             return self._drop(lambda task_id, _run_id: task_id == notice.task_id)
-        commands = self._drop(lambda _task_id, run_id: run_id == notice.run_id)
+        commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ForgetRun(notice.run_id)]
         early = self._first_connected_at is None or now < self._first_connected_at + BACKLOG_S
         if early and notice.run_id not in self._served:
             return [*commands, ev.Note("info", f"run {notice.run_id} finished while this participant was away")]
@@ -370,12 +421,16 @@ class Agent:
                 commands.append(ev.CancelTraining(current.task.task_id))
             else:
                 self._current = None
-                commands.append(ev.ClearOutbox(self._update_id(current.task)))
+                uid = self._update_id(current.task)
+                commands.append(ev.ClearOutbox(uid))
+                if METHODS[current.task.reply].remembers:
+                    commands.append(ev.GiveBack(uid))
         for uid in [u for u, w in self._outbox.items() if belongs(w.task_id, w.run_id)]:
             self._finish(self._outbox.pop(uid).task_id)
-            commands.append(ev.ClearOutbox(uid))
+            commands += [*self._give_back(uid), ev.ClearOutbox(uid)]
         for uid in [u for u, (task_id, run_id) in self._sent.items() if belongs(task_id, run_id)]:
             self._finish(self._sent.pop(uid)[0])
+            commands += self._give_back(uid)
         return [self._remember(), *commands]
 
     def _taken(self, task_id: str, phase: str) -> _Current | None:
@@ -448,8 +503,8 @@ class Agent:
             and self._leaving is None
             and self.num_examples != 0
         )
-        accepting = able and self._current is None
-        # Being busy with a task is no news: the coordinator gave it.
+        accepting = able and self._current is None and not self._unsettled
+        # Being busy with a task, or waiting for a verdict, is no news: the coordinator gave it, or knows it.
         changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
         if not changed and now < self._next_hello_at:
             return []
@@ -460,6 +515,7 @@ class Agent:
             session_id=self.session_id,
             num_examples=self.num_examples or 0,
             accepting=accepting,
+            replies=self.replies,
             task_ids=self.held(),
             software=self.software,
         )

@@ -28,6 +28,8 @@ class Restored:
     """update_id -> (task_id, run_id): confirmed by the broker, without a receipt yet."""
     done: tuple[str, ...] = ()
     """Tasks that are over, oldest first: a late redelivery of one is not trained again."""
+    unsettled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """update_id -> (task_id, run_id): their verdicts decide what the participant remembers."""
 
 
 # Events
@@ -138,6 +140,21 @@ class ReceiptReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryMoved:
+    """MoveMemory worked: what the update left is remembered."""
+
+    update_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNotMoved:
+    """MoveMemory failed (disk read-only)."""
+
+    update_id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoticeReceived:
     notice: Notice
 
@@ -162,7 +179,8 @@ class StopRequested:
 Event = (
     Started | Connected | Disconnected | TaskReceived | TaskSpooled | SpoolFailed | TrainingFinished | TrainingFailed
     | OutboxWritten | OutboxFailed | PublishConfirmed | PublishFailed | DeclineConfirmed | DeclineFailed
-    | UpdateUnreadable | ReceiptReceived | NoticeReceived | ConditionsChanged | Tick | StopRequested
+    | UpdateUnreadable | ReceiptReceived | MemoryMoved | MemoryNotMoved | NoticeReceived
+    | ConditionsChanged | Tick | StopRequested
 )  # fmt: skip
 
 
@@ -198,7 +216,7 @@ class CancelTraining:
 
 @dataclass(frozen=True, slots=True)
 class WriteOutbox:
-    """Write the finished update to disk, then feed OutboxWritten or OutboxFailed."""
+    """Write what will be remembered of it, then the finished update, then feed OutboxWritten or OutboxFailed."""
 
     task_id: str
     update_id: str
@@ -235,6 +253,28 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveMemory:
+    """The update is accepted: remember what it left, then feed MemoryMoved or MemoryNotMoved."""
+
+    update_id: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """The update is not accepted: what is remembered stays, and what it would have left goes off the disk."""
+
+    update_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRun:
+    """Take what is remembered of a run off the disk."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendHello:
     hello: Hello
 
@@ -264,5 +304,5 @@ class Exit:
 
 Command = (
     SpoolTask | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate | ClearOutbox | Remember
-    | SendHello | SendDecline | Note | Exit
+    | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
 )  # fmt: skip

@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 class Remembered:
     """What a participant remembers of a run."""
 
-    update_id: str
-    """The update that made it so, accepted or not yet."""
+    mark: str
+    """New with every training: says which memory it is (schemas.messages.Update)."""
     tensors: Mapping[str, Array]
     """float64."""
 

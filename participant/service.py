@@ -28,6 +28,7 @@ from broker_config.topology import Queue, Topology
 from broker_config.transport import Delivery, Message, Transport, TransportState
 from participant import events as ev
 from participant.agent import Agent
+from participant.methods import remembers, replies_of, run_uid
 from participant.settings import ParticipantSettings
 from participant.spool import Memory, Spool, stamp_now
 from participant.startup import num_examples_of, restore, signals
@@ -132,6 +133,7 @@ class ParticipantService:
             num_examples=num_examples_of(self._trainer),
             rng=random.Random(),  # noqa: S311  jitter
             restored=restore(self._spool, self._limits),
+            replies=replies_of(self._trainer),
             software=f"fedmq {importlib.metadata.version('fedmq')}",
         )
         log.info("event=started participant=%s session=%s", self.participant_id, agent.session_id)
@@ -265,6 +267,8 @@ class ParticipantService:
                 return self._start_training(task)
             case ev.WriteOutbox(task_id, uid):
                 return self._write_outbox(task_id, uid)
+            case ev.MoveMemory(uid, task_id):
+                return self._move_memory(uid, task_id)
             case ev.PublishUpdate(uid, task_id):
                 return self._publish_update(uid, task_id)
             case ev.SendHello(hello):
@@ -307,6 +311,11 @@ class ParticipantService:
                     self._finished.pop(uid, None)
                     self._spool.clear_update(uid)
                     fault("update-cleared")
+                case ev.GiveBack(uid):
+                    fault("before-memory-given-back")
+                    self._spool.give_back(uid)
+                case ev.ForgetRun(run_id):
+                    self._spool.forget_run(run_id)
                 case ev.Remember(sent, done):
                     fault("before-remembered")
                     self._spool.remember(Memory(sent, done))
@@ -329,7 +338,11 @@ class ParticipantService:
                 return ev.TrainingFailed(task.task_id, "trainer_error", "the spooled task cannot be read any more")
             parameters = decode(found[0], self._limits).parameters
             assert parameters is not None, "it was decoded when it was restored"
-        self._training.start(task, parameters, None)
+        try:
+            memory = self._spool.memory(run_uid(task.task_id)) if remembers(task) else None
+        except SpoolError as error:
+            return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
+        self._training.start(task, parameters, memory)
         return None
 
     def _write_outbox(self, task_id: str, uid: str) -> ev.Event:
@@ -339,12 +352,25 @@ class ParticipantService:
             self.participant_id, task_id, update.payload, update.num_examples, update.num_steps, update.train_s,
             dict(update.metrics),
         )  # fmt: skip
+        remembered = self._finished[uid].remembered
         try:
+            if remembered is not None:
+                self._spool.write_next(uid, task_id, update.run_id, remembered)
+                fault("next-memory-on-disk")
             self._spool.write_update(uid, task_id, update.run_id, body)
         except SpoolError as error:
             return ev.OutboxFailed(task_id, str(error))
         fault("update-on-disk")
         return ev.OutboxWritten(task_id)
+
+    def _move_memory(self, uid: str, task_id: str) -> ev.Event:
+        fault("before-memory-moved")
+        try:
+            self._spool.move_memory(uid, run_uid(task_id))
+        except SpoolError as error:
+            return ev.MemoryNotMoved(uid, str(error))
+        fault("memory-moved")
+        return ev.MemoryMoved(uid)
 
     def _publish_update(self, uid: str, task_id: str) -> ev.Event | None:
         try:

@@ -3,6 +3,8 @@
     spool_dir/<participant_id>/task.fedmq               the task in hand, as it came
                                outbox/<update_id>.fedmq updates that the broker has not confirmed
                                sent.json                updates without a receipt, tasks that are over
+                               memory/<run_uid>.fedmq   what is remembered of a run, as of its accepted updates
+                               memory/next/<update_id>.fedmq  what will be, once this update is accepted
                                set-aside/               files that could not be read, for somebody to look at
                                lock                     held by the one process that may use all this
 
@@ -25,12 +27,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import SpoolError
+from participant.methods import Remembered
+from schemas.errors import PeerError, SpoolError
+from schemas.limits import DEFAULT_LIMITS
+from schemas.parameters import Parameters
+from schemas.tensors import pack, read_entries, spec_of, unpack
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
+MOST_MEMORIES = 4
+"""Runs that are remembered: one whose end was never heard of is forgotten when so many others came after it."""
 _CLOCK_NOT_SET = 1_577_836_800.0
 """2020-01-01: a wall clock below this was never set (a device without a battery starts in 1970)."""
 
@@ -83,8 +91,11 @@ class Spool:
         self._outbox = self.folder / "outbox"
         self._task = self.folder / "task.fedmq"
         self._sent = self.folder / "sent.json"
+        self._memory = self.folder / "memory"
+        self._next = self._memory / "next"
         with _as_spool_error("make", self._outbox):
             self._outbox.mkdir(parents=True, exist_ok=True)
+            self._next.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +106,7 @@ class Spool:
                 "Stop the other one, or start this one with another --id"
             ) from None
         with _as_spool_error("clean", self.folder):
-            for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp")):
+            for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp"), *self._memory.rglob("*.tmp")):
                 left_over.unlink()
 
     def close(self) -> None:
@@ -174,6 +185,66 @@ class Spool:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.set_aside(self._sent, f"its content is not as expected: {error}")
             return Memory({}, ())
+
+    # What methods remember
+
+    def write_next(self, update_id: str, task_id: str, run_id: str, remembered: Remembered) -> None:
+        """Keep what will be remembered once this update is accepted."""
+        tensors = Parameters(remembered.tensors)
+        entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
+        header = {"task_id": task_id, "run_id": run_id, "mark": remembered.mark, "tensors": entries}
+        _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
+
+    def move_memory(self, update_id: str, run_uid: str) -> None:
+        """The update was accepted: what it left is remembered of its run from now on. Idempotent."""
+        path, target = self._next / f"{update_id}.fedmq", self._memory / f"{run_uid}.fedmq"
+        with _as_spool_error("move", path):
+            try:
+                path.replace(target)
+            except FileNotFoundError:
+                return
+            os.utime(target)
+            for folder in (self._memory, self._next):
+                _sync_folder(folder)
+            for old in sorted(self._memory.glob("*.fedmq"), key=lambda file: -file.stat().st_mtime_ns)[MOST_MEMORIES:]:
+                old.unlink()
+
+    def give_back(self, update_id: str) -> None:
+        """The update was not accepted: what is remembered stays as it was. Idempotent."""
+        _remove(self._next / f"{update_id}.fedmq")
+
+    def memory(self, run_uid: str) -> Remembered | None:
+        """What is remembered of a run; None where there is nothing, or nothing that can be read."""
+        path = self._memory / f"{run_uid}.fedmq"
+        found = self._read(path)
+        if found is None:
+            return None
+        try:
+            entries = read_entries(found[0]["tensors"], DEFAULT_LIMITS)
+            return Remembered(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
+        except (KeyError, TypeError, ValueError, PeerError) as error:
+            self.set_aside(path, f"its content is not as expected: {error}")
+            return None
+
+    def unsettled(self) -> dict[str, tuple[str, str]]:
+        """update_id -> (task_id, run_id) of the updates whose verdict decides what is remembered, oldest first."""
+        found: dict[str, tuple[str, str]] = {}
+        with _as_spool_error("read", self._next):
+            paths = sorted(self._next.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths:
+            content = self._read(path)
+            if content is not None:
+                found[path.stem] = (str(content[0].get("task_id", "")), str(content[0].get("run_id", "")))
+        return found
+
+    def forget_run(self, run_id: str) -> None:
+        """The run is over: nothing of it need be remembered."""
+        with _as_spool_error("read", self._memory):
+            paths = list(self._memory.glob("*.fedmq"))
+        for path in paths:
+            content = self._read(path)
+            if content is not None and content[0].get("run_id") == run_id:
+                _remove(path)
 
     # Files
 

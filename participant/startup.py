@@ -35,7 +35,7 @@ def restore(spool: Spool, limits: Limits) -> Restored:
     if task is not None or outbox:
         task_id = task.task_id if task is not None else None
         log.info("event=restored folder=%s task=%s age_s=%s outbox=%d", spool.folder, task_id, age, len(outbox))
-    return Restored(task, age, outbox, memory.sent, memory.done)
+    return Restored(task, age, outbox, memory.sent, memory.done, spool.unsettled())
 
 
 def num_examples_of(trainer: Any) -> int | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from participant.methods import Remembered, Start, begin, make, takes_correction
+from participant.methods import Remembered, Start, begin, make, remembers, takes_correction
 from schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
 from schemas.messages import DeclineReason, Task, Update, update_id
 from schemas.parameters import Parameters
@@ -53,6 +54,7 @@ def do_task(
     """The update of a task, and its payload; `memory` is what the run's accepted updates left. Raises TaskFailed and
     nothing else."""
     started = clock()
+    mark = uuid.uuid4().hex if remembers(task) else None
     try:
         start = begin(task.reply, tensors, memory)
         if task.work == "evaluate":
@@ -65,7 +67,8 @@ def do_task(
         update = _update(
             task,
             payload=task.reply,
-            memory=None if memory is None else memory.update_id,
+            memory=None if memory is None else memory.mark,
+            next_memory=mark,
             num_examples=_count(result.num_examples, "num_examples", at_least=1),
             num_steps=num_steps,
             metrics=_metrics(result.metrics),
@@ -78,7 +81,7 @@ def do_task(
     except (Exception, SystemExit) as error:
         log.exception("event=trainer_error task=%s", task.task_id)
         raise TaskFailed("trainer_error", _in_short(error)) from error
-    remembered = None if made.remembered is None else Remembered(update.update_id, made.remembered)
+    remembered = None if made.remembered is None or mark is None else Remembered(mark, made.remembered)
     return Done(update, made.tensors, remembered)
 
 

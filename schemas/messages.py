@@ -135,8 +135,10 @@ class Update(Message):
     payload: Reply | Literal["none"]
     """"none" answers an evaluate task: metrics only."""
     memory: Identifier | None = None
-    """Where the method's participants remember: the accepted update that this one's memory is as of, None where there
-    was none before. The coordinator takes no update that was made from another memory than its own books say."""
+    """Where the method's participants remember: the mark of the memory that this update was made from, None where there
+    was none. The coordinator takes no update made from another memory than its last accepted one left."""
+    next_memory: Identifier | None = None
+    """The mark, new with every training, of what the participant remembers once this update is accepted."""
     num_examples: int = Field(ge=1, le=2**53)
     num_steps: Count
     metrics: Metrics = Field(default_factory=dict)

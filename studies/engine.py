@@ -295,16 +295,18 @@ class Engine:
         self._deliveries += 1
         self._sent_bytes += self._up_bytes
         task, participant_id = work.task, device.member.participant_id
+        own_id = update_id("study", task.task_id, participant_id)
         update = Update.trusted(
             {
                 "kind": "update",
-                "update_id": update_id("study", task.task_id, participant_id),
+                "update_id": own_id,
                 "task_id": task.task_id,
                 "run_id": "study",
                 "participant_id": participant_id,
                 "base_version": task.base_version,
                 "payload": self._reply,
                 "memory": result.memory,
+                "next_memory": None if result.remembered is None else own_id,
                 "num_examples": result.num_examples,
                 "num_steps": result.num_steps,
                 "metrics": result.metrics,
@@ -312,7 +314,7 @@ class Engine:
                 "chunks": None,
             }
         )
-        self._lazy.sent(update.update_id, device.member.index, result)
+        self._lazy.sent(own_id, device.member.index, result)
         self._events.append(UpdateArrived(self._deliveries, update, result.payload))
 
     def _drop_out(self, device: Device, work: Work) -> None:

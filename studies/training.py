@@ -67,7 +67,7 @@ class Result:
     num_steps: int
     metrics: Mapping[str, float]
     memory: str | None = None
-    """The update that its participant's memory was as of (`Update.memory`)."""
+    """The mark of the memory that it was made from (`Update.memory`)."""
     remembered: Mapping[str, Any] | None = None
     """What its participant remembers once it is accepted."""
     finite: bool = True
@@ -131,7 +131,7 @@ def _result(made: Made, start: Start, trained: Trained) -> Result:
         num_examples=trained.num_examples,
         num_steps=trained.num_steps,
         metrics=trained.metrics,
-        memory=None if start.memory is None else start.memory.update_id,
+        memory=None if start.memory is None else start.memory.mark,
         remembered=made.remembered,
         finite=_is_finite(made.tensors),
     )

@@ -9,10 +9,16 @@ so that x = x_0 + (1/N)·Σ_j (m_j - x_0) over all N participants at all times. 
 sum in float64: nothing drifts. There is no server learning rate, because any but 1 would change what x stands still at.
 Client weights give w_i·(m_i - x_0) for the terms, w_i being q_i as of a participant's last update.
 
-The paper leaves the m_i with the participants, who send y_i - m_i. Here they send y_i, and the coordinator keeps the
-m_i: the same numbers, and a participant that loses its disk loses nothing of the method. It costs N models of memory;
-in a deployment the ledger holds them, and a commit writes only those that changed. N is fixed for the run: participants
-beyond the first N get no tasks.
+The paper leaves the m_i with the participants, who send y_i - m_i: `memory = "participant"`. The coordinator then keeps
+x_0 and the sum, however many participants there are. A participant's first update is y_i itself (m_i = 0 there, and x_0
+is taken away here), and no client weights are possible, because nobody could take the old w_i·m_i away. A participant
+that loses its disk cannot go on: what of it is in the model, nobody knows.
+
+With `memory = "coordinator"` they send y_i, and the coordinator keeps the m_i: the same numbers, and a participant that
+loses its disk loses nothing of the method. It costs N models of memory; in a deployment the ledger holds them, and a
+commit writes only those that changed.
+
+N is fixed for the run either way: participants beyond the first N get no tasks.
 """
 
 from __future__ import annotations
@@ -72,6 +78,15 @@ class AreaState:
         self.changed.add(who)
         self.coefficients.append(weight)
 
+    def add(self, update: ClientUpdate) -> None:
+        """Σ (m_j - x_0) from what a participant that remembers m_i sends; nothing changes where it does not fit."""
+        check_payload(update, {n: x.shape for n, x in self.initial.items()})
+        for name, total in self.total.items():
+            arithmetic.scale_add(total, 1.0, update.payload[name])
+            if update.first:
+                arithmetic.scale_add(total, -1.0, self.initial[name])
+        self.coefficients.append(1.0)
+
     def changed_memories(self) -> dict[str, Mapping[str, Array]]:
         changed, self.changed = self.changed, set()
         return {participant_id: self.cache[participant_id] for participant_id in sorted(changed)}
@@ -91,13 +106,15 @@ class Area:
     num_participants: Annotated[int, Field(ge=1)]
     """N: all that take part in the run."""
     buffer_size: Annotated[int, Field(ge=1)] = 1
+    memory: Literal["coordinator", "participant"] = "coordinator"
+    """Who keeps the m_i."""
     memory_limit_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     """More than this for the kept parameters is refused at the start."""
     name: Literal["area"] = "area"
 
     @property
     def reply(self) -> Reply:
-        return "parameters"
+        return "parameters" if self.memory == "coordinator" else "change"
 
     @property
     def cohort(self) -> None:
@@ -110,7 +127,8 @@ class Area:
     def init(self, parameters: Parameters) -> AreaState:
         """Raises ConfigError where N models are more than `memory_limit_bytes`."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
-        check_memory(self.name, averaged, self.num_participants, 2, self.memory_limit_bytes)
+        kept = self.num_participants if self.memory == "coordinator" else 0
+        check_memory(self.name, averaged, kept, 2, self.memory_limit_bytes)
         return AreaState(averaged, {n: np.zeros(x.shape, np.float64) for n, x in averaged.items()})
 
     def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> AreaState:
@@ -131,7 +149,10 @@ class Area:
         return state
 
     def accumulate(self, state: AreaState, update: ClientUpdate, staleness: int) -> AreaState:  # noqa: ARG002
-        state.take(update)
+        if self.memory == "coordinator":
+            state.take(update)
+        else:
+            state.add(update)
         return state
 
     def ready(self, state: AreaState, now: float) -> bool:  # noqa: ARG002 - time decides for cohorts only

@@ -348,7 +348,7 @@ def test_a_finished_run_drops_what_belongs_to_it_and_ends_the_agent() -> None:
     task = make_task()
     agent = training(task)
     commands = agent.step(ev.NoticeReceived(notice("run_finished", task)), LATE)
-    assert kinds(commands) == ["Remember", "ClearTask", "CancelTraining", "Exit"]
+    assert kinds(commands) == ["Remember", "ClearTask", "CancelTraining", "ForgetRun", "Exit"]
     assert only(ev.Exit, commands).reason == "run_finished"
 
 

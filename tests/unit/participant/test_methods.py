@@ -98,9 +98,12 @@ def test_a_task_of_scaffold_ends_in_one_update_and_what_to_remember_of_it():
     assert numbers(trainer.correction) == {"w": 1.5}
     assert (done.update.payload, done.update.memory) == ("scaffold", "before")
     assert numbers(done.payload) == {"w": 1.0, "mean": 1.0, "control:w": -1 / 0.5 - 2}
-    assert (done.remembered.update_id, numbers(done.remembered.tensors)) == (done.update.update_id, {"w": -3.5})
-    do_task(trainer, order("delta"), MODEL, lambda: 0.0)
-    assert trainer.correction is None
+    assert (done.remembered.mark, numbers(done.remembered.tensors)) == (done.update.next_memory, {"w": -3.5})
+    again = do_task(trainer, order("scaffold"), scaffold_task(), lambda: 0.0, kept(0.5))
+    assert again.update.update_id == done.update.update_id
+    assert again.update.next_memory != done.update.next_memory, "another training leaves another memory"
+    plain = do_task(trainer, order("delta"), MODEL, lambda: 0.0)
+    assert (trainer.correction, plain.update.next_memory, plain.remembered) == (None, None, None)
 
 
 def test_a_trainer_that_takes_no_correction_declines_as_unsupported():

@@ -13,7 +13,7 @@ from schemas.parameters import Parameters
 UPDATE_FIELDS: dict[str, Any] = {
     "update_id": "u-1", "task_id": "t-1", "run_id": "run", "participant_id": "sensor-1", "base_version": 3,
     "payload": "delta", "num_examples": 10, "num_steps": 2, "metrics": {"loss": 0.5}, "train_s": 1.25,
-    "memory": "u-0",
+    "memory": "m-0", "next_memory": "m-1",
 }  # fmt: skip
 UPDATE = Update(**UPDATE_FIELDS)
 TASK = Task(
