@@ -220,7 +220,8 @@ class Spool:
         if found is None:
             return None
         try:
-            entries = read_entries(found[0]["tensors"], DEFAULT_LIMITS)
+            listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
+            entries = read_entries(listed, DEFAULT_LIMITS)
             return Remembered(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
         except (KeyError, TypeError, ValueError, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")

@@ -3,7 +3,7 @@ import weakref
 import numpy as np
 import pytest
 
-from coordinator.strategies import FedAsync, FedAvg
+from coordinator.strategies import Area, FedAsync, FedAvg
 from schemas.errors import InputError
 from studies.engine import Stuck
 from studies.laws import Constant, Exponential, LogNormal, Uniform
@@ -195,3 +195,18 @@ def test_steps_by_measured_speed_make_tasks_equally_long():
 def test_tasks_that_take_no_time_are_refused():
     with pytest.raises(InputError, match="'population' take no time: set its compute"):
         simulate(Population(participants=3), Quadratics(), FedAsync(), until(max_time_s=1), STEP)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_staleness": 2, "lease_s": 1.5}], ids=["all accepted", "some discarded"])
+def test_area_gives_the_same_models_whoever_keeps_its_memory(settings):
+    def run(memory):
+        strategy = Area(num_participants=12, buffer_size=2, memory=memory)
+        people = population(12, Exponential(mean=1), dropout=Dropout(probability=0.1, how="vanishes"))
+        return simulate(people, Given(quadratics(12)), strategy, until(400, concurrency=8, **settings), STEP)
+
+    kept, sent = run("coordinator"), run("participant")
+    assert sent.parameters["x"] == pytest.approx(kept.parameters["x"], abs=1e-12)
+    assert sent.updates.staleness == kept.updates.staleness
+    assert sent.discarded == kept.discarded
+    assert bool(sent.discarded) == bool(settings)
+    assert "wrong_memory" not in sent.discarded

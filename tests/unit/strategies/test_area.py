@@ -114,3 +114,37 @@ def test_more_memory_than_the_limit_is_refused_before_the_run() -> None:
     assert max_participants(strategy) == 100
     with pytest.raises(ConfigError, match="strategy area would keep 40,800 bytes"):
         strategy.init(model({"x": [0.0] * 100}))
+
+
+def changes(story: list[Sent]) -> list[tuple[Sent, bool]]:
+    """What participants that remember send for the same story: y - m, and whether it is their first."""
+    memory: dict[str, np.ndarray] = {}
+    sent = []
+    for one in story:
+        y = np.array(one.delta)
+        sent.append((Sent(one.who, (y - memory.get(one.who, 0.0)).tolist(), one.tau), one.who not in memory))
+        memory[one.who] = y
+    return sent
+
+
+@given(stories, st.integers(1, 3), st.integers(4, 9))
+def test_with_the_memory_on_the_participants_the_models_are_the_same(story, size: int, number: int) -> None:
+    strategy = Area(num_participants=number, buffer_size=size, memory="participant")
+    parameters = model({"x": [1.0, -1.0]}, dtype=np.float64)
+    state, versions = strategy.init(parameters), []
+    for count, (one, first) in enumerate(changes(story)):
+        sent = twins.update(model({"x": one.delta}, dtype=np.float64), 1.0, count, one.who, first=first)
+        state = strategy.accumulate(state, sent, one.tau)
+        if strategy.ready(state, 0.0):
+            state, parameters = strategy.aggregate(state, parameters)
+            versions.append(parameters["x"])
+    kept = play(Area(num_participants=number, buffer_size=size), [1.0, -1.0], story)
+    np.testing.assert_allclose(versions, kept.versions, rtol=1e-12, atol=1e-12)
+    assert (state.cache, state.changed_memories()) == ({}, {})
+
+
+def test_with_the_memory_on_the_participants_the_coordinator_needs_none_for_them() -> None:
+    large = model({"x": np.zeros(1000)})
+    Area(num_participants=10**6, memory="participant", memory_limit_bytes=16_000).init(large)
+    with pytest.raises(ConfigError, match="memory_limit_bytes"):
+        Area(num_participants=10**6, memory_limit_bytes=16_000).init(large)
