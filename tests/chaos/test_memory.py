@@ -1,0 +1,66 @@
+"""kill -9 of a participant around its receipt, where it remembers what was accepted of it (AREA)."""
+
+import os
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from coordinator import checkpoint
+from coordinator.desk import task_seed
+from coordinator.strategies import Area
+from coordinator.strategies.base import ClientUpdate
+from schemas.parameters import Parameters
+from tests.chaos import app
+from tests.chaos.harness import died_at
+
+pytestmark = pytest.mark.broker
+
+STRATEGY = Area(num_participants=2, buffer_size=3, memory="participant")
+FULL = os.environ.get("FEDMQ_CHAOS") == "full"
+POINTS = ("before-memory-moved", "memory-moved", *(("next-memory-on-disk", "update-confirmed:2") if FULL else ()))
+"""All of the points, in one process: tests/integration/front/test_memory.py."""
+
+
+def test_a_participant_killed_around_its_receipts_sends_on_from_what_was_accepted(federation):
+    toml = federation.folder / "federation.toml"
+    text = toml.read_text()
+    start, end = text.index("[strategy]"), text.index("[commit]")
+    area = '[strategy]\nname = "area"\nnum_participants = 2\nbuffer_size = 3\nmemory = "participant"\n'
+    toml.write_text(text[:start] + area + text[end:])
+    coordinator = federation.coordinator()
+    for point in POINTS:
+        process = federation.participant("p0", fault=point)
+        assert died_at(process, point.partition(":")[0]), process.text + coordinator.text
+    people = [federation.participant(name) for name in ("p0", "p1")]
+    assert [one.ended() for one in (coordinator, *people)] == [0, 0, 0]
+    with federation.ledger() as ledger:
+        rows, discarded = ledger.updates(), ledger.discarded()
+    assert set(discarded) <= {"duplicate", "run_finished", "task_closed"}
+    federation.witness.wait_until(lambda: {row.update_id for row in rows} <= set(federation.witness.updates))
+    versions, sent, last = replayed(rows, federation.witness.updates)
+    final = checkpoint.read(federation.run_dir / "final.safetensors").arrays
+    assert final["w"].tobytes() == versions[-1]["w"].tobytes()
+    assert sum(row.participant_id == "p0" for row in rows) > len(POINTS)
+    for who, row in last.items():
+        seed = task_seed(0, int(row.task_id.split("-")[1]))
+        made = app.trained(versions[row.base_version], seed)["w"]
+        # All that was accepted of it, added up, is what it made last: nothing was lost, and nothing counted twice.
+        np.testing.assert_allclose(sent[who], made, atol=1e-6)
+
+
+def replayed(rows, updates):
+    """The versions; and of each participant the sum of all that was accepted, and its last row."""
+    parameters = Parameters({name: np.asarray(array) for name, array in app.initial_parameters().items()})
+    state, versions, sent, last = STRATEGY.init(parameters), [parameters], defaultdict(float), {}
+    for row in rows:
+        payload = updates[row.update_id][1]
+        first = row.participant_id not in last
+        one = ClientUpdate(row.update_id, row.participant_id, row.base_version, payload, row.num_examples, first=first)
+        sent[row.participant_id] = sent[row.participant_id] + payload["w"].astype(np.float64)
+        last[row.participant_id] = row
+        state = STRATEGY.accumulate(state, one, row.staleness)
+        if STRATEGY.ready(state, 0.0):
+            state, parameters = STRATEGY.aggregate(state, parameters)
+            versions.append(parameters)
+    return versions, sent, last
