@@ -32,6 +32,7 @@ from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from coordinator.startup import open_core
 from coordinator.strategies.base import Strategy
 from schemas.codec import Limits
+from schemas.errors import StateError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 
@@ -115,6 +116,11 @@ class CoordinatorService:
                 with contextlib.suppress(OSError):  # of a full disk: it is for people only
                     ledger.leave(time.time())
                 return summary
+        except OSError as error:  # at the start and at the end; a commit in between is tried again
+            raise StateError(
+                f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk: "
+                "make room, and the same command goes on"
+            ) from error
         finally:
             self._folder.release()
 

@@ -1,7 +1,11 @@
 """Federations over the session's RabbitMQ node, each with a prefix of its own."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.chaos.disk import NO_MOUNT, Disk
 from tests.chaos.harness import Federation
 from tests.chaos.proxy import Proxy
 
@@ -25,3 +29,14 @@ def proxies(rabbitmq_node):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    try:
+        one = Disk(tmp_path / "disk")
+    except (OSError, subprocess.CalledProcessError):
+        print(f"\n{NO_MOUNT}", file=sys.__stderr__)
+        pytest.skip(NO_MOUNT)
+    yield one
+    one.close()

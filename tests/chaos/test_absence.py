@@ -1,8 +1,6 @@
 """Participants that come back after a week, with another clock, or with a disk that takes nothing for a while."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 
@@ -15,7 +13,6 @@ pytestmark = pytest.mark.broker
 DAY_S = 24 * 3600.0
 SIZE = 2**15
 MODEL_KB = 4 * SIZE // 1024
-NO_MOUNT = "NO MOUNT: this user may not mount a tmpfs, so full and read-only disks are tested in unit tests alone"
 
 
 def restamp(federation, participant, wall_s=0.0, boot_s=0.0, **changed):
@@ -70,46 +67,6 @@ def test_a_wall_clock_that_was_changed_does_not_make_a_task_old(federation):
     (seed,) = (line.split()[1] for line, count in trainings.items() if count == 4)
     assert trainings[f"done {seed}"] == 1
     assert seed in seeds_of(federation.check(), "p0")
-
-
-class Disk:
-    """A tmpfs of some kilobytes."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.folder.mkdir()
-        self._mounted = []
-        self._mount(folder, "-t", "tmpfs", "-o", "size=64k", "tmpfs")
-
-    def resize(self, kilobytes):
-        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", self.folder], check=True, capture_output=True)
-
-    def make_read_only(self, folder):
-        """Whatever is opened there from now on."""
-        self._mount(folder, "--bind", folder)
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
-
-    def make_writable(self):
-        subprocess.run(["umount", "-l", self._mounted.pop()], check=True, capture_output=True)
-
-    def close(self):
-        while self._mounted:
-            self.make_writable()
-
-    def _mount(self, folder, *how):
-        subprocess.run(["mount", *how, folder], check=True, capture_output=True)
-        self._mounted.append(folder)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    try:
-        one = Disk(tmp_path / "disk")
-    except (OSError, subprocess.CalledProcessError):
-        print(f"\n{NO_MOUNT}", file=sys.__stderr__)
-        pytest.skip(NO_MOUNT)
-    yield one
-    one.close()
 
 
 @pytest.fixture
