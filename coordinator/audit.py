@@ -28,6 +28,7 @@ from coordinator.strategies import AnyStrategy
 from coordinator.strategies.base import ClientUpdate, Strategy
 from schemas.errors import CheckpointError, LedgerError
 from schemas.messages import update_id
+from schemas.methods import METHODS
 from schemas.parameters import Parameters
 
 BY_PAYLOAD = ("port",)
@@ -183,7 +184,7 @@ def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow]) -> Iterator[s
     for at, row in enumerate(rows):
         if row.version is None:
             return
-        state = strategy.accumulate(state, _over_one_number(row), row.staleness)
+        state = strategy.accumulate(state, _over_one_number(row, strategy), row.staleness)
         group.append(row)
         if at + 1 == len(rows) or rows[at + 1].version != row.version:
             for made, weight in zip(group, strategy.weights(state), strict=True):
@@ -193,12 +194,14 @@ def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow]) -> Iterator[s
             group = []
 
 
-def _over_one_number(row: UpdateRow) -> ClientUpdate:
+def _over_one_number(row: UpdateRow, strategy: Strategy[Any]) -> ClientUpdate:
+    zero = Parameters({"one": np.zeros(1, np.float32)})
     return ClientUpdate(
         update_id=row.update_id,
         participant_id=row.participant_id,
         base_version=row.base_version,
-        payload=Parameters({"one": np.zeros(1, np.float32)}),
+        payload=zero,
+        beside=dict.fromkeys(METHODS[strategy.reply].update, zero),
         num_examples=row.num_examples,
         num_steps=row.num_steps,
         metrics=row.metrics,

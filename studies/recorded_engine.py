@@ -104,7 +104,7 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
         run=StudyRun(
             stop=StopSettings(max_updates=max(len(rows), 1)), max_staleness=run.settings["run"].get("max_staleness")
         ),
-        training=TrainingConfig(),
+        training=TrainingConfig.model_validate(run.settings["training"]),
         seed=0,
         on_evaluation=None,
     )
@@ -187,8 +187,9 @@ class _ArchivedResults:
         participant, task = self._tasks.pop(number)
         row = self._rows[task.order - 1]
         payload = archive.read_update(self._folder.archive, self._archived[task.order - 1])
-        memory = self._last.get(participant) if self._remembers else None
-        return Result(payload, row.num_examples, row.num_steps, row.metrics, memory)
+        if not self._remembers:
+            return Result(payload, row.num_examples, row.num_steps, row.metrics)
+        return Result(payload, row.num_examples, row.num_steps, row.metrics, self._last.get(participant), {})
 
     def sent(self, update_id: str, participant: int, _result: Result) -> None:
         self._last[participant] = update_id

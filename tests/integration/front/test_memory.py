@@ -16,17 +16,19 @@ import pytest
 import participant.service
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from coordinator import checkpoint
+from coordinator import audit, checkpoint
 from coordinator.desk import task_seed
 from coordinator.ledger import LedgerReader
+from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
+from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
 from coordinator.strategies import Area, Scaffold
 from participant.service import ParticipantService
 from participant.settings import ParticipantSettings
 from participant.trainer import TrainResult
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
+from studies.recorded_engine import replay
 
 DEADLINE_S = 30.0
 TOPOLOGY = Topology()
@@ -72,7 +74,7 @@ class Room:
             run_dir=folder / "run", run=run, commit=CommitSettings(commit_interval_s=0.02), strategy=strategy,
             training=TrainingConfig(learning_rate=0.5), transport=EmbeddedTransport(self.broker, "coordinator"),
             topology=TOPOLOGY, initial_parameters=lambda: Parameters({"x": np.zeros(1)}),
-            max_message_bytes=MAX_MESSAGE_BYTES,
+            max_message_bytes=MAX_MESSAGE_BYTES, archive=ArchiveSettings(max_bytes=2**20),
         )  # fmt: skip
         self.run = self.pool.submit(self.coordinator.run)
 
@@ -92,6 +94,11 @@ class Room:
         with LedgerReader(self.folder / "run" / "ledger.sqlite") as ledger:
             assert set(ledger.discarded()) <= {"duplicate", "run_finished", "task_closed"}, ledger.discarded()
             return ledger.updates()
+
+    def check(self):
+        """The ledger's own checks, the replay of the archive among them."""
+        folder = RunFolder(self.folder / "run")
+        assert [check for check in audit.verify(folder) if not check.holds or check.left_out] == []
 
     def final(self):
         return float(checkpoint.read(self.folder / "run" / "final.safetensors").arrays["x"][0])
@@ -158,6 +165,7 @@ def test_area_is_the_mean_of_the_last_accepted_numbers_though_a_participant_cras
     newest = {row.participant_id: number_of(task_seed(0, int(row.task_id.split("-")[1]))) for row in one.rows()}
     assert len([row for row in one.rows() if row.participant_id == "p0"]) > len(POINTS)
     assert one.final() == pytest.approx(sum(newest.values()) / 2, abs=1e-12)
+    one.check()
     assert not list((one.folder / "spool").glob("*/memory/**/*.fedmq")), "the run is over: nothing of it is kept"
 
 
@@ -180,4 +188,6 @@ def test_scaffolds_control_variates_add_up_to_the_coordinators(room):
         versions.append((x, control))
     assert len(own) == 2
     assert control == pytest.approx(sum(own.values()) / 2)
+    one.check()
+    assert float(replay(one.folder / "run").parameters["x"][0]) == one.final()
     assert one.final() == pytest.approx(x, abs=1e-12)
