@@ -26,29 +26,35 @@ compute = {example_s = {name = "constant", value = 0.1}, slowness = {name = "log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from coordinator.settings import TargetMetric
-from coordinator.strategies import AnyStrategy
+from coordinator.strategies import BuiltIn
 from fedmq.config import read_toml
-from fedmq.data import SAMPLE
+from fedmq.custom_strategy import CustomStrategy
+from fedmq.data import SAMPLE, full_mnist
 from fedmq.mistakes import Mistake, explain
+from fedmq.study_app import AppProblem
+from fedmq.study_checks import Parts, all_mistakes
+from fedmq.study_strategy import StrategyFromFile
 from schemas.errors import ConfigError
 from schemas.messages import TrainingConfig
 from studies.classification import Softmax
 from studies.population import Population
+from studies.problem import Problem
 from studies.quadratics import Quadratics
 from studies.settings import StudyRun
 from studies.study import Contender, Study
+from studies.synthetic import Synthetic
 from studies.tuning import Tuning
 from studies.value import Value
 
-MNIST = "mnist"
-"""In place of a data file: the sample that fedmq ships."""
+MNIST, FULL_MNIST = "mnist", "mnist-full"
+"""In place of a data file: the sample that fedmq ships, and all 70,000 images from Keras's cache."""
 
 
 class SoftmaxProblem(Softmax):
@@ -57,11 +63,15 @@ class SoftmaxProblem(Softmax):
     data: str = MNIST
 
 
+Seeds = Annotated[int, Field(ge=1, le=10_000)] | list[Annotated[int, Field(ge=0, lt=2**63)]]
+AnyProblem = Quadratics | SoftmaxProblem | Synthetic | AppProblem
+
+
 class StudyStrategy(Value):
     """A strategy of the grid."""
 
     label: Annotated[str, Field(min_length=1, max_length=80)]
-    strategy: AnyStrategy
+    strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig | None = None
     """In place of the study's, where a strategy is to be compared at its own best learning rate."""
     run: StudyRun | None = None
@@ -75,17 +85,17 @@ class StudyFile(Value):
     """A study's file, as it stands."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    seeds: Annotated[int, Field(ge=1, le=10_000)] | list[Annotated[int, Field(ge=0, lt=2**63)]] = 1
+    seeds: Seeds = 1
     """How many, from 0 up; or which."""
     out: str | None = None
     """The folder of the results, relative to the file; {name}-results without it."""
     target: TargetMetric | None = None
     """What the report counts the cost of reaching; without one the report chooses a value that all cells reached."""
-    tuning: Tuning | Literal[False] = Tuning()
+    tuning: Tuning = Tuning()
     """How each strategy is tuned before it is compared; false compares them as they stand here."""
     memory_limit_bytes: Annotated[int, Field(ge=1024**2)] | None = None
     """For all processes together; what the machine has free without it."""
-    problem: Annotated[Quadratics | SoftmaxProblem, Field(discriminator="name")]
+    problem: Annotated[AnyProblem, Field(discriminator="name")]
     run: StudyRun
     training: TrainingConfig = TrainingConfig()
     strategies: Annotated[list[StudyStrategy], Field(min_length=1)]
@@ -96,52 +106,86 @@ def load_study(path: str | Path) -> tuple[Study, Path]:
     """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes."""
     path = Path(path)
     tree = read_toml(path, "study", "give the path of one (examples/studies has some)")
-    _find_runs(tree, path.resolve().parent)
+    here = path.resolve().parent
+    _find_runs(tree, here)
+    mistakes: list[Mistake] = []
+    file: StudyFile | None = None
     try:
         file = StudyFile.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError(_report(path, explain(e, tree, StudyFile.model_json_schema(), {}))) from None
-    mistakes = _beyond_types(file)
-    if mistakes:
-        raise ConfigError(_report(path, mistakes))
-    here = path.resolve().parent
+        mistakes += explain(e, tree, StudyFile.model_json_schema(), {})
+    parts = _parts(tree, here)
+    mistakes += all_mistakes(parts)
+    if mistakes or file is None:
+        raise ConfigError(_report(path, list(dict.fromkeys(mistakes))))
     study = Study(
         name=file.name,
         problem=_found(file.problem, here),
-        contenders=[Contender(s.label, s.strategy, s.training, s.run, s.tune) for s in file.strategies],
-        populations=[_with_trace(p, here) for p in file.populations],
+        contenders=list(parts.contenders.values()),
+        populations=list(parts.populations.values()),
         run_settings=file.run,
         training=file.training,
-        seeds=list(range(file.seeds)) if isinstance(file.seeds, int) else file.seeds,
+        seeds=parts.seeds or [0],
         target=file.target,
-        tuning=file.tuning or None,
+        tuning=file.tuning,
         memory_limit_bytes=file.memory_limit_bytes,
     )
     return study, here / (file.out or f"{file.name}-results")
 
 
-def _beyond_types(file: StudyFile) -> list[Mistake]:
-    """What pydantic's types do not say."""
-    found = []
-    runs = [("run", file.run)] + [(f"strategies.{i}.run", s.run) for i, s in enumerate(file.strategies, 1) if s.run]
-    for place, run in runs:
-        if not any(value is not None for value in run.stop.model_dump().values()):
-            allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
-            found.append(Mistake(f"{place}.stop", f"the run would never end; set {allowed}"))
-    for i, s in enumerate(file.strategies, 1):
-        if (s.training or file.training).learning_rate is None:
-            text = f"missing, expected a number above 0: {file.problem.name} has no learning rate of its own"
-            found.append(
-                Mistake(f"strategies.{i}.training.learning_rate" if s.training else "training.learning_rate", text)
-            )
-    return list(dict.fromkeys(found))
+def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
+    """Whatever of the file is right by itself, so that mistakes elsewhere do not hide others."""
+    problem = _valid(Annotated[AnyProblem, Field(discriminator="name")], tree.get("problem"))
+    strategies = _rows(StudyStrategy, tree.get("strategies"))
+    populations = _rows(Population, tree.get("populations"))
+    seeds = _valid(Seeds, tree.get("seeds", 1))
+    return Parts(
+        problem=None if problem is None else _found(problem, here),
+        run=_valid(StudyRun, tree.get("run")),
+        training=_valid(TrainingConfig, tree.get("training", {})),
+        contenders={
+            i: Contender(s.label, _strategy(s.strategy, here), s.training, s.run, s.tune) for i, s in strategies.items()
+        },
+        populations={i: _with_trace(p, here) for i, p in populations.items()},
+        seeds=list(range(seeds)) if isinstance(seeds, int) else seeds,
+        tuning=_valid(Tuning, tree.get("tuning", {})),
+    )
 
 
-def _found(problem: Quadratics | SoftmaxProblem, here: Path) -> Quadratics | Softmax:
-    if isinstance(problem, Quadratics):
-        return problem
-    data = SAMPLE if problem.data == MNIST else here / Path(problem.data).expanduser()
-    return Softmax(data=str(data), deal_by=problem.deal_by)
+def _valid(kind: Any, given: object) -> Any:
+    """As this kind, or None where it is not."""
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError:
+        return None
+
+
+def _rows(kind: Any, given: object) -> dict[int, Any]:
+    """Those of a list that are of this kind, by their numbers from 1."""
+    rows = enumerate(given, 1) if isinstance(given, list) else ()
+    return {i: found for i, row in rows if (found := _valid(kind, row)) is not None}
+
+
+def _strategy(strategy: BuiltIn | CustomStrategy, here: Path) -> Any:
+    if not isinstance(strategy, CustomStrategy):
+        return strategy
+    return StrategyFromFile(str(here / Path(strategy.file).expanduser()), strategy.options)
+
+
+def _found(problem: AnyProblem, here: Path) -> Problem:
+    """The problem with its paths as this process finds them."""
+    if isinstance(problem, AppProblem):
+        data = None if problem.data is None else _data_file(problem.data, here)
+        return problem.model_copy(update={"app": str((here / Path(problem.app).expanduser()).resolve()), "data": data})
+    if isinstance(problem, SoftmaxProblem):
+        return Softmax(data=_data_file(problem.data, here), deal_by=problem.deal_by)
+    return problem
+
+
+def _data_file(data: str, here: Path) -> str:
+    if data == MNIST:
+        return str(SAMPLE)
+    return str(full_mnist() if data == FULL_MNIST else here / Path(data).expanduser())
 
 
 def _with_trace(population: Population, here: Path) -> Population:

@@ -49,7 +49,8 @@ class Cell:
     def key(self) -> str:
         """Of everything that decides the result; neither the study's name nor the strategy's label do."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
-        files = [_contents(path) for path in (self.population.trace, getattr(self.problem, "data", None)) if path]
+        paths = [self.population.trace, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
+        files = [_contents(path) for path in paths if path]
         if self.population.run is not None:
             files.append(recorded.digest(self.population.run))
         text = json.dumps([FORMAT, self.seed, *map(plain, parts), *files], sort_keys=True)
@@ -130,13 +131,14 @@ def check_cell(cell: Cell, limit_bytes: int) -> None:
     if cell.run.arrivals_per_s is not None:
         out = cell.population.participants
     remembered = max_participants(cell.strategy) or 0
-    needed = model_bytes * (2 * out + remembered + MODELS_BESIDE)
+    data_bytes = getattr(federation, "data_bytes", 0)
+    needed = model_bytes * (2 * out + remembered + MODELS_BESIDE) + data_bytes
     if needed > limit_bytes:
         raise ConfigError(
             f"{where}: a cell takes about {needed:,} bytes ({needed / 2**30:.1f} GiB): a model has {model_bytes:,}, "
-            f"{out} tasks out keep up to two each, the strategy remembers {remembered}. A process may take "
-            f"{limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, take fewer workers, "
-            "or raise the limit"
+            f"{out} tasks out keep up to two each, the strategy remembers {remembered}, the data take {data_bytes:,}. "
+            f"A process may take {limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, "
+            "take fewer workers, or raise the limit"
         )
 
 

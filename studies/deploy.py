@@ -16,11 +16,12 @@ _RUN_KEYS = ("concurrency", "selection", "client_weights", "max_staleness", "ste
 
 def federation_tables(strategy: Strategy[Any], training: TrainingConfig, run: StudyRun) -> str:
     """[strategy], [training] and what a study decides of [run], as TOML; keys at their defaults are left out."""
-    named = {"name": getattr(strategy, "name", "")}
+    own = getattr(strategy, "settings", None)
+    found = own() if callable(own) else {"name": strategy.name} | _set_fields(strategy)
     return "\n\n".join(
         [
             _table("run", {k: v for k, v in _set_values(run).items() if k in _RUN_KEYS}),
-            _table("strategy", named | _set_fields(strategy)),
+            _table("strategy", found),
             _table("training", {k: v for k, v in _set_values(training).items() if k != "seed"}),
         ]
     )

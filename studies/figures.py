@@ -237,7 +237,7 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
     edge, other = float(worst([worst(y[:1]) for y in late])), float(best([best(y) for y in late]))
     margin = 0.06 * (edge - other)
     if is_better_high(metric):
-        ax.set_ylim(max(low, edge + margin), high)
+        ax.set_ylim(max(low, edge + margin, -0.02), min(high, 1.02) if other <= 1 else high)
     elif ax.get_yscale() == "linear":
         ax.set_ylim(max(low, other - margin), min(high, edge + margin))
 

@@ -73,6 +73,7 @@ class KerasFederation:
         self.num_examples = [len(r) for r in rows]
         self.backend = KerasCohort(build_model, x, y, rows, path=path, chunk=chunk, memory_bytes=memory_bytes)
         self.initial = self.backend.initial
+        self.data_bytes = x.nbytes + y.nbytes
         self.evaluates = test is not None
         self._evaluator = None if test is None else KerasTrainer(build_model, evaluation_data=test)
 

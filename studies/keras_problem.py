@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from studies.classification import AnyDeal, Iid, deal_rows, load_arrays
+from studies.classification import class_numbers, load_arrays
+from studies.deals import AnyDeal, Iid
 from studies.population import Member
 
 if TYPE_CHECKING:
@@ -32,11 +33,17 @@ class KerasProblem:
     memory_bytes: int = 1024**3
     """For one cohort; refused with a number where one participant needs more."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it reads."""
+        return (self.data,)
+
     def deal(self, members: Sequence[Member], seed: int) -> KerasFederation:
         from studies.keras_cohort import KerasFederation
 
         x, y, x_test, y_test = load_arrays(Path(self.data))
-        rows = deal_rows(self.deal_by, np.asarray(y).reshape(-1).astype(np.int64), members, seed)
+        labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
+        rows = self.deal_by.deal(labels, members, seed)
         return KerasFederation(
             self.build_model, x, y, rows, test=(x_test, y_test), path=self.path, memory_bytes=self.memory_bytes
         )

@@ -16,17 +16,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import ConfigError, InputError
+from schemas.errors import ConfigError, FedmqError, InputError
 from studies.cell import Cell, CellResult, check_cell, read_cell, run_cell
 
 POLL_S = 0.2
 REPORT_EVERY_S = 0.05
+LOG = "processes.log"
+"""In the results' folder: what the processes that run cells wrote to their standard error."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class CellPool:
             finished, _ = wait(self._at, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 running, place = self._at.pop(future)
-                result = running.results[place] = future.result()
+                result = running.results[place] = self._result(future)
                 self._done += 1
                 if not running.missing:
                     self._advance(running, [r for r in running.results if r is not None])
@@ -113,7 +116,16 @@ class CellPool:
         if mistakes:
             raise ConfigError("\n  ".join(["the study cannot be run:", *dict.fromkeys(reversed(mistakes))]))
         for future in futures:
-            future.result()
+            self._result(future)
+
+    def _result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise FedmqError(
+                f"a process that runs cells ended by itself: killed, or out of memory? {self._folder / LOG} may say "
+                "more. Finished cells are kept; the same command goes on, with fewer workers where memory is short"
+            ) from None
 
     def _total(self) -> int:
         return self._done + len(self._at) + len(self._queue) + self._later
@@ -146,7 +158,7 @@ class CellPool:
                 self._workers,
                 mp_context=self._context,
                 initializer=_start_worker,
-                initargs=(self._parts, self._next_slot),
+                initargs=(self._parts, self._next_slot, str(self._folder / LOG)),
             )
         return self._pool
 
@@ -154,9 +166,13 @@ class CellPool:
 @contextmanager
 def single_threaded_children() -> Iterator[None]:
     """One thread each: the cells themselves fill the cores, and a sum's order cannot depend on how many there are."""
-    threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FEDMQ_TF_THREADS")
-    environment = dict.fromkeys(threads, "1") | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # cells share a GPU's memory
-    environment |= {} if "TF_CPP_MIN_LOG_LEVEL" in os.environ else {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    threads = (
+        "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FEDMQ_TF_THREADS", "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    )  # fmt: skip
+    environment = dict.fromkeys(threads, "1")
+    environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # cells share a GPU's memory
+    environment["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "0")  # as in a deployment
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -175,10 +191,14 @@ _parts: Any = None
 _slot = 0
 
 
-def _start_worker(parts: Any, next_slot: Synchronized[int]) -> None:
-    """Ctrl-C reaches all processes of a terminal; the study's own ends the others."""
+def _start_worker(parts: Any, next_slot: Synchronized[int], log: str) -> None:
+    """Ctrl-C reaches all processes of a terminal; the study's own ends the others. What libraries write to the standard
+    error (TensorFlow, much of it) goes to a file: what matters comes back as an exception."""
     global _parts, _slot  # noqa: PLW0603 - what a process has for its whole life
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 2)
+    os.close(target)
     with next_slot.get_lock():
         _slot = next_slot.value % len(parts)
         next_slot.value += 1

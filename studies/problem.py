@@ -33,6 +33,7 @@ class Federation(Protocol):
 
 
 class Problem(Protocol):
-    """A frozen value that deals itself out."""
+    """A frozen value that deals itself out. Its contents decide a cell's key, and so do those of the paths in `files`,
+    an optional attribute."""
 
     def deal(self, members: Sequence[Member], seed: int) -> Federation: ...

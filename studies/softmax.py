@@ -44,6 +44,7 @@ class SoftmaxFederation:
         self.backend = SoftmaxCohort(x, y, rows, classes, shapes)
         self.evaluates = test is not None
         self._test = test
+        self.data_bytes = x.nbytes + (0 if test is None else test[0].nbytes)
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._test is not None

@@ -32,7 +32,7 @@ from studies.population import Population
 from studies.problem import Problem
 from studies.settings import StudyRun
 from studies.tables import write_tables
-from studies.tuning import Tuned, Tuning, tune, value_at, with_values
+from studies.tuning import Tuned, Tuning, changed, tune, value_at, with_values
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Study:
     """What the report counts the cost of reaching; without one, a value that all cells reached and none had at the
     start."""
     tuning: Tuning | None = field(default_factory=Tuning)
-    """None compares the strategies as they are, and the report says so."""
+    """None, or one that is off, compares the strategies as they are, and the report says so."""
     memory_limit_bytes: int | None = None
     """For all processes together; without it what the machine has free."""
 
@@ -83,36 +83,11 @@ class Study:
             if not names or twice:
                 said = f"{twice[0]!r} twice" if twice else "none"
                 raise ConfigError(f"the study {self.name!r} has {said} among its {what}, expected distinct ones")
-        mistakes = [f"{place}: {text}" for place, text in self.tuning_mistakes()]
+        contenders = dict(enumerate(self.contenders, 1))
+        found = tuning_mistakes(self.tuning, contenders, self.populations, self.seeds)
+        mistakes = [f"{place}: {text}" for place, text in found]
         if mistakes:
             raise ConfigError(f"the study {self.name!r} cannot be tuned: {'; '.join(mistakes)}")
-
-    def tuning_mistakes(self) -> list[tuple[str, str]]:
-        """What is wrong with what is to be tuned: the place in a study's file, and why."""
-        found = []
-        if self.tuning is not None:
-            both = sorted(set(self.tuning.seeds) & set(self.seeds))
-            if both:
-                found.append(("tuning.seeds", f"got {both[0]}, which the study compares on: take seeds of its own"))
-            names = [p.name for p in self.populations]
-            if self.tuning.population is not None and self.tuning.population not in names:
-                found.append(("tuning.population", f"got {self.tuning.population!r}, allowed: {', '.join(names)}"))
-        for i, contender in enumerate(self.contenders, 1):
-            cell = self._cell(contender, self.populations[0], 0)
-            for path, values in (contender.tune or {}).items():
-                place = f"strategies.{i}.tune.{path}"
-                try:
-                    value_at(cell, path)
-                except (AttributeError, KeyError):
-                    text = "there is no such parameter: give training.KEY or strategy.KEY, as in the strategy's table"
-                    found.append((place, text))
-                    continue
-                if not values:
-                    found.append((place, "got an empty list, expected values to try"))
-                refused = [v for v in values if with_values(cell, {path: v}) is None]
-                if refused:
-                    found.append((place, f"got {refused[0]:g}, which the strategy refuses"))
-        return found
 
     def settings_text(self) -> str:
         """All that decides the results, for the report."""
@@ -194,7 +169,7 @@ class Study:
     ) -> Arm:
         values: Mapping[str, float] = {}
         to_come = len(populations) * len(self.seeds)
-        if self.tuning is not None and contender.tune != {}:
+        if self.tuning is not None and not self.tuning.off and contender.tune != {}:
             done = yield from tune(self._cell(contender, on, 0), self.tuning, contender.tune, later=to_come)
             tuned[on.name, contender.label] = done
             values = done.best.values if done.best is not None else {}
@@ -205,4 +180,39 @@ class Study:
             found.setdefault((result.population, contender.label), []).append(result)
 
 
-__all__ = ["Contender", "Study"]
+def tuning_mistakes(
+    tuning: Tuning | None, contenders: Mapping[int, Contender], populations: Sequence[Population], seeds: Sequence[int]
+) -> list[tuple[str, str]]:
+    """What is wrong with what is to be tuned: the place in a study's file, and why. Contenders by their numbers."""
+    found = []
+    if tuning is not None and not tuning.off:
+        both = sorted(set(tuning.seeds) & set(seeds))
+        if both:
+            found.append(("tuning.seeds", f"got {both[0]}, which the study compares on: take seeds of its own"))
+        names = [p.name for p in populations]
+        if tuning.population is not None and tuning.population not in names:
+            found.append(("tuning.population", f"got {tuning.population!r}, allowed: {', '.join(names)}"))
+    for i, contender in contenders.items():
+        training = contender.training or TrainingConfig()
+        for path, values in (contender.tune or {}).items():
+            text = _cannot_be_tuned(contender.strategy, training, path, values)
+            if text:
+                found.append((f"strategies.{i}.tune.{path}", text))
+    return found
+
+
+def _cannot_be_tuned(strategy: Strategy[Any], training: TrainingConfig, path: str, values: Sequence[float]) -> str:
+    """Why, or nothing."""
+    try:
+        now = value_at(strategy, training, path)
+    except (AttributeError, KeyError):
+        return "there is no such parameter: give training.KEY or strategy.KEY, as in the strategy's table"
+    if isinstance(now, bool) or not isinstance(now, int | float | None):
+        return f"it is {now!r}, which is no number to be tuned"
+    if not values:
+        return "got an empty list, expected values to try"
+    refused = [v for v in values if changed(strategy, training, {path: v}) is None]
+    return f"got {refused[0]:g}, which is refused" if refused else ""
+
+
+__all__ = ["Contender", "Study", "tuning_mistakes"]

@@ -23,10 +23,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from coordinator.settings import StopSettings
 from coordinator.strategies.base import Strategy
+from schemas.errors import InputError
+from schemas.messages import TrainingConfig
 from studies.cell import Cell, CellResult
 from studies.deploy import federation_tables
 from studies.measures import chosen_metric, final_value, is_better_high
@@ -40,8 +42,10 @@ SERVER_FIELDS = ("alpha", "server_learning_rate", "learning_rate")
 
 
 class Tuning(Value):
-    """The [tuning] table. `tuning = false` in its place compares the strategies as they are, and the report says so."""
+    """The [tuning] table; `tuning = false` in its place is `off`."""
 
+    off: bool = False
+    """Compare the strategies as they are; the report says so."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (1_000_000,)
     """None of the study's own."""
     learning_rate: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -58,6 +62,11 @@ class Tuning(Value):
     """When a trial ends, in place of the run's own stop: shorter trials, where these tell enough."""
     population: str | None = None
     """Tune on this population alone and take what won there to all; without it each population has its own tuning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switch(cls, given: Any) -> Any:
+        return {"off": not given} if isinstance(given, bool) else given
 
 
 @dataclass(frozen=True)
@@ -165,18 +174,25 @@ def tune(
 
 
 def with_values(cell: Cell, values: Mapping[str, float]) -> Cell | None:
-    """The cell with these parameters (`training.x`, `strategy.x.y`); None where the strategy refuses them."""
-    strategy, training = cell.strategy, cell.training
+    """The cell with these parameters (`training.x`, `strategy.x.y`); None where they are refused."""
+    found = changed(cell.strategy, cell.training, values)
+    return None if found is None else replace(cell, strategy=found[0], training=found[1])
+
+
+def changed(
+    strategy: Strategy[Any], training: TrainingConfig, values: Mapping[str, float]
+) -> tuple[Strategy[Any], TrainingConfig] | None:
+    """Both with these parameters; None where they are refused."""
     try:
         for path, value in values.items():
             where, _, rest = path.partition(".")
             if where == "training":
-                training = training.model_copy(update={rest: value})
+                training = TrainingConfig(**{**training.model_dump(), rest: _as_kind(getattr(training, rest), value)})
             else:
                 strategy = _replaced(strategy, rest.split("."), value)
-    except ValidationError:
+    except (ValidationError, InputError):
         return None
-    return replace(cell, strategy=strategy, training=training)
+    return strategy, training
 
 
 def server_step(strategy: Strategy[Any]) -> str | None:
@@ -188,10 +204,10 @@ def server_step(strategy: Strategy[Any]) -> str | None:
     return None if name is None else f"strategy.{name}"
 
 
-def value_at(cell: Cell, path: str) -> Any:
-    """What a parameter is now. Raises AttributeError where there is none of this path."""
+def value_at(strategy: Strategy[Any], training: TrainingConfig, path: str) -> Any:
+    """What a parameter is now. Raises KeyError or AttributeError where there is none of this path."""
     where, _, rest = path.partition(".")
-    found: Any = {"training": cell.training, "strategy": cell.strategy}[where]
+    found: Any = {"training": training, "strategy": strategy}[where]
     for name in rest.split("."):
         found = getattr(found, name)
     return found
@@ -223,7 +239,7 @@ def _axes(cell: Cell, tuning: Tuning, given: Mapping[str, Sequence[float]] | Non
     if path is not None and tuning.server_step is not None:
         axes.append(_Axis(path, list(dict.fromkeys(_capped(path, v) for v in tuning.server_step))))
     elif path is not None:
-        axes.append(_around(path, float(value_at(cell, path))))
+        axes.append(_around(path, float(value_at(cell.strategy, cell.training, path))))
     return axes, untuned
 
 
@@ -273,15 +289,20 @@ def _rank(point: tuple[float, ...], trial: Trial, mode: str) -> tuple[Any, ...]:
 
 
 def _replaced(value: Any, path: Sequence[str], new: float) -> Any:
+    if hasattr(value, "with_field"):  # a strategy that is built from a file
+        return value.with_field(path[0], new)
     if len(path) > 1:
         new = _replaced(getattr(value, path[0]), path[1:], new)
     if not is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"{type(value).__name__} is not a dataclass: its {path[0]} cannot be tuned")
-    kind = type(getattr(value, path[0]))
-    if kind is int and isinstance(new, float) and new.is_integer():
-        new = int(new)
     settable = {f.name for f in fields(value) if f.init}
+    new = _as_kind(getattr(value, path[0]), new)
     return type(value)(**{name: getattr(value, name) for name in settable} | {path[0]: new})
 
 
-__all__ = ["LOCAL", "Trial", "Tuned", "Tuning", "server_step", "tune", "value_at", "with_values"]
+def _as_kind(now: Any, new: Any) -> Any:
+    """A whole number where a whole number was."""
+    return int(new) if isinstance(now, int) and isinstance(new, float) and new.is_integer() else new
+
+
+__all__ = ["LOCAL", "Trial", "Tuned", "Tuning", "changed", "server_step", "tune", "value_at", "with_values"]

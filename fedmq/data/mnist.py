@@ -46,12 +46,17 @@ def load_mnist(source: str | Path | None = None, *, download: bool = True) -> Mn
         return read_mnist(SAMPLE)
     if str(source) != "full":
         return read_mnist(Path(source).expanduser())
+    return read_mnist(full_mnist(download=download))
+
+
+def full_mnist(*, download: bool = True) -> Path:
+    """The file of all 70,000 images in Keras's cache. Raises InputError where it is not there and cannot be had."""
     cached = keras_cache()
     if not cached.exists():
         if not download:
             raise InputError(f"The full MNIST is not in Keras's cache ({cached}): download it, or give an .npz file.")
         _download(cached)
-    return read_mnist(cached)
+    return cached
 
 
 def keras_cache() -> Path:

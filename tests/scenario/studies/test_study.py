@@ -110,7 +110,7 @@ def test_what_cannot_be_tuned_is_refused_at_once():
     first, second = study().contenders
     with pytest.raises(ConfigError, match=r"strategies\.2\.tune\.strategy\.eta: there is no such parameter"):
         study(contenders=[first, replace(second, tune={"strategy.eta": [1.0]})], tuning=fedmq.Tuning())
-    with pytest.raises(ConfigError, match=r"tune\.strategy\.alpha: got 2, which the strategy refuses"):
+    with pytest.raises(ConfigError, match=r"tune\.strategy\.alpha: got 2, which is refused"):
         study(contenders=[replace(first, tune={"strategy.alpha": [2.0]})], tuning=fedmq.Tuning())
 
 

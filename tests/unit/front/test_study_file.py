@@ -23,7 +23,7 @@ GOOD = """
     [[populations]]
     name = "phones"
     participants = 4
-    trace = "devices.csv"
+    compute = {task_s = {name = "constant", value = 1}}
 """
 
 
@@ -40,7 +40,10 @@ def mistakes(folder, old, new):
 
 
 def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
-    study, folder = load_study(write(tmp_path, GOOD))
+    (tmp_path / "devices.csv").write_text("example_s\n0.1\n")
+    study, folder = load_study(
+        write(tmp_path, GOOD.replace("participants = 4", 'participants = 4\ntrace = "devices.csv"'))
+    )
     assert folder == tmp_path / "small-results"
     assert study.seeds == [0, 1, 2]
     assert study.contenders[0].strategy == FedBuff(buffer_size=2)
@@ -52,7 +55,11 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
     ("old", "new", "expected"),
     [
         ("buffer_size = 2", "bufer_size = 2", "did you mean buffer_size?"),
-        ('name = "softmax"', 'name = "softmaxx"', 'problem.name: got "softmaxx", allowed: "quadratics", "softmax"'),
+        (
+            'name = "softmax"',
+            'name = "softmaxx"',
+            'problem.name: got "softmaxx", allowed: "quadratics", "softmax", "synthetic", "app"',
+        ),
         ("participants = 4", "participants = 0", "populations.1.participants: got 0, allowed: 1 or more"),
         ("{max_updates = 10}", "{}", "run.stop: the run would never end"),
         ("learning_rate = 0.1", "", "training.learning_rate: missing, expected a number above 0"),
@@ -62,6 +69,56 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
 def test_each_mistake_is_named_with_its_place_and_what_is_allowed(tmp_path, old, new, expected):
     (line,) = mistakes(tmp_path, old, new)
     assert expected in line
+
+
+WRONG = """
+    name = "small"
+    seeds = [2, 2]
+    tuning = {seeds = [2], learning_rat = [0.1]}
+    [problem]
+    name = "softmax"
+    data = "absent.npz"
+    [run]
+    stop = {}
+    [[strategies]]
+    label = "A"
+    strategy = {name = "fedbuff", buffer_size = 0}
+    [[strategies]]
+    label = "B"
+    strategy = {name = "fedavg", cohort_size = 5}
+    tune = {"strategy.eta" = [1.0]}
+    [[strategies]]
+    label = "B"
+    strategy = {name = "custom", file = "own.py"}
+    [[populations]]
+    participants = 4
+    trace = "absent.csv"
+    [[populations]]
+    name = "timeless"
+    participants = 9
+"""
+
+
+def test_all_mistakes_are_named_in_one_go_those_in_other_files_too(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_study(write(tmp_path, WRONG))
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("study.toml has 12 mistakes:")
+    expected = [
+        "tuning.learning_rat: unknown key", "strategies.1.strategy.buffer_size: got 0", "run.stop: the run would never",
+        "training.learning_rate: missing", "populations.2: its tasks take no time", "problem.data: there is no data",
+        "populations.1.trace: There is no trace file", "strategies.2.strategy: a round asks 5 participants",
+        "strategies.3.strategy: There is no strategy file", 'strategies.3.label: got "B", which strategies.2 has',
+        "seeds: got [2, 2]", "strategies.2.tune.strategy.eta: there is no such parameter",
+    ]  # fmt: skip
+    assert len(lines) == len(expected)
+    assert all(any(line.strip().startswith(text) for line in lines) for text in expected)
+
+
+@pytest.mark.parametrize(("given", "off"), [("false", True), ("true", False), ("{extend = 1}", False)])
+def test_tuning_is_on_unless_it_is_switched_off(tmp_path, given, off):
+    study, _ = load_study(write(tmp_path, GOOD.replace("seeds = 3", f"seeds = 3\ntuning = {given}")))
+    assert study.tuning.off is off
 
 
 def test_a_study_file_that_is_not_there_is_named(tmp_path):

@@ -1,0 +1,163 @@
+"""An app file as a study's problem: the file that is studied is the file that is deployed.
+
+    [problem]
+    name = "app"
+    app = "../mnist/app.py"
+
+Each participant has what the app's load_data gives it, as in a deployment; or `data`, a file that is dealt out by
+`deal_by`, of which a population's `examples` decides how much. An app without Keras trains by its own trainers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from fedmq.app import App, load_app, trainer_of
+from schemas.errors import AppError, TrainerError
+from schemas.messages import TrainingConfig
+from schemas.parameters import Parameters
+from studies.classification import class_numbers, load_arrays
+from studies.deals import AnyDeal, Iid
+from studies.population import Member
+from studies.problem import Federation
+from studies.training import Job, Trained
+from studies.value import Value
+
+Array = npt.NDArray[Any]
+
+
+class AppProblem(Value):
+    """See the module docstring."""
+
+    name: Literal["app"] = "app"
+    app: str
+    """The app file; with build_model and load_data, or with build_trainer and initial_parameters."""
+    participant_id: str | None = None
+    """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
+    Without it the study's own names, p000000 and so on."""
+    data: str | None = None
+    """An .npz file in place of load_data and load_test_data, or "mnist" or "mnist-full"."""
+    deal_by: AnyDeal = Iid()
+    path: Literal["measure", "cohort", "plain"] = "measure"
+    """How Keras models are trained (studies.keras_cohort)."""
+    memory_bytes: Annotated[int, Field(ge=1)] = 1024**3
+    """For one cohort of a Keras model."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What decides the result; what the app itself reads is not known here."""
+        return (self.app,) if self.data is None else (self.app, self.data)
+
+    def deal(self, members: Sequence[Member], seed: int) -> Federation:
+        app = load_app(self.app)
+        names = tuple(self._name(m) for m in members)
+        if app.get("build_trainer") is not None:
+            if self.data is not None:
+                raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
+            return TrainerFederation(app, names)
+        build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
+        from studies.keras_cohort import KerasFederation  # TensorFlow: in the processes that run cells
+
+        if self.data is None:
+            x, y, rows = _app_data(self.app, _digest(self.app), names)
+            load_test = app.get("load_test_data")
+            test = None if load_test is None else load_test()
+        else:
+            x, y, *others = load_arrays(Path(self.data))
+            labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
+            rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
+        return KerasFederation(build_model, x, y, rows, test=test, path=self.path, memory_bytes=self.memory_bytes)
+
+    def _name(self, member: Member) -> str:
+        if self.participant_id is None:
+            return member.participant_id
+        return self.participant_id.replace("{number}", str(member.index + 1))
+
+
+class TrainerFederation:
+    """Participants with trainers of the app's own, one training after the other."""
+
+    def __init__(self, app: App, names: Sequence[str]) -> None:
+        given = app.need("initial_parameters", "for the first version of the model")()
+        if not isinstance(given, Mapping) or not given:
+            raise AppError(f"initial_parameters in {app.path} gave {given!r:.80}, expected name -> array.")
+        flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
+        self.initial = Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
+        trainers = [trainer_of(app, name) for name in names]
+        self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
+        self.backend = TrainerCohort(trainers)
+        self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate")
+        self.evaluates = self._evaluate is not None
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        assert self._evaluate is not None
+        return {str(name): float(value) for name, value in self._evaluate(parameters).items()}
+
+
+class TrainerCohort:
+    """Any trainers (participant.trainer) as a study's backend. A trainer that keeps state between tasks keeps it here
+    too, in the order in which results are needed: give it none, as a deployment that restarts would."""
+
+    name = "the app's own trainers, one after the other"
+
+    def __init__(self, trainers: Sequence[Any]) -> None:
+        self._trainers = trainers
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        return [self._one(job) for job in jobs]
+
+    def _one(self, job: Job) -> Trained:
+        result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
+        arrays = {name: np.asarray(result.parameters[name]) for name in job.base if name in result.parameters}
+        if len(arrays) != len(job.base):
+            raise TrainerError(f"train returned the tensors {list(result.parameters)}, expected {list(job.base)}")
+        trained = Parameters(arrays, job.base.non_trainable)
+        return Trained(trained, int(result.num_examples), int(result.num_steps), dict(result.metrics))
+
+
+def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: Parameters | None) -> Any:
+    try:
+        return trainer.train(base, config) if correction is None else trainer.train(base, config, correction=correction)
+    except Exception as e:
+        raise TrainerError(f"{type(trainer).__name__}.train failed: {type(e).__name__}: {e}") from e
+
+
+@lru_cache(maxsize=1)
+def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
+    """All participants' examples in one array each, and the rows of each; equal parts are kept once."""
+    load_data = load_app(path).need("load_data", "for a participant's examples")
+    parts: dict[str, tuple[int, int]] = {}
+    xs: list[Array] = []
+    ys: list[Array] = []
+    rows, end = [], 0
+    for name in names:
+        x, y = (np.asarray(a) for a in load_data(name))
+        if len(x) != len(y) or not len(x):
+            raise AppError(
+                f"load_data({name!r}) in {path} gave {len(x)} x and {len(y)} y, expected as many, at least 1"
+            )
+        if x.dtype == np.float64:
+            x = x.astype(np.float32)  # as Keras takes it; half the memory
+        key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
+        if key not in parts:
+            parts[key] = (end, end + len(x))
+            end += len(x)
+            xs.append(x)
+            ys.append(y)
+        rows.append(np.arange(*parts[key]))
+    try:
+        return np.concatenate(xs), np.concatenate(ys), rows
+    except ValueError as e:
+        raise AppError(f"load_data in {path} gives participants examples of other shapes: {e}") from None
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,156 @@
+"""What is wrong with a study that its file's types do not say, all of it at once and before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fedmq.mistakes import Mistake
+from fedmq.study_app import AppProblem
+from schemas.errors import ConfigError, InputError
+from schemas.messages import TrainingConfig
+from studies.classification import Softmax, class_numbers, load_arrays
+from studies.deals import Iid
+from studies.population import Population
+from studies.problem import Problem
+from studies.settings import StudyRun
+from studies.study import Contender, tuning_mistakes
+from studies.traces import read_traces
+from studies.tuning import Tuning
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of a study's file, with paths as this process finds them; None, or no entry, for what is not right by itself.
+    Strategies and populations by their numbers in the file, from 1."""
+
+    problem: Problem | None
+    run: StudyRun | None
+    training: TrainingConfig | None
+    contenders: Mapping[int, Contender]
+    populations: Mapping[int, Population]
+    seeds: Sequence[int] | None
+    tuning: Tuning | None
+
+
+def all_mistakes(parts: Parts) -> list[Mistake]:
+    """See the module docstring."""
+    return [
+        *_endless(parts),
+        *_without_rate(parts),
+        *_timeless(parts),
+        *_in_files(parts),
+        *_twice(parts),
+        *_tuning(parts),
+    ]
+
+
+def _endless(parts: Parts) -> Iterator[Mistake]:
+    runs = [("run", parts.run), *((f"strategies.{i}.run", c.run) for i, c in parts.contenders.items())]
+    for place, run in runs:
+        if run is not None and not any(value is not None for value in run.stop.model_dump().values()):
+            allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
+            yield Mistake(f"{place}.stop", f"the run would never end; set {allowed}")
+
+
+def _without_rate(parts: Parts) -> Iterator[Mistake]:
+    """An app's model has a learning rate of its own; other problems have none."""
+    name = getattr(parts.problem, "name", "")
+    if parts.problem is None or isinstance(parts.problem, AppProblem):
+        return
+    text = f"missing, expected a number above 0: {name} has no learning rate of its own"
+    shared = parts.training
+    for i, c in parts.contenders.items():
+        own = c.training or shared
+        if own is not None and own.learning_rate is None:
+            yield Mistake(f"strategies.{i}.training.learning_rate" if c.training else "training.learning_rate", text)
+
+
+def _timeless(parts: Parts) -> Iterator[Mistake]:
+    for i, population in parts.populations.items():
+        if not population.takes_time:
+            text = "its tasks take no time: set compute.task_s or compute.example_s, a network, or a trace"
+            yield Mistake(f"populations.{i}", text)
+
+
+def _in_files(parts: Parts) -> Iterator[Mistake]:
+    """Files that the study names, and strategies on its populations."""
+    checks: list[tuple[str, Callable[[], object]]] = []
+    problem = parts.problem
+    data = getattr(problem, "data", None)
+    if problem is not None and data is not None:
+        checks.append(("problem.data", partial(_check_data, Path(data), problem)))
+    if isinstance(problem, AppProblem):
+        checks.append(("problem.app", partial(_check_app, Path(problem.app))))
+    for i, p in parts.populations.items():
+        if p.trace is not None:
+            checks.append((f"populations.{i}.trace", partial(read_traces, Path(p.trace))))
+    populations = list(parts.populations.values())
+    for i, c in parts.contenders.items():
+        checks.append((f"strategies.{i}.strategy", partial(_check_strategy, c, populations)))
+    for place, check in checks:
+        try:
+            check()
+        except InputError as e:
+            yield Mistake(place, str(e))
+
+
+def _check_data(path: Path, problem: Problem) -> None:
+    _, y, _, y_test = load_arrays(path)
+    if isinstance(problem, Softmax) or not isinstance(getattr(problem, "deal_by", None), Iid):
+        class_numbers(y)
+        class_numbers(y_test)
+
+
+def _check_app(path: Path) -> None:
+    """That it is there and is Python; the rest is said before anything is trained, in a process with TensorFlow."""
+    if not path.is_file():
+        raise ConfigError(f"there is no app file {path}")
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as e:
+        raise ConfigError(f"{path} is not Python: {e}") from None
+
+
+def _check_strategy(contender: Contender, populations: Sequence[Population]) -> None:
+    cohort = contender.strategy.cohort  # builds one from a file of the user's
+    if cohort is None:
+        return
+    asked = math.ceil(cohort.size * cohort.over_selection)
+    small = [p for p in populations if p.participants < asked]
+    if small:
+        raise ConfigError(
+            f"a round asks {asked} participants (cohort_size × over_selection), the population {small[0].name!r} has "
+            f"{small[0].participants}: make the cohort smaller, or the population larger"
+        )
+
+
+def _twice(parts: Parts) -> Iterator[Mistake]:
+    """Names that are to tell things apart, and do not."""
+    for table, key, names in (
+        ("strategies", "label", {i: c.label for i, c in parts.contenders.items()}),
+        ("populations", "name", {i: p.name for i, p in parts.populations.items()}),
+    ):
+        for i, name in names.items():
+            first = next(j for j, other in names.items() if other == name)
+            if first != i:
+                yield Mistake(f"{table}.{i}.{key}", f'got "{name}", which {table}.{first} has: names must differ')
+    if parts.seeds is not None and (not parts.seeds or len(set(parts.seeds)) < len(parts.seeds)):
+        yield Mistake("seeds", f"got {list(parts.seeds)}, expected one or more different numbers")
+
+
+def _tuning(parts: Parts) -> Iterator[Mistake]:
+    populations = list(parts.populations.values())
+    contenders = {i: c for i, c in parts.contenders.items() if _can_be_built(c)}
+    for place, text in tuning_mistakes(parts.tuning, contenders, populations, parts.seeds or ()):
+        yield Mistake(place, text)
+
+
+def _can_be_built(contender: Contender) -> bool:
+    try:
+        return bool(contender.strategy.reply)
+    except InputError:
+        return False

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from schemas.errors import InputError
+from studies.classification import class_numbers, load_arrays
+from studies.deals import ByPosition, BySpeed, Dirichlet, Iid, Shards
+from studies.laws import Constant, LogNormal
+from studies.population import Compute, Population
+from studies.synthetic import Synthetic
+
+LABELS = np.repeat(np.arange(10), 20)
+
+
+def members(participants=10, examples=20, **fields):
+    return Population(participants=participants, examples=Constant(value=examples), **fields).members(0)
+
+
+@pytest.mark.parametrize("deal", [Iid(), Dirichlet(alpha=0.1), Shards(), ByPosition(), BySpeed()], ids=lambda d: d.name)
+def test_everybody_gets_as_many_rows_as_its_population_says_and_a_seed_repeats_them(deal):
+    rows = deal.deal(LABELS, members(), 3)
+    assert [len(r) for r in rows] == [20] * 10
+    assert all(len(set(r.tolist())) == 20 for r in rows)
+    again = deal.deal(LABELS, members(), 3)
+    assert all((a == b).all() for a, b in zip(rows, again, strict=True))
+
+
+def test_shards_of_the_sorted_rows_go_to_one_participant_each():
+    rows = Shards(each=2).deal(LABELS, members(examples=20), 0)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(200))
+    assert max(len(np.unique(LABELS[r])) for r in rows) <= 2
+    with pytest.raises(InputError, match=r"10 participants with 21 shards each are 210 shards, of 200 examples"):
+        Shards(each=21).deal(LABELS, members(), 0)
+
+
+def test_by_speed_the_slowest_has_the_first_class_and_the_fastest_the_last():
+    who = members(compute=Compute(task_s=Constant(value=1), slowness=LogNormal(median=1, sigma=1)))
+    rows = BySpeed(width=0.1).deal(LABELS, who, 0)
+    by_speed = np.argsort([-m.slowness for m in who])
+    assert set(LABELS[rows[by_speed[0]]]) <= {0, 1}
+    assert set(LABELS[rows[by_speed[-1]]]) <= {8, 9}
+    means = [LABELS[rows[i]].mean() for i in by_speed]
+    assert means == sorted(means)
+
+
+def test_a_data_file_that_does_not_fit_is_refused_with_what_it_has(tmp_path):
+    def refused(match, **arrays):
+        x, y = np.zeros((4, 2), np.float32), np.arange(4)
+        np.savez(tmp_path / "data.npz", **{"x_train": x, "y_train": y, "x_test": x, "y_test": y} | arrays)
+        with pytest.raises(InputError, match=match):
+            class_numbers(load_arrays(tmp_path / "data.npz")[1])
+
+    refused(r"x_train is \[4, 2\] and y_train \[3\]", y_train=np.arange(3))
+    refused(r"not finite numbers", x_test=np.full((4, 2), np.nan))
+    refused(r"a row of x_train is \(3,\), of x_test \(2,\)", x_train=np.zeros((4, 3)))
+    refused(r"labels are \[4, 10\] of float64, expected one class number", y_train=np.zeros((4, 10)))
+    refused(r"labels go from -1 to 2", y_train=np.arange(-1, 3))
+    (tmp_path / "data.npz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_arrays(tmp_path / "data.npz")
+
+
+def test_synthetic_models_and_inputs_lie_around_means_with_the_deviations_alpha_and_beta():
+    who = members(400, 9)
+    federation = Synthetic(alpha=0.0, beta=3.0, features=4, classes=3).deal(who, 0)
+    x, _ = federation.backend._x, federation.backend._one_hot
+    assert federation.num_examples == [9] * 400
+    assert len(federation._test[0]) == 400
+    centers = np.array([x[9 * i : 9 * i + 9].mean() for i in range(400)])
+    # The mean over 4 features and 9 examples of N(B, 1) around N(0, 3²), and Σ's own noise.
+    noise = 1 / 4 + np.mean(np.arange(1, 5) ** -1.2) / 36
+    assert centers.std() == pytest.approx(np.sqrt(9 + noise), rel=0.1)
+    within = np.mean([x[9 * i : 9 * i + 9].var(axis=0, ddof=1) for i in range(400)], axis=0)
+    np.testing.assert_allclose(within, np.arange(1, 5) ** -1.2, rtol=0.1)
+
+
+def test_synthetic_iid_has_one_model_for_all_and_alpha_moves_whole_models():
+    assert Synthetic(alpha=1, beta=1).deal(members(), 0).backend._one_hot.shape == (200, 10)
+    who = members(200, 50)
+    iid = Synthetic(iid=True, features=5, classes=2).deal(who, 0)
+    labels = iid.backend._one_hot.argmax(axis=1).reshape(200, 50)
+    shares = labels.mean(axis=1)
+    assert shares.std() < 0.1
+    apart = Synthetic(alpha=1, beta=5, features=5, classes=2).deal(who, 0)
+    assert apart.backend._one_hot.argmax(axis=1).reshape(200, 50).mean(axis=1).std() > 0.3
