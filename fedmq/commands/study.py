@@ -49,7 +49,9 @@ def command(
             print(f"\nStopped. {kept} finished cells are kept in {folder}; the same command goes on.", file=sys.stderr)
             raise
     console.print(*summary(results), *failures(results), sep="\n")
-    print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv has every value.")
+    if study.tuning is None or study.tuning.off:
+        print("Untuned: step sizes are the file's own, and which strategy looks best may be an accident of these.")
+    print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv and .parquet have every value.")
 
 
 @contextmanager
