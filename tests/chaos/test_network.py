@@ -2,29 +2,49 @@
 
 import pytest
 
-from tests.chaos.harness import FULL, Federation
+from tests.chaos.harness import Federation
 
 pytestmark = pytest.mark.broker
 SIZE = 2**18
 UPDATE_BYTES = 4 * SIZE
 
 
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.99] if FULL else [0.99])
-def test_an_upload_that_is_cut_is_sent_again_and_its_training_is_not(tmp_path, rabbitmq_node, prefix, proxies, part):
-    federation = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=2, size=SIZE)
-    try:
-        proxy, through_it = proxies()
-        proxy.cut_at(int(part * UPDATE_BYTES), times=2)
-        coordinator = federation.coordinator()
-        participant = federation.participant("p0", **through_it)
-        participant.wait_for("event=broker_disconnected", times=2)
-        assert proxy.cuts_left == 0
-        assert (coordinator.ended(), participant.ended()) == (0, 0)
-        rows = federation.check(versions=2)
-        assert len(rows) == 6
-        assert set(federation.trainings("p0").values()) == {1}
-    finally:
-        federation.close()
+@pytest.fixture
+def federation_of_large_models(tmp_path, rabbitmq_node, prefix):
+    one = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=2, size=SIZE)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize(("direction", "part"), [("up", 0.1), ("up", 0.5), ("up", 0.99), ("down", 0.5)])
+def test_a_transfer_that_is_cut_is_made_again_and_its_training_is_not(
+    federation_of_large_models, proxies, direction, part
+):
+    federation = federation_of_large_models
+    proxy, through_it = proxies()
+    proxy.cut_at(int(part * UPDATE_BYTES), 2, direction)
+    coordinator = federation.coordinator()
+    participant = federation.participant("p0", **through_it)
+    participant.wait_for("event=broker_disconnected", times=2)
+    assert (proxy.cuts, proxy.cuts_left) == (2, 0)
+    assert (coordinator.ended(), participant.ended()) == (0, 0)
+    assert len(federation.check(versions=2)) == 6
+    assert set(federation.trainings("p0").values()) == {1}
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_coordinator_that_is_cut_off_in_the_middle_of_a_task_or_an_update_goes_on(
+    federation_of_large_models, proxies, direction
+):
+    federation = federation_of_large_models
+    proxy, through_it = proxies()
+    proxy.cut_at(int(1.5 * UPDATE_BYTES), 2, direction)
+    coordinator = federation.coordinator(**through_it)
+    participants = [federation.participant(name) for name in ("p0", "p1")]
+    coordinator.wait_for("broker disconnected", times=2)
+    assert (proxy.cuts, proxy.cuts_left) == (2, 0)
+    assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
+    federation.check(versions=2)
 
 
 def test_connections_that_are_cut_all_through_a_run_lose_nothing(federation, proxies):
