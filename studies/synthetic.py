@@ -41,16 +41,22 @@ class Synthetic(Value):
     """Of what a participant has, beside its `examples` for training."""
 
     def deal(self, members: Sequence[Member], seed: int) -> SoftmaxFederation:
+        train, rows, test = self.examples(members, seed)
+        return SoftmaxFederation(*train, rows, self.classes, test)
+
+    def examples(
+        self, members: Sequence[Member], seed: int
+    ) -> tuple[tuple[Array, Array], list[Array], tuple[Array, Array]]:
+        """(x, y) for training, the rows in it of each participant, and (x, y) for the test."""
         shared = self._model(0.0, _generator(seed, 0, 1002)) if self.iid else None
-        found = [self._examples(m, seed, shared) for m in members]
+        found = [self._of_one(m, seed, shared) for m in members]
         counts = [m.examples for m in members]
         ends = np.cumsum(counts)
         rows = [np.arange(end - count, end) for end, count in zip(ends.tolist(), counts, strict=True)]
-        x, y = _joined([(x[:n], y[:n]) for (x, y), n in zip(found, counts, strict=True)])
-        test = _joined([(x[n:], y[n:]) for (x, y), n in zip(found, counts, strict=True)])
-        return SoftmaxFederation(x, y, rows, self.classes, test)
+        train = _joined([(x[:n], y[:n]) for (x, y), n in zip(found, counts, strict=True)])
+        return train, rows, _joined([(x[n:], y[n:]) for (x, y), n in zip(found, counts, strict=True)])
 
-    def _examples(self, member: Member, seed: int, shared: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    def _of_one(self, member: Member, seed: int, shared: tuple[Array, Array] | None) -> tuple[Array, Array]:
         """Those for training, then those for the test."""
         rng = _generator(seed, member.index, 1000)
         u, center = self.alpha * rng.standard_normal(), self.beta * rng.standard_normal()

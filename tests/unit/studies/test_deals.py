@@ -59,26 +59,23 @@ def test_a_data_file_that_does_not_fit_is_refused_with_what_it_has(tmp_path):
         load_arrays(tmp_path / "data.npz")
 
 
-def test_synthetic_models_and_inputs_lie_around_means_with_the_deviations_alpha_and_beta():
-    who = members(400, 9)
-    federation = Synthetic(alpha=0.0, beta=3.0, features=4, classes=3).deal(who, 0)
-    x, _ = federation.backend._x, federation.backend._one_hot
-    assert federation.num_examples == [9] * 400
-    assert len(federation._test[0]) == 400
-    centers = np.array([x[9 * i : 9 * i + 9].mean() for i in range(400)])
-    # The mean over 4 features and 9 examples of N(B, 1) around N(0, 3²), and Σ's own noise.
+def test_synthetic_inputs_lie_around_means_with_the_deviation_beta():
+    (x, y), rows, test = Synthetic(alpha=0.0, beta=3.0, features=4, classes=3).examples(members(400, 9), 0)
+    assert [len(r) for r in rows] == [9] * 400
+    assert (len(x), len(y), len(test[0])) == (3600, 3600, 400)
+    centers = np.array([x[r].mean() for r in rows])
+    # The mean over 4 features and 9 examples of N(B, 1) around B ~ N(0, 3²), and Σ's own noise.
     noise = 1 / 4 + np.mean(np.arange(1, 5) ** -1.2) / 36
     assert centers.std() == pytest.approx(np.sqrt(9 + noise), rel=0.1)
-    within = np.mean([x[9 * i : 9 * i + 9].var(axis=0, ddof=1) for i in range(400)], axis=0)
+    within = np.mean([x[r].var(axis=0, ddof=1) for r in rows], axis=0)
     np.testing.assert_allclose(within, np.arange(1, 5) ** -1.2, rtol=0.1)
 
 
-def test_synthetic_iid_has_one_model_for_all_and_alpha_moves_whole_models():
-    assert Synthetic(alpha=1, beta=1).deal(members(), 0).backend._one_hot.shape == (200, 10)
-    who = members(200, 50)
-    iid = Synthetic(iid=True, features=5, classes=2).deal(who, 0)
-    labels = iid.backend._one_hot.argmax(axis=1).reshape(200, 50)
-    shares = labels.mean(axis=1)
-    assert shares.std() < 0.1
-    apart = Synthetic(alpha=1, beta=5, features=5, classes=2).deal(who, 0)
-    assert apart.backend._one_hot.argmax(axis=1).reshape(200, 50).mean(axis=1).std() > 0.3
+def test_synthetic_iid_has_one_model_for_all_and_otherwise_each_has_its_own():
+    def shares_of_class_1(problem):
+        (_, y), rows, _ = problem.examples(members(200, 50), 0)
+        return np.array([y[r].mean() for r in rows])
+
+    assert shares_of_class_1(Synthetic(iid=True, features=5, classes=2)).std() < 0.1
+    assert shares_of_class_1(Synthetic(alpha=1, beta=5, features=5, classes=2)).std() > 0.3
+    assert Synthetic().deal(members(), 0).num_examples == [20] * 10
