@@ -4,6 +4,7 @@
 line on stdin with one JSON line, in order:
 
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
+    {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
     {"evaluate": IN, "version": n}       {"metrics": {...}}
     {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
     {"try": ID, "training": {...}}       {"num_examples": n}  one step as this participant, for fedmq doctor
@@ -28,6 +29,7 @@ from fedmq.app import App, load_app, trainer_of
 from schemas.errors import AppError, FedmqError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
+from schemas.tensors import spec_of
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 
@@ -61,6 +63,8 @@ class Helper:
         if "initial" in request:
             write_parameters(Path(request["initial"]), self._initial())
             return {"done": True}
+        if "outline" in request:
+            return {"outline": [[t.name, t.dtype, t.shape, t.trainable] for t in spec_of(self._initial())]}
         if "evaluate" in request:
             metrics = self._evaluator()(read_parameters(Path(request["evaluate"])))
             return {"metrics": {str(name): float(value) for name, value in metrics.items()}}
@@ -69,7 +73,7 @@ class Helper:
             return {"done": True}
         if "try" in request:
             return {"num_examples": self._try(request["try"], TrainingConfig(**request["training"]))}
-        raise AppError(f"unknown request {dict(request)}, expected initial, evaluate, export or try")
+        raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export or try")
 
     def _initial(self) -> Parameters:
         own = self._app.get("initial_parameters")

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from coordinator.events import EvaluationArrived
 from fedmq.child import read_parameters, write_parameters
 from fedmq.status import SUPERSEDED
@@ -20,6 +22,7 @@ from fedmq.threads import tensorflow_environment
 from schemas.errors import AppError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
+from schemas.tensors import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,12 @@ class ModelChild:
         parameters = read_parameters(path)
         path.unlink()
         return parameters
+
+    def outline(self) -> Parameters:
+        """Names, dtypes and shapes of the first version, all of it zeros that take no memory. Raises AppError."""
+        tensors = self._ask({"outline": True})["outline"]
+        zeros = {name: np.broadcast_to(np.zeros((), DTYPES[dtype]), shape) for name, dtype, shape, _ in tensors}
+        return Parameters(zeros, frozenset(name for name, _, _, trainable in tensors if not trainable))
 
     def export(self, model: Path) -> None:
         """Write the .keras file beside a .safetensors one. Raises AppError."""

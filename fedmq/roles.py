@@ -122,7 +122,7 @@ def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parame
             raise AppError(f"There is no file {path}, which `initial` in the federation file names.")
         parameters = read_parameters(path)
         try:
-            check_spec(parameters, spec_of(child.initial()))
+            check_spec(parameters, spec_of(child.outline()))
         except SpecMismatch as e:
             raise AppError(f"{path}, which `initial` names, is not of the model of {config.app}: {e}") from None
         return parameters
@@ -135,7 +135,7 @@ def _check_model(config: FederationConfig, child: ModelChild) -> Callable[[Param
 
     def check(parameters: Parameters) -> None:
         try:
-            check_spec(child.initial(), spec_of(parameters))
+            check_spec(child.outline(), spec_of(parameters))
         except SpecMismatch as e:
             raise AppError(
                 f"{config.app} does not build the model of the run in {config.run_dir}: {e}. Put the app back as it "

@@ -15,6 +15,7 @@ from fedmq.model_child import ModelChild
 from schemas.errors import AppError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
+from schemas.tensors import spec_of
 
 DEADLINE_S = 60
 
@@ -82,6 +83,7 @@ def test_initial_parameters_and_evaluations_come_from_the_child(child):
     initial = one.initial()
     assert np.array_equal(initial["w"], [0, 1, 2])
     assert (initial["n"].dtype, initial["n"].shape) == (np.int64, ())
+    assert spec_of(one.outline()) == spec_of(initial)
     result = evaluated(one, 3, [1, 2])
     assert (result.version, dict(result.metrics)) == (3, {"total": 3.0})
 
