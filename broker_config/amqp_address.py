@@ -131,10 +131,15 @@ def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str)
             f"write and read permissions on the federation's prefix (`rabbitmqctl set_permissions -p {address.vhost} "
             f"{address.user} ...`)"
         )
-    if code in (NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED):
+    if code in (RESOURCE_LOCKED, PRECONDITION_FAILED):
         return TopologyConflict(
             f"{what} does not fit what is on RabbitMQ at {address} ({text}): another version or another program made "
             f"it; delete it there once it is empty (`rabbitmqctl delete_queue` for a queue), or choose another prefix"
+        )
+    if code == NOT_FOUND:  # a declaration makes what is not there: this is there, on a node of the cluster that is away
+        return BrokerUnavailable(
+            f"RabbitMQ at {address} cannot reach {what} ({text}): it comes back with its node; where the broker is a "
+            'cluster, [broker] participant_queues = "quorum" keeps the participants\' queues on several'
         )
     return BrokerUnavailable(f"RabbitMQ at {address} closed the channel while declaring {what} ({code} {text})")
 

@@ -7,10 +7,11 @@
 4. A message that timed out after it was sent keeps its place in the window until the broker answers or the
    connection is lost. A broker that takes nothing therefore never makes us buffer more than one window. Submitted
    again meanwhile, it is not sent again: the answer that the first copy gets is the second one's.
-5. A broker that confirms nothing for `Window.silence_s`, although all was written to the network, has lost the
-   messages or their confirms: a quorum queue without a leader, as after a restart, drops what reaches it. They are
-   sent again on a new channel (`on_silence`), after twice as long each time, for a broker that is only slow. What
-   has bytes gets longer by `SLOWEST_LINK_BYTES_PER_S`, for a proxy that took them all before a slow link.
+5. A broker that does not confirm the oldest message for `Window.silence_s`, although all was written to the network,
+   has lost it or its confirm: a quorum queue without a leader, as after a restart, drops what reaches it, while other
+   queues confirm. What is unconfirmed is sent again on a new channel (`on_silence`), after twice as long each time,
+   for a broker that is only slow. What has bytes gets longer by `SLOWEST_LINK_BYTES_PER_S`, for a proxy that took them
+   all before a slow link.
 6. A slow network is no timeout: a message's time begins again as long as less of it, or of what goes before it, is
    left to write than when it last began. What stands still, or is written and not confirmed, times out.
 7. Everything here runs on one thread; only `Outgoing.future` is seen by others.
@@ -114,6 +115,7 @@ class Publisher:
         self._unwritten_bytes: Callable[[], int] = lambda: 0
         self._silence_s = window.silence_s
         self._watch: Any = None
+        self._watched = 0  # delivery tag of the oldest message
 
     @property
     def idle(self) -> bool:
@@ -159,8 +161,6 @@ class Publisher:
 
     def confirmed(self, tag: int, multiple: bool, taken: bool) -> None:
         """The broker's ack (`taken`) or nack of one publish, or of all up to `tag`."""
-        self._silence_s = self._window.silence_s
-        self._unwatch()
         tags = [found for found in self._unconfirmed if found <= tag] if multiple else [tag]
         for found in tags:
             item = self._unconfirmed.pop(found, None)
@@ -171,6 +171,9 @@ class Publisher:
                 self._answer(item, PublishRejected(f"{item}: the broker said nack, as a full queue does"))
             else:
                 self._answer(item, item.returned)
+        if self._watched not in self._unconfirmed:
+            self._silence_s = self._window.silence_s
+            self._unwatch()
         self._pump()
 
     def returned(self, code: int, text: str, exchange: str, routing_key: str, message_id: str | None) -> None:
@@ -209,6 +212,7 @@ class Publisher:
 
     def _watch_for_silence(self) -> None:
         if self._watch is None and self._unconfirmed and self._channel is not None:
+            self._watched = next(iter(self._unconfirmed))
             patience_s = self._silence_s + self._unconfirmed_bytes // SLOWEST_LINK_BYTES_PER_S
             self._watch = self._timers.call_later(patience_s, partial(self._silent, self._unwritten_bytes()))
 
@@ -223,7 +227,7 @@ class Publisher:
             self._watch_for_silence()
             return
         _log.warning(
-            "RabbitMQ has confirmed none of %d messages for %g s: sending them again on a new channel",
+            "RabbitMQ has not confirmed the oldest of %d messages for %g s: sending them again on a new channel",
             len(self._unconfirmed),
             self._silence_s,
         )

@@ -16,15 +16,15 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from broker_config.handshake import try_login
+from broker_config.node_processes import PortMapper, Watchdog, end, free_port, listens, spawn
 from schemas.errors import BrokerError, BrokerUnavailable, ConfigError
 
 _HERE = Path(__file__).parent
@@ -75,30 +75,10 @@ def _version(sbin: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", sbin.parent.name))
 
 
-def _find_epmd(sbin: Path) -> str:
-    if (beside := sbin / "epmd").is_file():  # of a server that brings its own Erlang, as in tests/rabbitmq4.sh
-        return str(beside)
-    if found := shutil.which("epmd"):
-        return found
-    erl = shutil.which("erl")
-    for place in sorted(Path(erl).resolve().parents[1].glob("**/bin/epmd")) if erl else ():
-        return str(place)
-    raise ConfigError("no epmd on the PATH: it comes with Erlang; install Erlang, or add its bin directory to PATH")
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class PrivateNode:
     """One RabbitMQ node whose life is ours. start(), stop(), kill() and start() again keep data, ports and password.
 
-    The node goes down with this process, even where that is killed: a watchdog holds the read end of a
-    pipe that only we hold open, and kills the node when the pipe breaks.
+    The node goes down with this process, even where that is killed (`node_processes.Watchdog`).
     """
 
     def __init__(
@@ -110,8 +90,12 @@ class PrivateNode:
         config: Path | None = None,
         definitions: Path | None = None,
         overrides: Mapping[str, str] | None = None,
+        name: str = _USER,
+        mapper: PortMapper | None = None,
+        cookie: str | None = None,
     ) -> None:
         """`config` and `definitions` default to fedmq's own; `overrides` are rabbitmq.conf keys that win over `config`.
+        Nodes that are to form a cluster share `mapper`, `cookie` and `password`, and differ in `name`.
 
         Raises ConfigError where no rabbitmq-server is installed.
         """
@@ -125,14 +109,16 @@ class PrivateNode:
         self.data_dir = data_dir.resolve()
         self.port = port or free_port()
         self._dist_port = free_port()
-        self._epmd_port = free_port()
+        self.name = f"{name}@localhost"
+        self._mapper = mapper or PortMapper()
+        self._owns_mapper = mapper is None
+        self._cookie = cookie
         self._password = password or secrets.token_urlsafe(18)
         self._config = config or DEFAULT_CONFIG
         self._definitions = definitions or DEFAULT_DEFINITIONS
         self._overrides = dict(overrides or {})
         self._server: subprocess.Popen[bytes] | None = None
-        self._epmd: subprocess.Popen[bytes] | None = None
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._watchdog: Watchdog | None = None
 
     @property
     def url(self) -> str:
@@ -158,12 +144,10 @@ class PrivateNode:
         env = self._environment()
         console = self.data_dir / "log" / "console.log"
         with console.open("ab") as out:
-            self._epmd = self._spawn(
-                [_find_epmd(self._sbin), "-port", str(self._epmd_port), "-address", "127.0.0.1"], env, out
-            )
-            self._await(lambda: _listens(self._epmd_port), self._epmd, time.monotonic() + timeout_s, "epmd")
-            self._server = self._spawn([str(self._sbin / "rabbitmq-server")], env, out)
-            self._watchdog = self._spawn_watchdog(self._server.pid, self._epmd.pid)
+            epmd = self._mapper.start(self._sbin, env, out)
+            self._await(lambda: listens(self._mapper.port), epmd, time.monotonic() + timeout_s, "epmd")
+            self._server = spawn([str(self._sbin / "rabbitmq-server")], env, out)
+            self._watchdog = Watchdog(self._server.pid)
         self._await(
             lambda: try_login(self.port, _USER, self._password),
             self._server,
@@ -226,6 +210,11 @@ class PrivateNode:
         (self.data_dir / "enabled_plugins").write_text("[].\n")
         (self.data_dir / "advanced.config").write_text("[].\n")
         (self.data_dir / "rabbitmq-env.conf").write_text("")
+        cookie = self.data_dir / "home" / ".erlang.cookie"
+        if self._cookie is not None and not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(self._cookie)
+            cookie.chmod(0o400)
         (self.data_dir / "rabbitmq.conf").write_text(self._config_text())
         # Holds the hash of the password: for our own eyes.
         definitions = self.data_dir / "definitions.json"
@@ -261,10 +250,10 @@ class PrivateNode:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_", "ERLANG_"))}
         return {
             **kept,
-            "HOME": str(self.data_dir / "home"),  # the Erlang cookie is made here
+            "HOME": str(self.data_dir / "home"),  # of the Erlang cookie, which is made where we give none
             "LC_ALL": "C.UTF-8",
-            "ERL_EPMD_PORT": str(self._epmd_port),
-            "RABBITMQ_NODENAME": "fedmq@localhost",  # names are unique per epmd, and the epmd is ours
+            "ERL_EPMD_PORT": str(self._mapper.port),
+            "RABBITMQ_NODENAME": self.name,  # names are unique per epmd, and the epmd is ours
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
@@ -286,26 +275,6 @@ class PrivateNode:
 
     # -- processes ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _spawn(command: list[str], env: dict[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-        # In its own session, so that a Ctrl-C for us is not one for the node.
-        return subprocess.Popen(  # noqa: S603  the command is ours
-            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-    @staticmethod
-    def _spawn_watchdog(server_pid: int, epmd_pid: int) -> subprocess.Popen[bytes]:
-        # `read` returns when we close the pipe or die. Not PR_SET_PDEATHSIG: that fires when the *thread* that
-        # started the node ends.
-        script = 'read -r _; kill -KILL -"$1" "$2" 2>/dev/null'
-        return subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", script, "fedmq-node-watchdog", str(server_pid), str(epmd_pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
     def _await(self, ready: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, what: str) -> None:
         while not ready():
             if (code := process.poll()) is not None:
@@ -322,22 +291,8 @@ class PrivateNode:
 
     def _end_processes(self) -> None:
         if self._watchdog is not None:
-            # First: after the others are reaped their process ids may belong to somebody else.
-            self._watchdog.kill()
-            self._watchdog.wait()
-            assert self._watchdog.stdin is not None
-            self._watchdog.stdin.close()
-        for process in (self._server, self._epmd):
-            if process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        self._server = self._epmd = self._watchdog = None
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+            self._watchdog.dismiss()
+        end(self._server)
+        self._server = self._watchdog = None
+        if self._owns_mapper:
+            self._mapper.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -33,6 +33,8 @@ class BrokerSettings(BaseModel):
     """One chunk, where `max_message_bytes` lets it be so large."""
     max_payload_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=65_536, le=MAX_PAYLOAD_BYTES)
     """The largest task or update, in however many chunks; larger ones are refused on both sides."""
+    participant_queues: Literal["classic", "quorum"] = "classic"
+    """On a cluster choose "quorum", or participants wait while the node that has their queue is away."""
     heartbeat_s: int = Field(default=30, ge=1)
     publish_timeout_s: float = Field(default=60.0, gt=0)
     """How long the broker may take to confirm a message once the network has taken it, and the network to take a part
@@ -46,4 +48,8 @@ class BrokerSettings(BaseModel):
 
     def topology(self) -> Topology:
         """The names that this federation uses on the broker."""
-        return Topology(prefix=self.prefix, payload_max_bytes=self.max_payload_bytes)
+        return Topology(
+            prefix=self.prefix,
+            payload_max_bytes=self.max_payload_bytes,
+            participant_queues=self.participant_queues,
+        )

@@ -64,6 +64,8 @@ class Topology:
     """The updates queue pushes back (reject-publish) beyond this."""
     payload_max_bytes: int = 4 * 1024**3
     """One payload in chunks. Its queue pushes back somewhat beyond this: chunks may come twice."""
+    participant_queues: Literal["classic", "quorum"] = "classic"
+    """A classic queue is on one node and away with it; quorum queues cost more, and outlive a node of a cluster."""
 
     @property
     def tasks_exchange(self) -> Exchange:
@@ -134,13 +136,14 @@ class Topology:
         """One participant's own queue: its tasks, receipts and notices."""
         return Queue(
             name=f"{self.prefix}.participant.{participant_id}",
-            kind="classic",
+            kind=self.participant_queues,
             exchange=self.tasks_exchange.name,
             routing_key=participant_id,
             max_length=16,
             overflow="drop-head",
             message_ttl_s=24 * 3600.0,
             expires_s=14 * 24 * 3600.0,
+            delivery_limit=1000 if self.participant_queues == "quorum" else None,
         )
 
     def payload(self, participant_id: str, key: str, expires_s: float = 14 * 24 * 3600.0) -> Queue:

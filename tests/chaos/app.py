@@ -1,10 +1,12 @@
 """The federation's app in the chaos tests: no Keras, training that follows from the task's seed, and a diary.
 
 calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. Where there is a FIFO
-gate-<participant>, a training lasts until somebody has opened it for writing and closed it.
+gate-<participant>, a training lasts until somebody has opened it for writing and closed it; while there is a
+file hold/<participant> it does not end either.
 """
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,15 @@ class Trainer:
     def __init__(self, participant_id):
         self._diary = Path("calls") / participant_id
         self._gate = Path(f"gate-{participant_id}")
+        self._held = Path("hold") / participant_id
 
     def train(self, parameters, config):
         self._note(f"begun {config.seed}")
         fault("mid-training")
         if self._gate.exists():
             self._gate.read_bytes()
+        while self._held.exists():
+            time.sleep(0.02)
         result = Result(trained(parameters, config.seed))
         self._note(f"done {config.seed}")
         return result

@@ -133,7 +133,7 @@ class Federation:
     """One run's folder, its processes by kind, and the checks that hold whatever happened."""
 
     def __init__(self, folder: Path, url: str, prefix: str, max_versions: int = 8, size: int = app.SIZE) -> None:
-        """`size`: how many numbers the model has."""
+        """`size`: how many numbers the model has. `url`: one, or one for each node with commas between."""
         self.folder = folder
         self._size = size
         self.url = url
@@ -162,6 +162,19 @@ class Federation:
         for one in reversed(self._running):
             one.close()
         self.witness.close()
+
+    def hold(self, name: str, wait: bool = True) -> None:
+        """Let no training of this participant end; with `wait` returns when it is in one."""
+        file = self.folder / "hold" / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        deadline = time.monotonic() + DEADLINE_S
+        while wait and self.trainings(name).total() % 2 == 0:
+            assert time.monotonic() < deadline, f"{name} never trained"
+            os.sched_yield()
+
+    def release(self, name: str) -> None:
+        (self.folder / "hold" / name).unlink()
 
     # What must hold
 
@@ -203,16 +216,29 @@ class Federation:
 
     def replayed(self, rows: list[UpdateRow]) -> Parameters:
         """The model that the ledger's order gives when the witness's payloads go through the strategy alone."""
-        first = app.initial_parameters(self._size)
-        parameters = Parameters({name: np.asarray(array) for name, array in first.items()})
-        state = STRATEGY.init(parameters)
-        for at, row in enumerate(rows):
+
+        def witnessed(row: UpdateRow, _versions: list[Parameters]) -> Parameters:
             update, payload = self.witness.updates[row.update_id]
             assert (update.task_id, update.base_version) == (row.task_id, row.base_version)
-            state = STRATEGY.accumulate(state, _as_the_core_sees(row, payload), row.staleness)
-            if at + 1 == len(rows) or rows[at + 1].version != row.version:
-                state, parameters = STRATEGY.aggregate(state, parameters)
-        return parameters
+            return payload
+
+        return replay(rows, witnessed, self._size)
+
+
+def replay(
+    rows: list[UpdateRow], payload_of: Callable[[UpdateRow, list[Parameters]], Parameters], size: int = app.SIZE
+) -> Parameters:
+    """The last version; `payload_of` gets a row and all versions that were made before it."""
+    first = app.initial_parameters(size)
+    versions = [Parameters({name: np.asarray(array) for name, array in first.items()})]
+    state = STRATEGY.init(versions[0])
+    for at, row in enumerate(rows):
+        payload = payload_of(row, versions)
+        state = STRATEGY.accumulate(state, _as_the_core_sees(row, payload), row.staleness)
+        if at + 1 == len(rows) or rows[at + 1].version != row.version:
+            state, parameters = STRATEGY.aggregate(state, versions[-1])
+            versions.append(parameters)
+    return versions[-1]
 
 
 def _as_the_core_sees(row: UpdateRow, payload: Parameters) -> ClientUpdate:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.node import PrivateNode, free_port
+from broker_config.node import PrivateNode
+from broker_config.node_processes import free_port
 from tests.support.rabbitmq import require_server
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from broker_config.amqp import AmqpTransport
 from broker_config.backoff import Backoff
-from broker_config.node import PrivateNode, free_port
+from broker_config.node import PrivateNode
+from broker_config.node_processes import free_port
 from schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, TopologyConflict
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.contract.proxy import Proxy
 
 from broker_config.amqp import AmqpTransport
 from broker_config.node import PrivateNode
 from schemas.errors import BrokerUnavailable
+from tests.chaos.proxy import Proxy
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 
 pytestmark = pytest.mark.broker

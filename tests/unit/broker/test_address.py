@@ -85,7 +85,7 @@ def test_refusals_of_a_login_are_told_apart_from_a_broker_in_trouble() -> None:
     ("code", "error"),
     [
         (403, BrokerRefused),
-        (404, TopologyConflict),
+        (404, BrokerUnavailable),
         (405, TopologyConflict),
         (406, TopologyConflict),
         (504, BrokerUnavailable),

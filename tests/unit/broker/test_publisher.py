@@ -288,6 +288,25 @@ def test_messages_that_timed_out_give_their_place_back_when_the_broker_is_silent
     assert bench.channel.sent == ["2"]
 
 
+def test_confirms_of_later_messages_do_not_hide_that_the_oldest_has_none():
+    """One queue without a leader beside others that confirm."""
+    bench = Bench()
+    bench.attach()
+    bench.submit("lost", "a")
+    bench.publisher.confirmed(2, False, True)
+    bench.submit("b")
+    bench.publisher.confirmed(3, False, True)
+    bench.timers.fire(SILENCE_S)
+    assert bench.silences == 1
+    assert bench.channel.sent == ["lost"]
+    bench.submit("c")
+    bench.publisher.confirmed(2, False, True)
+    bench.timers.fire(SILENCE_S)
+    assert bench.silences == 1, "patience has doubled, whatever other queues confirm"
+    bench.publisher.confirmed(1, False, True)
+    assert [bench.futures[name].result(0) for name in ("lost", "a", "b", "c")] == [None] * 4
+
+
 @pytest.mark.parametrize("cause", ["network", "alarm"])
 def test_a_slow_network_or_an_alarm_is_not_silence(cause: str) -> None:
     bench = Bench()

@@ -1,0 +1,79 @@
+"""Three nodes, quorum queues: the node that leads dies in the middle of an upload, and the run goes on without it."""
+
+import os
+
+import pytest
+
+from tests.chaos.harness import Federation
+from tests.chaos.proxy import Proxy
+from tests.support.cluster import SIZE, PrivateCluster
+from tests.support.rabbitmq import require_server
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+NUMBERS = 2**18
+UPDATE_BYTES = 4 * NUMBERS
+QUORUM = {"FEDMQ_BROKER__PARTICIPANT_QUEUES": "quorum"}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    require_server()
+    with PrivateCluster(tmp_path / "cluster") as one:
+        yield one
+
+
+@pytest.fixture
+def federation(tmp_path, cluster, prefix):
+    one = Federation(tmp_path, cluster.url, prefix, size=NUMBERS)
+    yield one
+    one.close()
+
+
+def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothing(cluster, federation):
+    queue = federation.topology.updates.name
+    before = cluster.replicas(queue)
+    assert len(before.members) == len(before.online) == SIZE
+    leader = cluster.named(before.leader)
+    others = [node for node in cluster.nodes if node is not leader]
+    proxy = Proxy(leader.port)
+    try:
+        through_it = ",".join([leader.url_for(port=proxy.port), *(node.url for node in others)])
+        uploader = federation.participant("p0", FEDMQ_BROKER_URL=through_it, **QUORUM)
+        other = federation.participant("p1", FEDMQ_BROKER_URL=",".join(node.url for node in others), **QUORUM)
+        coordinator = federation.coordinator(FEDMQ_BROKER_URL=",".join(node.url for node in (leader, *others)))
+        coordinator.wait_for("version made version=1 ")
+        uploads = uploader.text.count("event=update_sent")
+        for name in ("p0", "p1"):
+            federation.hold(name)
+        proxy.throttle(UPDATE_BYTES / 10, "up")
+        federation.release("p0")
+        uploader.wait_for("event=update_sent", times=uploads + 1)
+        carried, confirmed = proxy.carried["up"], uploader.text.count("event=receipt")
+        federation.witness.wait_until(lambda: proxy.carried["up"] > carried + UPDATE_BYTES / 4)
+        leader.kill()
+        assert uploader.text.count("event=receipt") == confirmed, "the upload was not over"
+        uploader.wait_for("event=broker_disconnected")
+        federation.release("p1")
+        for one in (uploader, coordinator):
+            assert str(leader.port) not in one.wait_for("connected to RabbitMQ at (.*) as", times=2)[1]
+        assert [one.ended() for one in (coordinator, uploader, other)] == [0, 0, 0]
+        federation.check()
+        after = cluster.replicas(queue)
+        assert after.leader in {node.name for node in others}
+        assert after.online == before.online - {before.leader}
+    finally:
+        proxy.close()
+
+
+@pytest.mark.skipif(os.environ.get("FEDMQ_CHAOS") != "full", reason="twice the time: FEDMQ_CHAOS=full")
+def test_participants_whose_queue_is_on_a_node_that_is_away_wait_for_it(cluster, federation):
+    """Classic queues, as they are by default."""
+    home, *others = cluster.nodes
+    participant = federation.participant("p0", FEDMQ_BROKER_URL=f"{home.url},{others[0].url}")
+    coordinator = federation.coordinator(FEDMQ_BROKER_URL=others[1].url)
+    coordinator.wait_for("version made version=2 ")
+    home.kill()
+    participant.wait_for("cannot reach queue '.*participant.p0'")
+    home.start()
+    assert [one.ended() for one in (coordinator, participant)] == [0, 0]
+    federation.check()

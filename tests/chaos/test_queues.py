@@ -1,0 +1,146 @@
+"""A broker that holds publishers back, is full, says nothing, or loses a queue, in the middle of a run."""
+
+import json
+import time
+
+import pytest
+
+from broker_config.amqp import AmqpTransport
+from tests.chaos import unwitnessed
+from tests.chaos.harness import DEADLINE_S
+
+pytestmark = pytest.mark.broker
+ALARMS = {
+    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.5")),
+    "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")),
+}
+"""What sets the alarm, and what clears it."""
+NAMES = ("p0", "p1")
+
+
+def begun(federation, **environ):
+    """Two participants and their coordinator in mid-run, each of the participants in a training that does not end."""
+    participants = [federation.participant(name) for name in NAMES]
+    coordinator = federation.coordinator(**environ)
+    coordinator.wait_for("version made version=2 ")
+    for name in NAMES:
+        federation.hold(name)
+    return coordinator, *participants
+
+
+def without_witness(federation, node):
+    """Its queue would take over what the updates queue is not there for."""
+    federation.witness.close()
+    node.ctl("delete_queue", federation.witness.queue.name)
+
+
+def wait_for_a_message(node, queue):
+    """How many are ready in the queue, once there is one."""
+    transport = AmqpTransport(node.url, name="onlooker")
+    transport.open((), (), timeout_s=DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := transport.depth(queue.name)):
+        assert time.monotonic() < deadline, f"nothing came to {queue.name}"
+    transport.close()
+    return found
+
+
+def test_memory_and_disk_alarms_hold_everybody_back_and_lose_nothing(federation, rabbitmq_node):
+    everybody = begun(federation)
+    for at, (cause, (alarm, clear)) in enumerate(ALARMS.items(), start=1):
+        rabbitmq_node.ctl(*alarm)
+        try:
+            for one in everybody[1:]:
+                assert cause in one.wait_for("event=broker_blocked participant=.* detail='(.*)'", times=at)[1]
+            taken, sent = len(federation.witness.updates), everybody[1].text.count("event=update_sent")
+            federation.release("p0")
+            everybody[1].wait_for("event=update_sent", times=sent + 1)
+            assert len(federation.witness.updates) == taken
+        finally:
+            rabbitmq_node.ctl(*clear)
+        for one in everybody[1:]:
+            one.wait_for("event=broker_unblocked", times=at)
+        federation.hold("p0")
+    for name in NAMES:
+        federation.release(name)
+    assert [one.ended() for one in everybody] == [0, 0, 0]
+    federation.check()
+
+
+def test_updates_that_are_never_confirmed_are_sent_again_and_counted_once(federation, rabbitmq_node):
+    """The queue's process stands still, the connection does not."""
+    everybody = begun(federation)
+    process = f"whereis('%2F_{federation.topology.updates.name}')"
+    rabbitmq_node.ctl("eval", f"sys:suspend({process}).")
+    try:
+        for name in NAMES:
+            federation.release(name)
+        for one in everybody[1:]:
+            one.wait_for("has not confirmed the oldest of")
+    finally:
+        rabbitmq_node.ctl("eval", f"sys:resume({process}).")
+    assert [one.ended() for one in everybody] == [0, 0, 0]
+    federation.check()
+    assert not any("event=broker_disconnected" in one.text for one in everybody[1:])
+
+
+def test_queues_deleted_under_their_consumers_are_made_again_and_nothing_is_lost(federation, rabbitmq_node):
+    """A participant's own, and that of hellos and declines."""
+    everybody = begun(federation)
+    consumers = ((everybody[1], federation.topology.participant("p0")), (everybody[0], federation.topology.control))
+    for consumer, queue in consumers:
+        rabbitmq_node.ctl("delete_queue", queue.name)
+        consumer.wait_for(f"consumer_lost.*cancelled the consumer: queue '{queue.name}' was deleted")
+    for name in NAMES:
+        federation.release(name)
+    assert [one.ended() for one in everybody] == [0, 0, 0]
+    federation.check()
+
+
+def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, rabbitmq_node):
+    """And its tasks are given out again. What no queue was there for is not confirmed, and comes."""
+    queue, lease = federation.topology.updates, {"FEDMQ_RUN__LEASE_S": "4"}
+    without_witness(federation, rabbitmq_node)
+    coordinator, p0, p1 = begun(federation, **lease)
+    rabbitmq_node.ctl("delete_queue", queue.name)
+    coordinator.wait_for(f"consumer_lost.*cancelled the consumer: queue '{queue.name}' was deleted")
+    so_far = coordinator.text.count("update accepted participant=p0")
+    federation.release("p0")
+    coordinator.wait_for("update accepted participant=p0", times=so_far + 1)
+    federation.hold("p0")
+    coordinator.kill()
+    federation.release("p0")
+    waiting = wait_for_a_message(rabbitmq_node, queue)
+    rabbitmq_node.ctl("delete_queue", queue.name)
+    federation.release("p1")
+    came_later = p1.wait_for("update of task (.*) not taken: Unroutable")[1]
+    again = federation.coordinator(**lease)
+    federation.hold("p0", wait=False)  # or it might finish the run before the other one tries again
+    again.wait_for(f"update accepted participant=p1 task={came_later}")
+    federation.release("p0")
+    assert [one.ended() for one in (again, p0, p1)] == [0, 0, 0]
+    unwitnessed.check(federation, NAMES, versions=8, may_be_lost=waiting)
+
+
+def test_a_full_updates_queue_takes_no_more_and_gets_all_once_it_drains(federation, rabbitmq_node):
+    queue = federation.topology.updates
+    coordinator, *participants = begun(federation)
+    coordinator.kill()
+    limit = json.dumps({"max-length-bytes": 100})
+    rabbitmq_node.ctl("set_policy", "full", f"^{queue.name}$", limit, "--apply-to", "queues")
+    try:
+        seen = len(federation.witness.updates)
+        federation.release("p0")
+        federation.witness.wait_until(lambda: len(federation.witness.updates) > seen)
+        federation.witness.wait_for_depth(queue, 1)
+        federation.release("p1")
+        refused = participants[1].wait_for("update of task (.*) not taken: PublishRejected")[1]
+        assert len(list((federation.folder / "spool" / "p1" / "outbox").glob("*.fedmq"))) == 1
+        again = federation.coordinator()
+        federation.hold("p0", wait=False)  # as above
+        again.wait_for(f"update accepted participant=p1 task={refused}")
+    finally:
+        rabbitmq_node.ctl("clear_policy", "full")
+    federation.release("p0")
+    assert [one.ended() for one in (again, *participants)] == [0, 0, 0]
+    assert refused in {row.task_id for row in federation.check()}

@@ -1,0 +1,73 @@
+"""A cluster of private RabbitMQ nodes on this machine, any of which may be killed and started again."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from broker_config.node import PrivateNode
+from broker_config.node_processes import PortMapper
+
+SIZE = 3
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Where a quorum queue is, by the names of nodes."""
+
+    leader: str
+    members: frozenset[str]
+    online: frozenset[str]
+
+
+class PrivateCluster:
+    """Three nodes; quorum queues that are declared after the start have a replica on each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mapper = PortMapper()
+        names = [f"n{number}" for number in range(SIZE)]
+        password, cookie = secrets.token_urlsafe(18), secrets.token_hex(10).upper()
+        # The first node is there already when the others start: they find it and join it at their first boot.
+        join = {
+            "cluster_formation.peer_discovery_backend": "classic_config",
+            "cluster_formation.classic_config.nodes.1": f"{names[0]}@localhost",
+        }
+        self.nodes = tuple(
+            PrivateNode(folder / name, name=name, mapper=self._mapper, cookie=cookie, password=password, overrides=join)
+            for name in names
+        )
+
+    @property
+    def url(self) -> str:
+        """Of all nodes."""
+        return ",".join(node.url for node in self.nodes)
+
+    def named(self, name: str) -> PrivateNode:
+        (found,) = [node for node in self.nodes if node.name == name]
+        return found
+
+    def replicas(self, queue: str) -> Replicas:
+        """Of a quorum queue, as a node that is up sees it."""
+        up = next(node for node in self.nodes if node.pid is not None)
+        rows = json.loads(up.ctl("list_queues", "name", "leader", "members", "online", "--formatter", "json"))
+        (row,) = [row for row in rows if row["name"] == queue]
+        return Replicas(row["leader"], frozenset(row["members"]), frozenset(row["online"]))
+
+    def __enter__(self) -> Self:
+        try:
+            self.nodes[0].start()
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda node: node.start(), self.nodes[1:]))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.kill()  # stopping one after the other would wait for each
+        self._mapper.stop()
