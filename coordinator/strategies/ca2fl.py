@@ -1,7 +1,7 @@
 """CA2FL: every participant has its say in every version, by the last update that the coordinator keeps of it.
 
 Wang, Cao, Wu, Chen, Chen 2024, "Tackling the Data Heterogeneity in Asynchronous Federated Learning with Cached Update
-Calibration" (ICLR), Algorithm 2, with client weights q:
+Calibration" (ICLR), the algorithm CA2FL, with client weights q:
 
     at K updates   v = h̄ + (1/K)·Σ (q_i·Δ_i - h_i)        h̄ = (1/N)·Σ_j h_j, over all N participants
                    x ← x + η_g·v

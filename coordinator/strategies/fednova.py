@@ -1,12 +1,12 @@
 """FedNova: a participant that took more local steps does not pull harder.
 
 Wang, Liu, Liang, Joshi, Poor 2020, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
-Optimization" (NeurIPS), Section 4, with p_i = q_i/Σ q_j:
+Optimization" (NeurIPS), the algorithm FedNova, with p_i = q_i/Σ q_j:
 
     x ← x + τ_eff·Σ p_i·Δ_i/a_i        τ_eff = Σ p_i·a_i
 
 a_i is the l1 norm of what participant i's optimiser makes of its gradients: num_steps for SGD, and for SGD with
-momentum ρ (Section 4.1 and appendix) a_i = (t - ρ·(1 - ρ^t)/(1 - ρ))/(1 - ρ) with t = num_steps. Averaging Δ_i alone
+momentum ρ a_i = (t - ρ·(1 - ρ^t)/(1 - ρ))/(1 - ρ) with t = num_steps. Averaging Δ_i alone
 goes to an optimum weighted by p_i·a_i; this rule goes to that weighted by p_i.
 
 The paper's rounds are synchronous. With a `buffer_size` K the same rule makes a version of every K updates, with

@@ -24,7 +24,7 @@ def norm_of(rho: float, steps: int) -> float:
 
 
 def fednova(start: list[float], story: list[Sent], rho: float) -> np.ndarray:
-    """Wang et al. 2020, Section 4, for one round."""
+    """Wang et al. 2020, for one round."""
     p = [u.q / sum(v.q for v in story) for u in story]
     a = [norm_of(rho, u.num_steps) for u in story]
     tau_eff = sum(pi * ai for pi, ai in zip(p, a, strict=True))
