@@ -5,8 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import fedmq
+from coordinator.staleness import Constant as NoStaleness
+from coordinator.staleness import Polynomial
 from schemas.errors import ConfigError
-from studies.laws import LogNormal
+from studies.intervals import mean_text
+from studies.laws import Constant, LogNormal
+from studies.measures import misplaced_share
+from studies.population import Compute, Population
 from tests.scenario.studies.federations import STEP, Quadratics, TrainingConfig, fedbuff, population, until
 
 
@@ -128,3 +133,26 @@ def test_a_grid_with_two_of_one_name_is_refused():
         study(contenders=[study().contenders[1]] * 2)
     with pytest.raises(ConfigError, match="none among its seeds"):
         study(seeds=[])
+
+
+def test_the_report_shows_that_weighting_stale_updates_down_misplaces_more_weight(tmp_path):
+    """Slow participants' updates are the stale ones: weighted down they count for less still."""
+    contenders = [
+        fedmq.Contender(name, fedmq.FedAsync(alpha=0.1, staleness=staleness))
+        for name, staleness in (("plain", NoStaleness()), ("weighted down", Polynomial(1.0)))
+    ]
+    compute = Compute(task_s=Constant(value=1), slowness=LogNormal(median=1, sigma=1))
+    speeds = Population(participants=8, compute=compute)
+    made = study(
+        contenders=contenders,
+        populations=[speeds],
+        run_settings=until(800, concurrency=8, evaluate_interval_s=20.0),
+        seeds=[0],
+    )
+    results, _ = ran(made, tmp_path)
+    plain, down = (100 * misplaced_share(r) for r in results)
+    assert down > 1.2 * plain > 10
+    page = (tmp_path / "report.html").read_text()
+    row = {name: page.index(mean_text([value])) for name, value in (("plain", plain), ("down", down))}
+    assert page.index("misplaced weight") < row["plain"] < row["down"]
+    assert "its share of all aggregation weights over the share that its client weight intends" in page
