@@ -80,7 +80,8 @@ class TrainingConfig(Message):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """None keeps the learning rate that the app's model was compiled with."""
     proximal_mu: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Adds μ/2·‖w - w_base‖² to the loss: FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks")."""
+    """μ of FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks"): adds μ/2·‖w - w_base‖² to the
+    loss."""
     max_steps: int | None = Field(default=None, ge=1, le=2**53)
     seed: int = Field(default=0, ge=0, lt=2**63)
     """The task's own seed: the core derives it from the run's seed and the task."""
