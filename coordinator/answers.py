@@ -29,7 +29,7 @@ def receipt(update: Update, verdict: Literal["accepted", "discarded"], reason: s
 def notice(
     run_id: str,
     participant_id: str,
-    event: Literal["run_finished", "task_withdrawn", "say_hello"],
+    event: Literal["run_finished", "task_withdrawn", "say_hello", "send_again"],
     detail: str = "",
     task_id: str | None = None,
 ) -> Notice:

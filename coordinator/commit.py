@@ -59,6 +59,8 @@ class Pending:
     notices: list[Notice] = field(default_factory=list)
     verdicts: list[tuple[str, str]] = field(default_factory=list)
     """(participant_id, task_id) of receipts to be repeated from the ledger."""
+    payload_queues: list[str] = field(default_factory=list)
+    """Of updates in chunks that are over: to be deleted."""
 
     def touch(self, now: float, commands: Sequence[Command]) -> None:
         """Something is in here from now on, and these commands with it."""
@@ -133,6 +135,11 @@ class Committer:
     def first_checkpoint(files: CheckpointFiles, epoch: int, snapshot: Snapshot) -> CheckpointRow:
         """Write version 0 of a new run."""
         return _write(files, 0, 0, 0, snapshot, epoch=epoch)
+
+    @property
+    def keeps_payloads(self) -> bool:
+        """Whether there is an archive."""
+        return self._archive is not None
 
     def keep_payload(self, order: int, payload: Parameters) -> None:
         """An update was accepted: for the archive, where there is one."""

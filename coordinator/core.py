@@ -80,10 +80,10 @@ from coordinator.strategies.base import (
 )
 from coordinator.tasks import HeldTask
 from coordinator.validation import ClosedAs, Judge, Rejection
-from schemas.messages import TrainingConfig
+from schemas.messages import TrainingConfig, Update
 from schemas.methods import METHODS, join, split, update_spec
 from schemas.parameters import Parameters
-from schemas.tensors import spec_of
+from schemas.tensors import packed_bytes, spec_of
 
 
 class Core:
@@ -181,6 +181,27 @@ class Core:
     def holds(self, task_id: str) -> bool:
         """Whether the core knows about this task itself: it is open, or closed since the last `changes`."""
         return self._desk.tasks.get(task_id) is not None or self._desk.tasks.just_closed(task_id) is not None
+
+    def awaits(self, update: Update) -> bool:
+        """Whether an update would be accepted now if its payload fits; others need no payload to be judged."""
+        event = UpdateArrived(0, update, Parameters({}))
+        p = self._desk.roster.get(update.participant_id)
+        rejection = self._judge.reject(
+            event,
+            known=p is not None,
+            task=self._desk.tasks.get(update.task_id),
+            closed=self._closed(event),
+            version=self.version,
+            stopping=self._stopping,
+            memory=None if p is None else p.memory,
+            payload_to_come=True,
+        )
+        return rejection is None
+
+    @property
+    def payload_bytes(self) -> int:
+        """How long the tensors of an update are, encoded."""
+        return packed_bytes(self._judge.spec)
 
     def has_room_for(self, participant_id: str) -> bool:
         """False for a known participant that the strategy has no room for (strategies.base.max_participants)."""
@@ -333,7 +354,8 @@ class Core:
         self._desk.observe(p, update.num_examples, update.metrics.get("loss"))
         p.measure(update.train_s, update.num_steps)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
-        payload, beside = split(event.payload, self._method.update)
+        tensors = event.payload.take() if event.owned else event.payload
+        payload, beside = split(tensors, self._method.update)
         self._state = self._strategy.accumulate(
             self._state,
             ClientUpdate(
@@ -351,6 +373,7 @@ class Core:
             ),
             staleness,
         )
+        del tensors, payload, beside  # a version needs as much memory again
         if self._method.remembers:
             p.memory = update.next_memory
         self._accepted += 1

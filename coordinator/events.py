@@ -56,6 +56,8 @@ class UpdateArrived:
     payload: Parameters
     closed_task: ClosedTask | None = None
     """Filled by the service from the ledger where `core.holds(task_id)` is False."""
+    owned: bool = False
+    """The payload is the core's alone: its memory is let go before a version is made, which needs as much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The coordinator's one loop: deliveries become events, commands become commits, acks and publishes.
 
 Everything arrives through one inbox, from any thread, and is worked on here alone. An update's body is let go right
-after its step; until the commit only its handle stays, so that memory holds the bodies that wait and no more.
+after its step; until the commit only its handle stays, so that memory holds the bodies that wait and no more. Updates
+in chunks come to their step by way of `coordinator.chunked_updates`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from broker_config.faults import fault
 from broker_config.topology import Topology
 from broker_config.transport import Delivery, Transport, TransportState
 from coordinator import answers
+from coordinator.chunked_updates import ChunkedUpdates, ChunkNews
 from coordinator.commit import CONTROL_WINDOW, Committer, Pace, Pending, closed_task
 from coordinator.core import Core
 from coordinator.evaluator import Evaluator
@@ -45,6 +47,7 @@ from coordinator.events import (
     UpdateArrived,
     Withdraw,
 )
+from coordinator.intake import Intake, Manifest
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import Stamp
 from coordinator.publishing import Publisher, TaskPublished
@@ -92,9 +95,11 @@ class Loop:
         transport: Transport,
         topology: Topology,
         publisher: Publisher,
+        intake: Intake,
         evaluator: Evaluator | None,
         inbox: SimpleQueue[Any],
         limits: Limits,
+        payload_limits: Limits,
         clocks: Clocks,
     ) -> None:
         self._run_id = run_id
@@ -119,6 +124,20 @@ class Loop:
         self._wakeup_s = float("inf")
         self._now_s = 0.0
         self._stopping = False
+        self._intake = intake
+        self._in_chunks = core.payload_bytes > limits.max_body_bytes
+        self._chunked = ChunkedUpdates(
+            intake,
+            core,
+            transport,
+            payload_limits,
+            put=inbox.put,
+            step=self._step_update,
+            ask_again=self._ask_again,
+            may_begin=self._holds_one_version,
+            closed_task=lambda task_id: closed_task(self._pending, ledger, task_id),
+            owned=not committer.keeps_payloads,
+        )
         self._handlers: dict[type, Callable[[Any], None]] = {
             Accept: self._accept,
             Discard: self._discard,
@@ -162,7 +181,7 @@ class Loop:
 
     def _wait(self, now: float) -> None:
         self._wakeup_s = self._next_wakeup_s()
-        until_s = min(self._pace.due_s(self._pending, idle=True), self._wakeup_s)
+        until_s = min(self._pace.due_s(self._pending, idle=True), self._wakeup_s, self._chunked.due_s())
         try:
             self._take(self._inbox.get(timeout=min(max(0.0, until_s - now), 3600.0)))
         except Empty:
@@ -181,6 +200,8 @@ class Loop:
             if item.error is not None:
                 log.warning("task undeliverable task=%s error=%s", item.task_id, item.error)
                 self._step(TaskUndeliverable(item.task_id, str(item.error)))
+        elif isinstance(item, ChunkNews):
+            self._chunked.take(item, self._clocks.run_s())
         elif isinstance(item, EvaluationArrived):
             self._evaluated(item)
         elif isinstance(item, TransportState):
@@ -196,7 +217,13 @@ class Loop:
         if self._updates and self._publisher.versions_waiting <= MOST_VERSIONS_WAITING:
             self._on_update(self._updates.popleft())
             return True
-        return False
+        return self._chunked.work(self._clocks.run_s())
+
+    def _holds_one_version(self) -> bool:
+        """Whether no task that is to be committed or sent keeps older parameters in memory."""
+        oldest = min((command.base_version for command, _ in self._pending.tasks), default=self._core.version)
+        sending = self._publisher.oldest_version
+        return self._core.version == (oldest if sending is None else min(oldest, sending))
 
     def _transport_changed(self, state: TransportState) -> None:
         if state.name == "failed":
@@ -211,6 +238,8 @@ class Loop:
                 self._transport.nack(delivery)
             self._updates.clear()
             self._control.clear()
+            for handle in self._chunked.clear():
+                del self._in_hand[handle]
 
     # Deliveries
 
@@ -255,13 +284,17 @@ class Loop:
         self._in_hand[handle] = delivery
         self._stragglers.discard(delivery.correlation_id or "")
         event = self._read_update(handle, delivery)
+        if event is not None:
+            self._step_update(event)
+
+    def _step_update(self, event: UpdateArrived | PoisonArrived) -> None:
         accepted = self._core.accepted
         self._step(event)
         if self._core.accepted > accepted and isinstance(event, UpdateArrived):
             self._committer.keep_payload(self._core.accepted, event.payload)
         self._pending.num_updates += 1
 
-    def _read_update(self, handle: int, delivery: Delivery) -> UpdateArrived | PoisonArrived:
+    def _read_update(self, handle: int, delivery: Delivery) -> UpdateArrived | PoisonArrived | None:
         try:
             decoded = decode(delivery.body, self._limits)
         except PeerError as error:
@@ -270,10 +303,32 @@ class Loop:
         if not isinstance(update, Update):
             detail = f"a message of kind {update.kind} on the updates queue"
             return PoisonArrived(handle, "malformed", detail, delivery.correlation_id)
+        if update.chunks is not None:
+            return self._chunked.read(handle, update)
         closed = None
         if not self._core.holds(update.task_id):
             closed = closed_task(self._pending, self._ledger, update.task_id)
         return UpdateArrived(handle, update, decoded.parameters or _NOTHING, closed)
+
+    def _ask_again(self, manifest: Manifest, detail: str) -> None:
+        """The payload is not to be had: its participant, which still has it, is to send it once more."""
+        delivery = self._in_hand.pop(manifest.handle, None)
+        if delivery is None:
+            return  # the connection was lost: the manifest comes again
+        update = manifest.update
+        self._pending.settle.append(replace(delivery, body=b""))
+        self._pending.num_updates += 1
+        self._pending.notices.append(
+            answers.notice(self._run_id, update.participant_id, "send_again", detail, update.task_id)
+        )
+        self._pending.touch(self._clocks.run_s(), ())
+        self._pending.urgent = True
+
+    def _over_in_chunks(self, update: Update) -> None:
+        """Its queue is deleted after the commit."""
+        if update.chunks is not None:
+            queue = self._intake.queue_of(update.run_id, update.task_id, update.participant_id)
+            self._pending.payload_queues.append(queue)
 
     def _evaluated(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
@@ -301,6 +356,7 @@ class Loop:
         pending.group.accepted.append((command, self._stamp()))
         pending.settle.append(replace(self._in_hand.pop(command.delivery), body=b""))
         pending.receipts.append(answers.receipt(update, "accepted"))
+        self._over_in_chunks(update)
         log.info(
             "update accepted participant=%s task=%s base_version=%d staleness=%d client_weight=%.6g order=%d",
             update.participant_id, update.task_id, update.base_version, command.staleness, command.client_weight,
@@ -320,6 +376,8 @@ class Loop:
             pending.verdicts.append((update.participant_id, update.task_id))  # the first one's verdict stands
         elif update is not None:
             pending.receipts.append(answers.receipt(update, "discarded", command.reason))
+        if update is not None:
+            self._over_in_chunks(update)
         log.log(
             logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
             "update discarded participant=%s task=%s reason=%s detail=%s", update and update.participant_id,
@@ -350,6 +408,9 @@ class Loop:
     def _withdraw(self, command: Withdraw) -> None:
         if self._core.stopping:
             self._stragglers.add(command.task_id)
+        if self._in_chunks:  # of an upload that may be under way
+            queue = self._intake.queue_of(self._run_id, command.task_id, command.participant_id)
+            self._pending.payload_queues.append(queue)
         self._pending.notices.append(
             answers.notice(self._run_id, command.participant_id, "task_withdrawn", command.detail, command.task_id)
         )
@@ -390,6 +451,9 @@ class Loop:
         return True
 
     def _settle(self, done: Pending) -> None:
+        for queue in done.payload_queues:
+            fault("before-payload-deleted")
+            self._transport.delete_queue(queue)
         fault("before-acks")
         for delivery in done.settle:
             self._transport.ack(delivery)  # False: it comes again and is recognised
@@ -415,6 +479,7 @@ class Loop:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""
         began_s = heard_s = self._clocks.run_s()
         quiet = 0
+        self._updates.extendleft(self._in_hand.pop(handle) for handle in reversed(self._chunked.clear()))
         while not self._stopping and quiet < QUIET_POLLS:
             self._collect()
             now = self._clocks.run_s()

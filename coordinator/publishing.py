@@ -1,7 +1,9 @@
 """What the coordinator sends: tasks within a window of bytes, receipts and notices as they come.
 
 A task is encoded only when the window has room, and until then it is a reference to an immutable version: a thousand
-tasks of a large model cost one model, not a thousand. Nothing here decides; nothing here waits.
+tasks of a large model cost one model, not a thousand. What is too large for one message goes out in chunks, one task
+after the other, into a queue of its own; the task itself follows as their manifest, so that no participant waits for
+chunks that never come. Nothing here decides; nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from broker_config.chunk_sender import ChunkSender, News
 from broker_config.faults import fault
-from broker_config.topology import Topology
+from broker_config.topology import MAX_MESSAGE_BYTES, Topology
 from broker_config.transport import Message, Transport
 from coordinator.events import IssueTask
-from schemas.codec import encode
+from schemas.chunks import Pieces
+from schemas.codec import encode, encode_in_pieces
 from schemas.errors import Unroutable
-from schemas.messages import SCHEMA_VERSION, Notice, Receipt, Reply, Task
+from schemas.limits import CHUNK_BYTES
+from schemas.messages import SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
 from schemas.parameters import Parameters
 
 log = logging.getLogger("fedmq.coordinator")
 
 FINISHED_NEWS_S = 600.0
 """How long the end of a run is news: whoever comes later may have come for the next one."""
+_LEAST_EXPIRY_S, _MOST_EXPIRY_S = 60.0, 14 * 24 * 3600.0
+"""Chunks that nobody fetches go away with the task's lease, within these bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,9 @@ class Publisher:
         reply: Reply,
         window_bytes: int,
         timeout_s: float,
-        on_task: Callable[[TaskPublished], None],
+        on_task: Callable[[TaskPublished | News], None],
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._transport = transport
         self._exchange = topology.tasks_exchange.name
@@ -60,6 +69,17 @@ class Publisher:
         self._on_task = on_task
         self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
         self._bytes_in_flight = 0
+        self._topology = topology
+        self._max_message_bytes = max_message_bytes
+        self._chunk_bytes = chunk_bytes
+        self._sending: IssueTask | None = None
+        """Whose chunks are going out."""
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Of the tasks that are not sent yet: they keep its parameters in memory."""
+        held = [command.base_version for command, _ in self._waiting]
+        return min(held + ([self._sending.base_version] if self._sending else []), default=None)
 
     @property
     def versions_waiting(self) -> int:
@@ -74,7 +94,7 @@ class Publisher:
 
     def pump(self) -> None:
         """Send waiting tasks while the window has room; one always fits, however large."""
-        while self._waiting:
+        while self._waiting and self._sending is None:
             more_bytes = self._bytes_in_flight + self._waiting[0][1].num_bytes
             if self._bytes_in_flight and more_bytes > self._window_bytes:
                 return
@@ -95,24 +115,59 @@ class Publisher:
             training=command.training,
             lease_s=command.lease_s,
         )
-        body = encode(task, parameters)
+        pieces = Pieces(encode_in_pieces(task, parameters))
+        if pieces.num_bytes > self._max_message_bytes:
+            self._send_chunks(command, task, pieces)
+        else:
+            self._publish(task, pieces.read(0, pieces.num_bytes))
+
+    def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces) -> None:
+        """The parameters first, then the task itself."""
+        payload_id = uuid.uuid4().hex  # another for every try: nobody can mistake one's chunks for those of another
+        expires_s = min(max(task.lease_s, _LEAST_EXPIRY_S), _MOST_EXPIRY_S)
+        queue = self._topology.payload(task.participant_id, payload_id, expires_s)
+
+        def done(outcome: ChunkedPayload | BaseException) -> None:
+            self._sending = None
+            if isinstance(outcome, BaseException):
+                self._transport.delete_queue(queue.name)
+                self._on_task(TaskPublished(task.task_id, 0, outcome))
+                return
+            published = self._publish(task.model_copy(update={"chunks": outcome}))
+            published.add_done_callback(lambda sent: sent.exception() and self._transport.delete_queue(queue.name))
+            self.pump()
+
+        self._sending = command
+        ChunkSender(
+            self._transport,
+            queue,
+            payload_id=payload_id,
+            task_id=task.task_id,
+            num_bytes=pieces.num_bytes,
+            chunk_bytes=self._chunk_bytes,
+            read=pieces.read,
+            put=self._on_task,
+            on_done=done,
+        ).begin()
+
+    def _publish(self, task: Task, body: bytes | None = None) -> Future[None]:
+        body = encode(task) if body is None else body
         num_bytes = len(body)
         self._bytes_in_flight += num_bytes
         message = Message(
             exchange=self._exchange,
-            routing_key=command.participant_id,
+            routing_key=task.participant_id,
             body=body,
-            message_id=command.task_id,
-            correlation_id=command.task_id,
+            message_id=task.task_id,
+            correlation_id=task.task_id,
             headers={"schema_version": SCHEMA_VERSION, "kind": "task"},
-            expiration_s=command.lease_s,
+            expiration_s=task.lease_s,
         )
         fault("before-task-publish")
         future = self._transport.publish(message, self._timeout_s)
         fault("after-task-publish")
-        future.add_done_callback(
-            lambda done: self._on_task(TaskPublished(command.task_id, num_bytes, done.exception()))
-        )
+        future.add_done_callback(lambda done: self._on_task(TaskPublished(task.task_id, num_bytes, done.exception())))
+        return future
 
     def receipt(self, receipt: Receipt) -> Future[None]:
         """Send a verdict; a lost one is repeated when the participant's hello asks for it."""

@@ -24,6 +24,7 @@ from coordinator.checkpoint_files import CheckpointFiles
 from coordinator.commit import Committer, Pace
 from coordinator.core import Core
 from coordinator.evaluator import Evaluator
+from coordinator.intake import Intake
 from coordinator.ledger import Ledger
 from coordinator.loop import Clocks, Loop, Stop
 from coordinator.publishing import Publisher
@@ -33,6 +34,7 @@ from coordinator.startup import open_core
 from coordinator.strategies.base import Strategy
 from schemas.codec import Limits
 from schemas.errors import StateError
+from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 
@@ -71,6 +73,8 @@ class CoordinatorService:
         topology: Topology,
         initial_parameters: Callable[[], Parameters],
         max_message_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         check_model: Callable[[Parameters], None] | None = None,
         archive: ArchiveSettings | None = None,
         evaluator: Evaluator | None = None,
@@ -91,6 +95,8 @@ class CoordinatorService:
         self._initial_parameters = initial_parameters
         self._check_model = check_model
         self._max_message_bytes = max_message_bytes
+        self._chunk_bytes = min(chunk_bytes, max_message_bytes)
+        self._max_payload_bytes = max_payload_bytes
         self._evaluator = evaluator
         self._export = export
         self._publish_timeout_s = publish_timeout_s
@@ -187,7 +193,8 @@ class CoordinatorService:
         began_s = time.monotonic() - run.elapsed_s
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
-        fitting = budget_bytes // max(1, core.task_tensors.num_bytes)
+        # Of updates in chunks only manifests come through the window.
+        fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
         return Loop(
             run_id=self._run_settings.run_id,
             core=core,
@@ -204,10 +211,14 @@ class CoordinatorService:
                 window_bytes=budget_bytes // 2,
                 timeout_s=self._publish_timeout_s,
                 on_task=self._inbox.put,
+                max_message_bytes=self._max_message_bytes,
+                chunk_bytes=self._chunk_bytes,
             ),
+            intake=Intake(self._transport, self._topology, put=self._inbox.put, payload_bytes=core.payload_bytes),
             evaluator=self._evaluator,
             inbox=self._inbox,
             limits=Limits(max_body_bytes=self._max_message_bytes),
+            payload_limits=Limits(max_body_bytes=self._max_payload_bytes),
             clocks=Clocks(lambda: time.monotonic() - began_s, time.time),
         )
 

@@ -60,8 +60,9 @@ class Judge:
         version: int,
         stopping: str | None,
         memory: str | None = None,
+        payload_to_come: bool = False,
     ) -> Rejection | None:
-        """None where the update is to be accepted.
+        """None where the update is to be accepted; with `payload_to_come` whatever its tensors may be.
 
         `known`: its participant has said hello; `memory`: the mark that its last accepted update left.
         `task`: the open task that it names; `closed`: the one that ended.
@@ -85,7 +86,8 @@ class Judge:
             return self._late(event, closed, version)
         if task is None:
             return Rejection("unknown_task", f"task {update.task_id!r} was never issued in this run")
-        return self._unfit(event, task, version, memory)
+        rejection = self._unfit(event, task, version, memory)
+        return rejection if rejection is not None or payload_to_come else self._misshapen(event)
 
     def _fits(self, payload: Parameters) -> bool:
         """Whether the tensors are the model's, cheaply for those that are."""
@@ -110,11 +112,6 @@ class Judge:
             )
         if update.payload != self.reply:
             return Rejection("wrong_payload", f"got payload {update.payload!r}, the task asked for {self.reply!r}")
-        if not self._fits(event.payload):
-            try:
-                check_spec(event.payload, self.spec)
-            except SpecMismatch as e:
-                return Rejection("wrong_shape", str(e))
         if METHODS[self.reply].remembers and (update.memory != memory or update.next_memory is None):
             return Rejection(
                 "wrong_memory",
@@ -124,6 +121,14 @@ class Judge:
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:
             return self._too_stale(staleness)
+        return None
+
+    def _misshapen(self, event: UpdateArrived) -> Rejection | None:
+        if not self._fits(event.payload):
+            try:
+                check_spec(event.payload, self.spec)
+            except SpecMismatch as e:
+                return Rejection("wrong_shape", str(e))
         return None
 
     def _too_stale(self, staleness: int) -> Rejection:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker_config.amqp_address import Addresses
+from broker_config.settings import BrokerSettings
 from broker_config.topology import Topology
 from broker_config.transport import Message, Transport
 from fedmq.broker_probe import MIB, identify
@@ -19,6 +20,7 @@ from fedmq.config import FederationConfig
 from fedmq.model_child import ModelChild
 from fedmq.roles import amqp
 from schemas.errors import BrokerError, FedmqError, Unroutable
+from schemas.limits import MAX_PAYLOAD_BYTES
 
 Level = Literal["ok", "warning", "wrong"]
 
@@ -120,7 +122,7 @@ def _broker(
         yield Finding(level, f"broker: {error}", advice, error if level == "wrong" else None)
     if identity is None:
         return
-    yield from _limits(settings.max_message_bytes, identity.max_message_bytes, model_bytes)
+    yield from _limits(settings, identity.max_message_bytes, model_bytes)
     topology = settings.topology()
     transport = connect(config)
     try:
@@ -135,7 +137,8 @@ def _broker(
         transport.close()
 
 
-def _limits(ours: int, brokers: int | None, model_bytes: int) -> Iterator[Finding]:
+def _limits(settings: BrokerSettings, brokers: int | None, model_bytes: int) -> Iterator[Finding]:
+    ours, most = settings.max_message_bytes, settings.max_payload_bytes
     if brokers is not None and ours > brokers:
         yield Finding(
             "warning",
@@ -145,11 +148,18 @@ def _limits(ours: int, brokers: int | None, model_bytes: int) -> Iterator[Findin
     needed = model_bytes + ENVELOPE_BYTES
     if not model_bytes:
         return
-    if needed > ours:
+    if needed > most:
         yield Finding(
             "wrong",
-            f"message size: an update takes {needed / MIB:.1f} MiB, max_message_bytes is {ours / MIB:.1f} MiB",
-            f"set broker.max_message_bytes to {needed} or more, and max_message_size in rabbitmq.conf with it",
+            f"payload size: an update takes {needed / MIB:.1f} MiB, max_payload_bytes is {most / MIB:.1f} MiB",
+            f"set broker.max_payload_bytes to {needed} or more, at most {MAX_PAYLOAD_BYTES}",
+        )
+    elif needed > ours:
+        chunk_bytes = min(settings.chunk_bytes, ours)
+        yield Finding(
+            "ok",
+            f"message size: an update takes {needed / MIB:.1f} MiB, in {-(-needed // chunk_bytes)} chunks of "
+            f"{chunk_bytes / MIB:.2g} MiB",
         )
     else:
         yield Finding("ok", f"message size: an update takes {needed / MIB:.2f} of at most {ours / MIB:.0f} MiB")

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ CLOSE_S = 5.0
 OnResult = Callable[[EvaluationArrived], None]
 
 
-class _Evaluation(NamedTuple):
+@dataclass(slots=True)
+class _Evaluation:
     version: int
     parameters: Parameters
     on_result: OnResult
@@ -185,6 +187,7 @@ class ModelChild:
         path = self._work_dir / "evaluate.safetensors"
         try:
             write_parameters(path, wanted.parameters)
+            wanted.parameters = Parameters({})  # the evaluation may outlast this version, which may be large
             answer = self._ask({"evaluate": str(path), "version": wanted.version})
         except Exception as e:  # noqa: BLE001 (whatever it is, the run goes on and the ledger tells)
             return EvaluationArrived(wanted.version, detail=f"{type(e).__name__}: {e}")

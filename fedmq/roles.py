@@ -65,6 +65,8 @@ def coordinator_for(config: FederationConfig, transport: Transport | None = None
             evaluator=child if child.evaluates else None,
             export=child.export if child.exports else None,
             max_message_bytes=config.broker.max_message_bytes,
+            chunk_bytes=config.broker.chunk_bytes,
+            max_payload_bytes=config.broker.max_payload_bytes,
             publish_timeout_s=config.broker.publish_timeout_s,
         )
     finally:
@@ -88,6 +90,8 @@ def participant_for(
         spool_dir=Path(config.participant.spool_dir),
         conditions=checker(config.participant.conditions, None if own is None else lambda: bool(own(participant_id))),
         max_message_bytes=config.broker.max_message_bytes,
+        chunk_bytes=config.broker.chunk_bytes,
+        max_payload_bytes=config.broker.max_payload_bytes,
         publish_timeout_s=config.broker.publish_timeout_s,
     )
 

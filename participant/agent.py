@@ -2,13 +2,15 @@
 
 Rules
 1.  A task is acked only once it is on disk. Where the disk refuses it, it is declined and acked, and no other is taken
-    for `retry_after_s`: the coordinator has its slot back, and nothing is pretended to be safe that is not.
+    for `retry_after_s`: the coordinator has its slot back, and nothing is pretended to be safe that is not. Parameters
+    in chunks take their time to come; where they are lost on the way, the task is declined as well.
 2.  One task at a time. A different one meanwhile is declined as busy; the same one again is acked and ignored.
 3.  A task whose update is in the outbox or on its way, or that is over, is acked and not trained again. One that was
     declined is declined again in the same words.
 4.  A task for somebody else is acked and ignored, with a warning.
 5.  Losing the broker never stops training.
-6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm. Until its
+6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm; one that went
+    in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. Until its
     receipt it is remembered, on disk too. While the disk refuses it, the write is tried again: the task stays spooled.
 7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect.
 8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. One is sent on
@@ -69,6 +71,8 @@ class _Current:
     task: Task
     phase: Literal["spooling", "training", "writing", "withdrawn"]
     retry: _Retry
+    delivery: ev.DeliveryHandle = 0
+    """While spooling: what is to be acked then."""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,8 @@ class _Waiting:
     run_id: str
     retry: _Retry
     in_flight: bool = False
+    from_start: bool = False
+    """An update whose chunks were sent in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class Agent:
         self._outbox: dict[str, _Waiting] = {}
         self._sent: dict[str, tuple[str, str]] = dict(self._restored.sent)
         self._unsettled: set[str] = set()
+        self._kept: set[str] = set()
+        """Of those sent, the ones whose update is still on disk."""
         self._done: dict[str, None] = dict.fromkeys(self._restored.done)
         self._declined: dict[str, Decline] = {}
         self._declines_waiting: dict[str, _Waiting] = {}
@@ -169,8 +177,10 @@ class Agent:
     def _on_started(self, _event: ev.Started, _now: float) -> list[ev.Command]:
         found = self._restored
         for uid, (task_id, run_id) in found.outbox.items():
-            self._outbox[uid] = _Waiting(task_id, run_id, _Retry())
-            self._sent.pop(uid, None)
+            if uid in self._sent:
+                self._kept.add(uid)
+            else:
+                self._outbox[uid] = _Waiting(task_id, run_id, _Retry())
         task = found.task
         commands = self._take_unsettled(task)
         if task is None:
@@ -243,6 +253,10 @@ class Agent:
         if in_outbox is not None:
             in_outbox.retry = _Retry()
             return [ack, *self._publish_due(now)]
+        spooling = self._taken(task.task_id, "spooling")
+        if spooling is not None:  # it came again, after a lost connection say: the newest is acked once it is on disk
+            former, spooling.delivery = spooling.delivery, event.delivery
+            return [ev.Ack(former)]
         if self._is_over(task.task_id) or task.task_id in self.held():
             return [ev.Note("info", f"event=task_repeated task={task.task_id}"), ack]
         if self._current is not None:
@@ -257,7 +271,7 @@ class Agent:
         unmet = self._unmet or ("the disk refused the last task" if now < self._disk_refused_until else None)
         if unmet is not None:
             return [*self._decline(task, "not_idle", unmet, self.settings.retry_after_s), ack]
-        self._current = _Current(task, "spooling", _Retry())
+        self._current = _Current(task, "spooling", _Retry(), event.delivery)
         return [ev.SpoolTask(task, event.delivery)]
 
     def _on_spooled(self, event: ev.TaskSpooled, _now: float) -> list[ev.Command]:
@@ -265,16 +279,19 @@ class Agent:
         if current is None:
             return []
         current.phase = "training"
-        return [ev.Ack(event.delivery), ev.StartTraining(current.task)]
+        return [ev.Ack(current.delivery), ev.StartTraining(current.task)]
 
     def _on_spool_failed(self, event: ev.SpoolFailed, now: float) -> list[ev.Command]:
         current = self._taken(event.task_id, "spooling")
         if current is None:
             return []
         self._current = None
+        if event.lost:
+            lost = self._decline(current.task, "payload_lost", event.detail)
+            return [ev.Note("error", event.detail), *lost, ev.Ack(current.delivery)]
         self._disk_refused_until = now + self.settings.retry_after_s
         declined = self._decline(current.task, "not_idle", event.detail, self.settings.retry_after_s)
-        return [ev.Note("error", event.detail), *declined, ev.Ack(event.delivery)]
+        return [ev.Note("error", event.detail), *declined, ev.Ack(current.delivery)]
 
     def _on_trained(self, event: ev.TrainingFinished, _now: float) -> list[ev.Command]:
         self.num_examples = event.num_examples
@@ -327,10 +344,15 @@ class Agent:
         if waiting is None:
             return []
         self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
+        cleared = [] if event.kept else [event.update_id]
+        if event.kept:
+            self._kept.add(event.update_id)
         settled = [uid for uid in self._sent if uid not in self._unsettled]
         for oldest in settled[: max(len(self._sent) - MAX_REMEMBERED, 0)]:
             self._finish(self._sent.pop(oldest)[0])
-        return [self._remember(), ev.ClearOutbox(event.update_id)]
+            cleared += [oldest] if oldest in self._kept else []
+            self._kept.discard(oldest)
+        return [self._remember(), *(ev.ClearOutbox(uid) for uid in cleared)]
 
     def _on_publish_failed(self, event: ev.PublishFailed, now: float) -> list[ev.Command]:
         waiting = self._outbox.get(event.update_id)
@@ -383,9 +405,11 @@ class Agent:
         if sent is not None:
             self._finish(sent[0])
         waiting = self._outbox.pop(uid, None)
-        if waiting is None:
+        if waiting is not None:
+            self._finish(waiting.task_id)  # our confirm was lost, the update was not
+        elif uid not in self._kept:
             return [self._remember()]
-        self._finish(waiting.task_id)  # our confirm was lost, the update was not
+        self._kept.discard(uid)
         return [self._remember(), ev.ClearOutbox(uid)]
 
     def _give_back(self, uid: str) -> list[ev.Command]:
@@ -399,6 +423,8 @@ class Agent:
         if notice.event == "say_hello":
             self._next_hello_at = now
             return []
+        if notice.event == "send_again":
+            return self._send_again(notice.task_id, now)
         if notice.event == "task_withdrawn":
             return self._drop(lambda task_id, _run_id: task_id == notice.task_id)
         commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ForgetRun(notice.run_id)]
@@ -406,6 +432,15 @@ class Agent:
         if early and notice.run_id not in self._served:
             return [*commands, ev.Note("info", f"run {notice.run_id} finished while this participant was away")]
         return [*commands, *self._leave(ev.Exit("run_finished"), now)]
+
+    def _send_again(self, asked: str | None, now: float) -> list[ev.Command]:
+        """What was sent in chunks did not arrive whole."""
+        found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
+        for uid in found:
+            task_id, run_id = self._sent.pop(uid)
+            self._kept.discard(uid)
+            self._outbox[uid] = _Waiting(task_id, run_id, _Retry(), from_start=True)
+        return [self._remember(), *self._publish_due(now)] if found else []
 
     # What several of them share
 
@@ -419,6 +454,9 @@ class Agent:
             if current.phase == "training":
                 current.phase = "withdrawn"
                 commands.append(ev.CancelTraining(current.task.task_id))
+            elif current.phase == "spooling":
+                self._current = None
+                commands += [ev.CancelSpooling(current.task.task_id), ev.Ack(current.delivery)]
             else:
                 self._current = None
                 uid = self._update_id(current.task)
@@ -431,6 +469,9 @@ class Agent:
         for uid in [u for u, (task_id, run_id) in self._sent.items() if belongs(task_id, run_id)]:
             self._finish(self._sent.pop(uid)[0])
             commands += self._give_back(uid)
+            if uid in self._kept:
+                self._kept.discard(uid)
+                commands.append(ev.ClearOutbox(uid))
         return [self._remember(), *commands]
 
     def _taken(self, task_id: str, phase: str) -> _Current | None:
@@ -481,7 +522,8 @@ class Agent:
         for uid, waiting in self._outbox.items():
             if not waiting.in_flight and now >= waiting.retry.at:
                 waiting.in_flight = True
-                commands.append(ev.PublishUpdate(uid, waiting.task_id))
+                commands.append(ev.PublishUpdate(uid, waiting.task_id, waiting.from_start))
+                waiting.from_start = False
         for task_id, waiting in self._declines_waiting.items():
             if not waiting.in_flight and now >= waiting.retry.at:
                 waiting.in_flight = True

@@ -23,7 +23,8 @@ class Restored:
     task_age_s: float | None = None
     """How long the task has been on this disk; None where the clocks cannot tell."""
     outbox: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """update_id -> (task_id, run_id): updates that the broker has not confirmed."""
+    """update_id -> (task_id, run_id): updates on disk. Those that are among `sent` too were sent in chunks, or cleared
+    only in part."""
     sent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """update_id -> (task_id, run_id): confirmed by the broker, without a receipt yet."""
     done: tuple[str, ...] = ()
@@ -66,11 +67,13 @@ class TaskSpooled:
 
 @dataclass(frozen=True, slots=True)
 class SpoolFailed:
-    """SpoolTask failed (disk full, read-only)."""
+    """SpoolTask failed (disk full, read-only); `lost`: its parameters cannot be had any more, which is no fault of the
+    disk."""
 
     task_id: str
     delivery: DeliveryHandle
     detail: str
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,10 @@ class OutboxFailed:
 
 @dataclass(frozen=True, slots=True)
 class PublishConfirmed:
+    """`kept`: it was sent in chunks, and stays in the outbox until its receipt."""
+
     update_id: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +195,18 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class SpoolTask:
-    """Write the task to disk, then feed TaskSpooled or SpoolFailed."""
+    """Write the task to disk, then feed TaskSpooled or SpoolFailed. Parameters in chunks are fetched for that, which
+    may take long."""
 
     task: Task
     delivery: DeliveryHandle
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSpooling:
+    """The task is not wanted any more: stop fetching its parameters. No event comes of it."""
+
+    task_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +245,12 @@ class ClearTask:
 
 @dataclass(frozen=True, slots=True)
 class PublishUpdate:
-    """Publish the update from the outbox, then feed PublishConfirmed or PublishFailed."""
+    """Publish the update from the outbox, then feed PublishConfirmed or PublishFailed. `from_start`: where it goes in
+    chunks, those that were sent are of no use."""
 
     update_id: str
     task_id: str
+    from_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +319,6 @@ class Exit:
 
 
 Command = (
-    SpoolTask | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate | ClearOutbox | Remember
-    | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
+    SpoolTask | CancelSpooling | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate
+    | ClearOutbox | Remember | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
 )  # fmt: skip

@@ -23,19 +23,23 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from broker_config.chunk_sender import News
 from broker_config.faults import fault
 from broker_config.topology import Queue, Topology
 from broker_config.transport import Delivery, Message, Transport, TransportState
 from participant import events as ev
 from participant.agent import Agent
+from participant.download import ChunkArrived, Download, Lost
 from participant.methods import remembers, replies_of, run_uid
 from participant.settings import ParticipantSettings
 from participant.spool import Memory, Spool, stamp_now
 from participant.startup import num_examples_of, restore, signals
 from participant.training_thread import Trained, TrainingThread
+from participant.upload import Uploads
 from schemas.codec import Limits, decode, encode
 from schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
-from schemas.messages import SCHEMA_VERSION, AnyMessage, Notice, Receipt, Task
+from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from schemas.messages import SCHEMA_VERSION, AnyMessage, Notice, Receipt, Task, Update
 from schemas.parameters import Parameters
 
 log = logging.getLogger(__name__)
@@ -78,6 +82,8 @@ class ParticipantService:
         spool_dir: Path,
         conditions: Callable[[], str | None] | None = None,
         max_message_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         publish_timeout_s: float = 60.0,
     ) -> None:
         self.participant_id = participant_id
@@ -90,17 +96,22 @@ class ParticipantService:
         self._unmet: str | None = None
         self._conditions_at = float("-inf")
         self._limits = Limits(max_body_bytes=max_message_bytes)
+        self._payload_limits = Limits(max_body_bytes=max_payload_bytes)
+        self._chunk_bytes = min(chunk_bytes, max_message_bytes)
         self._publish_timeout_s = publish_timeout_s
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._training = TrainingThread(trainer, f"train-{participant_id}", max_message_bytes, self._inbox.put)
+        self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
         self._handles = itertools.count(1)
         self._deliveries: dict[ev.DeliveryHandle, Delivery] = {}
         self._received: dict[str, Parameters] = {}
         """task_id -> its parameters, from its arrival to its training."""
         self._finished: dict[str, Trained] = {}
-        """update_id -> the update, from its training to the broker's confirm."""
+        """update_id -> the update, from its training to the broker's confirm; one that goes in chunks only until it is
+        on disk."""
+        self._download: Download | None = None
         self._tick_at = float("-inf")
         self._spool: Spool
+        self._uploads: Uploads
         self._agent: Agent
 
     def run(self) -> str:
@@ -110,6 +121,17 @@ class ParticipantService:
         be made, BrokerRefused or TopologyConflict where the broker will never take this participant.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
+        self._uploads = Uploads(
+            self._transport,
+            self._topology,
+            self._spool,
+            self.participant_id,
+            chunk_bytes=self._chunk_bytes,
+            limits=self._payload_limits,
+            put=self._inbox.put,
+            announce=self._announce,
+            failed=lambda uid, error: self._inbox.put(ev.PublishFailed(uid, f"{type(error).__name__}: {error}")),
+        )
         try:
             self._training.open()
             with signals(self.stop):
@@ -149,6 +171,8 @@ class ParticipantService:
             now = time.monotonic()
             if left is None and now >= self._tick_at:
                 self._tick_at = now + TICK_S
+                if self._download is not None:
+                    self._download.tick(now)
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())
             if left is not None:
@@ -165,6 +189,12 @@ class ParticipantService:
                 fault("trained")
                 self._finished[update.update_id] = item
                 return self._handle(ev.TrainingFinished(update.task_id, update.num_examples))
+            case News():
+                self._uploads.take(item)
+                return None
+            case ChunkArrived(download, chunk):
+                download.take(chunk, time.monotonic())
+                return None
             case _Broken(error):
                 raise error
             case TransportState():
@@ -182,6 +212,8 @@ class ParticipantService:
         if state.name == "disconnected":
             # The broker takes unsettled deliveries back; acks of them would return False.
             self._deliveries.clear()
+            if self._download is not None:
+                self._download.disconnected()
             return self._handle(ev.Disconnected())
         return None
 
@@ -211,7 +243,6 @@ class ParticipantService:
         return left
 
     def _take_task(self, task: Task, parameters: Parameters | None, delivery: Delivery) -> ev.Exit | None:
-        assert parameters is not None, "the codec lets no task through without"
         log.info(
             "event=task_received participant=%s task=%s run=%s base_version=%d bytes=%d redelivered=%s",
             self.participant_id, task.task_id, task.run_id, task.base_version, len(delivery.body), delivery.redelivered,
@@ -221,11 +252,14 @@ class ParticipantService:
             return left
         handle = next(self._handles)
         self._deliveries[handle] = delivery
-        self._received[task.task_id] = parameters
+        if parameters is not None:
+            self._received[task.task_id] = parameters
         try:
             return self._handle(ev.TaskReceived(task, handle))
         finally:
             self._received.pop(task.task_id, None)
+            if task.chunks is not None and (self._download is None or self._download.payload != task.chunks):
+                self._transport.delete_queue(self._payload_queue(task))  # declined, or there already
 
     def _refuse(self, delivery: Delivery, error: PeerError) -> None:
         log.error("event=bad_message participant=%s reason=%s detail=%r", self.participant_id, error.reason, str(error))
@@ -269,8 +303,12 @@ class ParticipantService:
                 return self._write_outbox(task_id, uid)
             case ev.MoveMemory(uid, task_id):
                 return self._move_memory(uid, task_id)
-            case ev.PublishUpdate(uid, task_id):
-                return self._publish_update(uid, task_id)
+            case ev.PublishUpdate(uid, task_id, from_start):
+                return self._publish_update(uid, task_id, from_start)
+            case ev.CancelSpooling():
+                if self._download is not None:
+                    self._download.cancel()
+                    self._download = None
             case ev.SendHello(hello):
                 self._send(hello, self._topology.control).add_done_callback(_warn_of_hello)
             case ev.SendDecline(decline):
@@ -309,6 +347,7 @@ class ParticipantService:
                 case ev.ClearOutbox(uid):
                     fault("before-update-cleared")
                     self._finished.pop(uid, None)
+                    self._uploads.forget(uid)
                     self._spool.clear_update(uid)
                     fault("update-cleared")
                 case ev.GiveBack(uid):
@@ -322,9 +361,46 @@ class ParticipantService:
         except SpoolError as error:
             log.error("event=spool_not_tidied participant=%s detail=%r", self.participant_id, str(error))
 
-    def _spool_task(self, task: Task, handle: ev.DeliveryHandle) -> ev.Event:
+    def _spool_task(self, task: Task, handle: ev.DeliveryHandle) -> ev.Event | None:
+        body = self._deliveries[handle].body
+        if task.chunks is None:
+            return self._write_task(task, handle, body)
+        if task.chunks.num_bytes > self._payload_limits.max_body_bytes:
+            detail = (
+                f"the task has {task.chunks.num_bytes} bytes, max_payload_bytes is "
+                f"{self._payload_limits.max_body_bytes}: raise it in [broker] on both sides"
+            )
+            return ev.SpoolFailed(task.task_id, handle, detail, lost=True)
+
+        def done(outcome: Lost | OSError | None) -> None:
+            self._download = None
+            if outcome is None:
+                self._inbox.put(self._write_task(task, handle, body))
+            else:
+                detail = outcome.detail if isinstance(outcome, Lost) else f"cannot keep its parameters: {outcome}"
+                self._inbox.put(ev.SpoolFailed(task.task_id, handle, detail, isinstance(outcome, Lost)))
+
+        if self._download is not None:
+            self._download.cancel()
+        self._download = download = Download(
+            self._transport,
+            self._payload_queue(task),
+            task,
+            self._spool.payload,
+            put=self._inbox.put,
+            on_done=done,
+            now=time.monotonic(),
+        )
+        download.begin()
+        return None
+
+    def _payload_queue(self, task: Task) -> str:
+        assert task.chunks is not None
+        return self._topology.payload(self.participant_id, task.chunks.payload_id).name
+
+    def _write_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
         try:
-            self._spool.write_task(self._deliveries[handle].body, stamp_now())
+            self._spool.write_task(body, stamp_now())
         except SpoolError as error:
             return ev.SpoolFailed(task.task_id, handle, str(error))
         fault("task-on-disk")
@@ -333,11 +409,10 @@ class ParticipantService:
     def _start_training(self, task: Task) -> ev.Event | None:
         parameters = self._received.pop(task.task_id, None)
         if parameters is None:
-            found = self._spool.read_task()
-            if found is None:
-                return ev.TrainingFailed(task.task_id, "trainer_error", "the spooled task cannot be read any more")
-            parameters = decode(found[0], self._limits).parameters
-            assert parameters is not None, "it was decoded when it was restored"
+            try:
+                parameters = self._read_parameters(task)
+            except (PeerError, SpoolError) as error:
+                return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
         try:
             memory = self._spool.memory(run_uid(task.task_id)) if remembers(task) else None
         except SpoolError as error:
@@ -345,8 +420,22 @@ class ParticipantService:
         self._training.start(task, parameters, memory)
         return None
 
+    def _read_parameters(self, task: Task) -> Parameters:
+        """From disk, and checked: raises SpoolError or PeerError."""
+        if task.chunks is not None:
+            decoded = decode(self._spool.payload.read(), self._payload_limits)
+            if decoded.message != task.model_copy(update={"chunks": None}):
+                raise MalformedMessage("its chunks are of another task than its manifest")
+        else:
+            found = self._spool.read_task()
+            if found is None:
+                raise SpoolError("its file is gone")
+            decoded = decode(found[0], self._limits)
+        assert decoded.parameters is not None, "the codec lets no whole task through without"
+        return decoded.parameters
+
     def _write_outbox(self, task_id: str, uid: str) -> ev.Event:
-        update, body = self._finished[uid].update, self._finished[uid].body
+        update, pieces = self._finished[uid].update, self._finished[uid].pieces
         log.info(
             "event=trained participant=%s task=%s work=%s num_examples=%d num_steps=%d train_s=%.3f metrics=%s",
             self.participant_id, task_id, update.payload, update.num_examples, update.num_steps, update.train_s,
@@ -357,9 +446,11 @@ class ParticipantService:
             if remembered is not None:
                 self._spool.write_next(uid, task_id, update.run_id, remembered)
                 fault("next-memory-on-disk")
-            self._spool.write_update(uid, task_id, update.run_id, body)
+            self._spool.write_update(uid, task_id, update.run_id, *pieces)
         except SpoolError as error:
             return ev.OutboxFailed(task_id, str(error))
+        if sum(len(piece) for piece in pieces) > self._limits.max_body_bytes:
+            del self._finished[uid]  # it goes out from the disk
         fault("update-on-disk")
         return ev.OutboxWritten(task_id)
 
@@ -372,16 +463,31 @@ class ParticipantService:
         fault("memory-moved")
         return ev.MemoryMoved(uid)
 
-    def _publish_update(self, uid: str, task_id: str) -> ev.Event | None:
+    def _publish_update(self, uid: str, task_id: str, from_start: bool) -> ev.Event | None:
         try:
-            body = self._finished[uid].body if uid in self._finished else self._spool.read_update(uid)
+            if from_start:
+                self._uploads.start_over(uid)
+            if uid in self._finished:
+                body = b"".join(self._finished[uid].pieces)
+            else:
+                checksum, content = self._spool.read_update(uid)
+                if len(content) > self._limits.max_body_bytes:
+                    self._uploads.begin(uid, checksum, content)
+                    return None
+                body = bytes(content)
         except SpoolError as error:
             return ev.UpdateUnreadable(uid, str(error))
+        self._publish_body(uid, task_id, body, kept=False)
+        return None
+
+    def _announce(self, update: Update, manifest: bytes) -> None:
+        self._publish_body(update.update_id, update.task_id, manifest, kept=True)
+
+    def _publish_body(self, uid: str, task_id: str, body: bytes, kept: bool) -> None:
         sent = self._publish(self._topology.updates, body, kind="update", message_id=uid, task_id=task_id)
-        sent.add_done_callback(lambda done: self._inbox.put(_published(uid, done)))
+        sent.add_done_callback(lambda done: self._inbox.put(_published(uid, done, kept)))
         fault("update-sent")
         log.info("event=update_sent participant=%s task=%s bytes=%d", self.participant_id, task_id, len(body))
-        return None
 
     def _send(self, message: AnyMessage, queue: Queue) -> Future[None]:
         task_id = getattr(message, "task_id", None)
@@ -411,11 +517,13 @@ class ParticipantService:
             self._inbox.put(_Broken(error))
 
 
-def _published(uid: str, done: Future[None]) -> ev.Event:
+def _published(uid: str, done: Future[None], kept: bool) -> ev.Event:
     error = done.exception()
     if error is None:
         fault("update-confirmed")
-    return ev.PublishConfirmed(uid) if error is None else ev.PublishFailed(uid, f"{type(error).__name__}: {error}")
+    return (
+        ev.PublishConfirmed(uid, kept) if error is None else ev.PublishFailed(uid, f"{type(error).__name__}: {error}")
+    )
 
 
 def _warn_of_hello(done: Future[None]) -> None:

@@ -6,6 +6,7 @@
                                memory/<run_uid>.fedmq   what is remembered of a run, as of its accepted updates
                                memory/next/<update_id>.fedmq  what will be, once this update is accepted
                                set-aside/               files that could not be read, for somebody to look at
+                               *.chunks, *.payload ...  of payloads in chunks: see `participant.chunk_files`
                                lock                     held by the one process that may use all this
 
 A file is written beside its place, synced, renamed into it, and the folder synced: it is there whole or not at all. Its
@@ -20,13 +21,15 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from participant.chunk_files import PayloadFile
 from participant.methods import Remembered
 from schemas.errors import PeerError, SpoolError
 from schemas.limits import DEFAULT_LIMITS
@@ -39,6 +42,9 @@ MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
 MOST_MEMORIES = 4
 """Runs that are remembered: one whose end was never heard of is forgotten when so many others came after it."""
+MAPPED_BYTES = 1024 * 1024
+"""Larger files are mapped, not read: a model need not be in memory to be looked at."""
+Body = bytes | memoryview
 _CLOCK_NOT_SET = 1_577_836_800.0
 """2020-01-01: a wall clock below this was never set (a device without a battery starts in 1970)."""
 
@@ -93,6 +99,8 @@ class Spool:
         self._sent = self.folder / "sent.json"
         self._memory = self.folder / "memory"
         self._next = self._memory / "next"
+        self.payload = PayloadFile(self.folder)
+        """The parameters of a task that came in chunks; the task itself is then its manifest."""
         with _as_spool_error("make", self._outbox):
             self._outbox.mkdir(parents=True, exist_ok=True)
             self._next.mkdir(parents=True, exist_ok=True)
@@ -108,6 +116,9 @@ class Spool:
         with _as_spool_error("clean", self.folder):
             for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp"), *self._memory.rglob("*.tmp")):
                 left_over.unlink()
+            for beside in (*self._outbox.glob("*.chunks"), *self._outbox.glob("*.sent")):
+                if not beside.with_suffix(".fedmq").exists():
+                    beside.unlink()
 
     def close(self) -> None:
         """Let another process use the folder. Idempotent."""
@@ -119,12 +130,12 @@ class Spool:
         """Keep the task's message body; it replaces the one before."""
         _write(self._task, _wrap(asdict(received), body))
 
-    def read_task(self) -> tuple[bytes, Stamp] | None:
+    def read_task(self) -> tuple[Body, Stamp] | None:
         """The task's body and when it came; None where there is none, or none that can be read."""
         found = self._read(self._task)
         if found is None:
             return None
-        header, body = found
+        header, body, _ = found
         try:
             return body, Stamp(float(header["wall_s"]), float(header["boot_s"]), str(header["boot_id"]))
         except (KeyError, TypeError, ValueError):
@@ -133,6 +144,8 @@ class Spool:
 
     def clear_task(self) -> None:
         _remove(self._task)
+        with _as_spool_error("remove", self.folder):
+            self.payload.clear()
 
     def set_aside_task(self, why: str) -> None:
         """For a task file that is whole, but holds what this build cannot decode."""
@@ -140,19 +153,47 @@ class Spool:
 
     # The outbox
 
-    def write_update(self, update_id: str, task_id: str, run_id: str, body: bytes | memoryview) -> None:
-        """Keep a finished update until the broker has it."""
-        _write(self._update(update_id), _wrap({"task_id": task_id, "run_id": run_id}, body))
+    def write_update(self, update_id: str, task_id: str, run_id: str, *body: bytes | memoryview) -> None:
+        """Keep a finished update, given in one piece or several, until the broker has it."""
+        self.clear_upload(update_id)  # of an earlier training of the same task
+        _write(self._update(update_id), _wrap({"task_id": task_id, "run_id": run_id}, *body))
 
-    def read_update(self, update_id: str) -> bytes:
-        """The update's body. Raises SpoolError where it is gone or was not whole (it is set aside then)."""
+    def read_update(self, update_id: str) -> tuple[str, Body]:
+        """The file's checksum, which names this very content, and the update's body. Raises SpoolError where it is gone
+        or was not whole (it is set aside then)."""
         found = self._read(self._update(update_id))
         if found is None:
             raise SpoolError(f"update {update_id} cannot be read from {self._outbox}: its task has to be trained again")
-        return found[1]
+        return found[2], found[1]
 
     def clear_update(self, update_id: str) -> None:
         _remove(self._update(update_id))
+
+    def journal_path(self, update_id: str) -> Path:
+        """Where the chunks of an upload are noted that the broker has."""
+        return self._outbox / f"{update_id}.chunks"
+
+    def write_manifest(self, update_id: str, body: bytes) -> None:
+        """The update is uploaded whole; this announces it."""
+        _write(self._manifest(update_id), _wrap({}, body))
+
+    def manifest(self, update_id: str) -> bytes | None:
+        """What announces an update that is uploaded whole."""
+        found = self._read(self._manifest(update_id))
+        return None if found is None else bytes(found[1])
+
+    def has_upload(self, update_id: str) -> bool:
+        """Whether anything is known of its chunks."""
+        return self._manifest(update_id).exists() or self.journal_path(update_id).exists()
+
+    def clear_upload(self, update_id: str) -> None:
+        """Nothing is known of its chunks any more; the update itself stays."""
+        for path in (self._manifest(update_id), self.journal_path(update_id)):
+            with _as_spool_error("remove", path):
+                path.unlink(missing_ok=True)
+
+    def _manifest(self, update_id: str) -> Path:
+        return self._outbox / f"{update_id}.sent"
 
     def outbox(self) -> dict[str, tuple[str, str]]:
         """update_id -> (task_id, run_id), oldest first, of the updates that can be read."""
@@ -179,7 +220,7 @@ class Spool:
         if found is None:
             return Memory({}, ())
         try:
-            content = json.loads(found[1])
+            content = json.loads(bytes(found[1]))
             sent = {str(uid): (str(task_id), str(run_id)) for uid, (task_id, run_id) in content["sent"].items()}
             return Memory(sent, tuple(str(task_id) for task_id in content["done"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -261,10 +302,10 @@ class Spool:
     def _update(self, update_id: str) -> Path:
         return self._outbox / f"{update_id}.fedmq"
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], bytes] | None:
+    def _read(self, path: Path) -> tuple[dict[str, Any], Body, str] | None:
         with _as_spool_error("read", path):
             try:
-                content = path.read_bytes()
+                content = _content(path)
             except FileNotFoundError:
                 return None
         try:
@@ -274,17 +315,25 @@ class Spool:
             return None
 
 
-def _wrap(header: Mapping[str, Any], body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
+def _content(path: Path) -> Body:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size <= MAPPED_BYTES:
+            return file.read()
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
     head = json.dumps(header).encode()
     digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
-    digest.update(body)
-    return [MAGIC, digest.digest(), len(head).to_bytes(4, "little"), head, body]
+    for piece in body:
+        digest.update(piece)
+    return [MAGIC, digest.digest(), len(head).to_bytes(4, "little"), head, *body]
 
 
-def _unwrap(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Raises ValueError with what is wrong."""
-    if not content.startswith(MAGIC):
-        raise ValueError(f"it begins with {content[: len(MAGIC)]!r}, expected {MAGIC!r}")
+def _unwrap(content: Body) -> tuple[dict[str, Any], Body, str]:
+    """The header, the body, the checksum in hexadecimal. Raises ValueError with what is wrong."""
+    if content[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"it begins with {bytes(content[: len(MAGIC)])!r}, expected {MAGIC!r}")
     start = len(MAGIC) + DIGEST_BYTES
     rest = start + 4 + int.from_bytes(content[start : start + 4], "little")
     head, body = content[start + 4 : rest], content[rest:]
@@ -292,11 +341,11 @@ def _unwrap(content: bytes) -> tuple[dict[str, Any], bytes]:
     digest.update(body)
     if digest.digest() != content[len(MAGIC) : start]:
         raise ValueError(f"its {len(content)} bytes do not have the checksum that was written with them")
-    header: dict[str, Any] = json.loads(head)
-    return header, body
+    header: dict[str, Any] = json.loads(bytes(head))
+    return header, body, digest.hexdigest()
 
 
-def _write(path: Path, pieces: list[bytes | bytearray | memoryview]) -> None:
+def _write(path: Path, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
     beside = path.with_name(path.name + ".tmp")
     with _as_spool_error("write", path):
         try:

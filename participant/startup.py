@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def restore(spool: Spool, limits: Limits) -> Restored:
-    """What the last process left; a task that this build cannot decode is set aside."""
+    """What the last process left; a task that this build cannot decode, or whose parameters are not whole, is set
+    aside."""
     memory = spool.remembered()
     task, age = None, None
     found = spool.read_task()
@@ -29,6 +30,9 @@ def restore(spool: Spool, limits: Limits) -> Restored:
         except PeerError as error:
             message = None
             spool.set_aside_task(str(error))
+        if isinstance(message, Task) and message.chunks is not None and not spool.payload.holds(message.chunks):
+            message = None
+            spool.set_aside_task("its parameters are not there, or not whole")
         if isinstance(message, Task):
             task, age = message, age_s(found[1], stamp_now())
     outbox = spool.outbox()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from participant.events import TrainingFailed
 from participant.methods import Remembered
 from participant.work import TaskFailed, do_task
-from schemas.codec import encode
+from schemas.codec import encode_in_pieces
 from schemas.messages import Task, Update
 from schemas.parameters import Parameters
 
@@ -25,10 +25,10 @@ JOIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A finished update, and its encoded message body."""
+    """A finished update, and its encoded message body in pieces."""
 
     update: Update
-    body: bytes
+    pieces: Sequence[bytes | memoryview]
     remembered: Remembered | None = None
     """What the participant remembers once the update is accepted."""
 
@@ -37,10 +37,10 @@ class TrainingThread:
     """Hands its results to `put`, which must not block. A daemon: a trainer that never returns keeps no process up."""
 
     def __init__(
-        self, trainer: Any, name: str, max_message_bytes: int, put: Callable[[Trained | TrainingFailed], None]
+        self, trainer: Any, name: str, max_payload_bytes: int, put: Callable[[Trained | TrainingFailed], None]
     ) -> None:
         self._trainer = trainer
-        self._max_message_bytes = max_message_bytes
+        self._max_payload_bytes = max_payload_bytes
         self._put = put
         self._jobs: SimpleQueue[tuple[Task, Parameters, Remembered | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -76,13 +76,14 @@ class TrainingThread:
     def _trained(self, task: Task, tensors: Parameters, memory: Remembered | None) -> Trained | TrainingFailed:
         try:
             done = do_task(self._trainer, task, tensors, time.monotonic, memory)
-            body = encode(done.update, done.payload)
+            pieces = encode_in_pieces(done.update, done.payload)
         except TaskFailed as failed:
             return TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal)
-        if len(body) > self._max_message_bytes:
+        num_bytes = sum(len(piece) for piece in pieces)
+        if num_bytes > self._max_payload_bytes:
             detail = (
-                f"the update has {len(body)} bytes, max_message_bytes is {self._max_message_bytes}: "
-                "raise it in [broker] on both sides (and in RabbitMQ, max_message_size)"
+                f"the update has {num_bytes} bytes, max_payload_bytes is {self._max_payload_bytes}: "
+                "raise it in [broker] on both sides"
             )
             return TrainingFailed(task.task_id, "unsupported", detail)
-        return Trained(done.update, body, done.remembered)
+        return Trained(done.update, pieces, done.remembered)

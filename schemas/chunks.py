@@ -109,10 +109,10 @@ class Assembly:
 
     def check(self, index: int, found: bytes) -> None:
         """Raise MalformedMessage unless the placed chunk has the digest of its label."""
-        expected = self._placed.pop(index)
-        if found != expected:
+        if found != self._placed[index]:
             raise MalformedMessage(f"chunk {index} of {self.payload.count} was damaged on its way: its digest differs")
         self._checked[index] = found
+        del self._placed[index]
 
     def check_all(self) -> None:
         """Raise MalformedMessage unless every chunk is there and together they have the digest of the manifest."""

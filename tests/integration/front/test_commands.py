@@ -164,10 +164,10 @@ def test_the_doctor_finds_nothing_wrong_with_a_good_federation(terminal, federat
         *CONFIG,
         FEDMQ_BROKER_URL=amqp_url,
         FEDMQ_BROKER__PREFIX=prefix,
-        FEDMQ_BROKER__MAX_MESSAGE_BYTES="65536",
+        FEDMQ_BROKER__MAX_PAYLOAD_BYTES="65536",
     )
     assert tight.ended() == 1
-    assert "set broker.max_message_bytes to 69536 or more" in tight.text
+    assert "set broker.max_payload_bytes to 69536 or more" in tight.text
 
 
 @pytest.mark.parametrize("command", ["coordinator", "participant"])

@@ -298,17 +298,19 @@ def test_a_withdrawn_task_is_not_sent(coordinator: ScriptedCoordinator, start: S
     assert spooled(tmp_path) == []
 
 
-def test_an_update_that_is_too_large_for_the_broker_is_declined(coordinator: ScriptedCoordinator, start: Start) -> None:
+def test_an_update_that_is_larger_than_any_payload_may_be_is_declined(
+    coordinator: ScriptedCoordinator, start: Start
+) -> None:
     class Grows(AddOne):
         def train(self, parameters: Parameters, config: TrainingConfig) -> TrainResult:
             return TrainResult(dict(parameters), 5, 1, {"m" * 30 + str(i): 0.5 for i in range(20)})
 
     task_bytes = len(encode(coordinator.task(), BASE))
-    start(Grows(), max_message_bytes=task_bytes + 8)
+    start(Grows(), max_payload_bytes=task_bytes + 8)
     coordinator.issue()
     decline = coordinator.wait_for(Decline)
     assert decline.reason == "unsupported"
-    assert "max_message_bytes" in decline.detail
+    assert "max_payload_bytes" in decline.detail
 
 
 def test_an_evaluation_sends_metrics_and_no_tensors(coordinator: ScriptedCoordinator, start: Start) -> None:

@@ -42,7 +42,7 @@ def test_updates_are_listed_with_their_tasks_until_they_are_cleared(spool: Spool
     spool.write_update("u1", "t1", "run-1", b"one")
     spool.write_update("u2", "t2", "run-1", b"two")
     assert spool.outbox() == {"u1": ("t1", "run-1"), "u2": ("t2", "run-1")}
-    assert spool.read_update("u1") == b"one"
+    assert spool.read_update("u1")[1] == b"one"
     spool.clear_update("u1")
     assert spool.outbox() == {"u2": ("t2", "run-1")}
 

@@ -1,0 +1,154 @@
+"""Updates that are too large for one message: from the outbox into a queue of their own, then announced by a manifest.
+
+What the broker has confirmed is written down a window at a time, so that the next process goes on there. An upload that
+is whole is announced from its manifest on disk from then on, and not looked at again: the coordinator may be taking it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from broker_config.chunk_sender import ChunkSender, News
+from broker_config.faults import fault
+from broker_config.topology import Topology
+from broker_config.transport import Transport
+from participant.chunk_files import Journal
+from participant.spool import Spool
+from schemas.codec import Limits, decode, encode
+from schemas.errors import PeerError, SpoolError
+from schemas.messages import ChunkedPayload, Update
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[Update, bytes], None]
+"""Publish the manifest, a message body, of this update."""
+Failed = Callable[[str, BaseException], None]
+
+
+class Uploads:
+    """The participant's uploads by update_id. Used from the service's thread."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topology: Topology,
+        spool: Spool,
+        participant_id: str,
+        *,
+        chunk_bytes: int,
+        limits: Limits,
+        put: Callable[[News], None],
+        announce: Announce,
+        failed: Failed,
+    ) -> None:
+        self._transport = transport
+        self._topology = topology
+        self._spool = spool
+        self._participant_id = participant_id
+        self._chunk_bytes = chunk_bytes
+        self._limits = limits
+        self._put = put
+        self._announce = announce
+        self._failed = failed
+        self._senders: dict[str, ChunkSender] = {}
+        self._known: set[str] = set()
+
+    def begin(self, update_id: str, payload_id: str, body: memoryview | bytes) -> None:
+        """Upload a body from the outbox, or announce it where that was done before. Raises SpoolError where it holds no
+        update."""
+        self._known.add(update_id)
+        try:
+            message = decode(body, self._limits, check_finite=False).message
+        except PeerError as error:
+            raise SpoolError(f"update {update_id} in the outbox cannot be read: {error}") from error
+        if not isinstance(message, Update):
+            raise SpoolError(f"update {update_id} in the outbox is a {message.kind}")
+        update = message
+        manifest = self._spool.manifest(update_id)
+        if manifest is not None:
+            self._announce(update, manifest)
+            return
+        path = self._spool.journal_path(update_id)
+        journal = Journal(path, {"payload_id": payload_id, "chunk_bytes": self._chunk_bytes})
+        done_before = journal.without_gap()
+
+        def confirmed(digests: Sequence[bytes]) -> None:
+            if not digests:
+                journal.clear()
+                return
+            known = len(journal.digests)
+            journal.add(dict(enumerate(digests[known:], known)))
+            fault("chunks-confirmed")
+
+        def done(outcome: ChunkedPayload | BaseException) -> None:
+            self._done(update, outcome)
+
+        former = self._senders.pop(update_id, None)
+        if former is not None:
+            former.cancel()
+        sender = self._senders[update_id] = ChunkSender(
+            self._transport,
+            self._topology.payload(self._participant_id, update_id),
+            payload_id=payload_id,
+            task_id=update.task_id,
+            num_bytes=len(body),
+            chunk_bytes=self._chunk_bytes,
+            read=lambda start, length: bytes(body[start : start + length]),
+            put=self._put,
+            on_done=done,
+            on_confirmed=confirmed,
+            digests=done_before,
+        )
+        log.info(
+            "event=upload participant=%s task=%s bytes=%d chunks_confirmed=%d",
+            self._participant_id, update.task_id, len(body), len(done_before),
+        )  # fmt: skip
+        sender.begin()
+
+    def take(self, news: News) -> None:
+        """The transport's answer; OSErrors of the disk end the upload for now."""
+        try:
+            news.sender.take(news)
+        except OSError as error:
+            news.sender.cancel()
+            for update_id in [uid for uid, sender in self._senders.items() if sender is news.sender]:
+                del self._senders[update_id]
+                self._failed(update_id, error)
+
+    def _done(self, update: Update, outcome: ChunkedPayload | BaseException) -> None:
+        uid = update.update_id
+        sender = self._senders.pop(uid)
+        if isinstance(outcome, BaseException):
+            self._failed(uid, outcome)
+            return
+        log.info(
+            "event=uploaded participant=%s task=%s chunks=%d published=%d",
+            self._participant_id, update.task_id, outcome.count, sender.sent,
+        )  # fmt: skip
+        manifest = encode(update.model_copy(update={"chunks": outcome}))
+        try:
+            self._spool.write_manifest(uid, manifest)
+        except SpoolError as error:
+            self._failed(uid, error)
+            return
+        fault("update-uploaded")
+        self._announce(update, manifest)
+
+    def start_over(self, update_id: str) -> None:
+        """Its chunks did not reach the coordinator: the next `begin` sends all of them."""
+        self._stop(update_id)
+        self._spool.clear_upload(update_id)
+
+    def forget(self, update_id: str) -> None:
+        """The update is over: nothing of its upload stays, here or on the broker."""
+        self._stop(update_id)
+        if update_id in self._known or self._spool.has_upload(update_id):
+            self._known.discard(update_id)
+            self._transport.delete_queue(self._topology.payload(self._participant_id, update_id).name)
+        self._spool.clear_upload(update_id)
+
+    def _stop(self, update_id: str) -> None:
+        sender = self._senders.pop(update_id, None)
+        if sender is not None:
+            sender.cancel()

@@ -1,0 +1,133 @@
+"""A federation in one process whose model is too large for one message: both real services, over either transport."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker_config.topology import Topology
+from broker_config.transport import Message, Transport
+from coordinator import audit, checkpoint
+from coordinator.ledger import LedgerReader
+from coordinator.run_folder import RunFolder
+from coordinator.service import CoordinatorService, RunSummary
+from coordinator.settings import CommitSettings, RunSettings, StopSettings
+from coordinator.strategies import FedBuff
+from participant.service import ParticipantService
+from participant.settings import ParticipantSettings
+from schemas.messages import TrainingConfig
+from schemas.parameters import Parameters
+
+DEADLINE_S = 60.0
+MAX_MESSAGE_BYTES = 16_384
+CHUNK_BYTES = 8192
+VALUES = 50_000
+"""Of the model: 200 kB, 25 chunks."""
+RUN_ID = "r1"
+MakeTransport = Callable[[str], Transport]
+
+
+def initial() -> Parameters:
+    return Parameters({"000/w": np.linspace(0, 1, VALUES, dtype=np.float32), "001/b": np.zeros(3, np.float32)})
+
+
+class Trainer:
+    """Adds what follows from the seed. `gate`, where set, must be set before a training ends."""
+
+    num_examples = 10
+
+    def __init__(self) -> None:
+        self.trainings = 0
+        self.gate: threading.Event | None = None
+
+    def train(self, parameters: Any, config: TrainingConfig) -> Any:
+        self.trainings += 1
+        if self.gate is not None:
+            assert self.gate.wait(DEADLINE_S)
+        return Result({name: array + added(config.seed, name, array) for name, array in parameters.items()})
+
+
+def added(seed: int, name: str, array: Any) -> Any:
+    return np.random.default_rng([seed, len(name)]).normal(size=array.shape).astype(array.dtype)
+
+
+class Result:
+    num_examples, num_steps, metrics = 10, 1, {"loss": 0.5}
+
+    def __init__(self, parameters: Any) -> None:
+        self.parameters = parameters
+
+
+class Federation:
+    """Coordinators and participants come and go; `transports` has the one that each process name got last."""
+
+    def __init__(self, folder: Path, topology: Topology, make_transport: MakeTransport) -> None:
+        self.folder = folder
+        self.topology = topology
+        self.run_dir = folder / "run"
+        self.transports: dict[str, Transport] = {}
+        self._make_transport = make_transport
+        self._pool = ThreadPoolExecutor(32)
+        self._services: list[CoordinatorService | ParticipantService] = []
+
+    def transport(self, name: str) -> Transport:
+        self.transports[name] = self._make_transport(name)
+        return self.transports[name]
+
+    def coordinator(self, versions: int = 2, buffer_size: int = 3, **changed: Any) -> Future[RunSummary]:
+        run = RunSettings(
+            run_id=RUN_ID, concurrency=16, stop=StopSettings(max_versions=versions), lease_s=1000,
+            participant_timeout_s=1000, decline_backoff_s=0,
+        )  # fmt: skip
+        given: dict[str, Any] = {
+            "run_dir": self.run_dir, "run": run, "commit": CommitSettings(commit_interval_s=0.05),
+            "strategy": FedBuff(buffer_size=buffer_size), "training": TrainingConfig(), "topology": self.topology,
+            "initial_parameters": initial, "max_message_bytes": MAX_MESSAGE_BYTES, "chunk_bytes": CHUNK_BYTES,
+        }  # fmt: skip
+        if "transport" not in changed:
+            changed["transport"] = self.transport("coordinator")
+        service = CoordinatorService(**given | changed)
+        return self._start(service)
+
+    def participant(self, name: str, trainer: Trainer | None = None, **changed: Any) -> Future[str]:
+        given: dict[str, Any] = {
+            "participant_id": name, "settings": ParticipantSettings(hello_interval_s=1.0),
+            "trainer": trainer or Trainer(), "topology": self.topology, "spool_dir": self.folder / "spool",
+            "max_message_bytes": MAX_MESSAGE_BYTES, "chunk_bytes": CHUNK_BYTES,
+        }  # fmt: skip
+        if "transport" not in changed:
+            changed["transport"] = self.transport(name)
+        return self._start(ParticipantService(**given | changed))
+
+    def _start(self, service: Any) -> Future[Any]:
+        self._services.append(service)
+        return self._pool.submit(service.run)
+
+    def close(self) -> None:
+        for service in self._services:
+            service.stop()
+        self._pool.shutdown()
+
+    def check(self, versions: int = 2, updates: int | None = None) -> None:
+        """The ledger is in order, and the model is what its rows give, bit for bit."""
+        assert [check for check in audit.verify(RunFolder(self.run_dir)) if not check.holds] == []
+        with LedgerReader(self.run_dir / "ledger.sqlite") as ledger:
+            rows = [row for row in ledger.updates() if row.version is not None]
+            assert [point.version for point in ledger.versions()] == list(range(1, versions + 1))
+            assert updates is None or len(rows) == updates
+        assert len({row.update_id for row in rows}) == len(rows)
+        final = checkpoint.read(self.run_dir / "final.safetensors").arrays
+        assert not np.array_equal(final["000/w"], initial()["000/w"])
+
+    def discarded(self) -> dict[str, int]:
+        with LedgerReader(self.run_dir / "ledger.sqlite") as ledger:
+            return ledger.discarded()
+
+
+def is_chunk(message: Message) -> bool:
+    return message.exchange.endswith(".payloads")
