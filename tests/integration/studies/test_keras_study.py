@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import fedmq
+from fedmq.study_app import AppProblem
+from studies.engine import simulate
 from tests.integration.studies.small_app import build_model
-from tests.scenario.studies.federations import fedbuff, population, until
+from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
 
 
 @pytest.mark.parametrize("path", ["cohort", "plain"])
@@ -28,3 +30,32 @@ def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path)
     assert first[0].key == again[0].key
     losses = [e["metrics"]["loss"] for e in first[0].evaluations]
     assert losses[-1] < losses[0]
+
+
+APP = """
+import numpy as np
+from tests.integration.studies.small_app import build_model
+
+def part(number):
+    rng = np.random.default_rng(number)
+    return rng.standard_normal((20, 6)), rng.integers(0, 3, 20)
+
+def load_data(participant_id):
+    return part(int(participant_id.removeprefix("sensor-")) % 2)
+
+def load_test_data():
+    return part(0)
+"""
+
+
+def test_a_deployments_app_is_studied_as_it_is_with_its_own_data_for_each_participant(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
+    assert AppProblem.model_validate({"app": problem.app}).deal_by.name == "iid"
+    members = population(5)
+    outcome = simulate(members, problem, fedbuff(2), until(20, concurrency=4, evaluate_interval_s=0), TrainingConfig())
+    losses = [e.metrics["loss"] for e in outcome.evaluations]
+    assert losses[-1] < losses[0]
+    federation = problem.deal(members.members(0), 0)
+    assert federation.num_examples == [20] * 5
+    assert federation.data_bytes == 2 * 20 * (6 * 4 + 8)  # five participants, of whom two have data of their own

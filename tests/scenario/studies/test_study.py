@@ -63,6 +63,14 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     assert digests(1) == digests(4)
 
 
+def test_progress_is_told_within_a_cell_too(tmp_path):
+    seen = []
+    one = study(contenders=study().contenders[:1], seeds=[0], run_settings=until(3000, concurrency=4))
+    one.run(tmp_path, workers=1, on_progress=lambda done, total: seen.append((done, total)))
+    assert any(0 < done < 1 for done, _ in seen)
+    assert seen[-1] == (1, 1)
+
+
 def test_only_the_cells_that_a_change_touches_are_run_again(tmp_path):
     before = study()
     ran(before, tmp_path)
