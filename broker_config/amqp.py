@@ -190,12 +190,16 @@ class PikaDriver:
         if not self._connections:
             then()
 
+    def drop(self, connection: Any) -> None:
+        """End a connection without a goodbye."""
+        stream = getattr(connection, "_transport", None)
+        if stream is not None:
+            stream.abort()
+
     def abort(self) -> None:
         """Drop the sockets of a broker that does not answer our goodbye."""
         for connection in self._connections:
-            stream = getattr(connection, "_transport", None)
-            if stream is not None:
-                stream.abort()
+            self.drop(connection)
 
     def explain(self, error: Exception) -> BrokerError:
         """pika's error as ours."""

@@ -64,8 +64,11 @@ class Driver(Protocol):
     def when_all_closed(self, then: Callable[[], None]) -> None:
         """Call `then` when no connection is left."""
 
+    def drop(self, connection: Any) -> None:
+        """End a connection without a goodbye; on_lost is called later."""
+
     def abort(self) -> None:
-        """Drop all sockets."""
+        """Drop all connections."""
 
 
 class Session:
@@ -104,15 +107,22 @@ class Session:
         self.over = True
         self.ready = False
         self._on_lost(self, error)
+        for connection in self._open_connections():
+            # A goodbye would wait behind an upload that the next session makes again, on what may be a slow link.
+            if self._driver.unwritten_bytes(connection):
+                self._driver.drop(connection)
         self.close()
 
     def close(self) -> None:
         """Close both connections; nothing is called back any more."""
         self.over = True
         self.ready = False
-        for connection in (self._publishing, self.consuming):
-            if connection is not None and not (connection.is_closing or connection.is_closed):
-                connection.close()
+        for connection in self._open_connections():
+            connection.close()
+
+    def _open_connections(self) -> list[Any]:
+        both = [connection for connection in (self._publishing, self.consuming) if connection is not None]
+        return [connection for connection in both if not (connection.is_closing or connection.is_closed)]
 
     def declare(self, then: Callable[[], None]) -> None:
         """Declare everything (again), then call `then`."""

@@ -60,16 +60,16 @@ class Proxy:
         self._delay_s = 0.0
         self._bytes_per_s: dict[Direction, float] = {}
         self._takes_all = False
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
 
     # Faults
 
-    def sever(self) -> int:
-        """Cut the open connections; returns how many there were."""
-        return self._do(self._sever)
+    def sever(self, oldest: int | None = None) -> int:
+        """Cut the open connections, or so many of them; returns how many that were."""
+        return self._do(lambda: self._sever(oldest))
 
     def set_up(self, up: bool) -> None:
         """Down: open connections are cut, and new ones as soon as they come."""
@@ -191,7 +191,7 @@ class Proxy:
                 _end(client, server)
                 raise
             connection = _Connection(client, server, set(self._black))
-            self._connections.add(connection)
+            self._connections[connection] = None
             for direction in BOTH:
                 task = self._loop.create_task(self._carry(connection, direction))
                 task.add_done_callback(lambda _, connection=connection: self._over(connection))
@@ -199,15 +199,16 @@ class Proxy:
 
     def _over(self, connection: _Connection) -> None:
         """One direction has ended, so the other one does, and then the sockets are closed."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if all(task.done() for task in connection.tasks):
             _end(connection.client, connection.server)
         for task in connection.tasks:
             task.cancel()
 
-    def _sever(self) -> int:
-        found, self._connections = self._connections, set()
+    def _sever(self, oldest: int | None = None) -> int:
+        found = list(self._connections)[:oldest]
         for connection in found:
+            del self._connections[connection]
             _shut(connection.client, connection.server)
             for task in connection.tasks:
                 task.cancel()
