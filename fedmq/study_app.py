@@ -42,7 +42,7 @@ class AppProblem(Value):
     """The app file; with build_model and load_data, or with build_trainer and initial_parameters."""
     participant_id: str | None = None
     """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
-    Without it the study's own names, p000000 and so on."""
+    Without it the names of a recorded run's participants, or the study's own, p000000 and so on."""
     data: str | None = None
     """An .npz file in place of load_data and load_test_data, or "mnist" or "mnist-full"."""
     deal_by: AnyDeal = Iid()
@@ -78,7 +78,7 @@ class AppProblem(Value):
 
     def _name(self, member: Member) -> str:
         if self.participant_id is None:
-            return member.participant_id
+            return member.participant_id if member.history is None else member.history.participant_id
         return self.participant_id.replace("{number}", str(member.index + 1))
 
 

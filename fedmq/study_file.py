@@ -102,10 +102,15 @@ class StudyFile(Value):
     populations: Annotated[list[Population], Field(min_length=1)]
 
 
-def load_study(path: str | Path) -> tuple[Study, Path]:
-    """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes."""
+def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) -> tuple[Study, Path]:
+    """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes.
+
+    `populations`: tables in the place of the file's.
+    """
     path = Path(path)
     tree = read_toml(path, "study", "give the path of one (examples/studies has some)")
+    if populations:
+        tree["populations"] = [dict(table) for table in populations]
     here = path.resolve().parent
     _find_runs(tree, here)
     mistakes: list[Mistake] = []

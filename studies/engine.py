@@ -172,8 +172,6 @@ class Engine:
         outcome = self._outcome
         while not outcome.finished:
             if not self._heap or self._heap[0][0] >= NEVER_S:
-                if self._nothing_left():
-                    continue
                 outcome.finished = "stuck"
                 raise Stuck(
                     f"nothing is left to happen at {self._now:g} s, version {self._core.version}, "
@@ -188,10 +186,6 @@ class Engine:
 
     def _open(self) -> None:
         """All have said hello (studies.recorded_engine plans its record here)."""
-
-    def _nothing_left(self) -> bool:
-        """Nothing is planned any more; True where something was done about it."""
-        return False
 
     def _closed(self, outcome: Outcome) -> Outcome:
         outcome.parameters = self._core.parameters

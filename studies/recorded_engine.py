@@ -46,12 +46,13 @@ class RecordedEngine(Engine):
 
     def _open(self) -> None:
         self._offers = offers([d.member.history for d in self._devices if d.member.history is not None])
-        self._stop_asked = False
         self._plan_offer(0)
 
     def _plan_offer(self, k: int) -> None:
         if k < len(self._offers):
             self._plan(max(self._offers[k][1].issued_s, self._now), self._offer, k)
+        else:
+            self._plan(self._now, self._close, 0)
 
     def _offer(self, k: int) -> None:
         i, task = self._offers[k]
@@ -64,13 +65,13 @@ class RecordedEngine(Engine):
         # Only once this one's end is planned: an update that comes at the moment of the next offer comes before it.
         self._plan(self._now, self._plan_offer, k + 1)
 
-    def _nothing_left(self) -> bool:
-        if self._stop_asked:
-            return False
-        self._stop_asked = True
-        self._events.append(StopRequested("record_over"))
-        self._settle()
-        return True
+    def _close(self, _: int) -> None:
+        """Stop, once nobody is training any more: a synchronous round would wait for ever, deadline after deadline."""
+        ends = [at for device in self._devices if (at := device.ends_at()) is not None]
+        if ends:
+            self._plan(max(ends), self._close, 0)
+        else:
+            self._events.append(StopRequested("record_over"))
 
 
 def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcome:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich import box
@@ -16,14 +16,30 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from fedmq.commands import options
+from fedmq.config import load_config
+from schemas.errors import ConfigError
 from studies.cell import CellResult
 from studies.intervals import mean_text
 from studies.measures import final_value, metrics_of
 from studies.pool import OnCell, OnProgress
+from studies.study import Study
+
+Order = Literal["drawn", "recorded"]
 
 
-def command(
-    file: Annotated[Path, typer.Argument(help="The study's file.", show_default=False)],
+def command(  # noqa: PLR0917 - the flags of a command line
+    file: Annotated[Path | None, typer.Argument(help="The study's file.", show_default=False)] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option("--from-run", help="A recorded run's folder: its participants are the population."),
+    ] = None,
+    order: Annotated[
+        Order, typer.Option(help="Of the run's tasks: durations drawn anew, or everything when it was.")
+    ] = "drawn",
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The run's federation file, in place of FILE.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder of the results; wins over the file.")
     ] = None,
@@ -34,11 +50,11 @@ def command(
 ) -> None:
     """Compare strategies in virtual time: every strategy, population and seed of FILE, with the coordinator's own core.
 
-    Cells that are finished are not run again: after Ctrl-C the same command goes on.
+    Cells that are finished are not run again: after Ctrl-C the same command goes on. With --from-run the population is
+    a recorded run's: what would other strategies have made of its participants? FILE says which, on what problem; with
+    --config in place of FILE the problem is the run's own app.
     """
-    from fedmq.study_file import load_study
-
-    study, folder = load_study(file)
+    study, folder = _study(file, from_run, order, config)
     folder = out or folder
     console = Console()
     with _progress(console) as (on_cell, on_progress):
@@ -52,6 +68,22 @@ def command(
     if study.tuning is None or study.tuning.off:
         print("Untuned: step sizes are the file's own, and which strategy looks best may be an accident of these.")
     print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv and .parquet have every value.")
+
+
+def _study(file: Path | None, from_run: Path | None, order: Order, config: Path | None) -> tuple[Study, Path]:
+    from fedmq.study_file import load_study
+    from fedmq.study_from_run import population_table, study_of_run
+
+    if from_run is None:
+        if file is None:
+            raise ConfigError("fedmq study needs a study's file (examples/studies has some), or --from-run")
+        return load_study(file)
+    if file is not None:
+        study, folder = load_study(file, [population_table(from_run, order)])
+        return study, folder.with_name(f"{folder.name}-{study.populations[0].name}")
+    if config is None:
+        raise ConfigError("--from-run needs FILE for strategies and problem, or --config for the run's own app")
+    return study_of_run(from_run, load_config(config), order)
 
 
 @contextmanager
