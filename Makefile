@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-brokers check lint types imports unit bench-smoke broker-installed clean
+.PHONY: demo test test-brokers check lint types imports unit soak bench-smoke broker-installed clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("fedmq needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -47,6 +47,10 @@ types: $(VENV)/.installed
 
 imports: $(VENV)/.installed
 	$(BIN)/lint-imports
+
+# Ten minutes of killed processes; shorter or another schedule with ARGS="--seconds 60 --seed 7".
+soak: $(VENV)/.installed broker-installed
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: lint types imports test
 

@@ -132,15 +132,20 @@ class Witness:
 class Federation:
     """One run's folder, its processes by kind, and the checks that hold whatever happened."""
 
-    def __init__(self, folder: Path, url: str, prefix: str, max_versions: int = 8, size: int = app.SIZE) -> None:
-        """`size`: how many numbers the model has. `url`: one, or one for each node with commas between."""
+    def __init__(
+        self, folder: Path, url: str, prefix: str, max_versions: int = 8, size: int = app.SIZE, pause_s: float = 0.0
+    ) -> None:
+        """`size`: how many numbers the model has. `pause_s`: the longest that a training lasts. `url`: one, or one for
+        each node with commas between."""
         self.folder = folder
         self._size = size
         self.url = url
         self.topology = Topology(prefix)
         self.run_dir = folder / "runs" / "r1"
         app_text = Path(app.__file__).read_text()
-        (folder / "app.py").write_text(app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}"))
+        (folder / "app.py").write_text(
+            app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}").replace("PAUSE_S = 0.0", f"PAUSE_S = {pause_s}")
+        )
         (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions))
         self.witness = Witness(url, self.topology)
         self._running: list[Terminal] = []

@@ -39,6 +39,11 @@ class Terminal:
         return self._process.pid
 
     @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    @property
     def text(self) -> str:
         return "".join(self._lines)
 

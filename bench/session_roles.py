@@ -1,0 +1,140 @@
+"""The processes of bench.sessions.
+
+    python -m bench.session_roles coordinator URL PREFIX RUN_DIR SESSIONS UPDATES BROKER_PID
+    python -m bench.session_roles participants URL PREFIX SPOOL_DIR NAME [NAME ...]
+
+Each prints "ready", and at its end one JSON line. Times are of the monotonic clock, which all processes
+share.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+from bench.participants import SleepingTrainer
+from bench.publisher import model
+from broker_config.amqp import AmqpTransport
+from broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from broker_config.transport import Delivery, Message
+from coordinator.service import CoordinatorService
+from coordinator.settings import CommitSettings, RunSettings, StopSettings
+from coordinator.strategies import FedBuff
+from participant.service import ParticipantService
+from participant.settings import ParticipantSettings
+from schemas.messages import TrainingConfig
+
+UPDATE_BYTES = 10_000
+PATIENCE_S = 300.0
+"""For a thousand sessions to connect, and for a hello to be answered."""
+
+
+class AckedTransport(AmqpTransport):
+    """Knows when which update was acked, and what had been spent before and after those that are measured."""
+
+    def watch(self, warm_up: int, measured: int, broker_pid: int) -> None:
+        self._marks, self._broker_pid = (warm_up, warm_up + measured), broker_pid
+        self.acked: dict[str, float] = {}
+        self.spent: list[tuple[float, float, float]] = []
+        """(time, CPU seconds of this process, of the broker)"""
+
+    def ack(self, delivery: Delivery) -> bool:
+        acked = super().ack(delivery)
+        if delivery.queue.endswith(".updates") and delivery.correlation_id is not None:
+            self.acked[delivery.correlation_id] = time.monotonic()
+            if len(self.acked) in self._marks:
+                self.spent.append((time.monotonic(), time.process_time(), broker_cpu_s(self._broker_pid)))
+        return acked
+
+
+class TimedTransport(AmqpTransport):
+    """Knows when which update was first published."""
+
+    published: dict[str, float]
+
+    def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+        if message.exchange.endswith(".updates") and message.correlation_id is not None:
+            self.published.setdefault(message.correlation_id, time.monotonic())
+        return super().publish(message, timeout_s)
+
+
+def broker_cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def broker_rss_mb(pid: int) -> float:
+    """The most that it ever had."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def coordinator(url: str, prefix: str, run_dir: str, sessions: str, updates: str, broker_pid: str) -> None:
+    count, pid = int(sessions), int(broker_pid)
+    transport = AckedTransport(url, name="coordinator")
+    transport.watch(count, int(updates), pid)
+    service = CoordinatorService(
+        run_dir=Path(run_dir),
+        run=RunSettings(
+            run_id="sessions", concurrency=count, min_participants=count, lease_s=PATIENCE_S,
+            participant_timeout_s=PATIENCE_S, stop=StopSettings(max_updates=count + int(updates)),
+        ),
+        commit=CommitSettings(),
+        strategy=FedBuff(buffer_size=10),
+        training=TrainingConfig(),
+        transport=transport,
+        topology=Topology(prefix),
+        initial_parameters=lambda: model(UPDATE_BYTES),
+        max_message_bytes=MAX_MESSAGE_BYTES,
+    )  # fmt: skip
+    print("ready", flush=True)
+    service.run()
+    measured = list(transport.acked.items())[count : count + int(updates)]
+    seconds, cpu_s, of_broker_s = (after - before for before, after in zip(*transport.spent[:2], strict=True))
+    told = {
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "broker_cpu_s": of_broker_s,
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "broker_rss_mb": broker_rss_mb(pid),
+        "committed": dict(measured),
+    }
+    print(json.dumps(told), flush=True)
+
+
+def participants(url: str, prefix: str, spool_dir: str, *names: str) -> None:
+    published: dict[str, float] = {}
+    services = []
+    for name in names:
+        transport = TimedTransport(url, name=name)
+        transport.published = published
+        services.append(
+            ParticipantService(
+                participant_id=name,
+                settings=ParticipantSettings(),
+                trainer=SleepingTrainer(0.0),
+                transport=transport,
+                topology=Topology(prefix),
+                spool_dir=Path(spool_dir),
+                max_message_bytes=MAX_MESSAGE_BYTES,
+            )
+        )
+    threads = [threading.Thread(target=service.run) for service in services]
+    for thread in threads:
+        thread.start()
+    print("ready", flush=True)
+    for thread in threads:
+        thread.join()
+    print(json.dumps(published), flush=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    {"coordinator": coordinator, "participants": participants}[sys.argv[1]](*sys.argv[2:])
