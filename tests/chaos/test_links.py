@@ -5,6 +5,7 @@ import time
 import pytest
 
 from tests.chaos.harness import FULL, Federation
+from tests.chaos.proxy import BOTH
 from tests.chaos.test_broker import DISCONNECTED
 
 pytestmark = pytest.mark.broker
@@ -13,18 +14,24 @@ UPDATE_BYTES = 4 * SIZE
 HEARTBEAT_S = 2
 
 
-@pytest.mark.parametrize("new", [False, True] if FULL else [False])
-def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(federation, proxies, new):
-    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell. `new`: those
-    that they open meanwhile are no better."""
+@pytest.mark.parametrize(
+    ("directions", "new"),
+    [(BOTH, False), *([(BOTH, True), (("up",), False), (("down",), False)] if FULL else [])],
+)
+def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(
+    federation, proxies, directions, new
+):
+    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell, ours where
+    nothing comes down. `new`: those that they open meanwhile are no better."""
     (own, coordinators_url), (other, participants_url) = proxies(), proxies()
     coordinator = federation.coordinator(**coordinators_url)
     participants = [federation.participant("p0", **participants_url), federation.participant("p1")]
     coordinator.wait_for("version made version=2 ")
-    assert (own.blackhole(new=new), other.blackhole(new=new)) == (2, 2)
+    assert [link.blackhole(*directions, new=new) for link in (own, other)] == [2, 2]
     for one in (coordinator, participants[0]):
-        one.wait_for(f"({DISCONNECTED}).*[Hh]eartbeat")
-    assert min(*own.swallowed.values(), *other.swallowed.values()) > 0, "heartbeats of all four ends went nowhere"
+        one.wait_for(f"({DISCONNECTED})" + (".*[Hh]eartbeat" if "down" in directions else ""))
+    swallowed = [link.swallowed[direction] for link in (own, other) for direction in directions]
+    assert min(swallowed) > 0, "heartbeats went nowhere"
     own.heal()
     other.heal()
     assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
