@@ -34,4 +34,11 @@ def mean_text(values: Sequence[float]) -> str:
     if not values or not all(math.isfinite(v) for v in values):
         return "-"
     mean, half = mean_and_half_width(np.asarray(values, np.float64)[:, None])
-    return f"{mean[0]:,.4g}" if len(values) == 1 else f"{mean[0]:,.4g} ± {half[0]:.2g}"
+    return _plain(mean[0], 4) if len(values) == 1 else f"{_plain(mean[0], 4)} ± {_plain(half[0], 2)}"
+
+
+def _plain(value: float, digits: int) -> str:
+    """To so many digits, and whole numbers above 1,000 whole; with an exponent only where it is needed."""
+    if 1e-4 <= abs(value) < 1e9:
+        return f"{value:,.0f}" if digits > 2 and abs(value) >= 1000 else f"{float(f'{value:.{digits}g}'):,.10g}"
+    return f"{value:.{digits}g}"

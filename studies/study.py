@@ -14,19 +14,17 @@ Rules
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from coordinator.settings import TargetMetric
 from coordinator.strategies.base import Strategy
 from schemas.errors import ConfigError
 from schemas.messages import TrainingConfig
 from studies.cell import Cell, CellResult
+from studies.machine import cores, free_bytes
 from studies.pool import Arm, Batch, CellPool, OnCell, OnProgress, single_threaded_children
 from studies.population import Population
 from studies.problem import Problem
@@ -136,8 +134,8 @@ class Study:
         tuned: dict[tuple[str, str], Tuned] = {}
         found: dict[tuple[str, str], list[CellResult]] = {}
         arms = [arm for contender in self.contenders for arm in self._arms(contender, tuned, found)]
-        limit = psutil.virtual_memory().available if self.memory_limit_bytes is None else self.memory_limit_bytes
-        with single_threaded_children(), CellPool(folder, workers or os.cpu_count() or 1, limit) as pool:
+        limit = free_bytes() if self.memory_limit_bytes is None else self.memory_limit_bytes
+        with single_threaded_children(), CellPool(folder, workers or cores(), limit) as pool:
             pool.drive(arms, on_cell, on_progress)
         order = [(p.name, c.label) for p in self.populations for c in self.contenders]
         results = [result for key in order for result in found[key]]

@@ -95,6 +95,9 @@ def test_a_page_that_would_be_too_large_has_pictures_in_place_of_vectors(tmp_pat
 def test_means_come_with_students_interval():
     assert mean_text([2.0]) == "2"
     assert mean_text([1.0, 2.0, 3.0]) == "2 ± 2.5"
+    assert mean_text([20000.0, 20010.0, 20020.0]) == "20,010 ± 25"
+    assert mean_text([0.0, 400.0]) == "200 ± 2,500"
+    assert mean_text([2e-5]) == "2e-05"
     assert mean_text([]) == mean_text([float("nan"), 1.0]) == "-"
     mean, half = mean_and_half_width(np.array([[1.0], [2.0], [3.0]]))
     assert (mean[0], half[0]) == (2.0, pytest.approx(4.303 / 3**0.5, rel=1e-3))
