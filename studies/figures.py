@@ -107,7 +107,8 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
                 counts = sum(np.pad(np.array(r.staleness, float), (0, longest - len(r.staleness))) for r in runs)
                 shares = np.cumsum(counts) / max(np.sum(counts), 1)
                 left.step(np.arange(longest), shares, where="post", **look.line(strategy))
-            out = [np.array(r.tasks_out, float).reshape(-1, 2).T for r in runs]
+            # Without the last point: a run that ends sends no more tasks out.
+            out = [np.array(r.tasks_out, float).reshape(-1, 2)[:-1].T for r in runs]
             x, rows = on_one_grid([(a[0], a[1]) for a in out], POINTS)
             if len(x):
                 mean, half = mean_and_half_width(rows)
