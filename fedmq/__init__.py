@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fedmq.config import FederationConfig, load_config
     from fedmq.data import load_mnist
+    from fedmq.study_app import AppProblem
     from participant.keras_trainer import KerasTrainer
     from participant.trainer import Trainer, TrainResult
     from schemas.errors import (
@@ -43,11 +44,14 @@ if TYPE_CHECKING:
     )
     from schemas.messages import TrainingConfig
     from schemas.parameters import Parameters
+    from studies.classification import Softmax
     from studies.keras_problem import KerasProblem
     from studies.population import Population
+    from studies.quadratics import Quadratics
     from studies.recorded_engine import replay
     from studies.settings import StudyRun
     from studies.study import Contender, Study
+    from studies.synthetic import Synthetic
     from studies.tuning import Tuning
 
 __version__ = version("fedmq")
@@ -68,7 +72,11 @@ _HOMES = {
     **dict.fromkeys(("FederationConfig", "load_config"), "fedmq.config"),
     "load_mnist": "fedmq.data",
     **dict.fromkeys(("Contender", "Study"), "studies.study"),
+    "AppProblem": "fedmq.study_app",
     "KerasProblem": "studies.keras_problem",
+    "Quadratics": "studies.quadratics",
+    "Softmax": "studies.classification",
+    "Synthetic": "studies.synthetic",
     "Population": "studies.population",
     "replay": "studies.recorded_engine",
     "StudyRun": "studies.settings",
@@ -81,12 +89,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "AppError", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CommitSettings",
+    "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CommitSettings",
     "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedNova", "FedStaleWeight",
     "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "Parameters",
-    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "RunSettings", "Scaffold",
-    "StateError", "StopSettings", "Study", "StudyRun", "TargetMetric", "TrainResult", "Trainer", "TrainerError",
-    "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",
+    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings", "Scaffold",
+    "Softmax", "StateError", "StopSettings", "Study", "StudyRun", "Synthetic", "TargetMetric", "TrainResult",
+    "Trainer", "TrainerError", "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",
 ]  # fmt: skip
 
 
