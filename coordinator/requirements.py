@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from coordinator.settings import RunSettings
@@ -9,6 +10,16 @@ from coordinator.strategies.base import Strategy
 from schemas.errors import ConfigError
 from schemas.messages import TrainingConfig
 from schemas.methods import METHODS
+
+
+def unmet(client_weights: str, strategy: Strategy[Any], training: TrainingConfig) -> Iterator[tuple[str, str]]:
+    """What the strategy's method lacks: the place in a federation file, and what to do."""
+    if METHODS[strategy.reply].corrected and training.learning_rate is None:
+        why = "participants divide by it to tell their mean gradient"
+        yield "training.learning_rate", f"missing, expected a number above 0: with {strategy.name} {why}"
+    if strategy.reply == "change" and client_weights != "equal":
+        text = f"got {client_weights!r}, allowed: 'equal', where {strategy.name} has its memory on the participants"
+        yield "run.client_weights", text
 
 
 def check_requirements(
@@ -20,13 +31,5 @@ def check_requirements(
             "stop.target and stop.patience need a central evaluation, and there is none: "
             "give the app file a load_test_data(), or stop by max_versions, max_updates or max_time_s"
         )
-    if METHODS[strategy.reply].corrected and training.learning_rate is None:
-        raise ConfigError(
-            f"the strategy {strategy.name!r} needs training.learning_rate, because participants divide by it to tell "
-            "their mean gradient: set it"
-        )
-    if strategy.reply == "change" and settings.client_weights != "equal":
-        raise ConfigError(
-            f"the strategy {strategy.name!r} with its memory on the participants knows no client weights: set "
-            f"client_weights = 'equal' (it is {settings.client_weights!r}), or keep the memory on the coordinator"
-        )
+    for place, text in unmet(settings.client_weights, strategy, training):
+        raise ConfigError(f"{place}: {text}")

@@ -26,8 +26,10 @@ import numpy as np
 
 from coordinator import checkpoint
 from fedmq.app import App, load_app, trainer_of
+from participant.methods import replies_of
 from schemas.errors import AppError, FedmqError
-from schemas.messages import TrainingConfig
+from schemas.messages import Reply, TrainingConfig
+from schemas.methods import METHODS, trained
 from schemas.parameters import Parameters
 from schemas.tensors import spec_of
 
@@ -72,7 +74,8 @@ class Helper:
             self._export(read_parameters(Path(request["export"])), Path(request["to"]))
             return {"done": True}
         if "try" in request:
-            return {"num_examples": self._try(request["try"], TrainingConfig(**request["training"]))}
+            training = TrainingConfig(**request["training"])
+            return {"num_examples": self._try(request["try"], training, request["reply"])}
         raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export or try")
 
     def _initial(self) -> Parameters:
@@ -109,10 +112,20 @@ class Helper:
         model.save(beside)
         beside.replace(target)  # whole or not at all: whether it is there decides if a restart exports again
 
-    def _try(self, participant_id: str, training: TrainingConfig) -> int:
+    def _try(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
         initial = self._initial()
         trainer = trainer_of(self._app, participant_id)
-        result = trainer.train(initial, training.model_copy(update={"epochs": 1, "max_steps": 1}))
+        step = training.model_copy(update={"epochs": 1, "max_steps": 1})
+        if reply not in replies_of(trainer):
+            raise AppError(
+                f"the trainer of {self._app.path} cannot do the strategy's tasks: its train has no argument "
+                "`correction`, to be added to each gradient (see the guide)"
+            )
+        if METHODS[reply].corrected:
+            zeros = {name: np.zeros_like(initial[name]) for name in trained(initial)}
+            result = trainer.train(initial, step, correction=Parameters(zeros))
+        else:
+            result = trainer.train(initial, step)
         if list(result.parameters) != list(initial):
             raise AppError(
                 f"the trainer of {self._app.path} gave the tensors {list(result.parameters)}, "

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker_config.amqp_address import Addresses
 from broker_config.settings import BrokerSettings
+from coordinator.requirements import unmet
 from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from coordinator.strategies import BuiltIn
 from fedmq.custom_strategy import CustomStrategy
@@ -108,6 +109,9 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
         Addresses(config.broker.url.get_secret_value())
     except ConfigError as e:
         found.append(Mistake("broker.url", str(e)))
+    if not isinstance(config.strategy, CustomStrategy):
+        lacking = unmet(config.run.client_weights, config.strategy, config.training)
+        found += [Mistake(place, text) for place, text in lacking]
     return found
 
 

@@ -15,6 +15,7 @@ from broker_config.amqp_address import Addresses
 from broker_config.settings import BrokerSettings
 from broker_config.topology import Topology
 from broker_config.transport import Message, Transport
+from fedmq import custom_strategy
 from fedmq.broker_probe import MIB, identify
 from fedmq.config import FederationConfig
 from fedmq.model_child import ModelChild
@@ -94,7 +95,8 @@ def _app(config: FederationConfig, participant_id: str) -> Iterator[tuple[Findin
             if not child.evaluates:
                 advice = "add load_test_data() to the app file to have it"
                 yield Finding("warning", "evaluation: the app gives no test data, so there is none", advice), size
-            tried = child.try_training(participant_id, config.training)
+            reply = custom_strategy.build(config.strategy).reply
+            tried = child.try_training(participant_id, config.training, reply)
             yield Finding("ok", f"training: one step as {participant_id} on {tried} examples worked"), size
         except FedmqError as e:
             advice = "put the app file right; fedmq doctor --id NAME tries it as another participant"

@@ -21,7 +21,7 @@ from fedmq.child import read_parameters, write_parameters
 from fedmq.status import SUPERSEDED
 from fedmq.threads import tensorflow_environment
 from schemas.errors import AppError
-from schemas.messages import TrainingConfig
+from schemas.messages import Reply, TrainingConfig
 from schemas.parameters import Parameters
 from schemas.tensors import DTYPES
 
@@ -89,9 +89,10 @@ class ModelChild:
         """Write the .keras file beside a .safetensors one. Raises AppError."""
         self._ask({"export": str(model), "to": str(model.with_suffix(".keras"))})
 
-    def try_training(self, participant_id: str, training: TrainingConfig) -> int:
-        """One step as this participant; how many examples it has. Raises AppError."""
-        answer = self._ask({"try": participant_id, "training": training.model_dump()})
+    def try_training(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
+        """One step as this participant, as the strategy's `reply` asks for it; how many examples it has. Raises
+        AppError."""
+        answer = self._ask({"try": participant_id, "training": training.model_dump(), "reply": reply})
         return int(answer["num_examples"])
 
     def submit(self, version: int, parameters: Parameters, on_result: OnResult) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from coordinator.requirements import unmet
 from fedmq.mistakes import Mistake
 from fedmq.study_app import AppProblem
 from schemas.errors import ConfigError, InputError
@@ -41,6 +42,7 @@ def all_mistakes(parts: Parts) -> list[Mistake]:
     return [
         *_endless(parts),
         *_without_rate(parts),
+        *_unmet(parts),
         *_timeless(parts),
         *_in_files(parts),
         *_twice(parts),
@@ -67,6 +69,26 @@ def _without_rate(parts: Parts) -> Iterator[Mistake]:
         own = c.training or shared
         if own is not None and own.learning_rate is None:
             yield Mistake(f"strategies.{i}.training.learning_rate" if c.training else "training.learning_rate", text)
+
+
+def _unmet(parts: Parts) -> Iterator[Mistake]:
+    """What a strategy's method lacks, where `_without_rate` does not say it for all."""
+    app = isinstance(parts.problem, AppProblem)
+    for i, c in parts.contenders.items():
+        own, training, run = f"strategies.{i}.", c.training or parts.training, c.run or parts.run
+        try:
+            lacking = list(unmet("equal" if run is None else run.client_weights, c.strategy, training or _RATED))
+        except InputError:  # a strategy of the user's own that cannot be built: `_in_files` says so
+            continue
+        for place, text in lacking:
+            if place.startswith("run."):
+                yield Mistake(own + place if c.run else place, text)
+            elif app:
+                yield Mistake(own + place if c.training else place, text)
+
+
+_RATED = TrainingConfig(learning_rate=1.0)
+"""In the place of a [training] that has mistakes of its own."""
 
 
 def _timeless(parts: Parts) -> Iterator[Mistake]:

@@ -100,10 +100,10 @@ def test_a_task_of_scaffold_carries_the_control_variates_beside_the_parameters()
 @pytest.mark.parametrize(
     ("refused", "match"),
     [
-        (lambda: core(Scaffold(num_participants=2), TrainingConfig()), r"needs training\.learning_rate"),
+        (lambda: core(Scaffold(num_participants=2), TrainingConfig()), r"training\.learning_rate: missing"),
         (
             lambda: core(Area(num_participants=2, memory="participant"), client_weights="examples"),
-            "knows no client weights",
+            r"run\.client_weights: got 'examples', allowed: 'equal'",
         ),
     ],
 )

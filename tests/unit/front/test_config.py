@@ -76,6 +76,16 @@ def test_each_mistake_says_where_what_was_got_and_what_is_allowed(write, change,
     assert mistakes(write(GOOD + change)) == [said]
 
 
+def test_what_a_method_lacks_is_named_with_its_place(write):
+    scaffold = GOOD.replace('name = "fedbuff"', 'name = "scaffold"\nnum_participants = 3')
+    said = "training.learning_rate: missing, expected a number above 0: with scaffold participants divide by it to tell"
+    assert [text.startswith(said) for text in mistakes(write(scaffold))] == [True]
+    area = GOOD.replace('name = "fedbuff"', 'name = "area"\nnum_participants = 3\nmemory = "participant"')
+    weighted = area.replace("[run]", '[run]\nclient_weights = "examples"')
+    said = "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants"
+    assert mistakes(write(weighted)) == [said]
+
+
 def test_all_mistakes_are_named_at_once(write):
     path = write(
         """

@@ -129,7 +129,15 @@ def test_submitting_never_waits_for_the_evaluation_and_only_the_newest_waits(chi
 
 
 def test_trying_a_training_gives_the_number_of_examples(child):
-    assert child().try_training("sensor-1", TrainingConfig()) == 5
+    assert child().try_training("sensor-1", TrainingConfig(), "delta") == 5
+
+
+def test_a_trainer_that_takes_no_correction_cannot_be_tried_for_scaffold(child):
+    with pytest.raises(AppError, match="its train has no argument `correction`"):
+        child().try_training("sensor-1", TrainingConfig(learning_rate=1.0), "scaffold")
+    corrected = APP.replace("def train(self, parameters, config):", "def train(self, parameters, config, correction):")
+    text = corrected.replace("        class Result:", "        assert list(correction) == ['w']\n        class Result:")
+    assert child(text).try_training("sensor-1", TrainingConfig(learning_rate=1.0), "scaffold") == 5
 
 
 def test_an_app_that_cannot_be_loaded_is_refused(child):

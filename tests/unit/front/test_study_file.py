@@ -63,6 +63,12 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
         ("participants = 4", "participants = 0", "populations.1.participants: got 0, allowed: 1 or more"),
         ("{max_updates = 10}", "{}", "run.stop: the run would never end"),
         ("learning_rate = 0.1", "", "training.learning_rate: missing, expected a number above 0"),
+        (
+            "{max_updates = 10}",
+            '{max_updates = 10}\nclient_weights = "examples"\n[[strategies]]\nlabel = "AREA"\n'
+            'strategy = {name = "area", num_participants = 4, memory = "participant"}',
+            "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants",
+        ),
         ("participants = 4", 'participants = 4\nexamples = {name = "normal", mean = 3}', 'got "normal", allowed'),
     ],
 )
