@@ -20,3 +20,17 @@ def federation(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federation]:
     one = Federation(tmp_path, Topology("p"), lambda name: EmbeddedTransport(broker, name))
     yield one
     one.close()
+
+
+@pytest.fixture
+def amqp_federation(tmp_path: Path, amqp_url: str, prefix: str) -> Iterator[Federation]:
+    from broker_config.amqp import AmqpTransport, remove
+    from broker_config.backoff import Backoff
+
+    quick = Backoff(base_s=0.05, cap_s=0.2)
+    one = Federation(tmp_path, Topology(prefix), lambda name: AmqpTransport(amqp_url, name=name, backoff=quick))
+    yield one
+    one.close()
+    topology = one.topology
+    names = [queue.name for queue in topology.shared_queues]
+    remove(amqp_url, exchanges=[exchange.name for exchange in topology.exchanges], queues=names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,7 @@ class Federation:
         self._make_transport = make_transport
         self._pool = ThreadPoolExecutor(32)
         self._services: list[CoordinatorService | ParticipantService] = []
+        self._participants: dict[str, tuple[ParticipantService, Future[str]]] = {}
 
     def transport(self, name: str) -> Transport:
         self.transports[name] = self._make_transport(name)
@@ -102,7 +104,16 @@ class Federation:
         }  # fmt: skip
         if "transport" not in changed:
             changed["transport"] = self.transport(name)
-        return self._start(ParticipantService(**given | changed))
+        service = ParticipantService(**given | changed)
+        ended = self._start(service)
+        self._participants[name] = (service, ended)
+        return ended
+
+    def stop(self, name: str) -> None:
+        """The participant leaves; the next one of this name finds its spool."""
+        service, ended = self._participants[name]
+        service.stop()
+        ended.result(DEADLINE_S)
 
     def _start(self, service: Any) -> Future[Any]:
         self._services.append(service)
@@ -127,6 +138,14 @@ class Federation:
     def discarded(self) -> dict[str, int]:
         with LedgerReader(self.run_dir / "ledger.sqlite") as ledger:
             return ledger.discarded()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Ask until it holds."""
+    pause, deadline_s = threading.Event(), time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        pause.wait(0.01)
 
 
 def is_chunk(message: Message) -> bool:

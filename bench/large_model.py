@@ -1,0 +1,147 @@
+"""Full rounds with a model far above the message limit: the coordinator's memory, and how fast payloads go both ways.
+
+    python -m bench.large_model [--megabytes 500] [--participants 3] [--versions 2] [--quick]
+
+A private RabbitMQ node with RabbitMQ 4's default message limit (16 MiB) and a real coordinator (FedBuff, one update of
+each participant makes a version) in a process of its own; each participant is a real service in a process too, with
+null training, so that uploads come all at once. Peak RSS is the coordinator's own, in model sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.report import Row, print_table
+from broker_config.amqp import AmqpTransport
+from broker_config.node import PrivateNode
+from broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from coordinator.service import CoordinatorService
+from coordinator.settings import CommitSettings, RunSettings, StopSettings
+from coordinator.strategies import FedBuff
+from participant.service import ParticipantService
+from participant.settings import ParticipantSettings
+from participant.trainer import TrainResult
+from schemas.messages import TrainingConfig
+from schemas.parameters import Parameters
+
+MB = 1_000_000
+RSS_TARGET = 3.5
+"""Model sizes."""
+TENSORS = 20
+DEADLINE_S = 3600.0
+
+
+def model(num_bytes: int) -> Parameters:
+    """Some float32 tensors of equal size. Ones: pages of zeros would cost no memory."""
+    return Parameters({f"{i:03}/w": np.ones(num_bytes // 4 // TENSORS, np.float32) for i in range(TENSORS)})
+
+
+class NullTrainer:
+    """Gives its parameters back."""
+
+    num_examples = 10
+
+    def train(self, parameters: Parameters, config: TrainingConfig) -> TrainResult:  # noqa: ARG002
+        return TrainResult(parameters, self.num_examples, num_steps=1, metrics={"loss": 1.0})
+
+
+def coordinator(url: str, folder: str, num_bytes: str, participants: str, versions: str) -> None:
+    """Prints one JSON line at the end."""
+    service = CoordinatorService(
+        run_dir=Path(folder) / "run",
+        run=RunSettings(
+            run_id="large", concurrency=int(participants), min_participants=int(participants), lease_s=DEADLINE_S,
+            participant_timeout_s=DEADLINE_S, stop=StopSettings(max_versions=int(versions)),
+        ),
+        commit=CommitSettings(),
+        strategy=FedBuff(buffer_size=int(participants)),
+        training=TrainingConfig(),
+        transport=AmqpTransport(url, name="coordinator"),
+        topology=Topology(),
+        initial_parameters=lambda: model(int(num_bytes)),
+        max_message_bytes=MAX_MESSAGE_BYTES,
+    )  # fmt: skip
+    summary = service.run()
+    told = {
+        "accepted": summary.accepted,
+        "discarded": dict(summary.discarded),
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB,
+    }
+    print(json.dumps(told), flush=True)
+
+
+def participant(url: str, folder: str, name: str) -> None:
+    """Until the run is over."""
+    ParticipantService(
+        participant_id=name,
+        settings=ParticipantSettings(),
+        trainer=NullTrainer(),
+        transport=AmqpTransport(url, name=name),
+        topology=Topology(),
+        spool_dir=Path(folder) / "spool",
+        max_message_bytes=MAX_MESSAGE_BYTES,
+    ).run()
+
+
+def measure(num_bytes: int, participants: int, versions: int) -> tuple[float, float]:
+    """(seconds, the coordinator's peak RSS in MB) of a whole run."""
+    limits = {"max_message_size": str(MAX_MESSAGE_BYTES)}
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder,
+        PrivateNode(Path(folder) / "node", overrides=limits) as node,
+    ):
+        own = [sys.executable, "-m", "bench.large_model", "--as"]
+        others = [subprocess.Popen([*own, "participant", node.url, folder, f"p{i}"]) for i in range(participants)]
+        began_s = time.monotonic()
+        arguments = [node.url, folder, str(num_bytes), str(participants), str(versions)]
+        try:
+            done = subprocess.run(
+                [*own, "coordinator", *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=DEADLINE_S
+            )
+            seconds = time.monotonic() - began_s
+        finally:
+            for other in others:
+                try:
+                    other.wait(60)
+                except subprocess.TimeoutExpired:
+                    other.kill()
+                    other.wait()
+    told = json.loads(done.stdout)
+    if told["accepted"] != participants * versions:
+        raise SystemExit(f"expected {participants * versions} accepted updates, got {told}")
+    return seconds, told["rss_mb"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--participants", type=int, default=3)
+    parser.add_argument("--versions", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="100 MB, one version")
+    options = parser.parse_args()
+    size, versions = (100, 1) if options.quick else (options.megabytes, options.versions)
+    seconds, rss_mb = measure(size * MB, options.participants, versions)
+    moved = 2 * options.participants * versions * size
+    what = f"{versions} versions of {size} MB, {options.participants} participants"
+    print_table(
+        f"bench/large_model: {moved} MB of tasks and updates in {seconds:.0f} s, {moved / seconds:.0f} MB/s",
+        [Row(f"{what}: peak RSS", f"{rss_mb:.0f} MB", f"{size} MB", rss_mb / size, RSS_TARGET, at_least=False)],
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--as"]:
+        logging.basicConfig(level=logging.WARNING)
+        {"coordinator": coordinator, "participant": participant}[sys.argv[2]](*sys.argv[3:])
+    else:
+        main()
