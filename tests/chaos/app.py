@@ -24,7 +24,7 @@ def initial_parameters(size=SIZE):
 
 def trained(parameters, seed):
     """Awkward to add up in another order, so that a replay in another order has other bits."""
-    noise = np.random.default_rng(seed).normal(size=SIZE).astype("float32")
+    noise = np.random.default_rng(seed).normal(size=parameters["w"].size).astype("float32")
     return {"w": parameters["w"] + noise, "steps": parameters["steps"]}
 
 

@@ -70,7 +70,8 @@ class Witness:
     """Keeps what reaches the updates exchange. Bodies by update_id; `copies` counts repeats."""
 
     def __init__(self, url: str, topology: Topology) -> None:
-        self.updates: dict[str, tuple[Update, Parameters]] = {}
+        self.updates: dict[str, tuple[Update, Parameters | None]] = {}
+        """No parameters where they travelled in chunks."""
         self.copies: Counter[str] = Counter()
         self.changed = threading.Condition()
         self._connected = False
@@ -90,7 +91,7 @@ class Witness:
     def _take(self, delivery: Delivery) -> None:
         decoded = decode(bytes(delivery.body))
         assert isinstance(decoded.message, Update)
-        assert decoded.parameters is not None
+        assert (decoded.parameters is None) == (decoded.message.chunks is not None)
         with self.changed:
             self.updates[decoded.message.update_id] = (decoded.message, decoded.parameters)
             self.copies[decoded.message.update_id] += not delivery.redelivered
@@ -151,6 +152,8 @@ class Federation:
         )
         (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions))
         self.witness = Witness(url, self.topology)
+        self.environ: dict[str, str] = {}
+        """Of all processes."""
         self._running: list[Terminal] = []
 
     # Processes
@@ -162,7 +165,7 @@ class Federation:
         return self._start("participant", *CONFIG, "--id", name, fault=fault, **environ)
 
     def _start(self, *arguments: str, fault: str, **environ: str) -> Terminal:
-        given = {"FEDMQ_BROKER_URL": self.url, "FEDMQ_FAULT": fault} | environ
+        given = {"FEDMQ_BROKER_URL": self.url, "FEDMQ_FAULT": fault} | self.environ | environ
         self._running.append(Terminal(self.folder, *arguments, **given))
         return self._running[-1]
 
@@ -227,10 +230,10 @@ class Federation:
     def replayed(self, rows: list[UpdateRow]) -> Parameters:
         """The model that the ledger's order gives when the witness's payloads go through the strategy alone."""
 
-        def witnessed(row: UpdateRow, _versions: list[Parameters]) -> Parameters:
+        def witnessed(row: UpdateRow, versions: list[Parameters]) -> Parameters:
             update, payload = self.witness.updates[row.update_id]
             assert (update.task_id, update.base_version) == (row.task_id, row.base_version)
-            return payload
+            return trained_again(versions[row.base_version], row.task_id) if payload is None else payload
 
         return replay(rows, witnessed, self._size)
 
@@ -258,6 +261,12 @@ def _as_the_core_sees(row: UpdateRow, payload: Parameters) -> ClientUpdate:
         "client_weight": row.client_weight,
     }  # fmt: skip
     return ClientUpdate(**fields)
+
+
+def trained_again(base: Parameters, task_id: str) -> Parameters:
+    """The payload of an update that travelled in chunks: training follows from the task's seed."""
+    local = app.trained(base, task_seed(0, int(task_id.split("-")[1])))
+    return Parameters({name: local[name] - base[name] for name in base.averaged()})
 
 
 def died_at(process: Terminal, point: str) -> bool:

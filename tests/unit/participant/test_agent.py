@@ -412,3 +412,75 @@ def test_what_is_remembered_stays_small() -> None:
         remembered = only(ev.Remember, agent.step(ev.PublishConfirmed(uid(task)), LATE))
     assert len(remembered.sent) == len(remembered.done) == MAX_REMEMBERED
     assert len(agent.held()) <= 64
+
+
+# Payloads in chunks
+
+
+def test_an_update_in_chunks_stays_on_disk_until_its_receipt() -> None:
+    task = make_task()
+    agent = publishing(task)
+    confirmed = agent.step(ev.PublishConfirmed(uid(task), kept=True), LATE)
+    assert "ClearOutbox" not in kinds(confirmed)
+    assert task.task_id in agent.held()
+    assert ev.ClearOutbox(uid(task)) in agent.step(ev.ReceiptReceived(receipt(task)), LATE)
+    assert agent.held() == ()
+
+
+def test_an_update_whose_chunks_were_lost_is_sent_from_the_start() -> None:
+    task = make_task()
+    agent = publishing(task)
+    agent.step(ev.PublishConfirmed(uid(task), kept=True), LATE)
+    again = agent.step(ev.NoticeReceived(notice("send_again", task)), LATE)
+    assert only(ev.PublishUpdate, again) == ev.PublishUpdate(uid(task), task.task_id, from_start=True)
+    failed = [*agent.step(ev.PublishFailed(uid(task), "gone"), LATE), *agent.step(ev.Tick(), LATE + 70)]
+    assert only(ev.PublishUpdate, failed).from_start is False, "what the second try sent is of use"
+
+
+def test_an_update_that_is_not_on_disk_any_more_is_not_sent_again() -> None:
+    task = make_task()
+    agent = publishing(task)
+    agent.step(ev.PublishConfirmed(uid(task)), LATE)
+    assert agent.step(ev.NoticeReceived(notice("send_again", task)), LATE) == []
+
+
+def test_an_update_in_chunks_that_was_sent_is_not_sent_again_after_a_restart() -> None:
+    task = make_task()
+    known = {uid(task): (task.task_id, task.run_id)}
+    agent = make_agent(restored=ev.Restored(outbox=known, sent=known))
+    agent.step(ev.Started(), 0.0)
+    assert "PublishUpdate" not in kinds(agent.step(ev.Connected(), 0.0))
+    assert agent.held() == (task.task_id,)
+    assert ev.ClearOutbox(uid(task)) in agent.step(ev.ReceiptReceived(receipt(task)), LATE)
+
+
+def test_a_withdrawn_task_s_update_in_chunks_leaves_the_disk() -> None:
+    task = make_task()
+    agent = publishing(task)
+    agent.step(ev.PublishConfirmed(uid(task), kept=True), LATE)
+    assert ev.ClearOutbox(uid(task)) in agent.step(ev.NoticeReceived(notice("task_withdrawn", task)), LATE)
+
+
+def test_a_task_that_comes_again_while_its_chunks_are_fetched_is_acked_once_it_is_on_disk() -> None:
+    agent, task = connected(), make_task()
+    agent.step(ev.TaskReceived(task, 5), LATE)
+    assert agent.step(ev.TaskReceived(task, 6), LATE) == [ev.Ack(5)]
+    assert agent.step(ev.TaskSpooled(task.task_id, 5), LATE) == [ev.Ack(6), ev.StartTraining(task)]
+
+
+def test_a_task_withdrawn_while_its_chunks_are_fetched_is_acked_and_no_longer_fetched() -> None:
+    agent, task = connected(), make_task()
+    agent.step(ev.TaskReceived(task, 5), LATE)
+    commands = agent.step(ev.NoticeReceived(notice("task_withdrawn", task)), LATE)
+    assert ev.CancelSpooling(task.task_id) in commands
+    assert ev.Ack(5) in commands
+    assert agent.held() == ()
+
+
+def test_a_task_whose_chunks_are_lost_is_declined_and_the_disk_not_blamed() -> None:
+    agent, task = connected(), make_task()
+    agent.step(ev.TaskReceived(task, 5), LATE)
+    commands = agent.step(ev.SpoolFailed(task.task_id, 5, "3 of 9 chunks never came", lost=True), LATE)
+    assert only(ev.SendDecline, commands).decline.reason == "payload_lost"
+    agent.step(ev.DeclineConfirmed(task.task_id), LATE)
+    assert kinds(agent.step(ev.TaskReceived(make_task(2), 6), LATE)) == ["SpoolTask"]
