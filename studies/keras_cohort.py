@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from coordinator.arithmetic import flat
 from participant.keras_trainer import KerasTrainer, built_model, check_plain, parameters_of
 from schemas.errors import AppError, ConfigError, TrainerError
 from schemas.parameters import Parameters
@@ -97,7 +98,7 @@ class KerasCohort:
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
     ) -> None:
         self._plain = PlainSteps(build_model, x, y, rows)
-        self.initial = parameters_of(self._plain.trainer.model)
+        self.initial = parameters_of(self._plain.trainer.model).packed()
         self._path = path
         self._cohort: VectorisedSteps | None = None
         self.name = "Keras, one compiled step after the other"
@@ -194,7 +195,7 @@ class VectorisedSteps:
         """Tensors that are not trained; None stands for the state of a random generator."""
         self._other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
         self._stateful = bool(self._others)
-        self._batch_size = 0
+        self._stacks: dict[str, npt.NDArray[Any]] = {}
         per_participant = self._bytes(x[:1].nbytes)
         if per_participant > memory_bytes:
             raise ConfigError(
@@ -231,20 +232,21 @@ class VectorisedSteps:
         rows = np.zeros((room, *cohort.rows.shape[1:]), np.int32)
         real = np.zeros((room, self.chunk), np.int32)
         rows[:steps], real[:steps] = cohort.rows, cohort.real
-        trainable = [np.stack([j.base[name] for j in padded]) for name in self._trainable]
+        trainable = [self._stacked(name, padded) for name in self._trainable]
         plan: dict[str, Any] = {
             "rows": rows,
             "real": real,
             "steps": np.int32(steps),
             "last_epoch": cohort.last_epoch.astype(np.int32),
             "rates": np.array([self._rule.rate(j.config.learning_rate) for j in padded], np.float32),
-            "pulls": np.array([j.config.proximal_mu for j in padded], np.float32),
         }
+        if any(j.config.proximal_mu for j in jobs):  # else the program need not read the base versions at each step
+            plan["pulls"] = np.array([j.config.proximal_mu for j in padded], np.float32)
         if jobs[0].correction is not None:
             self._rule.check_plain()
             plan["corrections"] = [stacked_corrections(padded, name) for name in self._trainable]
         trained, others, loss = self._program(trainable, self._other_state(padded), plan)
-        arrays = {name: t.numpy() for name, t in zip(self._trainable, trained, strict=True)}
+        arrays = {name: _viewed(t) for name, t in zip(self._trainable, trained, strict=True)}
         arrays |= {n: t.numpy() for n, t in zip(self._others, others, strict=True) if n is not None}
         losses = loss.numpy()
         return [
@@ -257,8 +259,20 @@ class VectorisedSteps:
             for i, job in enumerate(jobs)
         ]
 
+    def _stacked(self, name: str, jobs: Sequence[Job]) -> Any:
+        """A tensor of each base version, in memory that every chunk uses again and TensorFlow reads where it is."""
+        shape = jobs[0].base[name].shape
+        size = math.prod(shape)
+        if name not in self._stacks:
+            self._stacks[name] = flat(self.chunk * size, np.dtype(np.float32)).reshape(self.chunk, *shape)
+        stack = self._stacks[name]
+        np.stack([j.base[name] for j in jobs], out=stack)
+        return tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
+
     def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
         """As the participant's trainer starts a task: its parameters, and generators seeded by the task."""
+        if not self._others:
+            return []
         generators = sum(name is None for name in self._others)
         seeds = [
             iter(np.random.SeedSequence(j.config.seed, spawn_key=(1,)).generate_state(max(generators, 1))) for j in jobs
@@ -283,9 +297,10 @@ class VectorisedSteps:
             weights *= size / tf.cast(tf.maximum(examples, 1), tf.float32)[:, None]
             x, y = tf.gather(self._x, plan["rows"][s]), tf.gather(self._y, plan["rows"][s])
             gradients, stepped, loss = tf.vectorized_map(self._gradient, (trainable, others, x, y, weights))
-            gradients = [
-                g + _wide(plan["pulls"], g) * (w - b) for g, w, b in zip(gradients, trainable, base, strict=True)
-            ]
+            if "pulls" in plan:
+                gradients = [
+                    g + _wide(plan["pulls"], g) * (w - b) for g, w, b in zip(gradients, trainable, base, strict=True)
+                ]
             if "corrections" in plan:
                 gradients = [g + c for g, c in zip(gradients, plan["corrections"], strict=True)]
             moved, moments = self._rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
@@ -396,6 +411,12 @@ def optimizer_rule(model: Any) -> Rule:
     if any(v.dtype != "float32" for v in model.trainable_variables):
         raise NotVectorised("its weights are not all float32")
     return Rule(o)
+
+
+def _viewed(tensor: Any) -> npt.NDArray[Any]:
+    """A float32 tensor's values without a copy, which `numpy()` makes, where they are in this process's memory."""
+    on_cpu = tensor.device.endswith("CPU:0")
+    return np.asarray(memoryview(tensor)) if on_cpu else tensor.numpy()
 
 
 def _wide(per_participant: Any, like: Any) -> Any:
