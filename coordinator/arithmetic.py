@@ -86,6 +86,11 @@ def accumulators(tensors: Mapping[str, Array], value: float = 0.0) -> dict[str, 
 
 def scale_add(acc: Array, weight: float, x: Array) -> None:
     """acc += weight·x in place; `acc` is C-contiguous, float32 or float64; `x` has its shape and any floating dtype."""
+    if x.ndim == acc.ndim == 1 and x.size == acc.size <= CHUNK_ELEMENTS and x.dtype == acc.dtype and acc.itemsize >= 4:
+        product = _scratch.take(acc.dtype, 0)[: acc.size]  # a small model in one block: nothing to flatten or convert
+        np.multiply(x, acc.dtype.type(weight), product)
+        np.add(acc, product, acc)
+        return
     total, values = _flat_accumulator(acc), _flat(x, acc.shape)
     dtype, factor = acc.dtype, acc.dtype.type(weight)
     scratch = _scratch.take(dtype, 0)

@@ -221,8 +221,9 @@ class Core:
 
     def step(self, event: Event, now: float) -> list[Command]:
         """Take one event at run time `now` (seconds, never falling) and say what is to be done about it."""
-        self._desk.commands = []
-        self._desk.now = max(now, self._desk.now)
+        desk = self._desk
+        desk.commands = []
+        desk.now = max(desk.now, now)
         if self._finished is None:
             self._pass_time()
             self._handlers[type(event)](event)
@@ -232,7 +233,7 @@ class Core:
                 self._issue()
         elif isinstance(event, UpdateArrived | PoisonArrived):
             self._handlers[type(event)](event)
-        return self._desk.commands
+        return desk.commands
 
     def _pass_time(self) -> None:
         self._desk.pass_time()

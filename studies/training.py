@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ from schemas.parameters import Parameters
 from schemas.tensors import check_finite
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One training to be done."""
 
     participant: int
@@ -34,8 +32,7 @@ class Job:
     """To be added to each gradient (SCAFFOLD); all of a cohort have one, or none has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
+class Trained(NamedTuple):
     """What came out of it. The arrays may be parts of the cohort's own."""
 
     parameters: Parameters
@@ -58,8 +55,7 @@ class Backend(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """A trained job as its update carries it."""
 
     payload: Parameters
