@@ -202,7 +202,8 @@ class VectorisedSteps:
                 f"training one participant takes about {per_participant:,} bytes, the limit is {memory_bytes:,}: "
                 "raise memory_bytes, or take a smaller model"
             )
-        wanted = chunk or (GPU_CHUNK if tf.config.list_physical_devices("GPU") else CPU_CHUNK)
+        self._on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        wanted = chunk or (GPU_CHUNK if self._on_gpu else CPU_CHUNK)
         self.chunk = min(wanted, memory_bytes // per_participant)
         # One eager call makes the loss's and the optimizer's variables, which a traced function may not.
         self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
@@ -260,14 +261,15 @@ class VectorisedSteps:
         ]
 
     def _stacked(self, name: str, jobs: Sequence[Job]) -> Any:
-        """A tensor of each base version, in memory that every chunk uses again and TensorFlow reads where it is."""
+        """A tensor of each base version, in memory that every chunk uses again and a program on the CPU reads where it
+        is; TensorFlow takes it to a GPU by itself."""
         shape = jobs[0].base[name].shape
         size = math.prod(shape)
         if name not in self._stacks:
             self._stacks[name] = flat(self.chunk * size, np.dtype(np.float32)).reshape(self.chunk, *shape)
         stack = self._stacks[name]
         np.stack([j.base[name] for j in jobs], out=stack)
-        return tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
+        return stack if self._on_gpu else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
 
     def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
         """As the participant's trainer starts a task: its parameters, and generators seeded by the task."""
