@@ -60,7 +60,8 @@ def schedule(seconds: float, seed: int, participants: list[str]) -> list[Kill]:
     while at_s < seconds:
         kills.append(Kill(round(at_s, 2), rng.choice(victims), round(rng.uniform(*PAUSE_S), 2)))
         at_s += rng.uniform(*BETWEEN_KILLS_S)
-    kills[len(kills) // 2] = replace(kills[len(kills) // 2], victim=BROKER)
+    middle = len(kills) // 2
+    kills[middle : middle + 1] = [replace(kill, victim=BROKER) for kill in kills[middle : middle + 1]]
     return kills
 
 

@@ -162,12 +162,13 @@ def test_the_doctor_finds_nothing_wrong_with_a_good_federation(terminal, federat
     tight = terminal(
         "doctor",
         *CONFIG,
-        FEDMQ_BROKER_URL=amqp_url,
+        FEDMQ_BROKER_URL=f"amqp://u:x@127.0.0.1:1/,{amqp_url}",
         FEDMQ_BROKER__PREFIX=prefix,
         FEDMQ_BROKER__MAX_PAYLOAD_BYTES="65536",
     )
     assert tight.ended() == 1
     assert "set broker.max_payload_bytes to 69536 or more" in tight.text
+    assert "! broker: 127.0.0.1:1 does not answer as a broker" in tight.text
 
 
 @pytest.mark.parametrize("command", ["coordinator", "participant"])
