@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import Literal
 
 from coordinator.commit import Pending
@@ -78,7 +77,7 @@ def tell(run_id: str, done: Pending, publisher: Publisher, ledger: LedgerReader)
     publisher.pump()
 
 
-def goodbye(run_id: str, reason: str, publisher: Publisher, ledger: LedgerReader) -> list[Future[None]]:
+def goodbye(run_id: str, reason: str, publisher: Publisher, ledger: LedgerReader) -> None:
     """Tell every known participant that the run is over."""
-    known = [row.record.participant_id for row in ledger.participants()]
-    return [publisher.notice(notice(run_id, participant_id, "run_finished", reason)) for participant_id in known]
+    for row in ledger.participants():
+        publisher.notice(notice(run_id, row.record.participant_id, "run_finished", reason))

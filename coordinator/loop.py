@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -59,7 +58,7 @@ from schemas.parameters import Parameters
 log = logging.getLogger("fedmq.coordinator")
 
 FAREWELL_S = 5.0
-"""How long the last notices may take."""
+"""How long the broker may take for one of the last notices."""
 STRAGGLERS_S = 1.0
 """How long updates are waited for that may have been on their way when their tasks were withdrawn with the run."""
 DEPTH_POLL_S = 0.05
@@ -473,7 +472,11 @@ class Loop:
             return
         self._answer_the_rest()
         fault("before-farewell")
-        wait_for(answers.goodbye(self._run_id, finished, self._publisher, self._ledger), FAREWELL_S)
+        answers.goodbye(self._run_id, finished, self._publisher, self._ledger)
+        if left := self._publisher.flush(FAREWELL_S):
+            log.warning(
+                "the broker took nothing for %g s: %d receipts and notices were not delivered", FAREWELL_S, left
+            )
 
     def _answer_the_rest(self) -> None:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""

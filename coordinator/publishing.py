@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -69,6 +70,8 @@ class Publisher:
         self._on_task = on_task
         self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
         self._bytes_in_flight = 0
+        self._unanswered: deque[Future[None]] = deque()
+        """Receipts and notices, in the order in which they left; answered ones among them."""
         self._topology = topology
         self._max_message_bytes = max_message_bytes
         self._chunk_bytes = chunk_bytes
@@ -169,15 +172,15 @@ class Publisher:
         future.add_done_callback(lambda done: self._on_task(TaskPublished(task.task_id, num_bytes, done.exception())))
         return future
 
-    def receipt(self, receipt: Receipt) -> Future[None]:
+    def receipt(self, receipt: Receipt) -> None:
         """Send a verdict; a lost one is repeated when the participant's hello asks for it."""
-        return self._small(receipt, receipt.update_id)
+        self._small(receipt, receipt.update_id)
 
-    def notice(self, notice: Notice) -> Future[None]:
+    def notice(self, notice: Notice) -> None:
         """Send news."""
-        return self._small(notice, uuid.uuid4().hex, FINISHED_NEWS_S if notice.event == "run_finished" else None)
+        self._small(notice, uuid.uuid4().hex, FINISHED_NEWS_S if notice.event == "run_finished" else None)
 
-    def _small(self, message: Receipt | Notice, message_id: str, expiration_s: float | None = None) -> Future[None]:
+    def _small(self, message: Receipt | Notice, message_id: str, expiration_s: float | None = None) -> None:
         future = self._transport.publish(
             Message(
                 exchange=self._exchange,
@@ -191,7 +194,23 @@ class Publisher:
             self._timeout_s,
         )
         future.add_done_callback(lambda done: _log_failure(message, done.exception()))
-        return future
+        self._forget_answered()
+        self._unanswered.append(future)
+
+    def flush(self, patience_s: float, wait: Callable[..., object] = futures.wait) -> int:
+        """Wait until the broker has answered all receipts and notices, or not the oldest of them for `patience_s`.
+        Returns how many are left: a thousand may wait behind each other, and are worth the time while they leave."""
+        self._forget_answered()
+        while self._unanswered:
+            wait([self._unanswered[0]], patience_s)
+            if not self._unanswered[0].done():
+                break
+            self._forget_answered()
+        return len(self._unanswered)
+
+    def _forget_answered(self) -> None:
+        while self._unanswered and self._unanswered[0].done():
+            self._unanswered.popleft()
 
 
 def _log_failure(message: Receipt | Notice, error: BaseException | None) -> None:

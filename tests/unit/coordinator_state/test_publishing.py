@@ -95,3 +95,30 @@ def test_a_failed_publish_gives_its_room_back_and_says_why():
     assert str(done[0].error) == "its queue is gone"
     made.task_done(done[0])
     assert len(wire.sent) == 2
+
+
+def test_the_last_words_are_waited_for_as_long_as_they_leave():
+    """A thousand participants: what is behind all the others takes longer than any of them may."""
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    for number in range(30):
+        made.notice(Notice(run_id="r", participant_id=f"p{number}", event="run_finished"))
+    asked = []
+
+    def wait(oldest, timeout_s):
+        asked.append(timeout_s)
+        oldest[0].set_result(None)
+
+    assert made.flush(5.0, wait) == 0
+    assert asked == [5.0] * 30
+
+
+def test_a_broker_that_takes_nothing_ends_the_last_words():
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    for name in ("p1", "p2", "p3"):
+        made.notice(Notice(run_id="r", participant_id=name, event="run_finished"))
+    wire.sent[0][1].set_exception(Unroutable("gone"))
+    asked = []
+    assert made.flush(5.0, lambda _, timeout_s: asked.append(timeout_s)) == 2
+    assert asked == [5.0]
