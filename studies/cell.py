@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from coordinator.strategies.base import Strategy, max_participants
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
+from schemas.methods import METHODS
 from studies import recorded
 from studies.engine import Stuck, simulate
 from studies.outcome import Outcome
@@ -132,7 +133,9 @@ def check_cell(cell: Cell, limit_bytes: int) -> None:
         out = cell.population.participants
     remembered = max_participants(cell.strategy) or 0
     data_bytes = getattr(federation, "data_bytes", 0)
-    needed = model_bytes * (2 * out + remembered + MODELS_BESIDE) + data_bytes
+    # What participants remember is in float64, and SCAFFOLD's tasks are of two models.
+    each = 2 if METHODS[cell.strategy.reply].remembers else 1
+    needed = model_bytes * (each * (2 * out + remembered) + MODELS_BESIDE) + data_bytes
     if needed > limit_bytes:
         raise ConfigError(
             f"{where}: a cell takes about {needed:,} bytes ({needed / 2**30:.1f} GiB): a model has {model_bytes:,}, "

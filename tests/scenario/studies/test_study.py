@@ -134,6 +134,10 @@ def test_more_memory_than_the_limit_is_refused_with_the_number_before_training(t
         big.run(tmp_path, workers=1, on_cell=lambda *cell: fresh.append(cell))
     assert "fives on population" in str(caught.value)
     assert fresh == list((tmp_path / "cells").iterdir()) == []
+    area = fedmq.Area(num_participants=10, memory="participant")  # in float64, and as many of the tasks that are out
+    remembering = study(contenders=[fedmq.Contender("area", area)], problem=big.problem, memory_limit_bytes=10**6)
+    with pytest.raises(ConfigError, match=r"a cell takes about 35,200,000 bytes"):
+        remembering.run(tmp_path, workers=1)
 
 
 def test_a_grid_with_two_of_one_name_is_refused():
