@@ -104,7 +104,7 @@ def test_a_disk_that_turns_read_only_keeps_the_update_in_memory_until_it_is_writ
     with pytest.raises(OSError, match="Read-only"):
         (disk.folder / "p0" / "probe").touch()
     gate.open()
-    participant.wait_for("cannot write .*Read-only file system.*trying again in")
+    participant.wait_for("cannot (write|remove) .*Read-only file system.*trying again in")
     refused = federation.participant("p9", FEDMQ_PARTICIPANT__SPOOL_DIR=str(disk.folder / "p0"))
     assert refused.ended() == 1
     assert "Read-only file system" in refused.text
