@@ -3,8 +3,11 @@ import weakref
 import numpy as np
 import pytest
 
+from coordinator.core import Core
+from coordinator.events import IssueTask, UpdateArrived
 from coordinator.strategies import Area, FedAsync, FedAvg
 from schemas.errors import InputError
+from schemas.messages import Update
 from studies.engine import Stuck
 from studies.laws import Constant, Exponential, LogNormal, Uniform
 from studies.population import Availability, Dropout, Population
@@ -210,3 +213,21 @@ def test_area_gives_the_same_models_whoever_keeps_its_memory(settings):
     assert sent.discarded == kept.discarded
     assert bool(sent.discarded) == bool(settings)
     assert "wrong_memory" not in sent.discarded
+
+
+def test_the_updates_that_nobody_checks_are_valid_in_all_their_fields(monkeypatch):
+    seen = []
+    step = Core.step
+
+    def watched(core, event, now):
+        if isinstance(event, UpdateArrived):
+            seen.append(event.update)
+        commands = step(core, event, now)
+        seen.extend(c.training for c in commands if isinstance(c, IssueTask))
+        return commands
+
+    monkeypatch.setattr(Core, "step", watched)
+    simulate(population(4), Given(softmax(4)), fedbuff(2), until(6, concurrency=2), STEP)
+    assert {type(message) for message in seen} == {Update, TrainingConfig}
+    for message in seen:
+        assert type(message)(**message.model_dump()) == message
