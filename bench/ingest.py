@@ -22,6 +22,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.report import Row, print_table
 from broker_config.amqp import remove
@@ -60,6 +61,20 @@ class Outcome:
     seconds: float
     cpu_s: float
     rss_mb: float = 0.0
+    commits: tuple[tuple[int, float], ...] = ()
+    """(updates, seconds) of each commit that held any."""
+
+
+def commits_text(outcome: Outcome) -> str:
+    """What the durability of all these updates took, in short."""
+    took_ms = sorted(1000 * seconds for _, seconds in outcome.commits)
+    if not took_ms:
+        return "no commits"
+    updates = sum(count for count, _ in outcome.commits)
+    return (
+        f"{len(took_ms)} commits of {updates / len(took_ms):.1f} updates on average, median "
+        f"{took_ms[len(took_ms) // 2]:.0f} ms, slowest {took_ms[-1]:.0f} ms"
+    )
 
 
 def spawn(*args: str) -> subprocess.Popen[str]:
@@ -90,7 +105,13 @@ def measure(consumer: list[str], publishers: list[list[str]]) -> Outcome:
         if child.wait(timeout=120) != 0:
             raise SystemExit(f"a process of the benchmark failed: {child.args}")
     told = json.loads(line)
-    return Outcome(told["done_s"] - began_s, told["cpu_s"], told.get("rss_mb", 0.0))
+    return outcome_of(told, began_s)
+
+
+def outcome_of(told: dict[str, Any], began_s: float) -> Outcome:
+    """What a consumer printed at its end."""
+    commits = tuple((count, took_s) for count, took_s in told.get("commits", ()) if count)
+    return Outcome(told["done_s"] - began_s, told["cpu_s"], told.get("rss_mb", 0.0), commits)
 
 
 class Rig:
@@ -144,9 +165,9 @@ def run_size(rig: Rig, repeats: int) -> tuple[Outcome, Outcome, Outcome]:
 
 
 def _best(outcomes: tuple[Outcome, ...]) -> Outcome:
-    return Outcome(
-        min(o.seconds for o in outcomes), min(o.cpu_s for o in outcomes), max(o.rss_mb for o in outcomes)
-    )  # fmt: skip
+    fastest = min(outcomes, key=lambda o: o.seconds)
+    cpu_s, rss_mb = min(o.cpu_s for o in outcomes), max(o.rss_mb for o in outcomes)
+    return Outcome(fastest.seconds, cpu_s, rss_mb, fastest.commits)
 
 
 def rows_of(plan: Plan, count: int, stock: Outcome, fast: Outcome, ours: Outcome) -> list[Row]:
@@ -183,14 +204,18 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [float(text) for text in options.sizes.split(",") if not (options.quick and float(text) > 10)]
     rows: list[Row] = []
+    commits: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder, PrivateNode(Path(folder) / "node") as node:
         for size in sizes:
             plan = PLANS[size]
             if options.quick:
                 plan = Plan(**{**vars(plan), "count": max(PUBLISHERS, plan.count // 10)})
             count = plan.count // PUBLISHERS * PUBLISHERS
-            rows += rows_of(plan, count, *run_size(Rig(node, plan, Path(folder)), 1 if options.quick else REPEATS))
+            outcomes = run_size(Rig(node, plan, Path(folder)), 1 if options.quick else REPEATS)
+            rows += rows_of(plan, count, *outcomes)
+            commits.append(f"  {count} × {plan.megabytes:g} MB: {commits_text(outcomes[-1])}")
     print_table("bench/ingest", rows)
+    print("\n".join(commits))
 
 
 if __name__ == "__main__":

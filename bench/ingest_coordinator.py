@@ -5,7 +5,7 @@
     python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT
 
 `serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and at its end one JSON
-line: when it acked the last update (monotonic clock), CPU seconds until then, and peak RSS.
+line: when it acked the last update (monotonic clock), CPU seconds until then, peak RSS, and how long each commit took.
 """
 
 from __future__ import annotations
@@ -64,6 +64,23 @@ class TimedTransport(AmqpTransport):
         return acked
 
 
+class CommitTimes(logging.Handler):
+    """Collects what the coordinator logs of its commits: (updates, seconds)."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.commits: list[tuple[int, float]] = []
+        coordinator = logging.getLogger("fedmq.coordinator")
+        coordinator.setLevel(logging.DEBUG)
+        coordinator.propagate = False
+        coordinator.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("commit updates=") and isinstance(record.args, tuple):
+            updates, _version, took_s = record.args
+            self.commits.append((updates, took_s))  # type: ignore[arg-type]
+
+
 def declare(url: str, prefix: str) -> None:
     topology = Topology(prefix)
     transport = AmqpTransport(url, name="bench", max_message_bytes=MAX_MESSAGE_BYTES)
@@ -106,6 +123,7 @@ def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str) -> No
         transport=transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
         max_message_bytes=MAX_MESSAGE_BYTES,
     )  # fmt: skip
+    times = CommitTimes()
     summary = service.run()
     if summary.accepted != int(count):
         raise SystemExit(f"expected {count} accepted updates, got {summary.accepted}: {dict(summary.discarded)}")
@@ -113,6 +131,7 @@ def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str) -> No
         "done_s": transport.done_s,
         "cpu_s": transport.done_cpu_s - transport.began_cpu_s,
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "commits": times.commits,
     }
     print(json.dumps(told), flush=True)
 

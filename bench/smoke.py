@@ -12,7 +12,15 @@ import sys
 from broker_config.node import find_server
 
 WITHOUT_BROKER = ("bench.codec", "bench.studies")
-WITH_BROKER = ("bench.ingest", "bench.end_to_end", "bench.memory", "bench.recovery", "bench.sessions")
+WITH_BROKER = (
+    "bench.ingest",
+    "bench.chunked_ingest",
+    "bench.large_model",
+    "bench.end_to_end",
+    "bench.memory",
+    "bench.recovery",
+    "bench.sessions",
+)
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ class Topology:
     def payload(self, participant_id: str, key: str, expires_s: float = 14 * 24 * 3600.0) -> Queue:
         """The chunks of one task or update, from or to this participant. `key` is the update's id, or a task's payload
         id. Classic, because such a queue is always young, and a broker that is killed forgets young quorum queues
-        (docs/operations.md); what it loses is on its sender's disk (docs/decisions/0014)."""
+        (docs/operations.md); what it loses is on its sender's disk (docs/decisions/0020)."""
         name = f"{self.prefix}.payload.{participant_id}.{key}"
         return Queue(
             name=name,
