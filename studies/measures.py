@@ -23,13 +23,14 @@ def is_better_high(metric: str) -> bool:
 
 
 def metrics_of(results: Iterable[CellResult]) -> list[str]:
-    """All that was measured: the accuracy first, then the loss, then others by name."""
+    """All that was measured: the accuracy first, then the distance to a known optimum, the loss, others by name."""
     found = {name for r in results for e in r.evaluations for name in e["metrics"]}
-    return sorted(found, key=lambda name: (name != "accuracy", name != "loss", name))
+    order = ("accuracy", "distance", "loss")
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def chosen_metric(results: Iterable[CellResult]) -> str | None:
-    """The accuracy where there is one, else the loss, else any."""
+    """The first of `metrics_of`."""
     return next(iter(metrics_of(results)), None)
 
 
@@ -55,8 +56,8 @@ def final_value(result: CellResult, metric: str) -> float:
 def common_target(cells: Sequence[CellResult], metrics: Sequence[str]) -> TargetMetric | None:
     """A value that every cell that did not diverge reached and that none had at its start: 95 % of the way from the
     best start to the worst of the cells' best values, so that no cell's luck in its last evaluation decides. None
-    where there is no such value."""
-    name = next((m for m in ("accuracy", "loss", *metrics) if m in metrics), None)
+    where there is no such value. Of the first of `metrics`."""
+    name = next(iter(metrics), None)
     if name is None:
         return None
     sign = 1.0 if is_better_high(name) else -1.0

@@ -111,7 +111,9 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
     caption = (
         f"Each of the {count:,} participants of seed {cells[0].seed}: its share of all aggregation weights over the "
         "share that its client weight intends, against the seconds that a task of it takes on average. On the line "
-        "at 1 it counts as much as intended; one that was never counted stands at the lower edge."
+        "at 1 it counts as much as intended; one that was never counted stands at the lower edge. (AREA and CA2FL "
+        "remember what each participant sent last, and so take out in the model what these weights of single updates "
+        "show.)"
     )
     out.append(_shown(figures.weights(cells, look), caption))
     return out

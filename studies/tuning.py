@@ -55,7 +55,7 @@ class Tuning(Value):
     extend: Annotated[int, Field(ge=0, le=20)] = 3
     """How many times a default grid grows where its best value stands at an edge."""
     metric: str | None = None
-    """What is best; without it the accuracy where there is one, else the loss."""
+    """What is best; without it the accuracy where there is one, else the distance to the optimum, else the loss."""
     mode: Literal["max", "min"] | None = None
     """Without it `max` for the accuracy and `min` for anything else."""
     stop: StopSettings | None = None
