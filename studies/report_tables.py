@@ -16,7 +16,7 @@ from studies.tuning import Trial, Tuned
 
 
 def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
-    """What each strategy came to; counts that are 0 everywhere have no column."""
+    """What each strategy came to; counts that are 0 everywhere have no column, nor has an end that all share."""
     columns: dict[str, Callable[[CellResult], float]] = {
         **{f"final {html.escape(m)}": partial(final_value, metric=m) for m in metrics},
         "virtual s": lambda r: r.time_s,
@@ -31,16 +31,19 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
     optional = {"discarded", "dropouts", "missed arrivals"}
     shown = {name: value for name, value in columns.items() if name not in optional or any(value(r) for r in cells)}
     rows = []
+    every_end = sorted({r.finished for r in cells})
     for strategy, runs in by_strategy(cells):
         ends = dict.fromkeys(r.finished for r in runs)
         ended = ", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)
         values = [mean_text([value(r) for r in runs]).removesuffix(" ± 0") for value in shown.values()]
-        rows.append([_key(strategy, look), *values, html.escape(ended)])
+        rows.append([_key(strategy, look), *values, *([html.escape(ended)] if len(every_end) > 1 else [])])
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
         "aggregation weight that went to other participants than was intended. ± is the 95 % confidence "
         "interval of the mean."
     )
+    if len(every_end) == 1:
+        return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
     return _table(["strategy", *shown, "ended by"], rows, note)
 
 

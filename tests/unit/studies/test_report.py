@@ -37,7 +37,7 @@ def test_the_page_stands_alone_and_is_the_same_again(tmp_path):
 
 def test_a_page_is_written_where_everything_diverged_before_its_first_evaluation(tmp_path):
     empty = replace(CELL, finished="diverged", evaluations=[], staleness=[], tasks_out=[], weight=[0.0, 0.0], updates=0)
-    assert "1 diverged" in write_report(tmp_path / "report.html", "a study", [empty], "").read_text()
+    assert "ended by diverged" in write_report(tmp_path / "report.html", "a study", [empty], "").read_text()
 
 
 def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
