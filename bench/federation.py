@@ -83,7 +83,7 @@ def main() -> None:
         commit=CommitSettings(memory_budget_bytes=budget_bytes),
         strategy=FedBuff(buffer_size=buffer_size),
         training=TrainingConfig(),
-        transport=AmqpTransport(url, name="coordinator", max_message_bytes=2**27),
+        connect=lambda: AmqpTransport(url, name="coordinator", max_message_bytes=2**27),
         topology=Topology(prefix),
         initial_parameters=lambda: model(model_bytes),
         max_message_bytes=2**27,

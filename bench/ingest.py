@@ -148,7 +148,7 @@ class Rig:
         try:
             return measure(consumer, publishers)
         finally:
-            queues = [queue.name for queue in Topology(prefix).shared_queues]
+            queues = [queue.name for queue in Topology(prefix).coordinator_queues]
             remove(self._node.url, exchanges=[e.name for e in Topology(prefix).exchanges], queues=queues)
 
 

@@ -91,7 +91,7 @@ def declare(url: str, prefix: str) -> None:
 def prepare(run_dir: str, num_bytes: str, count: str) -> None:
     """What a coordinator leaves behind that was killed with all its tasks out."""
     folder, number = RunFolder(Path(run_dir)), int(count)
-    folder.acquire()
+    folder.acquire("bench")
     with Ledger(folder.ledger) as ledger:
         ledger.take_over("bench", 0, 0.0)
         core = open_core(folder, ledger, run=settings(number), strategy=STRATEGY, training=TRAINING,
@@ -120,7 +120,7 @@ def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str) -> No
     transport = TimedTransport(url, name="coordinator", max_message_bytes=MAX_MESSAGE_BYTES)
     service = CoordinatorService(
         run_dir=Path(run_dir), run=settings(int(count)), commit=CommitSettings(), strategy=STRATEGY, training=TRAINING,
-        transport=transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
+        connect=lambda: transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
         max_message_bytes=MAX_MESSAGE_BYTES,
     )  # fmt: skip
     times = CommitTimes()

@@ -89,7 +89,7 @@ def coordinator(url: str, prefix: str, run_dir: str, sessions: str, updates: str
         commit=CommitSettings(),
         strategy=FedBuff(buffer_size=10),
         training=TrainingConfig(),
-        transport=transport,
+        connect=lambda: transport,
         topology=Topology(prefix),
         initial_parameters=lambda: model(UPDATE_BYTES),
         max_message_bytes=MAX_MESSAGE_BYTES,

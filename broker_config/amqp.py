@@ -178,6 +178,11 @@ class PikaDriver:
             expiration=None if message.expiration_s is None else str(int(message.expiration_s * 1000)),
         )
 
+    def broker_id(self, connection: Any) -> str:
+        """The cluster's name and the virtual host of an open connection."""
+        cluster = (connection.server_properties or {}).get("cluster_name", "")
+        return f"{cluster}/{connection.params.virtual_host}"
+
     def unwritten_bytes(self, connection: Any) -> int:
         """What waits to be written to the connection's socket, and what the broker's machine has not acknowledged of
         what was: on a slow link megabytes wait in the kernel."""

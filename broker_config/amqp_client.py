@@ -83,6 +83,7 @@ class AmqpClient:
         self._thread: threading.Thread | None = None
         self._opened: Future[None] = Future()
         self._last_problem = "no answer yet"
+        self._broker_id = ""
         # Below: the I/O thread's own
         self._loop = driver.loop
         self._exchanges: tuple[Exchange, ...] = ()
@@ -105,6 +106,11 @@ class AmqpClient:
         return self._addresses.current
 
     # -- any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def broker_id(self) -> str:
+        """The cluster's name and the virtual host: the same at each node of a cluster, whatever its address."""
+        return self._broker_id
 
     def open(
         self,
@@ -296,6 +302,7 @@ class AmqpClient:
     def _ready(self, session: Session) -> None:
         self._ready_since_s = time.monotonic()
         self._reported_connected = True
+        self._broker_id = self._driver.broker_id(session.consuming)
         _log.info("connected to RabbitMQ at %s as %r (%s)", self.address, self.address.user, self.name)
         self._report(TransportState("connected", f"RabbitMQ at {self.address}"))
         if not self._opened.done():

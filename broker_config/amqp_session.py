@@ -52,6 +52,9 @@ class Driver(Protocol):
     def confirm(self, channel: Any, publisher: Publisher, on_ready: Callable[[], None]) -> None:
         """Put a channel into confirm mode and hand its confirms and returns to the publisher."""
 
+    def broker_id(self, connection: Any) -> str:
+        """The cluster's name and the virtual host of an open connection."""
+
     def unwritten_bytes(self, connection: Any) -> int:
         """What has been sent on the connection and has not reached the broker's machine yet."""
 

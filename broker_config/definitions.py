@@ -17,7 +17,7 @@ PATH = Path(__file__).parent / "definitions.json"
 
 
 def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
-    """What every process of the federation declares, in the format of RabbitMQ's definitions export."""
+    """What a federation's processes declare, but for participants' own queues, as RabbitMQ exports definitions."""
     return {
         "vhosts": [{"name": vhost}],
         "exchanges": [
@@ -40,7 +40,7 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
                 "auto_delete": False,
                 "arguments": queue.arguments(),
             }
-            for queue in topology.shared_queues
+            for queue in topology.coordinator_queues
         ],
         "bindings": [
             {
@@ -51,7 +51,7 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
                 "routing_key": queue.routing_key,
                 "arguments": {},
             }
-            for queue in topology.shared_queues
+            for queue in topology.coordinator_queues
         ],
     }
 

@@ -101,6 +101,11 @@ class EmbeddedTransport:
         self._failure: TransportClosed | None = None
         self._close_deadline_s: float | None = None
 
+    @property
+    def broker_id(self) -> str:
+        """Of the broker in this process."""
+        return self._broker.broker_id
+
     def open(
         self,
         exchanges: Iterable[Exchange],

@@ -11,6 +11,7 @@ import heapq
 import itertools
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class EmbeddedBroker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self.broker_id = f"embedded {uuid.uuid4().hex}"
         self._lock = threading.RLock()
         self._up = True
         self._exchanges: set[str] = set()

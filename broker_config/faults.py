@@ -1,22 +1,23 @@
-"""Named points where a test may kill a process of either role: FEDMQ_FAULT=<name> in the environment, or <name>:<n> for
-the n-th time that the point is passed. Without it a point costs one comparison. The names stand where they are passed
-and in tests/chaos."""
+"""Named points where a test may kill a process of either role, or stop it: FEDMQ_FAULT=<name> in the environment, or
+<name>:<n> for the n-th time that the point is passed, or <name>:<n>:stop for SIGSTOP instead of SIGKILL. Without it a
+point costs one comparison. The names stand where they are passed and in tests/chaos."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-_armed, _, _count = os.environ.get("FEDMQ_FAULT", "").partition(":")
+_armed, _count, _action = (*os.environ.get("FEDMQ_FAULT", "").split(":"), "", "")[:3]
 _left = int(_count or 1)
+_signal = signal.SIGSTOP if _action == "stop" else signal.SIGKILL
 
 
 def fault(name: str) -> None:
-    """Die here by SIGKILL, if this is the armed point."""
+    """Die here by SIGKILL, or stand still until SIGCONT, if this is the armed point."""
     global _left  # noqa: PLW0603
     if name != _armed:
         return
     _left -= 1
     if _left == 0:
         os.write(2, f"fault point {name}\n".encode())  # unbuffered: what dies here says so
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), _signal)

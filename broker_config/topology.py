@@ -118,6 +118,20 @@ class Topology:
         )
 
     @property
+    def leader(self) -> Queue:
+        """One token, whose holder is the active coordinator (coordinator.leadership)."""
+        return Queue(
+            name=f"{self.prefix}.leader",
+            kind="quorum",
+            exchange=self.control_exchange.name,
+            routing_key="leader",
+            max_length=1,
+            # As good as none: the token is given back and taken again all the time.
+            delivery_limit=1_000_000,
+            single_active_consumer=True,
+        )
+
+    @property
     def dead(self) -> Queue:
         """Poison, with its reasons in the headers."""
         name = self.dead_exchange.name
@@ -175,3 +189,8 @@ class Topology:
     def shared_queues(self) -> tuple[Queue, ...]:
         """What every process of the federation declares; participants add their own."""
         return (self.dead, self.updates, self.control)
+
+    @property
+    def coordinator_queues(self) -> tuple[Queue, ...]:
+        """What a coordinator declares: all but the participants' own."""
+        return (*self.shared_queues, self.leader)

@@ -76,6 +76,10 @@ OnState = Callable[[TransportState], None]
 class Transport(Protocol):
     """See the module docstring for the rules."""
 
+    @property
+    def broker_id(self) -> str:
+        """Which broker this is, by its own name and without credentials; empty before it was ever open."""
+
     def open(
         self,
         exchanges: Iterable[Exchange],

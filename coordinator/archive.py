@@ -1,7 +1,7 @@
 """The archive: the accepted updates' tensors, kept in the run's folder for replays. Off unless it is asked for.
 
-    archive/<orders>-<token>.updates        tensors one after the other; the ledger says where each update's are
-    archive/<orders>-<token>.safetensors    a base: the whole state after so many updates, from which a replay can start
+    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger says where which are
+    archive/<orders>-<epoch>-<token>.safetensors  a base: the whole state after so many updates; replays start there
 
 Rules
  1. An update is appended as it is accepted and synced before the transaction of its commit, whose rows say where it is
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import checkpoint
+from coordinator.checkpoint_files import epoch_of
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import ArchivedUpdate, Base
 from coordinator.records import Snapshot
@@ -43,7 +44,7 @@ PART_OF_LIMIT = 4
 
 
 class Archive:
-    """The writing side, in the coordinator's thread. The caller holds the run folder's lock."""
+    """The writing side, in the coordinator's thread. Everything in it is of one epoch, the ledger's."""
 
     def __init__(self, folder: Path, settings: ArchiveSettings, ledger: Ledger) -> None:
         self._folder = folder
@@ -65,7 +66,8 @@ class Archive:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in set(self._folder.iterdir()) - {self._folder / name for name in self._ledger.archive_files()}:
-                path.unlink(missing_ok=True)  # of no row
+                if epoch_of(path.name) <= self._ledger.epoch:  # what is newer is somebody's who has taken over since
+                    path.unlink(missing_ok=True)  # of no row
             if not self._bases or self._ledger.archived_up_to() != accepted:
                 self._add_base(snapshot, accepted, version)  # a new archive, or one that was off for a while
             self._next_file(accepted)
@@ -115,7 +117,7 @@ class Archive:
         return old or (full and self._since_bytes >= base.num_bytes)
 
     def _add_base(self, snapshot: Snapshot, accepted: int, version: int) -> None:
-        name = f"{accepted:010d}-{secrets.token_hex(4)}.safetensors"
+        name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.safetensors"
         memories = {
             f"strategy/{MEMORY}{participant_id}/{tensor}": array
             for participant_id, arrays in self._ledger.memories().items()
@@ -146,7 +148,7 @@ class Archive:
         return old or (limit is not None and used > limit)
 
     def _next_file(self, accepted: int) -> None:
-        name = f"{accepted:010d}-{secrets.token_hex(4)}.updates"
+        name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.updates"
         file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self.close()
         self._file, self._name, self._end = file, name, 0

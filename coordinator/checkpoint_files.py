@@ -112,7 +112,7 @@ class CheckpointFiles:
     def left_over(self, kept: Iterable[str], epoch: int) -> list[str]:
         """Names of files, in any of the folders, that are not among those `kept`, and no newer than `epoch`."""
         found = {path.name for folder in self._folders() if folder.is_dir() for path in folder.iterdir()}
-        return sorted(name for name in found.difference(kept) if _epoch_of(name) <= epoch)
+        return sorted(name for name in found.difference(kept) if epoch_of(name) <= epoch)
 
     def remove(self, names: Iterable[str]) -> None:
         """A file too many does no harm, the next start removes it."""
@@ -136,7 +136,8 @@ def file_name(seq: int, epoch: int) -> str:
     return f"{seq:08d}-e{epoch:04d}.safetensors"
 
 
-def _epoch_of(name: str) -> int:
-    """The epoch in a checkpoint's name, also of one that is half written; 0 for a file that is none of ours."""
-    found = re.fullmatch(r"\d+-e(\d+)\.safetensors(\.tmp)?", name)
+def epoch_of(name: str) -> int:
+    """The epoch in the name of a checkpoint, or of another file that has one, also while it is half written; 0 for a
+    file that is none of ours."""
+    found = re.search(r"-e(\d{4,})[-.]", name)
     return int(found[1]) if found else 0

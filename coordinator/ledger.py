@@ -34,7 +34,7 @@ from coordinator.ledger_rows import (
 from coordinator.ledger_schema import APPLICATION_ID, LEDGER_VERSION, TABLES
 from coordinator.memory_rows import from_rows, to_rows
 from coordinator.records import OPEN_STATES, ParticipantRecord, TaskRecord
-from schemas.errors import LedgerError
+from schemas.errors import LedgerError, LedgerLocked
 from schemas.parameters import Array
 
 _ADVICE = "Restore the run folder from a backup, or start a new run_id."
@@ -100,6 +100,10 @@ class LedgerReader(ArchiveReader):
             raise LedgerError(f"ledger {self.path} holds no run: it was never filled; remove it and start again")
         run_id, run_uid, settings, *rest = rows[0]
         return RunRow(run_id, run_uid, json.loads(settings), *rest)
+
+    def is_new(self) -> bool:
+        """Whether no run was created in it yet."""
+        return not self._rows("SELECT 1 FROM run")
 
     def newest_epoch(self) -> EpochRow | None:
         """The coordinator that is active, or was the last one; None before the first."""
@@ -255,20 +259,27 @@ class Ledger(LedgerReader, ArchiveWriter):
             raise LedgerError(f"ledger {self.path} cannot be used: {error}. {_ADVICE}") from error
         return db
 
-    def is_new(self) -> bool:
-        """Whether no run was created in it yet."""
-        return not self._rows("SELECT 1 FROM run")
-
     def take_over(self, host: str, pid: int, wall_s: float) -> int:
         """Begin an epoch, which is this ledger's own from now on; `host`, `pid` and `wall_s` are for people. Comes
         before anything is read that a decision rests on.
 
-        Raises OSError where the disk refuses, or another process stands still in the middle of a commit.
+        Raises OSError where the disk refuses, LedgerLocked where another process stands still in the middle of a
+        transaction.
         """
-        with self._transaction(fenced=False) as db:
-            epoch = epochs.begin(db, host, pid, wall_s)
+        try:
+            with self._transaction(fenced=False) as db:
+                epoch = epochs.begin(db, host, pid, wall_s)
+        except OSError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise LedgerLocked(str(error)) from error
+            raise
         self.epoch = epoch
         return epoch
+
+    def check_epoch(self) -> None:
+        """Raise Deposed where somebody else has taken over."""
+        with self._guarded():
+            epochs.check(self._db, self.epoch)
 
     def leave(self, wall_s: float) -> None:
         """Note that the epoch is left on purpose."""
@@ -366,6 +377,21 @@ class Ledger(LedgerReader, ArchiveWriter):
             if isinstance(error, sqlite3.DatabaseError):
                 raise LedgerError(f"ledger {self.path} refused a commit: {error}") from error
             raise
+
+
+def open_if_made(path: Path) -> LedgerReader | None:
+    """A reader; None where there is no ledger yet, or another process is just making it."""
+    if not path.is_file():
+        return None
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        if _is_empty(db):
+            return None
+    except sqlite3.DatabaseError:
+        pass  # the reader says what is wrong
+    finally:
+        db.close()
+    return LedgerReader(path)
 
 
 def _is_empty(db: sqlite3.Connection) -> bool:

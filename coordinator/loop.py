@@ -47,9 +47,11 @@ from coordinator.events import (
     Withdraw,
 )
 from coordinator.intake import Intake, Manifest
+from coordinator.leadership import Leadership
 from coordinator.ledger import Ledger
 from coordinator.ledger_rows import Stamp
 from coordinator.publishing import Publisher, TaskPublished
+from coordinator.standby import Stop
 from schemas.codec import Limits, decode
 from schemas.errors import BrokerError, BrokerRefused, PeerError
 from schemas.messages import Decline, Hello, Update
@@ -63,13 +65,11 @@ STRAGGLERS_S = 1.0
 """How long updates are waited for that may have been on their way when their tasks were withdrawn with the run."""
 DEPTH_POLL_S = 0.05
 QUIET_POLLS = 3
+STOOD_STILL_S = 2.0
+"""A loop that did nothing for so long may have been paused: it looks who is active before it goes on."""
 MOST_VERSIONS_WAITING = 1
 """Model versions kept for tasks that wait to be sent, before updates wait as well: each is a model in memory."""
 _NOTHING = Parameters({})
-
-
-class Stop:
-    """In the inbox: commit and leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class Loop:
         topology: Topology,
         publisher: Publisher,
         intake: Intake,
+        leadership: Leadership,
         evaluator: Evaluator | None,
         inbox: SimpleQueue[Any],
         limits: Limits,
@@ -109,6 +110,7 @@ class Loop:
         self._transport = transport
         self._topology = topology
         self._publisher = publisher
+        self._leadership = leadership
         self._evaluator = evaluator
         self._inbox = inbox
         self._limits = limits
@@ -137,6 +139,8 @@ class Loop:
             closed_task=lambda task_id: closed_task(self._pending, ledger, task_id),
             owned=not committer.keeps_payloads,
         )
+        self._consuming = False
+        self._awake_s = float("-inf")
         self._handlers: dict[type, Callable[[Any], None]] = {
             Accept: self._accept,
             Discard: self._discard,
@@ -154,12 +158,12 @@ class Loop:
 
     def run(self) -> None:
         """Work until the run finishes or Stop arrives; one that has finished already still gets its goodbye. Raises
-        BrokerRefused where the broker is lost for good."""
+        BrokerRefused where the broker is lost for good, and Deposed where another coordinator has taken over."""
         self._step(Started())
-        self._transport.consume(self._topology.control.name, self._inbox.put, 2 * CONTROL_WINDOW)
-        self._transport.consume(self._topology.updates.name, self._inbox.put, self._pace.window)
+        self._keep_lead()
         while not self._over():
             self._collect()
+            self._keep_lead()
             worked = self._work()
             now = self._clocks.run_s()
             if now >= self._wakeup_s:
@@ -182,7 +186,7 @@ class Loop:
         self._wakeup_s = self._next_wakeup_s()
         until_s = min(self._pace.due_s(self._pending, idle=True), self._wakeup_s, self._chunked.due_s())
         try:
-            self._take(self._inbox.get(timeout=min(max(0.0, until_s - now), 3600.0)))
+            self._take(self._inbox.get(timeout=min(max(0.0, until_s - now), self._leadership.wait_s(), 3600.0)))
         except Empty:
             return
 
@@ -192,7 +196,9 @@ class Loop:
 
     def _take(self, item: Any) -> None:
         """Sort one thing from the inbox; only deliveries wait."""
-        if isinstance(item, Delivery):
+        if isinstance(item, Delivery) and self._leadership.owns(item):
+            self._leadership.take(item)
+        elif isinstance(item, Delivery):
             (self._updates if item.queue == self._topology.updates.name else self._control).append(item)
         elif isinstance(item, TaskPublished):
             self._publisher.task_done(item)
@@ -232,13 +238,37 @@ class Loop:
             "broker %s %s", state.name, state.detail,
         )  # fmt: skip
         if state.name == "disconnected":
-            # What was not worked on comes again on the new connection: keep no second copy of it.
-            for delivery in (*self._updates, *self._control):
-                self._transport.nack(delivery)
-            self._updates.clear()
-            self._control.clear()
-            for handle in self._chunked.clear():
-                del self._in_hand[handle]
+            self._leadership.doubt()
+            self._stop_consuming()
+        elif state.name == "consumer_lost":
+            self._leadership.renew()
+
+    def _keep_lead(self) -> None:
+        """Consume while this coordinator is the active one. While that is open, what it has is still committed, in its
+        epoch: the ledger says no where another one has taken over."""
+        self._leadership.pass_time()
+        active, now = self._leadership.active, self._clocks.run_s()
+        if not (active and self._consuming) or now - self._awake_s > STOOD_STILL_S:
+            self._ledger.check_epoch()
+        self._awake_s = now
+        if active and not self._consuming:
+            self._transport.consume(self._topology.control.name, self._inbox.put, 2 * CONTROL_WINDOW)
+            self._transport.consume(self._topology.updates.name, self._inbox.put, self._pace.window)
+            self._consuming = True
+        elif self._consuming and not active:
+            self._stop_consuming()
+
+    def _stop_consuming(self) -> None:
+        """What was not worked on comes again, to whoever consumes next: keep no second copy of it."""
+        self._transport.stop_consuming(self._topology.control.name)
+        self._transport.stop_consuming(self._topology.updates.name)
+        self._consuming = False
+        for delivery in (*self._updates, *self._control):
+            self._transport.nack(delivery)
+        self._updates.clear()
+        self._control.clear()
+        for handle in self._chunked.clear():
+            del self._in_hand[handle]
 
     # Deliveries
 

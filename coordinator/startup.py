@@ -47,12 +47,7 @@ def open_core(
     Raises ConfigError where the settings do not fit the run's, CheckpointError where its state is damaged, and what
     `check_model` raises where the parameters that an unfinished run goes on with are not its model's.
     """
-    settings = {
-        "run": to_jsonable_python(run),
-        "strategy": {"type": type(strategy).__qualname__, **to_jsonable_python(strategy)},
-        "training": to_jsonable_python(training),
-        "commit": to_jsonable_python(commit),
-    }
+    settings = settings_of(run, strategy, training, commit)
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
         core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates)
@@ -62,7 +57,7 @@ def open_core(
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
         return core
-    _refuse_changes(ledger.run().settings, settings, folder)
+    refuse_changes(ledger.run().settings, settings, folder)
     snapshot = _load(folder, ledger, commit, strategy)
     participants = (row.record for row in ledger.participants())
     core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
@@ -113,7 +108,20 @@ def _rebuild(
     return arrays
 
 
-def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
+def settings_of(
+    run: RunSettings, strategy: Strategy[Any], training: TrainingConfig, commit: CommitSettings
+) -> dict[str, Any]:
+    """As the ledger keeps them."""
+    return {
+        "run": to_jsonable_python(run),
+        "strategy": {"type": type(strategy).__qualname__, **to_jsonable_python(strategy)},
+        "training": to_jsonable_python(training),
+        "commit": to_jsonable_python(commit),
+    }
+
+
+def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise ConfigError where settings that a run keeps for life are others than when it began."""
     pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
     for table in ("strategy", "training"):
         names = [*new[table], *(name for name in old[table] if name not in new[table])]

@@ -207,7 +207,7 @@ def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
     from broker_config.amqp import remove
 
     topology = Topology(plan.prefix)
-    queues = [*topology.shared_queues, *(topology.participant(name) for name in plan.names)]
+    queues = [*topology.coordinator_queues, *(topology.participant(name) for name in plan.names)]
     try:
         remove(url, queues=[queue.name for queue in queues], exchanges=[one.name for one in topology.exchanges])
     except BrokerError as e:

@@ -150,7 +150,7 @@ class EmbeddedBackend:
     def _coordinate(self, config: FederationConfig) -> None:
         from fedmq.roles import coordinator_for
 
-        with coordinator_for(config, EmbeddedTransport(self._broker, COORDINATOR)) as service:
+        with coordinator_for(config, lambda: EmbeddedTransport(self._broker, COORDINATOR)) as service:
             if self._may_run(service.stop):
                 service.run()
 

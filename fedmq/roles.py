@@ -44,7 +44,9 @@ def amqp(settings: BrokerSettings, name: str) -> Transport:
 
 
 @contextmanager
-def coordinator_for(config: FederationConfig, transport: Transport | None = None) -> Iterator[CoordinatorService]:
+def coordinator_for(
+    config: FederationConfig, connect: Callable[[], Transport] | None = None
+) -> Iterator[CoordinatorService]:
     """The service, with the process that loads the app beside it. Raises AppError where the app cannot be loaded."""
     strategy = custom_strategy.build(config.strategy)
     log.info("loading the app %s", config.app)
@@ -58,7 +60,7 @@ def coordinator_for(config: FederationConfig, transport: Transport | None = None
             archive=config.archive,
             strategy=strategy,
             training=config.training,
-            transport=transport or amqp(config.broker, f"coordinator {config.run.run_id}"),
+            connect=connect or (lambda: amqp(config.broker, f"coordinator {config.run.run_id}")),
             topology=config.broker.topology(),
             initial_parameters=_initial(config, child),
             check_model=_check_model(config, child),

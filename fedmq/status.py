@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import psutil
 
 from coordinator.ledger import LedgerReader
+from coordinator.ledger_rows import EpochRow
 from coordinator.records import ParticipantRecord, TaskRecord
 from coordinator.run_folder import RunFolder
 from schemas.errors import LedgerError
@@ -54,6 +56,8 @@ class RunStatus:
     version: int
     elapsed_s: float
     committed_ago_s: float
+    coordinator: EpochRow | None
+    """The active one, or the last one that was."""
     accepted: int
     updates_per_s: float
     """Over the last 10 s of run time."""
@@ -83,7 +87,7 @@ def read_status(run_dir: Path) -> RunStatus:
     """Read a run's folder, also while its coordinator writes. Raises LedgerError where there is no run."""
     folder = RunFolder(run_dir)
     with LedgerReader(folder.ledger) as ledger:
-        run = ledger.run()
+        run, coordinator = ledger.run(), ledger.newest_epoch()
         accepted = ledger.accepted()
         recent = ledger.updates(after=max(0, accepted - RECENT_UPDATES))
         evaluations = ledger.evaluations()
@@ -104,14 +108,16 @@ def read_status(run_dir: Path) -> RunStatus:
             )
             for row in ledger.participants()
         )
+        committed_ago_s = max(0.0, time.time() - run.committed_wall_s)
         return RunStatus(
             run_id=run.run_id,
-            state="finished" if run.finished is not None else "running" if _is_written(run_dir) else "stopped",
+            state=_state(run.finished, coordinator, committed_ago_s),
             finished=run.finished,
             strategy=_strategy(run.settings),
             version=version,
             elapsed_s=run.elapsed_s,
-            committed_ago_s=max(0.0, time.time() - run.committed_wall_s),
+            committed_ago_s=committed_ago_s,
+            coordinator=coordinator,
             accepted=accepted,
             updates_per_s=_rate([update.run_s for update in recent], run.elapsed_s),
             discarded=ledger.discarded(),
@@ -186,12 +192,18 @@ def _strategy(settings: Mapping[str, Any]) -> str:
     return str(found.get("name", "")) if isinstance(found, Mapping) else str(found or "")
 
 
-def _is_written(run_dir: Path) -> bool:
-    """Whether the process that wrote its id into coordinator.lock is alive. (Trying the lock itself could make a
-    coordinator that starts in this moment give up.)"""
-    lock = run_dir / "coordinator.lock"
+def _state(finished: str | None, coordinator: EpochRow | None, committed_ago_s: float) -> RunState:
+    if finished is not None:
+        return "finished"
+    at_work = coordinator is not None and coordinator.ended_wall_s is None and _is_alive(coordinator, committed_ago_s)
+    return "running" if at_work else "stopped"
+
+
+def _is_alive(coordinator: EpochRow, committed_ago_s: float) -> bool:
+    """On another host nothing can be seen but that it commits."""
+    if coordinator.host != socket.gethostname():
+        return committed_ago_s < AWAY_AFTER_S
     try:
-        pid = int(lock.read_text().strip())
-        return bool(psutil.Process(pid).create_time() <= lock.stat().st_mtime + 1.0)
-    except (OSError, ValueError, psutil.Error):
+        return bool(psutil.Process(coordinator.pid).create_time() <= coordinator.began_wall_s + 1.0)
+    except psutil.Error:
         return False

@@ -47,6 +47,9 @@ def headline(status: RunStatus) -> Text:
         text.append("stopped (the same coordinator command continues it)", "bold yellow")
     text.append(f", {status.strategy}, up for {duration(status.elapsed_s)}")
     text.append(f", last commit {duration(status.committed_ago_s)} ago\n", "dim")
+    if status.state == "running" and status.coordinator is not None:
+        one = status.coordinator
+        text.append(f"active coordinator: pid {one.pid} on {one.host}, epoch {one.epoch}\n", "dim")
     text.append(f"version {status.version}", "bold")
     text.append(f"  accepted {status.accepted}  discarded {sum(status.discarded.values())}")
     text.append(f"  tasks out {status.tasks_out}")

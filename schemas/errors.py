@@ -23,6 +23,7 @@ FedmqError
 └── StateError                our own files
     ├── CheckpointError       torn, truncated, corrupt, or of another run
     ├── LedgerError           the SQLite ledger
+    │   └── LedgerLocked      another process is in the middle of a transaction, and stands still
     ├── Deposed               another coordinator has taken the run over: nothing more may be committed or acked
     └── SpoolError            the participant's spool and outbox
 """
@@ -148,6 +149,10 @@ class LedgerError(StateError):
 
 class Deposed(StateError):
     """Another coordinator has taken the run over since: this one may commit and ack nothing any more."""
+
+
+class LedgerLocked(LedgerError):
+    """Another process is in the middle of a transaction and does not end it: trying again may help."""
 
 
 class SpoolError(StateError):

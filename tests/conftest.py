@@ -3,13 +3,9 @@
 import logging
 from collections.abc import Iterator
 
-import hypothesis
 import pytest
 
 from tests.support.rabbitmq import amqp_url, own_node, prefix, rabbitmq_node
-
-hypothesis.settings.register_profile("fedmq", deadline=None)  # a busy machine is no mistake of an example's
-hypothesis.settings.load_profile("fedmq")
 
 __all__ = ["amqp_url", "own_node", "prefix", "rabbitmq_node"]
 

@@ -91,8 +91,7 @@ class Federation:
             "strategy": FedBuff(buffer_size=buffer_size), "training": TrainingConfig(), "topology": self.topology,
             "initial_parameters": initial, "max_message_bytes": MAX_MESSAGE_BYTES, "chunk_bytes": CHUNK_BYTES,
         }  # fmt: skip
-        if "transport" not in changed:
-            changed["transport"] = self.transport("coordinator")
+        changed.setdefault("connect", lambda: self.transport("coordinator"))
         service = CoordinatorService(**given | changed)
         return self._start(service)
 

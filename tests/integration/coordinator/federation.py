@@ -147,7 +147,7 @@ class Federation:
         given = {
             "run_dir": self.run_dir, "run": run, "commit": self.commit, "archive": self.archive,
             "strategy": self.strategy, "training": TrainingConfig(),
-            "transport": EmbeddedTransport(self.broker, "coordinator"),
+            "connect": lambda: EmbeddedTransport(self.broker, "coordinator"),
             "topology": TOPOLOGY, "initial_parameters": initial, "max_message_bytes": 2**20,
         }  # fmt: skip
         return CoordinatorService(**(given | changed))  # type: ignore[arg-type]

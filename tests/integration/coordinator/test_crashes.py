@@ -198,7 +198,7 @@ def test_a_transport_that_failed_for_good_ends_the_service_with_its_error(federa
             self._on_state(TransportState("failed", "x", TopologyConflict("queue x has other arguments")))
 
     with pytest.raises(Exception, match="other arguments"):
-        federation.run(transport=Doomed(federation.broker))
+        federation.run(connect=lambda: Doomed(federation.broker))
 
 
 @pytest.mark.parametrize("point", ["after-checkpoint", "after-ledger", "between-acks"])

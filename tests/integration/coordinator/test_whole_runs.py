@@ -12,7 +12,7 @@ from coordinator import checkpoint
 from coordinator.events import EvaluationArrived
 from coordinator.settings import StopSettings
 from coordinator.strategies import FedAsync
-from schemas.errors import CheckpointError, ConfigError, LedgerError
+from schemas.errors import CheckpointError, ConfigError
 from schemas.messages import TrainingConfig, update_id
 from tests.integration.coordinator.federation import RUN_ID, TOPOLOGY, initial, same_bits
 
@@ -83,7 +83,7 @@ def test_a_stopped_run_is_resumed_and_gives_the_same_model_as_its_ledger(federat
 def test_a_finished_run_gives_its_summary_at_once_and_needs_no_broker(federation):
     federation.join("p0")
     first = federation.run()
-    assert federation.run(transport=None, initial_parameters=None) == first
+    assert federation.run(connect=None, initial_parameters=None) == first
 
 
 def test_a_lost_final_model_is_written_again(federation):
@@ -156,17 +156,6 @@ def test_changed_settings_of_a_run_are_refused_with_the_difference(federation):
     federation.run()
 
 
-def test_two_coordinators_of_one_run_are_refused(federation):
-    federation.join("p0", lambda p, task: None)
-    service = federation.service()
-    running = federation.start(service)
-    federation.participants[0].wait_until(lambda: len(federation.participants[0].tasks) == 1)
-    with pytest.raises(LedgerError, match="another coordinator"):
-        federation.run()
-    service.stop()
-    assert running.result(30).finished is None
-
-
 def test_a_checkpoint_of_which_both_files_are_damaged_is_refused_with_what_it_held(federation):
     p = federation.join("p0", lambda p, task: len(p.tasks) < 5 and p.train(task))
     service = federation.service()
@@ -213,7 +202,7 @@ def test_the_body_of_an_update_is_let_go_before_its_ack(federation):
 
     federation.concurrency = 1  # so that all that was delivered was also stepped
     federation.join("p0")
-    federation.run(transport=Watching(federation.broker, "coordinator"))
+    federation.run(connect=lambda: Watching(federation.broker, "coordinator"))
     alone = sys.getrefcount(bodies[0])
     assert len(bodies) >= 15
     assert set(references) == {alone + 1}  # one more for the loop variable of the test itself

@@ -180,10 +180,13 @@ def test_a_broker_that_is_down_is_waited_for_aloud_until_a_signal(terminal, fede
     assert "stopped" in one.text
 
 
-def test_a_run_whose_app_builds_another_model_now_is_refused_with_the_difference(terminal, federation, tmp_path):
-    away = {"FEDMQ_BROKER_URL": "amqp://127.0.0.1:1/"}
+@pytest.mark.broker
+def test_a_run_whose_app_builds_another_model_now_is_refused_with_the_difference(
+    terminal, federation, tmp_path, amqp_url, prefix
+):
+    away = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
     first = terminal("coordinator", *CONFIG, **away)
-    first.wait_for("is not answering")
+    first.wait_for("run created")
     first.send(signal.SIGTERM)
     assert first.ended() == 0
     (tmp_path / "app.py").write_text(APP.replace("zeros(1000", "zeros(1001"))

@@ -72,7 +72,7 @@ class Room:
         )  # fmt: skip
         self.coordinator = CoordinatorService(
             run_dir=folder / "run", run=run, commit=CommitSettings(commit_interval_s=0.02), strategy=strategy,
-            training=TrainingConfig(learning_rate=0.5), transport=EmbeddedTransport(self.broker, "coordinator"),
+            training=TrainingConfig(learning_rate=0.5), connect=lambda: EmbeddedTransport(self.broker, "coordinator"),
             topology=TOPOLOGY, initial_parameters=lambda: Parameters({"x": np.zeros(1)}),
             max_message_bytes=MAX_MESSAGE_BYTES, archive=ArchiveSettings(max_bytes=2**20),
         )  # fmt: skip

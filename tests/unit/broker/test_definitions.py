@@ -23,18 +23,19 @@ def test_definitions_hold_every_shared_object_and_no_user() -> None:
     found = definitions.definitions(Topology("p"))
     names = ["p.tasks", "p.updates", "p.control", "p.dead", "p.payloads"]
     assert [exchange["name"] for exchange in found["exchanges"]] == names
-    assert [queue["name"] for queue in found["queues"]] == ["p.dead", "p.updates", "p.control"]
+    assert [queue["name"] for queue in found["queues"]] == ["p.dead", "p.updates", "p.control", "p.leader"]
     assert [(b["source"], b["destination"], b["routing_key"]) for b in found["bindings"]] == [
         ("p.dead", "p.dead", "dead"),
         ("p.updates", "p.updates", "update"),
         ("p.control", "p.control", "control"),
+        ("p.control", "p.leader", "leader"),
     ]
     assert "users" not in found
 
 
 def test_every_quorum_queue_says_its_delivery_limit() -> None:
     """RabbitMQ 4 has one of 20 for those that do not, and drops what goes beyond."""
-    for queue in Topology().shared_queues:
+    for queue in Topology().coordinator_queues:
         assert queue.kind == "quorum"
         assert queue.arguments()["x-delivery-limit"] >= 1000
 

@@ -2,8 +2,6 @@
 
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -14,7 +12,6 @@ from coordinator.events import Accept, ClosedTask, Discard, EvaluationArrived, N
 from coordinator.ledger import Ledger, LedgerReader
 from coordinator.ledger_rows import CheckpointRow, Group, Stamp, Verdict
 from coordinator.records import ParticipantRecord, TaskRecord
-from coordinator.run_folder import RunFolder
 from schemas.errors import LedgerError
 from schemas.messages import Update
 
@@ -203,27 +200,6 @@ def test_reading_a_run_that_has_no_ledger_says_so_and_makes_none(tmp_path: Path)
     with pytest.raises(LedgerError, match="no ledger"):
         LedgerReader(tmp_path / "ledger.sqlite")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_second_coordinator_of_one_run_is_refused_with_the_pid_of_the_first(tmp_path: Path):
-    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
-    first.acquire()
-    with pytest.raises(LedgerError, match=f"pid {os.getpid()}"):
-        second.acquire()
-    first.release()
-    second.acquire()
-    second.release()
-
-
-def test_the_lock_goes_with_its_process(tmp_path: Path):
-    code = (
-        "import os, signal, sys; from pathlib import Path; from coordinator.run_folder import RunFolder; "
-        "RunFolder(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    folder = RunFolder(tmp_path)
-    folder.acquire()
-    folder.release()
 
 
 def test_memories_come_back_with_their_bits_and_a_commit_replaces_those_it_names(ledger: Ledger):

@@ -3,6 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
+from coordinator.ledger_rows import EpochRow
 from fedmq.live import Frame, LiveView, line, summary_table, with_everybody
 from fedmq.plots import plot
 from fedmq.status import ParticipantStatus, RunStatus
@@ -18,7 +19,8 @@ def participant(name, **changes):
 
 def run(**changes):
     values = {"run_id": "r1", "state": "running", "finished": None, "strategy": "fedbuff", "version": 5,
-              "elapsed_s": 61.0, "committed_ago_s": 0.2, "accepted": 12, "updates_per_s": 1.5,
+              "elapsed_s": 61.0, "committed_ago_s": 0.2,
+              "coordinator": EpochRow(3, "host-a", 77, 1.0, None), "accepted": 12, "updates_per_s": 1.5,
               "discarded": {"too_stale": 3}, "staleness": {0: 8, 1: 3, 13: 1}, "tasks_out": 1,
               "metrics": {"accuracy": 0.5}, "evaluated_version": 4,
               "federated_metrics": {"loss": 0.25},
@@ -51,7 +53,7 @@ def test_bars_and_sparklines_have_the_width_of_their_values():
 def test_a_status_shows_versions_participants_staleness_and_reasons():
     text = drawn(status_view(run()))
     for part in ("r1", "running", "version 5", "accepted 12", "discarded 3", "tasks out 1", "accuracy 0.5000",
-                 "on the participants' data: loss 0.2500",
+                 "on the participants' data: loss 0.2500", "active coordinator: pid 77 on host-a, epoch 3",
                  "training v4 0.5 s", "too_stale", "11+", "mean staleness 1.33"):  # fmt: skip
         assert part in text
     assert "declined" not in text
