@@ -204,7 +204,7 @@ def test_a_task_whose_chunks_are_lost_is_declined_and_another_one_asked_for(
                 broker.delete_queue(lost[0])
             return super().publish(message, timeout_s)
 
-    run = federation.coordinator(versions=1, buffer_size=1, transport=Losing(broker, "coordinator"))
+    run = federation.coordinator(versions=1, buffer_size=1, connect=lambda: Losing(broker, "coordinator"))
     assert federation.participant("p0").result(DEADLINE_S) == "run_finished"
     assert run.result(DEADLINE_S).accepted == 1
     assert len(lost) == 1
