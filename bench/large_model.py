@@ -66,7 +66,7 @@ def coordinator(url: str, folder: str, num_bytes: str, participants: str, versio
         commit=CommitSettings(),
         strategy=FedBuff(buffer_size=int(participants)),
         training=TrainingConfig(),
-        transport=AmqpTransport(url, name="coordinator"),
+        connect=lambda: AmqpTransport(url, name="coordinator"),
         topology=Topology(),
         initial_parameters=lambda: model(int(num_bytes)),
         max_message_bytes=MAX_MESSAGE_BYTES,
