@@ -241,6 +241,9 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
         ax.set_ylim(max(low, edge + margin, -0.02), min(high, 1.02) if other <= 1 else high)
     elif ax.get_yscale() == "linear":
         ax.set_ylim(max(low, other - margin), min(high, edge + margin))
+    else:
+        lowest, highest = min(float(y.min()) for _, y in found), max(float(y.max()) for _, y in found)
+        ax.set_ylim(max(low, lowest / 3), min(high, 10 * highest))
 
 
 def _plain_large_numbers(axis: Any) -> None:

@@ -26,7 +26,8 @@ def mean_and_half_width(rows: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.f
     mean = rows.mean(axis=0)
     if len(rows) < 2:
         return mean, np.zeros_like(mean)
-    return mean, half_width_factor(len(rows)) * rows.std(axis=0, ddof=1)
+    with np.errstate(over="ignore"):  # of runs on their way to divergence
+        return mean, half_width_factor(len(rows)) * rows.std(axis=0, ddof=1)
 
 
 def mean_text(values: Sequence[float]) -> str:

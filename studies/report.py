@@ -136,7 +136,7 @@ def _bands(cells: Sequence[CellResult]) -> str:
     for strategy, runs in figures.by_strategy(cells):
         lost = sum(r.finished == "diverged" for r in runs)
         if lost == len(runs):
-            text += f" All of {strategy} diverged; ✕ is where its curve ends."
+            text += f" All of {strategy} diverged; ✕ is where its curve ends, where the panel is so high."
         elif lost:
             text += f" {lost} of {strategy} diverged and are left out."
     return text
