@@ -143,6 +143,31 @@ def test_a_single_active_consumer_has_the_queue_alone_until_it_leaves(world: Wor
     assert left == {"2": True, "3": False}
 
 
+def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_goes_on_when_it_is_cut_off(
+    world: World,
+) -> None:
+    """What coordinator.leadership rests on, with the very queue that it uses."""
+    limits = {"max_length": 1, "delivery_limit": 1_000_000, "single_active_consumer": True}
+    queue = world.queue("q", "quorum", **limits)
+    states = States()
+    first, second = world.open("first", queue, on_state=states.put), world.open("second", queue)
+    mine = world.consume(first, queue, prefetch=1)
+    world.publish(first, "token")
+    held = mine.take()
+    yours = world.consume(second, queue, prefetch=1)
+    world.publish(second, "asked", "asked again")  # one too many: the head is dropped
+    world.await_depth(second, queue, 1)
+    for _ in range(3):
+        assert first.nack(held)
+        held = mine.take()
+    assert yours.empty()
+    world.sever("first")
+    yours.take()
+    states.wait_for("disconnected")
+    assert not first.nack(held)
+    assert mine.empty()
+
+
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_lost_consumer_s_deliveries_go_to_another(world: World, kind: Any) -> None:
     queue = world.queue("q", kind)
