@@ -1,6 +1,6 @@
 """How fast the coordinator takes in updates that come in chunks, against a stock pika consumer of the same chunks.
 
-    python -m bench.chunked_ingest [--megabytes 200] [--updates 6] [--quick]
+    python -m bench.chunked_ingest [--megabytes 200] [--updates 10] [--quick]
 
 All updates are uploaded first, each into a queue of its own, as participants do. Then the clock runs from the start of
 consuming to the last ack: of a stock pika consumer (4 KiB socket reads) that reads one queue after the other and only
@@ -119,7 +119,14 @@ class Rig:
         with tempfile.TemporaryDirectory(dir=self._work_dir) as run_dir:
             prepare = ["bench.ingest_coordinator", "prepare", run_dir, self._num_bytes, str(self._count)]
             made = subprocess.run([sys.executable, "-m", *prepare], check=True, stdout=subprocess.PIPE, text=True)
-            serve = [self._node.url, topology.prefix, run_dir, self._num_bytes, str(self._count)]
+            serve = [
+                self._node.url,
+                topology.prefix,
+                run_dir,
+                self._num_bytes,
+                str(self._count),
+                str(MAX_MESSAGE_BYTES),
+            ]
             return self._measure(topology, made.stdout.strip(), ["bench.ingest_coordinator", "serve", *serve])
 
     def _queues(self, topology: Topology, run_uid: str) -> list[str]:
@@ -146,7 +153,7 @@ class Rig:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=6)
+    parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="two updates of 40 MB, once")
     options = parser.parse_args()
     size, count, repeats = (40, 2, 1) if options.quick else (options.megabytes, options.updates, REPEATS)

@@ -2,7 +2,7 @@
 
     python -m bench.ingest_coordinator declare URL PREFIX                        the topology, for a bare consumer
     python -m bench.ingest_coordinator prepare RUN_DIR MODEL_BYTES COUNT         a run whose COUNT tasks are all out
-    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT
+    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES]
 
 `serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and at its end one JSON
 line: when it acked the last update (monotonic clock), CPU seconds until then, peak RSS, and how long each commit took.
@@ -116,12 +116,12 @@ def _hello(participant_id: str, **fields: Any) -> Hello:
     return Hello(participant_id=participant_id, session_id="s", num_examples=10, **fields)
 
 
-def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str) -> None:
-    transport = TimedTransport(url, name="coordinator", max_message_bytes=MAX_MESSAGE_BYTES)
+def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str, most: str = str(MAX_MESSAGE_BYTES)) -> None:
+    transport = TimedTransport(url, name="coordinator", max_message_bytes=int(most))
     service = CoordinatorService(
         run_dir=Path(run_dir), run=settings(int(count)), commit=CommitSettings(), strategy=STRATEGY, training=TRAINING,
         connect=lambda: transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
-        max_message_bytes=MAX_MESSAGE_BYTES,
+        max_message_bytes=int(most),
     )  # fmt: skip
     times = CommitTimes()
     summary = service.run()

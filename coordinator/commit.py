@@ -28,7 +28,8 @@ from schemas.parameters import Parameters
 log = logging.getLogger("fedmq.coordinator")
 
 REST_FACTOR = 3.0
-"""An idle coordinator rests this many commit durations between commits: they cost at most a quarter of its time."""
+"""A coordinator rests this many commit durations between commits, unless its window is full: they cost at most a
+quarter of its time."""
 SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
 """Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
 writes the model, on a disk that the broker may need too."""
@@ -89,9 +90,11 @@ class Pace:
         full = pending.num_updates >= min(self.settings.commit_every_updates, self.window - self.window // 3)
         if full or pending.num_control >= CONTROL_WINDOW or pending.poison_bytes > self.poison_budget_bytes:
             return float("-inf")
+        rested_s = self.ended_s + REST_FACTOR * self.took_s
         if idle and pending.urgent:
-            return max(pending.since_s, self.ended_s + REST_FACTOR * self.took_s)
-        return pending.since_s + self.settings.commit_interval_s
+            return max(pending.since_s, rested_s)
+        # Writing the state of a large model takes longer than the interval: it must not be all that is done.
+        return max(pending.since_s + self.settings.commit_interval_s, rested_s)
 
     def succeeded(self, began_s: float, ended_s: float) -> None:
         """A commit went through."""

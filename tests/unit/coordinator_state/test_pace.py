@@ -30,16 +30,18 @@ def test_what_nobody_waits_for_waits_for_the_interval():
     assert pace().due_s(pending(urgent=False), idle=True) == 11.0
 
 
-def test_an_idle_coordinator_rests_three_commit_durations():
+def test_a_coordinator_rests_three_commit_durations():
     p = pace()
     p.succeeded(9.5, 10.0)
     assert p.due_s(pending(10.25), idle=True) == 11.5
+    assert p.due_s(pending(10.25), idle=False) == 11.5
+    assert p.due_s(pending(11.0), idle=False) == 12.0, "the interval, where that is longer"
 
 
 def test_two_thirds_of_the_window_or_enough_updates_commit_now_even_before_the_rest_is_over():
     p = pace(window=8)
     p.succeeded(0.0, 10.0)
-    assert p.due_s(pending(num_updates=5), idle=False) == 11.0
+    assert p.due_s(pending(num_updates=5), idle=False) == 40.0
     assert p.due_s(pending(num_updates=6), idle=False) == NOW
     assert pace(window=1).due_s(pending(num_updates=1), idle=False) == NOW
     assert pace(window=2).due_s(pending(num_updates=1), idle=False) == 11.0
