@@ -49,13 +49,19 @@ class Checkpoint:
 
 
 def write(
-    path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None, *, copy: Path | None = None
+    path: Path,
+    arrays: Mapping[str, Array],
+    meta: Mapping[str, Any] | None = None,
+    *,
+    copy: Path | None = None,
+    sync_copy: bool = True,
 ) -> str:
     """Write `arrays` and `meta` (JSON values) to `path`, durably and all or nothing; returns the digest.
 
-    With `copy` the same bytes also go there, at the same time and as durably: one pass for the checksums, one wait for
-    both disks. Takes no copy of a contiguous native array. Raises CheckpointError for a dtype that safetensors lacks,
-    and OSError where a disk refuses (its temporary file is removed, an older file stays as it was).
+    With `copy` the same bytes also go there, at the same time: one pass for the checksums, one wait for both disks.
+    Without `sync_copy` the copy is left to the system to bring to its disk. Takes no copy of a contiguous native array.
+    Raises CheckpointError for a dtype that safetensors lacks, and OSError where a disk refuses (its temporary file is
+    removed, an older file stays as it was).
     """
     plain = {name: _plain(path, name, array) for name, array in arrays.items()}
     header, digest = _header(plain, dict(meta or {}))
@@ -63,7 +69,7 @@ def write(
         _put(path, header, plain)
     else:
         with ThreadPoolExecutor(1) as pool:
-            second = pool.submit(_put, copy, header, plain)
+            second = pool.submit(_put, copy, header, plain, sync=sync_copy)
             try:
                 _put(path, header, plain)
             finally:
@@ -78,7 +84,7 @@ def digest_of(arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     return _header(plain, dict(meta or {}))[1]
 
 
-def _put(path: Path, header: bytes, plain: Mapping[str, Array]) -> None:
+def _put(path: Path, header: bytes, plain: Mapping[str, Array], *, sync: bool = True) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -87,13 +93,15 @@ def _put(path: Path, header: bytes, plain: Mapping[str, Array]) -> None:
             for name in _layout(plain):
                 file.write(_bytes_of(plain[name]))
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def read(path: Path, digest: str | None = None) -> Checkpoint:
@@ -128,7 +136,7 @@ def sync_folder(folder: Path) -> None:
 
 def fault_of(error: CheckpointError) -> str:
     """What is wrong, without what to do about it: for damage that costs nothing."""
-    return str(error).removesuffix(" " + _ADVICE)
+    return str(error).removesuffix(" " + _ADVICE).removesuffix(".")
 
 
 _ADVICE = "Restore the run folder from a backup, or start a new run_id."

@@ -2,7 +2,8 @@
 
 A commit writes both before its transaction, so that whatever happens to one of the two afterwards (a flipped bit, a
 torn or deleted file, with `commit.copy_dir` a whole disk) leaves the same state in the other
-(docs/decisions/0010-damaged-checkpoints.md). Older files are kept once.
+(docs/decisions/0010-damaged-checkpoints.md). A copy on the same disk is left to the system to bring there: by then the
+next commit has often taken its place, and nothing was written twice. Older files are kept once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,15 @@ class CheckpointFiles:
                     "commit.copy_dir to another folder"
                 ) from error
 
+    @cached_property
+    def _on_two_disks(self) -> bool:
+        return self.copies is not None and self.copies.stat().st_dev != self.main.stat().st_dev
+
     def write(self, name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> str:
-        """Both files, durably; the digest. Raises OSError where either disk refuses."""
+        """Both files, the first one durably, and the second one where it is on another disk; the digest. Raises OSError
+        where either disk refuses."""
         copy = None if self.copies is None else self.copies / name
-        return checkpoint.write(self.main / name, arrays, meta, copy=copy)
+        return checkpoint.write(self.main / name, arrays, meta, copy=copy, sync_copy=self._on_two_disks)
 
     def read(self, row: CheckpointRow, former: CheckpointFiles | None = None) -> Checkpoint:
         """The first file that is whole, aloud where it is not the first one; what is damaged or missing is written

@@ -66,7 +66,7 @@ def test_the_second_file_may_lie_on_another_disk_and_move(federation, monkeypatc
     flip(federation.run_dir / "checkpoints" / name)
     federation.commit = CommitSettings(commit_interval_s=0.05, copy_dir=str(tmp_path / "newer"))
     monkeypatch.undo()
-    assert federation.run().version == 5
+    assert federation.start(federation.service()).result(30).version == 5
     assert [path.name for path in place.iterdir()] == [name], "the old disk is not ours any more"
     (place,) = (tmp_path / "newer").iterdir()
     with federation.ledger() as ledger:
