@@ -59,9 +59,9 @@ class PrivateCluster:
 
     def __enter__(self) -> Self:
         try:
-            self.nodes[0].start()
+            self.nodes[0].start(timeout_s=120)
             with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda node: node.start(), self.nodes[1:]))
+                list(pool.map(lambda node: node.start(timeout_s=120), self.nodes[1:]))
         except BaseException:
             self.__exit__()
             raise
