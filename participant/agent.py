@@ -12,7 +12,8 @@ Rules
 6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm; one that went
     in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. Until its
     receipt it is remembered, on disk too. While the disk refuses it, the write is tried again: the task stays spooled.
-7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect.
+7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect, or when the
+    broker has taken another update: a full queue has drained.
 8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. One is sent on
     connecting, every `hello_interval_s`, when asked, when the participant becomes free after having said that it is
     not, and when its conditions fail after having said that it is.
@@ -339,7 +340,7 @@ class Agent:
 
     # Delivery
 
-    def _on_confirmed(self, event: ev.PublishConfirmed, _now: float) -> list[ev.Command]:
+    def _on_confirmed(self, event: ev.PublishConfirmed, now: float) -> list[ev.Command]:
         waiting = self._outbox.pop(event.update_id, None)
         if waiting is None:
             return []
@@ -352,7 +353,9 @@ class Agent:
             self._finish(self._sent.pop(oldest)[0])
             cleared += [oldest] if oldest in self._kept else []
             self._kept.discard(oldest)
-        return [self._remember(), *(ev.ClearOutbox(uid) for uid in cleared)]
+        for other in self._outbox.values():
+            other.retry = _Retry()
+        return [self._remember(), *(ev.ClearOutbox(uid) for uid in cleared), *self._publish_due(now)]
 
     def _on_publish_failed(self, event: ev.PublishFailed, now: float) -> list[ev.Command]:
         waiting = self._outbox.get(event.update_id)

@@ -211,6 +211,18 @@ def test_the_next_task_may_overtake_the_confirm_of_the_last_update() -> None:
     assert kinds(agent.step(ev.TaskReceived(make_task(2), 9), LATE)) == ["SpoolTask"]
 
 
+def test_an_update_that_waits_after_failures_goes_at_once_when_the_broker_takes_another() -> None:
+    first, second = make_task(1), make_task(2)
+    agent = publishing(first)
+    agent.step(ev.PublishFailed(uid(first), "queue full"), LATE)
+    agent.step(ev.TaskReceived(second, 9), LATE)
+    agent.step(ev.TaskSpooled(second.task_id, 9), LATE)
+    agent.step(ev.TrainingFinished(second.task_id, 7), LATE)
+    assert only(ev.PublishUpdate, agent.step(ev.OutboxWritten(second.task_id), LATE)).update_id == uid(second)
+    commands = agent.step(ev.PublishConfirmed(uid(second)), LATE)
+    assert only(ev.PublishUpdate, commands).update_id == uid(first)
+
+
 def test_with_a_full_outbox_tasks_are_declined_and_the_hello_says_so() -> None:
     agent = connected()
     for number in range(MAX_OUTBOX):
