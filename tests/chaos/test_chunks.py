@@ -68,9 +68,10 @@ def test_a_broker_killed_in_mid_upload_loses_nothing(tmp_path, prefix):
         federation = Federation(tmp_path, node.url, prefix, max_versions=3, size=20 * SIZE)
         federation.environ = IN_CHUNKS | {"FEDMQ_BROKER__CHUNK_BYTES": "16384"}
         try:
+            coordinator = federation.coordinator()
+            coordinator.wait_for("run created")
             node.flush_new_queues()
             participants = [federation.participant(name) for name in ("p0", "p1")]
-            coordinator = federation.coordinator()
             coordinator.wait_for("payload begun", times=2)
             node.kill()
             for one in (coordinator, *participants):
