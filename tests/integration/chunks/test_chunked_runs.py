@@ -232,3 +232,25 @@ def test_an_upload_of_a_task_that_was_withdrawn_leaves_nothing(federation: Feder
     assert [one.result(DEADLINE_S), other.result(DEADLINE_S)] == ["run_finished"] * 2
     assert payload_queues(broker) == []
     assert list((federation.folder / "spool" / "p1" / "outbox").iterdir()) == []
+
+
+def test_the_coordinator_removes_the_upload_of_a_participant_that_never_came_back(
+    federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "LEAVE_S", 0.0)
+    transport = Meddling(broker, "p1")
+    stuck: Future[None] = Future()
+
+    def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
+        late = is_chunk(message) and int(message.headers[chunks.INDEX]) >= 8
+        return stuck if late else Meddling.publish(transport, message, timeout_s)
+
+    transport.publish = publish  # type: ignore[method-assign]
+    federation.participant("p1", transport=transport)
+    run = federation.coordinator(versions=1, buffer_size=1)
+    until(lambda: len(transport.published) == 8)
+    federation.stop("p1")
+    assert len(payload_queues(broker)) == 1
+    federation.participant("p0")
+    assert run.result(DEADLINE_S).accepted == 1
+    assert payload_queues(broker) == []
