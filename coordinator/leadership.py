@@ -24,7 +24,8 @@ from typing import Any
 from broker_config.topology import Queue
 from broker_config.transport import Delivery, Message, Transport
 
-RENEW_S = 60.0
+RENEW_S = 1.0
+"""Well within any consumer_timeout that somebody may set."""
 BACK_S = 10.0
 """How soon a token that was given back must be here again."""
 ANSWER_S = 1.0

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.chaos.harness import Federation
+from tests.contract.world import ask_until
 
 pytestmark = pytest.mark.broker
 FULL = os.environ.get("FEDMQ_CHAOS") == "full"
@@ -57,7 +58,7 @@ def test_a_coordinator_that_was_paused_in_a_commit_while_another_took_over_commi
     old.wait_for("the active one run=r1 epoch=1")
     new = federation.coordinator()
     old.wait_for(f"fault point {point}")
-    assert psutil.Process(old.pid).status() == psutil.STATUS_STOPPED
+    ask_until(psutil.Process(old.pid).status, lambda status: status == psutil.STATUS_STOPPED)
     new.wait_for(f"the active one run=r1 epoch=2, after the coordinator with pid {old.pid} ")
     new.wait_for("version made", times=2)
     assert psutil.Process(old.pid).status() == psutil.STATUS_STOPPED

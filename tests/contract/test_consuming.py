@@ -143,12 +143,13 @@ def test_a_single_active_consumer_has_the_queue_alone_until_it_leaves(world: Wor
     assert left == {"2": True, "3": False}
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_goes_on_when_it_is_cut_off(
-    world: World,
+    world: World, kind: Any
 ) -> None:
     """What coordinator.leadership rests on, with the very queue that it uses."""
-    limits = {"max_length": 1, "delivery_limit": 1_000_000, "single_active_consumer": True}
-    queue = world.queue("q", "quorum", **limits)
+    limits = {"max_length": 1, "delivery_limit": 1_000_000 if kind == "quorum" else None, "single_active_consumer": True}
+    queue = world.queue("q", kind, **limits)
     states = States()
     first, second = world.open("first", queue, on_state=states.put), world.open("second", queue)
     mine = world.consume(first, queue, prefetch=1)

@@ -24,7 +24,7 @@ from schemas.codec import decode, encode
 from schemas.messages import Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update, update_id
 from schemas.parameters import Parameters
 
-DEADLINE_S = 8.0
+DEADLINE_S = 30.0
 RUN_ID = "r1"
 TOPOLOGY = Topology()
 
