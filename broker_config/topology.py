@@ -65,8 +65,8 @@ class Topology:
     payload_max_bytes: int = 4 * 1024**3
     """One payload in chunks. Its queue pushes back somewhat beyond this: chunks may come twice."""
     participant_queues: Literal["classic", "quorum"] = "classic"
-    """And of the coordinators' token and of payloads: what is small, or short-lived, or can be sent again. A classic queue
-    is on one node and away with it; quorum queues cost more, and outlive a node of a cluster."""
+    """And the coordinators' leader queue. A classic queue is on one node and away with it; quorum queues cost more, and
+    outlive a node of a cluster."""
 
     @property
     def tasks_exchange(self) -> Exchange:
@@ -120,8 +120,8 @@ class Topology:
 
     @property
     def leader(self) -> Queue:
-        """One token, whose holder is the active coordinator (coordinator.leadership). A new quorum queue could come back
-        without a leader from a broker that was killed (docs/operations.md), and nobody would be active any more."""
+        """One token, whose holder is the active coordinator (coordinator.leadership). A new quorum queue could come
+        back without a leader from a broker that was killed (docs/operations.md): nobody would be active any more."""
         return Queue(
             name=f"{self.prefix}.leader",
             kind=self.participant_queues,

@@ -40,7 +40,8 @@ def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothin
         through_it = ",".join([leader.url_for(port=proxy.port), *(node.url for node in others)])
         uploader = federation.participant("p0", FEDMQ_BROKER_URL=through_it, **QUORUM)
         other = federation.participant("p1", FEDMQ_BROKER_URL=",".join(node.url for node in others), **QUORUM)
-        coordinator = federation.coordinator(FEDMQ_BROKER_URL=",".join(node.url for node in (leader, *others)))
+        everybody = ",".join(node.url for node in (leader, *others))
+        coordinator = federation.coordinator(FEDMQ_BROKER_URL=everybody, **QUORUM)
         coordinator.wait_for("version made version=1 ")
         uploads = uploader.text.count("event=update_sent")
         for name in ("p0", "p1"):

@@ -148,8 +148,8 @@ def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_go
     world: World, kind: Any
 ) -> None:
     """What coordinator.leadership rests on, with the very queue that it uses."""
-    limits = {"max_length": 1, "delivery_limit": 1_000_000 if kind == "quorum" else None, "single_active_consumer": True}
-    queue = world.queue("q", kind, **limits)
+    delivery_limit = 1_000_000 if kind == "quorum" else None
+    queue = world.queue("q", kind, max_length=1, delivery_limit=delivery_limit, single_active_consumer=True)
     states = States()
     first, second = world.open("first", queue, on_state=states.put), world.open("second", queue)
     mine = world.consume(first, queue, prefetch=1)
