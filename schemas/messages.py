@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +35,12 @@ DeclineReason = Literal["busy", "not_idle", "no_data", "unsupported", "trainer_e
 _set = object.__setattr__
 
 
+@cache
+def _all_fields(message: type[BaseModel]) -> set[str]:
+    """One set for all messages of a type: pydantic copies it before it changes one."""
+    return set(message.model_fields)
+
+
 class Message(BaseModel):
     """What all messages share."""
 
@@ -45,7 +52,7 @@ class Message(BaseModel):
         which saves most of the time. It keeps the dictionary."""
         made = cls.__new__(cls)
         _set(made, "__dict__", values)
-        _set(made, "__pydantic_fields_set__", set(values))
+        _set(made, "__pydantic_fields_set__", _all_fields(cls))
         _set(made, "__pydantic_extra__", None)
         _set(made, "__pydantic_private__", None)
         return made
@@ -202,6 +209,7 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
 """Every message class by its kind."""
 
 
+@lru_cache(maxsize=64)  # who makes an update in this process is followed by who checks it
 def update_id(run_id: str, task_id: str, participant_id: str) -> str:
     """The one id of the update for this task: the same however often it is computed or sent."""
     text = "\0".join((run_id, task_id, participant_id))

@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from coordinator.events import IssueTask
 from schemas.messages import Hello
 from schemas.methods import METHODS
-from studies.population import DRAWS_A_TASK, Member, Population, Presence, task_generator
+from studies.population import DRAWS_A_TASK, Member, Population, Presence
 from studies.recorded import RecordedTask
+from studies.seeding import Streams
 
 ALL_REPLIES = tuple(METHODS)
 """A study's backends know every method."""
+TASKS_AHEAD = 8
+"""Tasks whose draws are made at once: for a single one that would cost nearly as much."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,10 +40,10 @@ class Device:
     """The engine calls it with the time; what it returns are times of things to come."""
 
     __slots__ = (
-        "_population", "_rng", "_seed", "away", "member", "next_task", "offers", "presence", "session", "work",
+        "_ahead", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session", "work",
     )  # fmt: skip
 
-    def __init__(self, member: Member, population: Population, seed: int, open_loop: bool) -> None:
+    def __init__(self, member: Member, population: Population, seed: int, streams: Streams, open_loop: bool) -> None:
         self.member = member
         self.presence = Presence(member, population.availability, seed)
         self.work: Work | None = None
@@ -53,8 +54,9 @@ class Device:
         self.next_task: RecordedTask | None = None
         """In the recorded order: what it will be doing with the next task that it gets."""
         self._population = population
-        self._seed = seed
-        self._rng: np.random.Generator | None = None
+        self._streams = streams
+        self._ahead: list[list[float]] = []
+        """Draws of tasks to come, the next one's last."""
 
     @property
     def willing(self) -> bool:
@@ -74,9 +76,10 @@ class Device:
 
     def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:
         """Take a task. Every task costs the same number of draws, used or not."""
-        if self._rng is None:
-            self._rng = task_generator(self._seed, self.member.index)
-        u_duration, u_drops, u_when, u_away = self._rng.random(DRAWS_A_TASK).tolist()
+        if not self._ahead:
+            drawn = self._streams.random(self.member.index, TASKS_AHEAD * DRAWS_A_TASK)
+            self._ahead = [drawn[i : i + DRAWS_A_TASK] for i in range(0, len(drawn), DRAWS_A_TASK)][::-1]
+        u_duration, u_drops, u_when, u_away = self._ahead.pop()
         population = self._population
         drops: Literal["", "declines", "vanishes"] = ""
         if self.next_task is not None:

@@ -46,7 +46,7 @@ from schemas.methods import update_spec
 from schemas.tensors import spec_of
 from studies.device import Device, Work
 from studies.outcome import Evaluation, Outcome
-from studies.population import Population, arrival_generator
+from studies.population import Population, arrival_generator, task_streams
 from studies.problem import Federation, Problem
 from studies.settings import NEVER_S, StudyRun
 from studies.training import LazyTraining
@@ -86,7 +86,8 @@ def simulate(
     members = population.members(seed)
     federation = problem.deal(members, seed)
     open_loop = run.arrivals_per_s is not None or population.order == "recorded"
-    devices = [Device(m, population, seed, open_loop) for m in members]
+    streams = task_streams(seed, len(members))
+    devices = [Device(m, population, seed, streams, open_loop) for m in members]
     engine_class = Engine
     if population.order == "recorded":
         from studies.recorded_engine import RecordedEngine  # which is one of these

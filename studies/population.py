@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from schemas.errors import FedmqError
 from studies.laws import AnyLaw, Constant
 from studies.recorded import History, histories, lanes
+from studies.seeding import Rewound, Streams, entropy_of_spawned, generator_states
 from studies.traces import Device, read_traces
 from studies.value import Value
 
@@ -175,23 +177,23 @@ class Population(Value):
         recorded: Sequence[History] = () if self.run is None else histories(self.run)
         if self.order == "recorded":
             recorded = lanes(recorded)
-        factor = self.correlation.factor()
+        factor = np.array(self.correlation.factor())
+        traits, rewound = generator_states(entropy_of_spawned(seed, self.participants, _TRAITS)), Rewound()
         found: list[Member] = []
         for i in range(self.participants):
             device = devices[i % len(devices)] if devices else Device()
             history = recorded[i % len(recorded)] if recorded else None
-            found.append(self._member(i, seed, factor, device, history))
+            found.append(self._member(i, rewound.at(traits[i]), factor, device, history))
         return _under_own_names(found)
 
     def _member(
         self,
         index: int,
-        seed: int,
-        factor: tuple[tuple[float, ...], ...],
+        rng: np.random.Generator,
+        factor: npt.NDArray[np.float64],
         device: Device,
         history: History | None,
     ) -> Member:
-        rng = generator(seed, index, _TRAITS)
         normal = rng.standard_normal(3)
         u = rng.random(4)
         speed, size, label = (_normal_cdf(float(np.dot(row, normal))) for row in factor)
@@ -308,9 +310,9 @@ def generator(seed: int, participant: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(participant, purpose))))
 
 
-def task_generator(seed: int, participant: int) -> np.random.Generator:
-    """For the draws of a participant's tasks, DRAWS_A_TASK each."""
-    return generator(seed, participant, _TASKS)
+def task_streams(seed: int, participants: int) -> Streams:
+    """For the draws of the participants' tasks, DRAWS_A_TASK each."""
+    return Streams(seed, participants, _TASKS)
 
 
 def arrival_generator(seed: int, participant: int) -> np.random.Generator:
@@ -324,7 +326,7 @@ def _under_own_names(members: list[Member]) -> list[Member]:
     named = []
     for member in members:
         name = member.participant_id if member.history is None else member.history.participant_id
-        named.append(member if name in taken else replace(member, participant_id=name))
+        named.append(member if name in taken or name == member.participant_id else replace(member, participant_id=name))
         taken.add(name)
     return named
 

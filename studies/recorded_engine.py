@@ -35,7 +35,7 @@ from schemas.parameters import Parameters
 from studies.device import Device
 from studies.engine import Engine
 from studies.outcome import Outcome
-from studies.population import Population
+from studies.population import Population, task_streams
 from studies.recorded import RecordedTask, offers
 from studies.settings import StudyRun
 from studies.training import Backend, Job, Result, Trained
@@ -97,10 +97,11 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     initial, _ = from_snapshot(strategy, archive.read_base(folder.archive, bases[0]))
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
     members = population.members(0)
+    streams = task_streams(0, len(members))
     engine = _Replay(
         population,
         _Archived(initial, [m.examples for m in members]),
-        [Device(m, population, 0, open_loop=True) for m in members],
+        [Device(m, population, 0, streams, open_loop=True) for m in members],
         strategy=strategy,
         run=StudyRun(
             stop=StopSettings(max_updates=max(len(rows), 1)), max_staleness=run.settings["run"].get("max_staleness")

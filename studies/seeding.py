@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
+State = tuple[int, int]
+"""PCG64's (state, inc)."""
 
 _POOL = 4
 _LEFT, _RIGHT = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
@@ -51,7 +53,7 @@ def _mixed(x: Words, y: Words) -> Words:
     return mixed
 
 
-def generator_states(entropy: Words) -> list[tuple[int, int]]:
+def generator_states(entropy: Words) -> list[State]:
     """PCG64's (state, inc) for each column of `entropy` [words, n], the words that SeedSequence gathers: its entropy,
     low words first, filled up with zeros to 4 where there is a spawn key, and the spawn key's."""
     words = len(entropy)
@@ -75,17 +77,36 @@ def generator_states(entropy: Words) -> list[tuple[int, int]]:
 
 
 class Rewound:
-    """One generator that is set to the start of one seed after the other."""
+    """One generator that is set to one state after the other."""
 
     def __init__(self) -> None:
         self._bits = np.random.PCG64(0)
         self._generator = np.random.Generator(self._bits)
 
-    def at(self, state: tuple[int, int]) -> np.random.Generator:
-        """`state` is one of `generator_states`."""
+    def at(self, state: State) -> np.random.Generator:
+        """`state` is one of `generator_states`, or what `state` gave."""
         inner: Any = {"state": state[0], "inc": state[1]}
         self._bits.state = {"bit_generator": "PCG64", "state": inner, "has_uint32": 0, "uinteger": 0}
         return self._generator
+
+    def state(self) -> State:
+        """Where it is now; of no use after draws of 32 bits, of which one may be left over."""
+        inner: Any = self._bits.state["state"]
+        return inner["state"], inner["inc"]
+
+
+class Streams:
+    """Uniform draws in [0, 1) of the generators of SeedSequence(seed, spawn_key=(i, purpose)), for i below `count`."""
+
+    def __init__(self, seed: int, count: int, purpose: int) -> None:
+        self._states = generator_states(entropy_of_spawned(seed, count, purpose))
+        self._rewound = Rewound()
+
+    def random(self, i: int, draws: int) -> list[float]:
+        """The next ones of generator i: the same however many are asked for at a time."""
+        drawn: list[float] = self._rewound.at(self._states[i]).random(draws).tolist()
+        self._states[i] = self._rewound.state()
+        return drawn
 
 
 def entropy_of(seeds: Sequence[int], *spawn_key: int) -> Words:
@@ -94,4 +115,15 @@ def entropy_of(seeds: Sequence[int], *spawn_key: int) -> Words:
     entropy = np.zeros((_POOL + len(spawn_key), len(values)), np.uint32)
     entropy[0], entropy[1] = values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
     entropy[_POOL:] = np.array(spawn_key, np.uint32)[:, None]
+    return entropy
+
+
+def entropy_of_spawned(seed: int, count: int, purpose: int) -> Words:
+    """The words of SeedSequence(seed, spawn_key=(i, purpose)), for i below `count` and any seed of 0 or more."""
+    if seed < 0:
+        raise ValueError(f"got the seed {seed}, expected 0 or more")
+    own = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), _POOL * 32), 32)]
+    entropy = np.empty((len(own) + 2, count), np.uint32)
+    entropy[:-2] = np.array(own, np.uint32)[:, None]
+    entropy[-2], entropy[-1] = np.arange(count), purpose
     return entropy

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from participant.methods import Made, Remembered, Start, begin, make
 from schemas.errors import NotFinite
 from schemas.messages import Reply, TrainingConfig
+from schemas.methods import METHODS, Method
 from schemas.parameters import Parameters
 from schemas.tensors import check_finite
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One training to be done."""
 
     participant: int
@@ -44,7 +43,7 @@ class Trained(NamedTuple):
 
 
 class Backend(Protocol):
-    """Something that trains cohorts."""
+    """Something that trains cohorts. One that has an integer `at_once` is given no more jobs than that at a time."""
 
     @property
     def name(self) -> str:
@@ -78,7 +77,9 @@ class LazyTraining:
     def __init__(self, backend: Backend, reply: Reply) -> None:
         self._backend = backend
         self._reply = reply
-        self._waiting: dict[int, tuple[Job, Start]] = {}
+        self._at_once: int | None = getattr(backend, "at_once", None)
+        self._plain = METHODS[reply] == Method()
+        self._waiting: dict[int, tuple[Job, Start | None]] = {}
         self._done: dict[int, Result] = {}
         self._memories: dict[int, Remembered] = {}
         self._unsettled: dict[str, tuple[int, Remembered]] = {}
@@ -87,6 +88,9 @@ class LazyTraining:
 
     def add(self, number: int, participant: int, tensors: Parameters, config: TrainingConfig) -> None:
         """A task of these tensors has gone to a participant."""
+        if self._plain:
+            self._waiting[number] = (Job(participant, tensors, config), None)
+            return
         start = begin(self._reply, tensors, self._memories.get(participant))
         self._waiting[number] = (Job(participant, start.parameters, config, start.correction), start)
 
@@ -114,16 +118,31 @@ class LazyTraining:
 
     def _compute(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        trained = self._backend.train([job for job, _ in waiting.values()])
         self.cohorts += 1
         self.trained += len(waiting)
+        numbers, tasks = list(waiting), list(waiting.values())
+        # Parts of about one size: what a part made is looked at while it is in the processor's caches.
+        size = math.ceil(len(tasks) / math.ceil(len(tasks) / (self._at_once or len(tasks))))
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` says it
-            for (number, (job, start)), result in zip(waiting.items(), trained, strict=True):
-                made = make(self._reply, start, result.parameters, result.num_steps, job.config)
-                self._done[number] = _result(made, start, result)
+            for first in range(0, len(tasks), size):
+                part = tasks[first : first + size]
+                trained = self._backend.train([job for job, _ in part])
+                for number, (job, start), result in zip(numbers[first : first + size], part, trained, strict=True):
+                    self._done[number] = self._result(job, start, result)
+
+    def _result(self, job: Job, start: Start | None, trained: Trained) -> Result:
+        base, local = job.base, trained.parameters
+        if start is None:
+            layout, x, y = base.layout, base.block, local.block
+            if self._reply == "delta" and layout is local.layout and x is not None and y is not None and x.itemsize > 2:
+                assert layout is not None
+                delta = Parameters.in_block(layout, np.subtract(y, x), base.non_trainable)  # as `make` has it
+                return Result(delta, *trained[1:], finite=_is_finite(delta))
+            start = Start(base, {}, None, None)
+        return _made(make(self._reply, start, local, trained.num_steps, job.config), start, trained)
 
 
-def _result(made: Made, start: Start, trained: Trained) -> Result:
+def _made(made: Made, start: Start, trained: Trained) -> Result:
     return Result(
         payload=_own(made.tensors),
         num_examples=trained.num_examples,

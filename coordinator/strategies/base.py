@@ -14,8 +14,9 @@ be sent from them); it may update arrays inside its own state in place. State is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
@@ -25,8 +26,7 @@ from schemas.parameters import Parameters
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class ClientUpdate:
+class ClientUpdate(NamedTuple):
     """One accepted update, as a strategy sees it."""
 
     update_id: str
@@ -36,12 +36,12 @@ class ClientUpdate:
     """Floating tensors only, `Parameters.averaged()` of the model: the delta or the parameters, as `reply` says."""
     num_examples: int
     num_steps: int = 1
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = MappingProxyType({})
     client_weight: float = 1.0
     """q_i (coordinator.client_weights), mean 1 over known participants."""
     train_s: float = 0.0
     """How long its participant trained, by its own clock."""
-    beside: Mapping[str, Parameters] = field(default_factory=dict)
+    beside: Mapping[str, Parameters] = MappingProxyType({})
     """The method's groups of tensors (`schemas.methods`), as its `reply` has them."""
     first: bool = True
     """Whether it is the first that was accepted of its participant, for methods whose participants remember."""
