@@ -14,10 +14,12 @@ Rules
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,10 @@ OnVersion = Callable[[float, int, int], None]
 """Called at each version with the virtual time, the version and the updates accepted so far."""
 FORGET_EVERY = 4096
 """Steps between calls of `Core.changes`, which in a study nobody reads: it is how the core forgets closed tasks."""
+
+
+COLLECT_EVERY = 20_000
+"""New objects between Python's searches for cycles."""
 
 
 class Stuck(InputError):
@@ -161,6 +167,10 @@ class Engine:
     def run(self) -> Outcome:
         """Until the core finishes, or the training diverges."""
         _keep_freed_memory()
+        with _rare_collections():
+            return self._run()
+
+    def _run(self) -> Outcome:
         self._step(Started())
         for i, device in enumerate(self._devices):
             self._plan_turn(i, device)
@@ -411,6 +421,17 @@ def _keep_freed_memory() -> None:
     was given back, up to 32 MiB. Such a block is never touched here; other allocators take no notice.
     """
     np.empty(31 * 2**20, np.uint8)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Have Python look for cycles less often: the engine makes none, and what it holds is looked through in vain."""
+    often, *others = gc.get_threshold()
+    gc.set_threshold(max(often, COLLECT_EVERY) if often else 0, *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(often, *others)
 
 
 def _passes(training: TrainingConfig, num_examples: int) -> int:
