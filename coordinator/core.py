@@ -466,6 +466,13 @@ class Core:
         memories = self._state.changed_memories() if isinstance(self._state, RemembersParticipants) else {}
         return Changes(self._desk.roster.changes(), self._desk.tasks.changes(), memories)
 
+    def forget_changes(self) -> None:
+        """What `changes` does to the core, where nobody reads the rows."""
+        self._desk.roster.forget_changes()
+        self._desk.tasks.forget_changes()
+        if isinstance(self._state, RemembersParticipants):
+            self._state.changed_memories()
+
     @classmethod
     def restore(  # noqa: PLR0917
         cls,

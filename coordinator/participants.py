@@ -211,3 +211,7 @@ class Roster:
         """Records of those settled as dirty since the last call."""
         dirty, self._dirty = self._dirty, {}
         return {participant_id: p.record() for participant_id, p in dirty.items()}
+
+    def forget_changes(self) -> None:
+        """As after `changes`."""
+        self._dirty = {}

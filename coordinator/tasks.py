@@ -128,3 +128,7 @@ class TaskBook:
         """Records that changed since the last call."""
         dirty, self._dirty = self._dirty, {}
         return {task_id: task.record() for task_id, task in dirty.items()}
+
+    def forget_changes(self) -> None:
+        """As after `changes`."""
+        self._dirty = {}

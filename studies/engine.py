@@ -57,7 +57,7 @@ RUN_UID = "57d1e500"
 OnVersion = Callable[[float, int, int], None]
 """Called at each version with the virtual time, the version and the updates accepted so far."""
 FORGET_EVERY = 4096
-"""Steps between calls of `Core.changes`, which in a study nobody reads: it is how the core forgets closed tasks."""
+"""Steps between calls of `Core.forget_changes`: it is how the core forgets closed tasks."""
 
 
 COLLECT_EVERY = 20_000
@@ -225,7 +225,7 @@ class Engine:
                 carry_out(command)
         self._steps += 1
         if self._steps % FORGET_EVERY == 0:
-            self._core.changes()
+            self._core.forget_changes()
 
     def _accepted(self, command: Accept) -> None:
         self._lazy.settled(command.update.update_id, accepted=True)
