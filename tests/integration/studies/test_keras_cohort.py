@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import keras
 import numpy as np
 import pytest
@@ -50,7 +48,7 @@ def compare(build_model, corrected=False, **config):
     if corrected:
         noise = [RNG.standard_normal((7, 9)).astype(np.float32) for _ in todo]
         todo = [
-            replace(job, correction=Parameters({n: np.resize(r, a.shape) for n, a in together.initial.items()}))
+            job._replace(correction=Parameters({n: np.resize(r, a.shape) for n, a in together.initial.items()}))
             for job, r in zip(todo, noise, strict=True)
         ]
     for ours, reference in zip(together.train(todo), alone.train(todo), strict=True):
@@ -124,7 +122,7 @@ def test_a_correction_of_anything_but_plain_gradient_steps_is_refused(path):
     backend = KerasCohort(app(lambda: keras.optimizers.SGD(0.1, momentum=0.9)), X, Y, ROWS, path=path, chunk=4)
     (job, *_) = jobs(backend.initial)
     with pytest.raises(AppError, match="SGD with momentum, and SCAFFOLD needs plain gradient steps"):
-        backend.train([replace(job, correction=backend.initial)])
+        backend.train([job._replace(correction=backend.initial)])
 
 
 def test_more_memory_than_the_limit_is_refused_with_the_number():

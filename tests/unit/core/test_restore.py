@@ -126,3 +126,13 @@ def test_records_that_do_not_fit_together_are_refused():
     del saved.participants["a"]
     with pytest.raises(ValueError, match="seq"):
         bench.restore(saved)
+
+
+def test_forgotten_changes_are_no_rows_of_the_next_ones():
+    bench = Bench()
+    bench.hello("a", "b")
+    bench.core.forget_changes()
+    changes = bench.core.changes()
+    assert (changes.participants, changes.tasks, changes.memories) == ({}, {}, {})
+    bench.hello("b")
+    assert list(bench.core.changes().participants) == ["b"]
