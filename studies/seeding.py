@@ -82,11 +82,13 @@ class Rewound:
     def __init__(self) -> None:
         self._bits = np.random.PCG64(0)
         self._generator = np.random.Generator(self._bits)
+        self._inner: dict[str, Any] = {}
+        self._outer = {"bit_generator": "PCG64", "state": self._inner, "has_uint32": 0, "uinteger": 0}
 
     def at(self, state: State) -> np.random.Generator:
         """`state` is one of `generator_states`, or what `state` gave."""
-        inner: Any = {"state": state[0], "inc": state[1]}
-        self._bits.state = {"bit_generator": "PCG64", "state": inner, "has_uint32": 0, "uinteger": 0}
+        self._inner["state"], self._inner["inc"] = state
+        self._bits.state = self._outer
         return self._generator
 
     def state(self) -> State:
