@@ -83,7 +83,7 @@ class Rewound:
         self._bits = np.random.PCG64(0)
         self._generator = np.random.Generator(self._bits)
         self._inner: dict[str, Any] = {}
-        self._outer = {"bit_generator": "PCG64", "state": self._inner, "has_uint32": 0, "uinteger": 0}
+        self._outer: Any = {"bit_generator": "PCG64", "state": self._inner, "has_uint32": 0, "uinteger": 0}
 
     def at(self, state: State) -> np.random.Generator:
         """`state` is one of `generator_states`, or what `state` gave."""
