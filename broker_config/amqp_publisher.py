@@ -14,7 +14,10 @@
    all before a slow link.
 6. A slow network is no timeout: a message's time begins again as long as less of it, or of what goes before it, is
    left to write than when it last began. What stands still, or is written and not confirmed, times out.
-7. Everything here runs on one thread; only `Outgoing.future` is seen by others.
+7. A nack may be the channel's fault, not the queue's: one of RabbitMQ 3.10 that first publishes to a quorum queue while
+   that elects its leader can refuse everything for that queue ever after. So after a nack what is out is waited for,
+   and a new channel taken, at most every `NEW_CHANNEL_S`.
+8. Everything here runs on one thread; only `Outgoing.future` is seen by others.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ from schemas.errors import PublishError, PublishRejected, PublishTimeout, Unrout
 
 SLOWEST_LINK_BYTES_PER_S = 64 * 1024
 """Behind a proxy that we do not see through a message may travel this slowly, and is not sent again for it."""
+
+NEW_CHANNEL_S = 5.0
+"""A full queue refuses on every channel: no more than one new one in this time."""
 
 _log = logging.getLogger("fedmq.broker")
 
@@ -100,7 +106,7 @@ class Publisher:
     ) -> None:
         """`properties` makes the AMQP properties of a message; `on_idle` is called when nothing is left to send."""
         self.on_silence: Callable[[], None] = lambda: None
-        """Called after the channel was given up (rule 5): close it and attach a new one."""
+        """Called after the channel was given up (rules 5 and 7): close it and attach a new one."""
         self._timers = timers
         self._properties = properties
         self._window = window
@@ -116,6 +122,10 @@ class Publisher:
         self._silence_s = window.silence_s
         self._watch: Any = None
         self._watched = 0  # delivery tag of the oldest message
+        self._doubted = False
+        """The channel has refused something: it is given up once nothing is out."""
+        self._trusted = False
+        """It is new: its refusals are the queue's."""
 
     @property
     def idle(self) -> bool:
@@ -149,6 +159,7 @@ class Publisher:
         """The connection is gone: what is unconfirmed will be sent again."""
         self._blocked = False
         self._silence_s = self._window.silence_s
+        self._doubted = False
         self._take_back(alone=False)
 
     def block(self) -> None:
@@ -168,6 +179,7 @@ class Publisher:
                 continue
             self._unconfirmed_bytes -= item.size_bytes
             if not taken:
+                self._doubted = not self._trusted
                 self._answer(item, PublishRejected(f"{item}: the broker said nack, as a full queue does"))
             else:
                 self._answer(item, item.returned)
@@ -199,8 +211,19 @@ class Publisher:
             self._answer(self._waiting.popleft(), error)
 
     def _pump(self) -> None:
+        if self._doubted and not self._unconfirmed and self._channel is not None:
+            self._take_a_new_channel()
         self._send_what_fits()
         self._watch_for_silence()
+
+    def _take_a_new_channel(self) -> None:
+        self._doubted, self._trusted = False, True
+        self._timers.call_later(NEW_CHANNEL_S, self._trust_no_more)
+        self._take_back(alone=False)
+        self.on_silence()
+
+    def _trust_no_more(self) -> None:
+        self._trusted = False
 
     def _send_what_fits(self) -> None:
         while self._waiting and self._channel is not None and self._channel.is_open and not self._blocked:
@@ -238,7 +261,7 @@ class Publisher:
     def _has_room(self, item: Outgoing) -> bool:
         if not self._unconfirmed:
             return True
-        if item.alone or next(iter(self._unconfirmed.values())).alone:
+        if self._doubted or item.alone or next(iter(self._unconfirmed.values())).alone:
             return False
         fits = self._unconfirmed_bytes + item.size_bytes <= self._window.size_bytes
         return fits and len(self._unconfirmed) < self._window.messages

@@ -11,7 +11,7 @@ import pytest
 
 from broker_config.amqp import PikaDriver
 from broker_config.amqp_address import Addresses
-from broker_config.amqp_publisher import SLOWEST_LINK_BYTES_PER_S, Outgoing, Publisher, Window
+from broker_config.amqp_publisher import NEW_CHANNEL_S, SLOWEST_LINK_BYTES_PER_S, Outgoing, Publisher, Window
 from broker_config.transport import Message
 from schemas.errors import (
     BrokerRefused,
@@ -143,6 +143,35 @@ def test_one_confirm_may_answer_many() -> None:
     bench.submit("1", "2", "3")
     bench.publisher.confirmed(2, True, True)
     assert [bench.futures[name].done() for name in "123"] == [True, True, False]
+
+
+def test_after_a_nack_what_is_out_is_waited_for_and_a_new_channel_taken() -> None:
+    """RabbitMQ 3.10 may refuse everything for a queue on a channel that first used it while it elected its leader."""
+    bench = Bench()
+    bench.attach()
+    refusing = bench.channel
+    bench.submit("1", "2")
+    bench.publisher.confirmed(1, False, False)
+    bench.submit("3")
+    assert (refusing.sent, bench.silences) == (["1", "2"], 0)
+    bench.publisher.confirmed(2, False, True)
+    assert (refusing.sent, bench.silences) == (["1", "2"], 1)
+    assert bench.channel.sent == ["3"]
+    assert bench.futures["2"].done()
+
+
+def test_a_queue_that_refuses_on_a_new_channel_too_costs_no_other_for_a_while() -> None:
+    bench = Bench()
+    bench.attach()
+    for number, message_id in enumerate("123"):
+        bench.submit(message_id)
+        bench.publisher.confirmed(max(1, number), False, False)
+    assert bench.silences == 1
+    bench.timers.fire(NEW_CHANNEL_S)
+    bench.submit("4")
+    bench.publisher.confirmed(3, False, False)
+    assert bench.silences == 2
+    assert all(isinstance(bench.error(one), PublishRejected) for one in "1234")
 
 
 def test_a_nack_fails_its_message_alone() -> None:
