@@ -18,8 +18,8 @@ demo: $(VENV)/.installed
 broker-installed:
 	@bash tests/install_rabbitmq.sh
 
-# Two processes share the tests, each with a private RabbitMQ of its own. WORKERS=0: in one, as for a debugger.
-WORKERS ?= 2
+# Three processes share the tests, each with a private RabbitMQ of its own: much of the time is waiting. WORKERS=0: in one.
+WORKERS ?= 3
 SHARED_OUT := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.installed broker-installed
