@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from participant.shuffling import orders
 from participant.trainer import TrainResult
 from schemas.errors import AppError, ConfigError, SpecMismatch, TrainerError
 from schemas.messages import TrainingConfig
@@ -236,7 +237,7 @@ class _Loop:
                     "remove one of the two"
                 )
             self.model.optimizer.learning_rate.assign(config.learning_rate)
-        # Neighbouring layers get different streams; numpy's spawn keys keep them apart from the shuffling's.
+        # Neighbouring layers get different streams.
         seeds = np.random.SeedSequence(config.seed, spawn_key=(1,)).generate_state(max(len(self._seeds), 1))
         for variable, seed in zip(self._seeds, seeds, strict=False):
             variable.assign(np.array([seed >> 1, 0], dtype=variable.dtype))
@@ -317,13 +318,12 @@ class _LazyData:
     def epochs(self, config: TrainingConfig) -> Iterator[Iterator[Data]]:
         """For each epoch its batches, in an order of its own that `config.seed` decides."""
         data, count = self._arrays(), self.num_examples
-        shuffle = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
         steps_left = config.max_steps if config.max_steps is not None else config.epochs * count
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
             starts = range(0, count, config.batch_size)[: max(steps_left, 0)]
             if not starts:
                 return
-            order = shuffle.permutation(count)
+            order = orders([config.seed], [count], epoch)[0]
             yield (_take(data, order[i : i + config.batch_size]) for i in starts)
             steps_left -= len(starts)
 

@@ -1,5 +1,4 @@
-"""The order of examples in a task, as the Keras trainer has it: for each epoch a permutation by the generator of
-SeedSequence(seed, spawn_key=(0,)), so decided by the task's seed alone."""
+"""The batches of a cohort's tasks, in the order that the Keras trainer has (participant.shuffling)."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from participant.shuffling import orders
 from schemas.messages import TrainingConfig
-from studies.seeding import Rewound, entropy_of, generator_states
 
 Rows = npt.NDArray[np.int64]
 
@@ -28,6 +27,18 @@ class CohortRows:
     last_epoch: Rows
     """The step with which each participant's last epoch begins."""
 
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """1 for an example, 0 for padding, [steps, participants, batch_size]."""
+        return (np.arange(self.rows.shape[2]) < self.real[:, :, None]).astype(np.float32)
+
+    def longest_first(self) -> tuple[CohortRows, Rows]:
+        """The participants with the most steps first, so that those with a batch left are the first ones; and who is
+        where, [participants]."""
+        order = np.argsort(-self.steps, kind="stable")
+        rows, real = self.rows[:, order], self.real[:, order]
+        return CohortRows(rows, real, self.steps[order], self.last_epoch[order]), order
+
 
 def cohort_rows(cohort: Sequence[tuple[Rows, TrainingConfig]], batch_size: int) -> CohortRows:
     """For participants that share one batch size. Each must have an example."""
@@ -38,15 +49,18 @@ def cohort_rows(cohort: Sequence[tuple[Rows, TrainingConfig]], batch_size: int) 
     steps = np.array(limits, np.int64)
     longest = int(steps.max())
     # Only the last batch of an epoch is short: an epoch is its examples in order, then padding.
-    rows = np.empty((len(cohort), longest * batch_size), np.int64)
-    epochs, shuffler = (an_epoch * batch_size).tolist(), Rewound()
-    states = generator_states(entropy_of([config.seed for _, config in cohort], 0))
-    for own, (examples, _), epoch, state in zip(rows, cohort, epochs, states, strict=True):
-        own[:] = examples[0]
-        shuffle, count = shuffler.at(state), len(examples)
-        for start in range(0, len(own), epoch):
-            part = own[start : start + count]
-            part[:] = examples[shuffle.permutation(count)[: len(part)]]
+    begun, each, seeds = -(-steps // an_epoch), counts.tolist(), [config.seed for _, config in cohort]
+    examples = np.zeros((len(cohort), counts.max()), np.int64)
+    for own, (mine, _) in zip(examples, cohort, strict=True):
+        own[: len(mine)] = mine
+    rows = np.repeat(examples[:, :1], (begun * an_epoch).max() * batch_size, axis=1)
+    for epoch in range(begun.max()):
+        shuffled = np.take_along_axis(examples, orders(seeds, each, epoch), axis=1)
+        starts = (epoch * batch_size * an_epoch).tolist()
+        for own, mine, start, count, epochs in zip(rows, shuffled, starts, each, begun.tolist(), strict=True):
+            if epoch < epochs:
+                own[start : start + count] = mine[:count]
+    rows = rows[:, : longest * batch_size]
     step = np.arange(longest)[:, None]
     real = np.minimum(batch_size, counts - step % an_epoch * batch_size) * (step < steps)
     by_step = np.ascontiguousarray(rows.reshape(len(cohort), longest, batch_size).transpose(1, 0, 2))

@@ -8,7 +8,6 @@ on arrays of n words. numpy promises that a seed's stream stays the same, and a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,15 +108,6 @@ class Streams:
         drawn: list[float] = self._rewound.at(self._states[i]).random(draws).tolist()
         self._states[i] = self._rewound.state()
         return drawn
-
-
-def entropy_of(seeds: Sequence[int], *spawn_key: int) -> Words:
-    """The words of SeedSequence(seed, spawn_key=spawn_key), for seeds in [0, 2^64) and keys below 2^32."""
-    values = np.array(seeds, np.uint64)
-    entropy = np.zeros((_POOL + len(spawn_key), len(values)), np.uint32)
-    entropy[0], entropy[1] = values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
-    entropy[_POOL:] = np.array(spawn_key, np.uint32)[:, None]
-    return entropy
 
 
 def entropy_of_spawned(seed: int, count: int, purpose: int) -> Words:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import InputError
 from schemas.layout import Layout, layout
 from schemas.parameters import Parameters
 from studies.batches import Rows, cohort_rows
+from studies.softmax_dual import CHUNK as DUAL_CHUNK
+from studies.softmax_dual import DualForm
+from studies.softmax_steps import Floats, Losses, block_of, descend, rates_of, shares_of
 from studies.training import Job, Trained, stacked_corrections
 
 CHUNK = 50
 """Participants at a time: enough to share the cost of numpy's calls, few enough for the processor's caches."""
-Floats = npt.NDArray[np.float32]
 
 
 class SoftmaxFederation:
@@ -44,7 +45,7 @@ class SoftmaxFederation:
         self.backend = SoftmaxCohort(x, y, rows, classes, shapes)
         self.evaluates = test is not None
         self._test = test
-        self.data_bytes = x.nbytes + (0 if test is None else test[0].nbytes)
+        self.data_bytes = x.nbytes + (0 if test is None else test[0].nbytes) + self.backend.gram_bytes
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._test is not None
@@ -71,51 +72,56 @@ class SoftmaxCohort:
         self._rows = [np.asarray(r, np.int64) for r in rows]
         self._shape = (classes, self._x.shape[1])
         self._layout = layout
+        counts = [len(r) for r in rows]
+        self.gram_bytes = DualForm.gram_bytes(counts) or 0
+        self._dual = DualForm(self._x, self._y, self._rows, classes, layout) if self.gram_bytes else None
         self._gradients = np.empty((CHUNK, *self._shape), np.float32)
         self._batch = np.empty(0, np.float32)
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         results: dict[int, Trained] = {}
-        for size in sorted({job.config.batch_size for job in jobs}):
-            chosen = [i for i, job in enumerate(jobs) if job.config.batch_size == size]
-            for start in range(0, len(chosen), CHUNK):
-                part = chosen[start : start + CHUNK]
-                results |= zip(part, self._train([jobs[i] for i in part], size), strict=True)
+        for (size, dual), chosen in self._alike(jobs).items():
+            train, most = (self._dual.train, DUAL_CHUNK) if dual and self._dual else (self._train, CHUNK)
+            for start in range(0, len(chosen), most):
+                part = chosen[start : start + most]
+                results |= zip(part, train([jobs[i] for i in part], size), strict=True)
         return [results[i] for i in range(len(jobs))]
 
+    def _alike(self, jobs: Sequence[Job]) -> dict[tuple[int, bool], list[int]]:
+        """The jobs of each batch size and form, by their places in `jobs`."""
+        alike: dict[tuple[int, bool], list[int]] = {}
+        for i, job in enumerate(jobs):
+            alike.setdefault((job.config.batch_size, self._suits_dual(job)), []).append(i)
+        return alike
+
+    def _suits_dual(self, job: Job) -> bool:
+        """Within one epoch the weights' own form costs less: there the Gram matrix is of little use."""
+        config, count = job.config, len(self._rows[job.participant])
+        several = config.epochs > 1 and (config.max_steps is None or config.max_steps * config.batch_size > count)
+        return several and self._dual is not None and job.correction is None and not config.proximal_mu
+
     def _train(self, jobs: Sequence[Job], batch_size: int) -> list[Trained]:
-        cohort = cohort_rows([(self._rows[j.participant], j.config) for j in jobs], batch_size)
-        order = np.argsort(-cohort.steps, kind="stable")  # so that those with a batch left are the first ones
-        rows, real, steps = cohort.rows[:, order], cohort.real[:, order], cohort.steps[order]
+        cohort, order = cohort_rows([(self._rows[j.participant], j.config) for j in jobs], batch_size).longest_first()
         ordered = [jobs[i] for i in order.tolist()]
         both = np.empty((len(jobs), self._layout.size), np.float32)
         for mine, job in zip(both, ordered, strict=True):
-            mine[:] = self._block(job.base)
+            mine[:] = block_of(job.base, self._layout)
         classes, features = self._shape
         w, b = both[:, : classes * features].reshape(-1, *self._shape), both[:, classes * features :]
-        rates = np.array([_rate(job) for job in ordered], np.float32)
+        rates = rates_of(ordered)
         pulls = np.array([job.config.proximal_mu for job in ordered], np.float32) * rates
         base = both.copy() if pulls.any() else None
         corrections = self._corrections(ordered, rates)
-        weights = (np.arange(batch_size) < real[:, :, None]).astype(np.float32)
-        shares: Any = weights * (rates / np.maximum(real, 1).astype(np.float32))[:, :, None]
+        shares, losses = shares_of(cohort, rates), Losses(cohort)
         # Classes first, so that a sum over classes adds whole rows; of one shape for any cohort, as all else.
         scores = np.empty((classes, CHUNK, batch_size), np.float32)
-        labels = self._y[rows]
-        at_label = labels * scores[0].size + np.arange(scores[0].size).reshape(CHUNK, -1)[: len(jobs)]
-        log_sums, values = np.ones(rows.shape, np.float32), np.zeros(rows.shape, np.float32)
-        for s, count in enumerate(np.count_nonzero(real, axis=1).tolist()):
-            x = self._gather(rows[s, :count])
+        at_label = self._y[cohort.rows] * scores[0].size + np.arange(scores[0].size).reshape(CHUNK, -1)[: len(jobs)]
+        for s, count in enumerate(np.count_nonzero(cohort.real, axis=1).tolist()):
+            x = self._gather(cohort.rows[s, :count])
             z = scores[:, :count]
             np.matmul(w[:count], x.transpose(0, 2, 1), out=z.transpose(1, 0, 2))
             z += b[:count].T[:, :, None]
-            z -= np.maximum.reduce(z, axis=0)
-            here = at_label[s, :count]
-            values[s, :count] = scores.take(here)
-            np.exp(z, out=z)
-            sums = np.add.reduce(z, axis=0, out=log_sums[s, :count])
-            z /= sums
-            scores.put(here, scores.take(here) - 1)
+            losses.note(s, *descend(scores, z, at_label[s, :count]))
             z *= shares[s, :count]
             if base is not None:
                 both[:count] -= pulls[:count, None] * (both[:count] - base[:count])
@@ -123,21 +129,11 @@ class SoftmaxCohort:
                 both[:count] -= corrections[:count]
             w[:count] -= np.matmul(z.transpose(1, 0, 2), x, out=self._gradients[:count])
             b[:count] -= np.add.reduce(z, axis=2).T
-        each = np.log(log_sums, out=log_sums) - values
-        each *= weights
-        last = np.arange(len(rows))[:, None] >= cohort.last_epoch[order]
-        losses = each.sum(axis=2, dtype=np.float64)
-        means = ((losses * last).sum(axis=0) / (real * last).sum(axis=0)).tolist()
         results: dict[int, Trained] = {}
-        for mine, i, mean, done in zip(both, order.tolist(), means, steps.tolist(), strict=True):
+        for mine, i, mean, done in zip(both, order.tolist(), losses.means(), cohort.steps.tolist(), strict=True):
             trained = Parameters.in_block(self._layout, mine)
             results[i] = Trained(trained, len(self._rows[jobs[i].participant]), done, {"loss": mean})
         return [results[i] for i in range(len(jobs))]
-
-    def _block(self, base: Parameters) -> Floats:
-        block = base.block if base.layout is self._layout else base.packed().block
-        assert block is not None
-        return block
 
     def _corrections(self, jobs: Sequence[Job], rates: Floats) -> Floats | None:
         """What each step takes from a method's correction of the gradients."""
@@ -155,9 +151,3 @@ class SoftmaxCohort:
         batch = self._batch[:size].reshape(shape)
         np.take(self._x, rows, axis=0, out=batch, mode="clip")  # any other mode makes a buffer of its own
         return batch
-
-
-def _rate(job: Job) -> float:
-    if job.config.learning_rate is None:
-        raise InputError("training.learning_rate is not set: softmax regression has no default, give one")
-    return job.config.learning_rate

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from participant.shuffling import orders
 from schemas.errors import InputError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 from studies.batches import cohort_rows
 from studies.quadratics import QuadraticFederation
 from studies.softmax import SoftmaxFederation
+from studies.softmax_dual import DualForm
 from studies.training import Job
 
 RNG = np.random.default_rng(4)
@@ -18,8 +20,8 @@ ROWS = [RNG.integers(0, 60, n) for n in (1, 4, 7, 12, 9)]
 
 def batches_of(rows, config):
     """A task's batches, one after the other, cut by hand."""
-    size, shuffle = config.batch_size, np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(0,)))
-    epochs = [rows[shuffle.permutation(len(rows))] for _ in range(config.epochs)]
+    size = config.batch_size
+    epochs = [rows[orders([config.seed], [len(rows)], epoch)[0]] for epoch in range(config.epochs)]
     cut = [order[i : i + size] for order in epochs for i in range(0, len(rows), size)]
     return cut[: config.max_steps]
 
@@ -44,7 +46,9 @@ def by_hand(rows, base, config, correction):
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("config", [{"epochs": 2}, {"epochs": 3, "proximal_mu": 0.7}, {"epochs": 2, "max_steps": 3}])
+@pytest.mark.parametrize(
+    "config", [{"epochs": 1}, {"epochs": 4}, {"epochs": 3, "proximal_mu": 0.7}, {"epochs": 2, "max_steps": 3}]
+)
 def test_a_cohort_of_softmax_regressions_trains_as_each_would_by_itself(config, corrected):
     federation = SoftmaxFederation(X, Y, ROWS, 3)
     bases, corrections = (
@@ -66,6 +70,31 @@ def test_a_cohort_of_softmax_regressions_trains_as_each_would_by_itself(config, 
         np.testing.assert_allclose(trained.parameters["b"], b, atol=3e-6)
         assert trained.metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert (trained.num_steps, trained.num_examples) == (steps, len(ROWS[job.participant]))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_what_a_softmax_regression_learns_does_not_depend_on_its_cohort_by_a_single_bit(epochs):
+    rows = [np.arange(i, i + 12) for i in range(40)]
+    federation = SoftmaxFederation(X, Y, rows, 3)
+    assert federation.backend.gram_bytes, "several epochs are trained in the dual form"
+    config = TrainingConfig(learning_rate=0.3, batch_size=5, epochs=epochs)
+    jobs = [Job(i, federation.initial, config.model_copy(update={"seed": i})) for i in range(40)]
+    together = federation.backend.train(jobs)
+    for job, trained in zip(jobs[::7], together[::7], strict=True):
+        (alone,) = SoftmaxFederation(X, Y, rows, 3).backend.train([job])
+        assert alone.parameters.block.tobytes() == trained.parameters.block.tobytes()
+        assert alone.metrics == trained.metrics
+
+
+def test_shares_far_from_equal_and_very_many_are_trained_on_the_weights():
+    assert DualForm.gram_bytes([12, 12]) == 2 * 4 * 13**2
+    assert DualForm.gram_bytes([12, 5]) is not None
+    assert DualForm.gram_bytes([12, 1, 1]) is None, "most of it would be padding"
+    assert DualForm.gram_bytes([257]) is None
+    assert DualForm.gram_bytes([256] * 1024) is None, "over 256 MiB"
+    federation = SoftmaxFederation(X, Y, [np.arange(12), np.arange(1), np.arange(1)], 3)
+    assert federation.backend.gram_bytes == 0
+    assert federation.data_bytes == X.nbytes
 
 
 def test_q_steps_on_a_quadratic_leave_1_less_eta_h_to_the_q_of_the_distance():
