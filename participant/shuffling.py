@@ -32,8 +32,9 @@ def orders(seeds: Sequence[int], num_examples: Sequence[int], epoch: int) -> npt
     gammas[-1:] *= _GAMMA
     # A task's words start at a place that is a word itself, so that tasks and epochs share no stretch of them.
     starts = _mixed(_mixed(gammas[:-1]) + gammas[-1:])
-    places = np.arange(counts.max(), dtype=np.uint64)
-    words = _mixed(starts[:, None] + places * _GAMMA)
+    places: Words = np.arange(counts.max(), dtype=np.uint64)
+    steps: Words = places * _GAMMA
+    words = _mixed(starts[:, None] + steps)
     # The lower half is the example's number: sorting sorts the examples, and no two are equal.
     words |= _LOWER
     words ^= _LOWER - places

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 def shares_of(cohort: CohortRows, rates: Floats) -> Floats:
     """What each example's gradient counts in its step, [steps, participants, batch_size]: the participant's rate over
     the examples of the batch; 0 for padding."""
-    scales: Floats = rates / np.maximum(cohort.real, 1).astype(np.float32)
+    scales: Floats = np.divide(rates, np.maximum(cohort.real, 1), dtype=np.float32)
     return cohort.weights * scales[:, :, None]
 
 
