@@ -6,7 +6,7 @@ For each size, the same four publisher processes (null training) publish the sam
 private RabbitMQ node, three times: read by a stock pika consumer that only acks (4 KiB socket reads), by the same
 consumer with 256 KiB reads, and by the real coordinator, which accepts, validates, aggregates (FedBuff) and commits
 each of them before it acks. The clock runs from the start of publishing to the last ack;
-the best of three rounds counts.
+the best of five rounds counts.
 
 The run is prepared as a coordinator finds it after a restart: all tasks are out, in the ledger.
 """
@@ -30,7 +30,7 @@ from broker_config.node import PrivateNode
 from broker_config.topology import Topology
 
 PUBLISHERS = 4
-REPEATS = 3
+REPEATS = 5
 STOCK_READ_BYTES, FAST_READ_BYTES = 4096, 262_144
 MB = 1_000_000
 
@@ -122,7 +122,7 @@ class Rig:
         self._num_bytes = str(int(plan.megabytes * MB))
         self._share = plan.count // PUBLISHERS
         self._count = str(self._share * PUBLISHERS)
-        self._prefetch = str(max(1, min(64, 128 * 1024**2 // int(self._num_bytes))))
+        self._prefetch = str(max(1, min(64, 192 * 1024**2 // int(self._num_bytes))))
         self._work_dir = work_dir
 
     def bare(self, read_bytes: int) -> Outcome:

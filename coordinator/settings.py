@@ -106,7 +106,7 @@ class CommitSettings(Settings):
     commit_interval_s: float = Field(default=1.0, gt=0)
     """An update waits at most this long for its commit; an idle coordinator commits sooner."""
     commit_every_updates: int = Field(default=256, ge=1)
-    memory_budget_bytes: int = Field(default=128 * 1024**2, ge=1024**2)
+    memory_budget_bytes: int = Field(default=192 * 1024**2, ge=1024**2)
     """Unacked updates held in memory: sets the prefetch, at least 1 and at most 512."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest one, and older ones."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,15 @@ class _Replay(RecordedEngine):
         self._core._desk.client_weights = _RecordedWeights(rows)
         outcome = self.run()
         found = list(zip(outcome.updates.staleness, self._participants(outcome), strict=True))
-        if found != [(row.staleness, row.participant_id) for row in rows]:
-            raise StateError("the replay met other staleness, or another order, than the ledger has")
+        for row, mine in zip_longest(rows, found):
+            expected = None if row is None else (row.staleness, row.participant_id)
+            if mine != expected:
+                order = len(found) if row is None else row.accepted_order
+                raise StateError(
+                    f"the replay met other staleness, or another order, than the ledger has: as update {order} it has "
+                    f"{_said(mine)}, the ledger {_said(expected)} ({len(found)} updates of {len(rows)}, "
+                    f"{outcome.missed_arrivals} offers missed)"
+                )
         meta = checkpoint_meta(len(rows), self._core.version)
         if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
             raise StateError("the replay came to another state than the run's last commit")
@@ -133,6 +141,10 @@ class _Replay(RecordedEngine):
             history = self._devices[i].member.history
             assert history is not None
             yield history.participant_id
+
+
+def _said(update: tuple[int, str] | None) -> str:
+    return "nothing" if update is None else f"{update[1]}'s with staleness {update[0]}"
 
 
 @dataclass(frozen=True)

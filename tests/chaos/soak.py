@@ -2,7 +2,8 @@
 
     python -m tests.chaos.soak [--seconds 600] [--seed 1] [--participants 12]
 
-Every few seconds a process, drawn by the seed, gets SIGKILL, and comes back after a pause. The schedule is printed and
+There are two coordinators, of which one stands by. Every few seconds a process, drawn by the seed, gets SIGKILL, and
+comes back after a pause. The schedule is printed and
 follows from the seed alone. At the end all come back, the run finishes, and what must hold is checked: every update
 that the broker confirmed is in exactly one version or discarded with a reason, the model is, bit for bit, the replay of
 the ledger's order, no queue has grown, memory and file handles are flat. Exit status 1 where anything is not so.
@@ -42,7 +43,9 @@ SAMPLE_S = 2.0
 LAST_VERSIONS = 20
 """Made after the last coordinator was told when to stop."""
 NEVER = 10**9
-BROKER, COORDINATOR = "broker", "coordinator"
+BROKER, COORDINATOR, STANDBY = "broker", "coordinator", "standby"
+COORDINATORS = (COORDINATOR, STANDBY)
+"""Two of one run: whichever is not the active one stands by."""
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +58,7 @@ class Kill:
 def schedule(seconds: float, seed: int, participants: list[str]) -> list[Kill]:
     """Who is killed when, and how long it stays away. The broker is once at least: in the middle."""
     rng = random.Random(seed)
-    victims = [BROKER, COORDINATOR, COORDINATOR, *participants]
+    victims = [BROKER, *COORDINATORS, *COORDINATORS, *participants]
     kills, at_s = [], 5.0
     while at_s < seconds:
         kills.append(Kill(round(at_s, 2), rng.choice(victims), round(rng.uniform(*PAUSE_S), 2)))
@@ -85,7 +88,7 @@ class Soak:
         self._onlooker.open((), (), timeout_s=30)
         self._began_s = time.monotonic()
         self._born(BROKER, self.node.pid)
-        for name in (COORDINATOR, *participants):
+        for name in (*COORDINATORS, *participants):
             self._start(name)
 
     @property
@@ -112,11 +115,12 @@ class Soak:
 
     def finish(self) -> int:
         """Have the run end, see everybody leave, and return the number of its last version."""
-        coordinator = self._running[COORDINATOR]
-        self._now.pop(COORDINATOR)
-        coordinator.send(signal.SIGINT)
-        if (status := coordinator.ended()) != 0:
-            raise AssertionError(f"the coordinator left with {status}:\n{coordinator.text[-3000:]}")
+        for name in COORDINATORS:
+            coordinator = self._running.pop(name)
+            self._now.pop(name)
+            coordinator.send(signal.SIGINT)
+            if (status := coordinator.ended()) != 0:
+                raise AssertionError(f"the {name} left with {status}:\n{coordinator.text[-3000:]}")
         with self.federation.ledger() as ledger:
             last = len(ledger.versions()) + LAST_VERSIONS
         stop = {"FEDMQ_RUN__STOP__MAX_VERSIONS": str(last)}
@@ -133,7 +137,7 @@ class Soak:
 
     def _born(self, name: str, pid: int | None) -> None:
         assert pid is not None
-        kind = name if name in (BROKER, COORDINATOR) else "participant"
+        kind = COORDINATOR if name in COORDINATORS else name if name == BROKER else "participant"
         self._now[name] = Life(kind, name, pid, self.now_s)
         self.lives.append(self._now[name])
 
@@ -143,7 +147,7 @@ class Soak:
             self._restarting.start()
             return
         make = (
-            self.federation.coordinator if name == COORDINATOR else lambda **e: self.federation.participant(name, **e)
+            self.federation.coordinator if name in COORDINATORS else lambda **e: self.federation.participant(name, **e)
         )
         self._running[name] = make(**self._environ)
         self._born(name, self._running[name].pid)
@@ -217,6 +221,7 @@ def report(soak: Soak, versions: int) -> list[str]:
     rows = federation.check(versions=versions)
     with federation.ledger() as ledger:
         discards = Counter(reason for _, reason in ledger.discarded_updates())
+        ((epochs, pids),) = ledger._rows("SELECT count(*), count(DISTINCT pid) FROM epochs")
     deaths = Counter(life.kind for life in soak.lives)
     copies = sum(count - 1 for count in federation.witness.copies.values())
     long = [life for life in soak.lives if life.long]
@@ -225,6 +230,7 @@ def report(soak: Soak, versions: int) -> list[str]:
     if dead := max(soak.depths[federation.topology.dead.name]):
         problems.append(f"{dead} messages were dead-lettered, and none was bad")
     print("\nlives:     " + ", ".join(f"{count} of the {kind}" for kind, count in deaths.items()))
+    print(f"           {epochs} times one of {pids} coordinators became the active one")
     print(f"           {soak.skipped} planned kills met somebody who was away already")
     print(f"confirmed: {len(federation.witness.updates)} updates, {copies} of them sent again and taken again")
     print(f"ledger:    {len(rows)} accepted, each once, in {versions} versions; discarded: {dict(discards) or 'none'}")

@@ -125,6 +125,12 @@ def test_a_ledger_that_was_altered_does_not_replay(record):
     federation = record(FEDBUFF)
     with sqlite3.connect(federation.run_dir / "ledger.sqlite") as db:
         db.execute("UPDATE updates SET client_weight = 0.5 WHERE accepted_order = 7")
+        db.commit()
+        with pytest.raises(StateError, match="another state"):
+            replay(federation.run_dir)
+        db.execute("UPDATE updates SET staleness = staleness + 1 WHERE accepted_order = 5")
     db.close()
-    with pytest.raises(StateError, match="another state"):
+    with pytest.raises(
+        StateError, match=r"as update 5 it has p\d's with staleness \d, the ledger p\d's .*31 updates of 31"
+    ):
         replay(federation.run_dir)
