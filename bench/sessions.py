@@ -3,7 +3,8 @@
     python -m bench.sessions [--sessions 10,100,1000] [--quick]
 
 Prints a Markdown table. The sessions are real participant services, each with its two connections, its spool and its
-threads, in HOSTS processes; training does nothing, an update has 10 kB, FedBuff makes a version of 10. The coordinator
+threads, SESSIONS_A_HOST in a process (hundreds of them wait for Python's lock and for little else, until the broker
+gives up their handshakes); training does nothing, an update has 10 kB, FedBuff makes a version of 10. The coordinator
 is a process of its own, with every guarantee on. All of them share this machine with the broker. Spools are in memory
 where there is /dev/shm: a thousand devices do not share one disk.
 
@@ -26,7 +27,7 @@ import numpy as np
 from bench.ingest import spawn
 from broker_config.node import PrivateNode
 
-HOSTS = 4
+HOSTS, SESSIONS_A_HOST = 4, 25
 UPDATES = {10: 2000, 100: 4000, 1000: 6000}
 """To measure over, by the number of sessions."""
 MOST_S = 600
@@ -45,8 +46,9 @@ def measure(node: PrivateNode, sessions: int, updates: int, work_dir: Path, spoo
     )
     hosts: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory(dir=spool_root, prefix="fedmq-bench-") as spool:
-        for host in range(min(HOSTS, sessions)):
-            names = [f"p{number}" for number in range(host, sessions, HOSTS)]
+        host_count = max(min(HOSTS, sessions), sessions // SESSIONS_A_HOST)
+        for host in range(host_count):
+            names = [f"p{number}" for number in range(host, sessions, host_count)]
             hosts.append(spawn("bench.session_roles", "participants", node.url, prefix, spool, *names))
         assert coordinator.stdout is not None
         told = json.loads(coordinator.stdout.readline())

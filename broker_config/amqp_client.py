@@ -275,6 +275,14 @@ class AmqpClient:
             try:
                 self._loop.start()
             except Exception as error:  # noqa: BLE001  whatever it is, messages must go on
+                if (
+                    isinstance(error, ValueError)
+                    and isinstance(error.__context__, OSError)
+                    and self._session is not None
+                ):
+                    # A peer that hung up between pika's connecting and its first look at the socket.
+                    self._session.lose(error.__context__)
+                    continue
                 _log.exception("unexpected error on the I/O thread of transport %r; connecting afresh", self.name)
                 if self._session is not None:
                     self._session.lose(error)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from pika.adapters.utils import io_services_utils
 
 from broker_config.amqp import AmqpTransport
 from broker_config.backoff import Backoff
@@ -45,6 +48,29 @@ def test_a_wrong_virtual_host_is_refused_at_once(rabbitmq_node: PrivateNode, pre
     assert isinstance(error, BrokerRefused)
     assert "virtual host 'elsewhere'" in str(error)
     assert "add_vhost" in str(error)
+
+
+def test_a_broker_that_hangs_up_at_once_is_one_that_does_not_answer(
+    rabbitmq_node: PrivateNode, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose queue of connections has run over: pika raises ValueError then, on the I/O thread."""
+    first_look = io_services_utils._AsyncStreamConnector.__init__
+    hung_up = []
+
+    def look(self: Any, nbio: Any, protocol_factory: Any, sock: Any, **others: Any) -> None:
+        if not hung_up:
+            sock.close()
+            hung_up.append(sock := socket.socket())  # without a peer
+        first_look(self, nbio, protocol_factory, sock, **others)
+
+    monkeypatch.setattr(io_services_utils._AsyncStreamConnector, "__init__", look)
+    transport = AmqpTransport(rabbitmq_node.url, name="late", backoff=Backoff(0.05, 0.1))
+    transport.open((), (), timeout_s=WAIT_S)
+    transport.close()
+    hung_up[0].close()
+    lines = [record.message for record in caplog.records if record.name == "fedmq.broker"]
+    assert "is not answering (transport endpoint is not connected); trying again in " in lines[0]
+    assert not any(record.exc_info for record in caplog.records if record.name == "fedmq.broker")
 
 
 def test_a_broker_that_is_not_there_is_tried_again_with_a_line_each(
