@@ -2,11 +2,10 @@
 
     python -m bench.sessions [--sessions 10,100,1000] [--quick]
 
-Prints a Markdown table. The sessions are real participant services, each with its two connections, its spool and its
-threads, SESSIONS_A_HOST in a process (hundreds of them wait for Python's lock and for little else, until the broker
-gives up their handshakes); training does nothing, an update has 10 kB, FedBuff makes a version of 10. The coordinator
-is a process of its own, with every guarantee on. All of them share this machine with the broker. Spools are in memory
-where there is /dev/shm: a thousand devices do not share one disk.
+Prints a Markdown table. The sessions are light (bench.light_sessions): an AMQP connection and the messages of a
+participant each, HOSTS processes with one thread for all. They train nothing, an update has 10 kB, FedBuff makes a
+version of 10. The coordinator is the real one in a process of its own, with every guarantee on. All of them share this
+machine with the broker.
 
 Measured once every session has had one update accepted. Publish to commit: from the participant's publish to the
 coordinator's ack, which follows the commit. 100 % CPU is one core.
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 import uuid
@@ -27,7 +25,7 @@ import numpy as np
 from bench.ingest import spawn
 from broker_config.node import PrivateNode
 
-HOSTS, SESSIONS_A_HOST = 4, 25
+HOSTS = 4
 UPDATES = {10: 2000, 100: 4000, 1000: 6000}
 """To measure over, by the number of sessions."""
 MOST_S = 600
@@ -37,28 +35,26 @@ HEAD = (
 )
 
 
-def measure(node: PrivateNode, sessions: int, updates: int, work_dir: Path, spool_root: Path) -> str:
+def measure(node: PrivateNode, sessions: int, updates: int, work_dir: Path) -> str:
     """One row of the table."""
     prefix = f"bench-{uuid.uuid4().hex[:8]}"
     folder = work_dir / prefix
     coordinator = spawn(
-        "bench.session_roles", "coordinator", node.url, prefix, str(folder), str(sessions), str(updates), str(node.pid)
+        "bench.session_coordinator", node.url, prefix, str(folder), str(sessions), str(updates), str(node.pid)
     )
     hosts: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory(dir=spool_root, prefix="fedmq-bench-") as spool:
-        host_count = max(min(HOSTS, sessions), sessions // SESSIONS_A_HOST)
-        for host in range(host_count):
-            names = [f"p{number}" for number in range(host, sessions, host_count)]
-            hosts.append(spawn("bench.session_roles", "participants", node.url, prefix, spool, *names))
-        assert coordinator.stdout is not None
-        told = json.loads(coordinator.stdout.readline())
-        published: dict[str, float] = {}
-        for child in hosts:
-            assert child.stdout is not None
-            published |= json.loads(child.stdout.readline())
-        for child in (coordinator, *hosts):
-            if child.wait(timeout=MOST_S) != 0:
-                raise SystemExit(f"a process of the benchmark failed: {child.args}")
+    for host in range(min(HOSTS, sessions)):
+        names = [f"p{number}" for number in range(host, sessions, HOSTS)]
+        hosts.append(spawn("bench.light_sessions", node.url, prefix, *names))
+    assert coordinator.stdout is not None
+    told = json.loads(coordinator.stdout.readline())
+    published: dict[str, float] = {}
+    for child in hosts:
+        assert child.stdout is not None
+        published |= json.loads(child.stdout.readline())
+    for child in (coordinator, *hosts):
+        if child.wait(timeout=MOST_S) != 0:
+            raise SystemExit(f"a process of the benchmark failed: {child.args}")
     late_s = [at_s - published[task_id] for task_id, at_s in told["committed"].items()]
     p50, p99 = np.percentile(late_s, [50, 99])
     seconds = told["seconds"]
@@ -77,13 +73,11 @@ def main() -> None:
     options = parser.parse_args()
     counts = [10, 20] if options.quick else [int(text) for text in options.sessions.split(",")]
     print(f"{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}", flush=True)
-    memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder:
-        spool_root = memory if os.access(memory, os.W_OK) else Path(folder)
         for sessions in counts:  # a node each: nobody pays for what an earlier one left behind
             updates = 100 if options.quick else UPDATES.get(sessions, 4 * sessions + 2000)
             with PrivateNode(Path(folder) / f"node-{sessions}") as node:
-                print(measure(node, sessions, updates, Path(folder), spool_root), flush=True)
+                print(measure(node, sessions, updates, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":

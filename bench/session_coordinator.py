@@ -1,10 +1,8 @@
-"""The processes of bench.sessions.
+"""The coordinator of bench.sessions.
 
-    python -m bench.session_roles coordinator URL PREFIX RUN_DIR SESSIONS UPDATES BROKER_PID
-    python -m bench.session_roles participants URL PREFIX SPOOL_DIR NAME [NAME ...]
+    python -m bench.session_coordinator URL PREFIX RUN_DIR SESSIONS UPDATES BROKER_PID
 
-Each prints "ready", and at its end one JSON line. Times are of the monotonic clock, which all processes
-share.
+Prints "ready", and at its end one JSON line. Times are of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -14,21 +12,16 @@ import logging
 import os
 import resource
 import sys
-import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
-from bench.participants import SleepingTrainer
 from bench.publisher import model
 from broker_config.amqp import AmqpTransport
 from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from broker_config.transport import Delivery, Message
+from broker_config.transport import Delivery
 from coordinator.service import CoordinatorService
 from coordinator.settings import CommitSettings, RunSettings, StopSettings
 from coordinator.strategies import FedBuff
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
 from schemas.messages import TrainingConfig
 
 UPDATE_BYTES = 10_000
@@ -52,17 +45,6 @@ class AckedTransport(AmqpTransport):
             if len(self.acked) in self._marks:
                 self.spent.append((time.monotonic(), time.process_time(), broker_cpu_s(self._broker_pid)))
         return acked
-
-
-class TimedTransport(AmqpTransport):
-    """Knows when which update was first published."""
-
-    published: dict[str, float]
-
-    def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
-        if message.exchange.endswith(".updates") and message.correlation_id is not None:
-            self.published.setdefault(message.correlation_id, time.monotonic())
-        return super().publish(message, timeout_s)
 
 
 def broker_cpu_s(pid: int) -> float:
@@ -109,32 +91,6 @@ def coordinator(url: str, prefix: str, run_dir: str, sessions: str, updates: str
     print(json.dumps(told), flush=True)
 
 
-def participants(url: str, prefix: str, spool_dir: str, *names: str) -> None:
-    published: dict[str, float] = {}
-    services = []
-    for name in names:
-        transport = TimedTransport(url, name=name)
-        transport.published = published
-        services.append(
-            ParticipantService(
-                participant_id=name,
-                settings=ParticipantSettings(),
-                trainer=SleepingTrainer(0.0),
-                transport=transport,
-                topology=Topology(prefix),
-                spool_dir=Path(spool_dir),
-                max_message_bytes=MAX_MESSAGE_BYTES,
-            )
-        )
-    threads = [threading.Thread(target=service.run) for service in services]
-    for thread in threads:
-        thread.start()
-    print("ready", flush=True)
-    for thread in threads:
-        thread.join()
-    print(json.dumps(published), flush=True)
-
-
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
-    {"coordinator": coordinator, "participants": participants}[sys.argv[1]](*sys.argv[2:])
+    coordinator(*sys.argv[1:])
