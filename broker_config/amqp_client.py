@@ -178,6 +178,10 @@ class AmqpClient:
         """Delete a queue with its messages, and forget it."""
         return self._do(Chore(name, None, timeout_s))
 
+    def forget_queue(self, name: str) -> None:
+        """Declare this queue no more after a reconnect."""
+        self._enter(partial(self._forget, name))
+
     def _do(self, chore: Chore) -> Future[int]:
         if not self._enter(partial(self._begin_chore, chore)):
             chore.done.set_exception(self._closed_error())
@@ -384,6 +388,9 @@ class AmqpClient:
             self._consumers.remove(chore.name)
             self._queues.pop(chore.name, None)
         self._chores.submit(chore)
+
+    def _forget(self, name: str) -> None:
+        self._queues.pop(name, None)
 
     def _chore_refused(self, what: str, code: int, text: str) -> BrokerError:
         return declaration_refusal(self.address, what, code, text)

@@ -6,7 +6,8 @@ Rules
 2. At most `WINDOW` chunks are unconfirmed, so that memory holds no more of the payload.
 3. When all are confirmed the depth is looked at once more; only then the payload may be announced. Where chunks are
    gone, because a broker lost the queue, they are sent again, `MOST_TRIES` times in all.
-4. A lost connection ends nothing: the transport declares and sends again by itself.
+4. A lost connection ends nothing: the transport declares and sends again by itself. Once it is over it declares the
+   queue no more: that would bring back those of all payloads that were ever sent, and hide that one was lost.
 
 Everything happens on the owner's thread: what the transport answers comes to `put` as News, and goes to `take`.
 """
@@ -175,6 +176,7 @@ class ChunkSender:
 
     def _finish(self, outcome: ChunkedPayload | BaseException) -> None:
         self._over = True
+        self._transport.forget_queue(self.queue.name)
         self._on_done(outcome)
 
     def _ask(self, what: Any, future: Future[Any], index: int = 0) -> None:

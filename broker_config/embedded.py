@@ -61,6 +61,10 @@ class _StopConsuming(NamedTuple):
     queue: str
 
 
+class _Forget(NamedTuple):
+    queue: str
+
+
 @dataclass(slots=True, eq=False)
 class _Chore:
     """Declare `queue`; None deletes the one called `name`."""
@@ -159,6 +163,10 @@ class EmbeddedTransport:
         """Delete a queue with its messages, and forget it."""
         return self._do(name, None, timeout_s)
 
+    def forget_queue(self, name: str) -> None:
+        """Declare this queue no more after a reconnect."""
+        self._enter(_Forget(name))
+
     def _do(self, name: str, queue: Queue | None, timeout_s: float) -> Future[int]:
         chore = _Chore(name, queue, timeout_s, self._broker.clock() + timeout_s, Future())
         if not self._enter(chore):
@@ -211,7 +219,7 @@ class EmbeddedTransport:
 
     # Any thread
 
-    def _enter(self, item: _Publish | _Consume | _StopConsuming | _Chore | _GiveBack) -> bool:
+    def _enter(self, item: _Publish | _Consume | _StopConsuming | _Forget | _Chore | _GiveBack) -> bool:
         with self._gate:
             if self._is_open:
                 self._inbox.put(item)
@@ -285,6 +293,8 @@ class EmbeddedTransport:
                 self._start(item)
             case _StopConsuming(queue):
                 self._stop(queue)
+            case _Forget(queue):
+                self._queues.pop(queue, None)
             case _Chore():
                 if item.future.set_running_or_notify_cancel():
                     if item.queue is None:

@@ -113,6 +113,10 @@ class Transport(Protocol):
         """Stop consuming a queue, forget it for rule 4, and delete it with its messages, settled or not. One that does
         not exist is no error. Resolves with the number of messages that were ready; fails as `declare` does."""
 
+    def forget_queue(self, name: str) -> None:
+        """Rule 4 holds for this queue no more: its use here is over. It stays, with its messages; whoever consumes it
+        goes on."""
+
     def ack(self, delivery: Delivery) -> bool:
         """Settle. False: the delivery's connection is gone, it will come again."""
 

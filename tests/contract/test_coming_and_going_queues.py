@@ -157,3 +157,22 @@ def test_nothing_is_declared_after_closing(world: World) -> None:
             chore.result(WAIT_S)
     with pytest.raises(TransportClosed):
         transport.stop_consuming("q")
+
+
+def test_a_forgotten_queue_stays_with_its_messages_and_is_not_declared_again(world: World) -> None:
+    kept, lost = world.queue("kept"), world.queue("lost")
+    states = States()
+    transport = world.open("one", on_state=states.put)
+    for queue in (kept, lost):
+        transport.declare(queue).result(WAIT_S)
+        transport.forget_queue(queue.name)
+    world.publish(transport, "1", key="kept")
+    world.down()
+    states.wait_for("disconnected")
+    world.delete_queue(lost)
+    world.up()
+    states.wait_for("connected")
+    assert transport.depth(kept.name) == 1
+    with pytest.raises(BrokerError):
+        transport.depth(lost.name)
+    transport.forget_queue("nowhere")
