@@ -30,7 +30,7 @@ _NOTHING = Parameters({})
 class PayloadDropped:
     """A broken payload's queue is deleted: its participant may begin again."""
 
-    manifest: Manifest
+    update_id: str
     detail: str
 
 
@@ -40,7 +40,8 @@ ChunkNews = News | ChunkPlaced | PayloadDropped
 
 class ChunkedUpdates:
     """Used from the loop's thread. `step` takes an update to the core; `ask_again` settles a manifest and has its
-    participant upload once more; `may_begin` says whether memory has room for a payload."""
+    participant upload once more; `let_go` acks a manifest of which there is a later copy; `over` has an update's queue
+    deleted after the commit; `may_begin` says whether memory has room for a payload."""
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class ChunkedUpdates:
         put: Callable[[PayloadDropped], None],
         step: Callable[[UpdateArrived | PoisonArrived], None],
         ask_again: Callable[[Manifest, str], None],
+        let_go: Callable[[DeliveryHandle], None],
+        over: Callable[[Update], None],
         may_begin: Callable[[], bool],
         closed_task: Callable[[str], ClosedTask | None],
         owned: bool,
@@ -63,9 +66,13 @@ class ChunkedUpdates:
         self._put = put
         self._step = step
         self._ask_again = ask_again
+        self._let_go = let_go
+        self._over = over
         self._may_begin = may_begin
         self._closed_task = closed_task
         self._owned = owned
+        self._dropping: dict[str, Manifest] = {}
+        """By update_id: broken, its queue not deleted yet."""
 
     def read(self, handle: DeliveryHandle, update: Update) -> UpdateArrived | PoisonArrived | None:
         """A manifest came: what to tell the core at once, None where its payload is fetched first."""
@@ -75,8 +82,15 @@ class ChunkedUpdates:
         try:
             self._intake.check(update.chunks)
         except PeerError as error:
-            return PoisonArrived(handle, error.reason, str(error), update.task_id)  # type: ignore[arg-type]
-        self._intake.offer(handle, update)
+            return self._poison(handle, update, error)
+        former: DeliveryHandle | None
+        if update.update_id in self._dropping:
+            former = self._dropping[update.update_id].handle
+            self._dropping[update.update_id] = Manifest(handle, update, update.chunks)
+        else:
+            former = self._intake.offer(handle, update)
+        if former is not None:
+            self._let_go(former)
         return None
 
     def work(self, now: float) -> bool:
@@ -105,7 +119,9 @@ class ChunkedUpdates:
         if isinstance(news, News):
             news.sender.take(news)
         elif isinstance(news, PayloadDropped):
-            self._ask_again(news.manifest, news.detail)
+            manifest = self._dropping.pop(news.update_id, None)
+            if manifest is not None:  # else the connection was lost: the manifest comes again
+                self._ask_again(manifest, news.detail)
         else:
             fault("chunk-arrived")
             outcome = self._intake.take(news, now)
@@ -120,7 +136,9 @@ class ChunkedUpdates:
 
     def clear(self) -> list[DeliveryHandle]:
         """Give all manifests up that are not at their end, in their order."""
-        return [manifest.handle for manifest in self._intake.clear()]
+        left = [*self._dropping.values(), *self._intake.clear()]
+        self._dropping.clear()
+        return [manifest.handle for manifest in left]
 
     def _whole(self, whole: Whole) -> None:
         manifest = whole.manifest
@@ -135,11 +153,16 @@ class ChunkedUpdates:
             if decoded.message != update.model_copy(update={"chunks": None}):
                 raise MalformedMessage("the chunks are of another update than their manifest")
         except PeerError as error:
-            return PoisonArrived(manifest.handle, error.reason, str(error), update.task_id)  # type: ignore[arg-type]
+            return self._poison(manifest.handle, update, error)
         payload = decoded.parameters or _NOTHING
         return UpdateArrived(manifest.handle, update, payload, owned=self._owned)
 
+    def _poison(self, handle: DeliveryHandle, update: Update, error: PeerError) -> PoisonArrived:
+        self._over(update)
+        return PoisonArrived(handle, error.reason, str(error), update.task_id)  # type: ignore[arg-type]
+
     def _without_payload(self, handle: DeliveryHandle, update: Update) -> UpdateArrived:
+        self._intake.forget(update.update_id)
         closed = None if self._core.holds(update.task_id) else self._closed_task(update.task_id)
         return UpdateArrived(handle, update, _NOTHING, closed)
 
@@ -154,9 +177,11 @@ class ChunkedUpdates:
             self._step(PoisonArrived(broken.manifest.handle, "malformed", broken.detail, update.task_id))
             return
 
+        self._dropping[update.update_id] = broken.manifest
+
         def dropped(done: Future[Any]) -> None:
             with contextlib.suppress(Exception):
                 done.result()  # where it could not be deleted the next try finds the same, and counts
-            self._put(PayloadDropped(broken.manifest, broken.detail))
+            self._put(PayloadDropped(update.update_id, broken.detail))
 
         deleted.add_done_callback(dropped)

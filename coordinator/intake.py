@@ -9,8 +9,10 @@ Rules
    holds the update. A crash before that finds all of it there.
 4. A payload whose queue is gone, or empty for `PATIENCE_S` with chunks missing, or that holds damaged chunks, is
    broken: its participant, which keeps the update until the receipt, is asked to send it again, `MOST_TRIES` times in
-   all.
-5. What a manifest claims is compared with the model before anything of that size is allocated.
+   all. While it is waited for, from `GIVE_WAY_S` on, the others go first.
+5. A manifest may come twice. The latest copy stands for all: what it tells of is the same, and of a consumer that was
+   lost only the latest can still be acked.
+6. What a manifest claims is compared with the model before anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from broker_config.chunk_queue import state_of
 from broker_config.topology import Topology
 from broker_config.transport import Delivery, Transport
 from coordinator.events import DeliveryHandle
 from schemas.chunks import Assembly, digest_of
-from schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, MalformedMessage, PeerError, SpecMismatch
+from schemas.errors import LimitExceeded, MalformedMessage, PeerError, SpecMismatch
 from schemas.limits import DEFAULT_LIMITS
 from schemas.messages import ChunkedPayload, Update, update_id
 
@@ -34,6 +37,7 @@ log = logging.getLogger("fedmq.coordinator")
 
 PATIENCE_S = 30.0
 """Longer than a broker takes to notice that a former connection of ours, which holds the chunks, is dead."""
+GIVE_WAY_S = 1.0
 MOST_TRIES = 3
 _ENVELOPE_BYTES = DEFAULT_LIMITS.max_header_bytes + 256
 """What an encoded update has beside its tensors, at most."""
@@ -80,6 +84,7 @@ class _Current:
     buffer: memoryview | None
     """None once it was handed over, or given up."""
     heard_s: float
+    """When a chunk came, or was seen to be in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +111,11 @@ class Intake:
         self._waiting: deque[Manifest] = deque()
         self._current: _Current | None = None
         self._tries: Counter[str] = Counter()
+        self._silent_since_s: dict[str, float] = {}
+        """update_id -> since when its queue is empty and its payload not whole."""
 
     def check(self, chunks: ChunkedPayload) -> None:
-        """Raise a PeerError unless this can be an update of the model (rule 5)."""
+        """Raise a PeerError unless this can be an update of the model (rule 6)."""
         if chunks.num_bytes > self._payload_bytes + _ENVELOPE_BYTES:
             raise LimitExceeded(
                 f"the manifest announces {chunks.num_bytes} bytes, an update of this model has {self._payload_bytes}"
@@ -123,10 +130,25 @@ class Intake:
         """Where the update of a task is uploaded to."""
         return self._topology.payload(participant_id, update_id(run_id, task_id, participant_id)).name
 
-    def offer(self, handle: DeliveryHandle, update: Update) -> None:
-        """Take this update when its turn comes."""
+    def offer(self, handle: DeliveryHandle, update: Update) -> DeliveryHandle | None:
+        """Take this update when its turn comes. Returns what it stands for from now on, to be acked: an earlier copy
+        of its manifest (rule 5)."""
         assert update.chunks is not None
-        self._waiting.append(Manifest(handle, update, update.chunks))
+        manifest, current = Manifest(handle, update, update.chunks), self._current
+        if current is not None and current.manifest.update.update_id == update.update_id:
+            former = current.manifest
+            if former.chunks == manifest.chunks:
+                current.manifest = manifest
+            else:  # it was trained, and uploaded, anew
+                self._stop(current)
+                self._waiting.appendleft(manifest)
+            return former.handle
+        for place, waiting in enumerate(self._waiting):
+            if waiting.update.update_id == update.update_id:
+                self._waiting[place] = manifest
+                return waiting.handle
+        self._waiting.append(manifest)
+        return None
 
     @property
     def idle(self) -> bool:
@@ -146,11 +168,7 @@ class Intake:
         """Read its queue from now on; Broken where there is none."""
         update, chunks = manifest.update, manifest.chunks
         queue = self.queue_of(update.run_id, update.task_id, update.participant_id)
-        try:
-            self._transport.depth(queue)
-        except BrokerUnavailable:
-            pass  # the connection is lost, or about to come: then the manifest comes again
-        except BrokerError:
+        if state_of(self._transport, queue) == "gone":
             return self._broken(manifest, f"its queue {queue} does not exist")
         buffer = np.empty(chunks.num_bytes, np.uint8).data  # of zeros, a bytearray would be touched twice
         current = self._current = _Current(manifest, queue, Assembly(chunks), buffer, now)
@@ -188,22 +206,34 @@ class Intake:
 
     def due_s(self) -> float:
         """When `tick` has something to look at."""
-        return float("inf") if self._current is None else self._current.heard_s + PATIENCE_S
+        current = self._current
+        if current is None:
+            return float("inf")
+        soonest_s = current.heard_s + min(GIVE_WAY_S, PATIENCE_S)
+        return soonest_s if self._waiting else max(soonest_s, self._patience_ends_s(current))
 
     def tick(self, now: float) -> Broken | None:
         """Time went by."""
         current = self._current
         if current is None or now < self.due_s():
             return None
+        state = state_of(self._transport, current.queue)
+        if state == "gone" or (state == "empty" and now >= self._patience_ends_s(current)):
+            missing = f"{current.assembly.missing} of {current.manifest.chunks.count} chunks are missing"
+            return self._give_up(current, missing)
+        update_id = current.manifest.update.update_id
+        if state == "empty" and self._waiting:
+            self._silent_since_s.setdefault(update_id, current.heard_s)
+            self._stop(current)
+            self._waiting.append(current.manifest)
+            log.info("payload waits for its chunks, others go first task=%s", current.manifest.update.task_id)
+        elif state != "empty":
+            self._silent_since_s.pop(update_id, None)
         current.heard_s = now
-        try:
-            gone = self._transport.depth(current.queue) == 0
-        except BrokerUnavailable:
-            return None
-        except BrokerError:
-            gone = True
-        missing = f"{current.assembly.missing} of {current.manifest.chunks.count} chunks are missing"
-        return self._give_up(current, missing) if gone else None
+        return None
+
+    def _patience_ends_s(self, current: _Current) -> float:
+        return self._silent_since_s.get(current.manifest.update.update_id, current.heard_s) + PATIENCE_S
 
     def abandon(self) -> Manifest | None:
         """Stop putting together what is put together now."""
@@ -218,11 +248,13 @@ class Intake:
         current = self.abandon()
         left = [*([current] if current else []), *self._waiting]
         self._waiting.clear()
+        self._silent_since_s.clear()
         return left
 
     def forget(self, update_id: str) -> None:
         """The update is over."""
         self._tries.pop(update_id, None)
+        self._silent_since_s.pop(update_id, None)
 
     def _stop(self, current: _Current) -> None:
         self._current, current.buffer = None, None
@@ -235,6 +267,7 @@ class Intake:
     def _broken(self, manifest: Manifest, detail: str) -> Broken:
         update = manifest.update
         self._tries[update.update_id] += 1
+        self._silent_since_s.pop(update.update_id, None)
         log.warning(
             "payload broken participant=%s task=%s detail=%s", update.participant_id, update.task_id, detail
         )  # fmt: skip

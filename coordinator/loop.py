@@ -135,6 +135,8 @@ class Loop:
             put=inbox.put,
             step=self._step_update,
             ask_again=self._ask_again,
+            let_go=self._let_go,
+            over=self._over_in_chunks,
             may_begin=self._holds_one_version,
             closed_task=lambda task_id: closed_task(self._pending, ledger, task_id),
             owned=not committer.keeps_payloads,
@@ -341,17 +343,18 @@ class Loop:
 
     def _ask_again(self, manifest: Manifest, detail: str) -> None:
         """The payload is not to be had: its participant, which still has it, is to send it once more."""
-        delivery = self._in_hand.pop(manifest.handle, None)
-        if delivery is None:
-            return  # the connection was lost: the manifest comes again
         update = manifest.update
-        self._pending.settle.append(replace(delivery, body=b""))
+        self._pending.settle.append(replace(self._in_hand.pop(manifest.handle), body=b""))
         self._pending.num_updates += 1
         self._pending.notices.append(
             answers.notice(self._run_id, update.participant_id, "send_again", detail, update.task_id)
         )
         self._pending.touch(self._clocks.run_s(), ())
         self._pending.urgent = True
+
+    def _let_go(self, handle: int) -> None:
+        """The broker keeps a later copy, which is not acked before its commit."""
+        self._transport.ack(self._in_hand.pop(handle))
 
     def _over_in_chunks(self, update: Update) -> None:
         """Its queue is deleted after the commit."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
+from dataclasses import replace
 
 from broker_config.embedded import EmbeddedBroker
+from broker_config.transport import Message
+from coordinator.intake import PATIENCE_S
+from schemas import chunks
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, until
-from tests.integration.chunks.test_chunked_runs import payload_queues
+from tests.integration.chunks.test_chunked_runs import Meddling, payload_queues
 
 
 def test_a_reconnect_brings_back_no_queue_of_a_payload_that_was_delivered(
@@ -23,3 +28,51 @@ def test_a_reconnect_brings_back_no_queue_of_a_payload_that_was_delivered(
     assert ended.result(DEADLINE_S) == "run_finished"
     assert run.result(DEADLINE_S).accepted == 1
     assert payload_queues(broker) == []
+
+
+def test_copies_of_a_manifest_count_as_one_try(federation: Federation, broker: EmbeddedBroker) -> None:
+    """Its confirm was lost three times, say, and its payload is damaged: it is asked for again and counted."""
+    transport = Meddling(broker, "p0")
+    copies = 3
+
+    def meddle(message: Message) -> list[Message]:
+        broken = int(message.headers[chunks.INDEX]) == 3 and transport.published[3] == 1
+        return [replace(message, body=b"\xff" + bytes(message.body)[1:]) if broken else message]
+
+    def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
+        if message.headers.get("kind") == "update" and not transport.manifests:
+            for _ in range(copies - 1):
+                Meddling.publish(transport, message, timeout_s)
+        return Meddling.publish(transport, message, timeout_s)
+
+    transport.meddle = meddle  # type: ignore[method-assign]
+    transport.publish = publish  # type: ignore[method-assign]
+    trainer = Trainer()
+    federation.participant("p0", trainer, transport=transport)
+    run = federation.coordinator(versions=1, buffer_size=1)
+    assert run.result(DEADLINE_S).accepted == 1
+    assert transport.meddled == 1
+    assert "malformed" not in federation.discarded()
+    assert trainer.trainings == 1, "no finished training was thrown away"
+
+
+def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: EmbeddedBroker) -> None:
+    """p0's queue is empty: the others are counted before it is broken, which takes longer than the test."""
+    transport = Meddling(broker, "p0")
+    emptied = threading.Event()
+
+    def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
+        if message.headers.get("kind") == "update" and not emptied.is_set():
+            queue = federation.topology.payload("p0", message.message_id)
+            broker.delete_queue(queue.name)
+            transport.declare(queue).result(DEADLINE_S)
+            emptied.set()
+        return Meddling.publish(transport, message, timeout_s)
+
+    transport.publish = publish  # type: ignore[method-assign]
+    federation.participant("p0", transport=transport)
+    run = federation.coordinator(versions=1, buffer_size=2)
+    assert emptied.wait(DEADLINE_S)
+    for name in ("p1", "p2"):
+        federation.participant(name)
+    assert run.result(PATIENCE_S / 2).accepted == 2
