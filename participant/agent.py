@@ -10,8 +10,9 @@ Rules
 4.  A task for somebody else is acked and ignored, with a warning.
 5.  Losing the broker never stops training.
 6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm; one that went
-    in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. Until its
-    receipt it is remembered, on disk too. While the disk refuses it, the write is tried again: the task stays spooled.
+    in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. The coordinator
+    may have died before it asked: `ANNOUNCE_AGAIN_S` after a reconnect, or after it asked for a hello, what has no
+    receipt is announced again. Until its receipt an update is remembered, on disk too. While the disk refuses it, the write is tried again: the task stays spooled.
 7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect, or when the
     broker has taken another update: a full queue has drained.
 8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. One is sent on
@@ -58,6 +59,8 @@ MAX_OUTBOX = 4
 """Updates that may wait while a further task is taken: the next task can overtake the confirm of the last update."""
 MAX_REMEMBERED = 32
 """Of each kind (sent, done, declined): hello.task_ids holds 64."""
+ANNOUNCE_AGAIN_S = 30.0
+"""Longer than the answer to a hello takes, which repeats the receipts that there are."""
 RETRY = Backoff(base_s=1.0, cap_s=60.0)
 DETAIL_CHARACTERS = 2000
 
@@ -91,7 +94,7 @@ class _Waiting:
     retry: _Retry
     in_flight: bool = False
     from_start: bool = False
-    """An update whose chunks were sent in vain."""
+    """An update whose chunks were sent in vain; while it is in flight: those of this very try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class Agent:
         self._declines_waiting: dict[str, _Waiting] = {}
         self._told_accepting: bool | None = None
         self._next_hello_at = 0.0
+        self._announce_at = float("inf")
         self._leaving: _Leaving | None = None
         self._served: set[str] = set()
         self._handlers = {
@@ -215,6 +219,7 @@ class Agent:
         if self._first_connected_at is None:
             self._first_connected_at = now
         self._next_hello_at = now
+        self._announce_at = now + ANNOUNCE_AGAIN_S
         for waiting in (*self._outbox.values(), *self._declines_waiting.values()):
             waiting.retry = _Retry()
         return self._publish_due(now)
@@ -228,7 +233,7 @@ class Agent:
         return []
 
     def _on_tick(self, _event: ev.Tick, now: float) -> list[ev.Command]:
-        commands = self._publish_due(now)
+        commands = [*self._publish_due(now), *self._announce_due(now)]
         current = self._current
         if current is not None and current.phase == "writing" and current.retry.attempts and now >= current.retry.at:
             commands.append(ev.WriteOutbox(current.task.task_id, self._update_id(current.task)))
@@ -287,9 +292,9 @@ class Agent:
         if current is None:
             return []
         self._current = None
-        if event.lost:
-            lost = self._decline(current.task, "payload_lost", event.detail)
-            return [ev.Note("error", event.detail), *lost, ev.Ack(current.delivery)]
+        if event.reason != "not_idle":
+            declined = self._decline(current.task, event.reason, event.detail)
+            return [ev.Note("error", event.detail), *declined, ev.Ack(current.delivery)]
         self._disk_refused_until = now + self.settings.retry_after_s
         declined = self._decline(current.task, "not_idle", event.detail, self.settings.retry_after_s)
         return [ev.Note("error", event.detail), *declined, ev.Ack(current.delivery)]
@@ -341,9 +346,13 @@ class Agent:
     # Delivery
 
     def _on_confirmed(self, event: ev.PublishConfirmed, now: float) -> list[ev.Command]:
-        waiting = self._outbox.pop(event.update_id, None)
+        waiting = self._outbox.get(event.update_id)
         if waiting is None:
             return []
+        if waiting.from_start:  # the coordinator was faster than the broker's confirm
+            waiting.in_flight = False
+            return self._publish_due(now)
+        del self._outbox[event.update_id]
         self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
         cleared = [] if event.kept else [event.update_id]
         if event.kept:
@@ -425,6 +434,7 @@ class Agent:
         notice: Notice = event.notice
         if notice.event == "say_hello":
             self._next_hello_at = now
+            self._announce_at = now + ANNOUNCE_AGAIN_S
             return []
         if notice.event == "send_again":
             return self._send_again(notice.task_id, now)
@@ -438,6 +448,8 @@ class Agent:
 
     def _send_again(self, asked: str | None, now: float) -> list[ev.Command]:
         """What was sent in chunks did not arrive whole."""
+        for waiting in self._outbox.values():
+            waiting.from_start = waiting.from_start or waiting.task_id == asked
         found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
         for uid in found:
             task_id, run_id = self._sent.pop(uid)
@@ -532,6 +544,12 @@ class Agent:
                 waiting.in_flight = True
                 commands.append(ev.SendDecline(self._declined[task_id]))
         return commands
+
+    def _announce_due(self, now: float) -> list[ev.Command]:
+        if not self._connected or now < self._announce_at:
+            return []
+        self._announce_at = float("inf")
+        return [ev.AnnounceAgain(uid, task_id) for uid, (task_id, _) in self._sent.items() if uid in self._kept]
 
     def _back_off(self, retry: _Retry, now: float) -> None:
         retry.at = now + RETRY.delay_s(retry.attempts, self._rng)

@@ -27,14 +27,14 @@ _RECORD_BYTES = _INDEX_BYTES + DIGEST_BYTES
 
 
 class Journal:
-    """Which chunks are done. OSErrors are the caller's to translate."""
+    """Which chunks are done. One that cannot be read counts as empty; OSErrors of writing are the caller's."""
 
     def __init__(self, path: Path, of: Mapping[str, object]) -> None:
         """`of` says what the indices mean: a journal of anything else counts as empty."""
         self._path = path
         self._head = json.dumps(dict(of), sort_keys=True).encode() + b"\n"
         self.digests: dict[int, bytes] = {}
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # not there, or not to be read
             self._read(path.read_bytes())
 
     def _read(self, content: bytes) -> None:
@@ -53,19 +53,19 @@ class Journal:
         return found
 
     def add(self, done: Mapping[int, bytes]) -> None:
-        """These are done as well: durable on return."""
+        """These are done as well: durable on return, and not done where that fails."""
         fresh = not self.digests
-        self.digests.update(done)
         with self._path.open("wb" if fresh else "r+b") as file:
             if fresh:
                 file.write(self._head)
             else:  # over what a crash may have left of a record
-                file.seek(len(self._head) + (len(self.digests) - len(done)) * _RECORD_BYTES)
+                file.seek(len(self._head) + len(self.digests) * _RECORD_BYTES)
                 file.truncate()
             for index, digest in done.items():
                 file.write(index.to_bytes(_INDEX_BYTES, "little") + digest)
             file.flush()
             os.fsync(file.fileno())
+        self.digests.update(done)
 
     def clear(self) -> None:
         """Nothing is done."""

@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from broker_config.chunk_queue import state_of
 from broker_config.faults import fault
 from broker_config.transport import Delivery, Transport
 from participant.chunk_files import PayloadFile
 from schemas.chunks import Assembly, digest_of
-from schemas.errors import BrokerError, BrokerUnavailable, MalformedMessage
+from schemas.errors import MalformedMessage
 from schemas.messages import ChunkedPayload, Task
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Download:
         )  # fmt: skip
         if not self._assembly.missing:
             self._finish()
-        elif self._queue_is_gone():
+        elif state_of(self._transport, self._queue) == "gone":
             self._end(Lost(f"its queue {self._queue} does not exist any more"))
         else:
             self._transport.consume(self._queue, lambda delivery: self._put(ChunkArrived(self, delivery)), PREFETCH)
@@ -103,12 +104,13 @@ class Download:
             self._unacked.append(delivery)
             if len(self._unacked) >= TOGETHER or not self._assembly.missing:
                 self._sync()
-            if not self._assembly.missing:
-                self._finish()
         except MalformedMessage as error:
             self._end(Lost(str(error)))
         except OSError as error:
             self._end(error)
+        else:
+            if not self._assembly.missing:
+                self._finish()
 
     def tick(self, now: float) -> None:
         """Time went by: nothing stays unacked for want of company, and nothing is waited for in vain."""
@@ -121,7 +123,7 @@ class Download:
             return
         if now >= self._heard_at + PATIENCE_S:
             self._heard_at = now
-            if self._queue_is_gone(empty_too=True):
+            if state_of(self._transport, self._queue) in ("empty", "gone"):
                 self._end(Lost(f"{self._assembly.missing} of {self.payload.count} chunks never came"))
 
     def disconnected(self) -> None:
@@ -147,16 +149,12 @@ class Download:
             self._transport.ack(delivery)  # False: it comes again, and is known
         self._unacked = []
 
-    def _queue_is_gone(self, empty_too: bool = False) -> bool:
-        try:
-            return self._transport.depth(self._queue) == 0 and empty_too
-        except BrokerUnavailable:
-            return False
-        except BrokerError:
-            return True
-
     def _finish(self) -> None:
-        self._assembly.check_all()
+        try:
+            self._assembly.check_all()
+        except MalformedMessage as error:  # of a damaged journal, say: what was acked does not come again
+            self._end(Lost(str(error)))
+            return
         self._over = True
         self._transport.delete_queue(self._queue)
         self._file.close()
@@ -169,4 +167,7 @@ class Download:
 
     def _leave(self) -> None:
         self._transport.delete_queue(self._queue)
-        self._file.clear()
+        try:
+            self._file.clear()
+        except OSError as error:  # of a disk that is read-only now: the next task's parameters take its place
+            log.warning("event=payload_not_cleared task=%s detail=%r", self.task_id, str(error))

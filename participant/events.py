@@ -67,13 +67,13 @@ class TaskSpooled:
 
 @dataclass(frozen=True, slots=True)
 class SpoolFailed:
-    """SpoolTask failed (disk full, read-only); `lost`: its parameters cannot be had any more, which is no fault of the
-    disk."""
+    """SpoolTask failed: the disk refused it (full, read-only), or, as `reason` says, its parameters cannot be had any
+    more, or are more than this participant takes."""
 
     task_id: str
     delivery: DeliveryHandle
     detail: str
-    lost: bool = False
+    reason: Literal["not_idle", "payload_lost", "unsupported"] = "not_idle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +254,14 @@ class PublishUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class AnnounceAgain:
+    """Publish the manifest of an update that was sent in chunks once more. Nothing hangs on it."""
+
+    update_id: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClearOutbox:
     """Take the update off the disk."""
 
@@ -320,5 +328,5 @@ class Exit:
 
 Command = (
     SpoolTask | CancelSpooling | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate
-    | ClearOutbox | Remember | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
+    | AnnounceAgain | ClearOutbox | Remember | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
 )  # fmt: skip

@@ -258,8 +258,14 @@ class ParticipantService:
             return self._handle(ev.TaskReceived(task, handle))
         finally:
             self._received.pop(task.task_id, None)
-            if task.chunks is not None and (self._download is None or self._download.payload != task.chunks):
-                self._transport.delete_queue(self._payload_queue(task))  # declined, or there already
+            self._forget_payload_unless_fetched(task, handle)
+
+    def _forget_payload_unless_fetched(self, task: Task, handle: ev.DeliveryHandle) -> None:
+        """Of a task that was declined, or is there already. One that is not acked goes back, for the next process."""
+        fetched = None if self._download is None else self._download.payload
+        goes_back = fetched is None and handle in self._deliveries
+        if task.chunks is not None and fetched != task.chunks and not goes_back:
+            self._transport.delete_queue(self._payload_queue(task))
 
     def _refuse(self, delivery: Delivery, error: PeerError) -> None:
         log.error("event=bad_message participant=%s reason=%s detail=%r", self.participant_id, error.reason, str(error))
@@ -344,6 +350,8 @@ class ParticipantService:
                 case ev.ClearTask():
                     self._spool.clear_task()
                     fault("task-cleared")
+                case ev.AnnounceAgain(uid):
+                    self._uploads.announce_again(uid)
                 case ev.ClearOutbox(uid):
                     fault("before-update-cleared")
                     self._finished.pop(uid, None)
@@ -370,15 +378,16 @@ class ParticipantService:
                 f"the task has {task.chunks.num_bytes} bytes, max_payload_bytes is "
                 f"{self._payload_limits.max_body_bytes}: raise it in [broker] on both sides"
             )
-            return ev.SpoolFailed(task.task_id, handle, detail, lost=True)
+            return ev.SpoolFailed(task.task_id, handle, detail, "unsupported")
 
         def done(outcome: Lost | OSError | None) -> None:
             self._download = None
             if outcome is None:
                 self._inbox.put(self._write_task(task, handle, body))
             else:
+                lost = isinstance(outcome, Lost)
                 detail = outcome.detail if isinstance(outcome, Lost) else f"cannot keep its parameters: {outcome}"
-                self._inbox.put(ev.SpoolFailed(task.task_id, handle, detail, isinstance(outcome, Lost)))
+                self._inbox.put(ev.SpoolFailed(task.task_id, handle, detail, "payload_lost" if lost else "not_idle"))
 
         if self._download is not None:
             self._download.cancel()

@@ -67,10 +67,10 @@ class Assembly:
     """
 
     def __init__(self, payload: ChunkedPayload, digests: Mapping[int, bytes] | None = None) -> None:
-        """`digests` of the chunks that are there already."""
+        """`digests` of the chunks that are there already; indices that cannot be are none of them."""
         self.payload = payload
         self._placed: dict[int, bytes] = {}
-        self._checked: dict[int, bytes] = dict(digests or {})
+        self._checked = {index: found for index, found in (digests or {}).items() if index < payload.count}
 
     def offset(self, index: int) -> int:
         """Where a chunk begins in the payload."""

@@ -35,7 +35,7 @@ class Wire:
     def declare(self, queue: Queue, timeout_s: float) -> Future[int]:
         return self._ask("declare", queue)
 
-    def delete_queue(self, name: str, timeout_s: float) -> Future[int]:
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         return self._ask("delete", name)
 
     def publish(self, message: Message, timeout_s: float) -> Future[None]:

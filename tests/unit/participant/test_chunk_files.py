@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ DIGESTS = [digest_of(part) for part in PARTS]
 PAYLOAD = ChunkedPayload(
     payload_id="one", num_bytes=3072, chunk_bytes=1024, count=3, digest=digest_of_all(DIGESTS)
 )  # fmt: skip
+
+
+def full_disk(_handle: int) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 def test_a_journal_knows_what_was_added_and_where_the_first_gap_is(tmp_path: Path) -> None:
@@ -44,6 +49,17 @@ def test_a_torn_record_counts_for_nothing_and_is_written_over(tmp_path: Path) ->
     assert torn.digests == {0: DIGESTS[0]}
     torn.add({1: DIGESTS[1]})
     assert (tmp_path / "j").read_bytes() == whole
+
+
+def test_a_record_that_could_not_be_written_leaves_no_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "j", {"of": 1})
+    journal.add({0: DIGESTS[0]})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr("os.fsync", full_disk)
+        journal.add({1: DIGESTS[1]})
+    assert journal.without_gap() == DIGESTS[:1]
+    journal.add({1: DIGESTS[1], 2: DIGESTS[2]})
+    assert Journal(tmp_path / "j", {"of": 1}).without_gap() == DIGESTS
 
 
 def test_a_payload_is_written_in_any_order_and_goes_on_after_a_crash(tmp_path: Path) -> None:
