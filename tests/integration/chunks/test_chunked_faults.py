@@ -5,13 +5,27 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import cast
 
-from broker_config.embedded import EmbeddedBroker
+import pytest
+
+from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.transport import Message
 from coordinator.intake import PATIENCE_S
+from participant import agent
 from schemas import chunks
+from schemas.codec import decode, encode
+from schemas.messages import Notice, Update
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, until
 from tests.integration.chunks.test_chunked_runs import Meddling, payload_queues
+
+
+def damage_the_first_upload(transport: Meddling) -> None:
+    def meddle(message: Message) -> list[Message]:
+        broken = int(message.headers[chunks.INDEX]) == 3 and transport.published[3] == 1
+        return [replace(message, body=b"\xff" + bytes(message.body)[1:]) if broken else message]
+
+    transport.meddle = meddle  # type: ignore[method-assign]
 
 
 def test_a_reconnect_brings_back_no_queue_of_a_payload_that_was_delivered(
@@ -33,11 +47,8 @@ def test_a_reconnect_brings_back_no_queue_of_a_payload_that_was_delivered(
 def test_copies_of_a_manifest_count_as_one_try(federation: Federation, broker: EmbeddedBroker) -> None:
     """Its confirm was lost three times, say, and its payload is damaged: it is asked for again and counted."""
     transport = Meddling(broker, "p0")
+    damage_the_first_upload(transport)
     copies = 3
-
-    def meddle(message: Message) -> list[Message]:
-        broken = int(message.headers[chunks.INDEX]) == 3 and transport.published[3] == 1
-        return [replace(message, body=b"\xff" + bytes(message.body)[1:]) if broken else message]
 
     def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
         if message.headers.get("kind") == "update" and not transport.manifests:
@@ -45,7 +56,6 @@ def test_copies_of_a_manifest_count_as_one_try(federation: Federation, broker: E
                 Meddling.publish(transport, message, timeout_s)
         return Meddling.publish(transport, message, timeout_s)
 
-    transport.meddle = meddle  # type: ignore[method-assign]
     transport.publish = publish  # type: ignore[method-assign]
     trainer = Trainer()
     federation.participant("p0", trainer, transport=transport)
@@ -76,3 +86,57 @@ def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: 
     for name in ("p1", "p2"):
         federation.participant(name)
     assert run.result(PATIENCE_S / 2).accepted == 2
+
+
+def test_a_request_to_send_again_that_is_lost_costs_no_update(
+    federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the coordinator is killed between the ack of the manifest and the request."""
+    monkeypatch.setattr(agent, "ANNOUNCE_AGAIN_S", 0.1)
+    lost = threading.Event()
+
+    class Losing(EmbeddedTransport):
+        def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+            if message.headers.get("kind") == "notice" and not lost.is_set():
+                notice = decode(message.body).message
+                if isinstance(notice, Notice) and notice.event == "send_again":
+                    lost.set()
+                    taken: Future[None] = Future()
+                    taken.set_result(None)
+                    return taken
+            return super().publish(message, timeout_s)
+
+    transport, trainer = Meddling(broker, "p0"), Trainer()
+    damage_the_first_upload(transport)
+    federation.participant("p0", trainer, transport=transport)
+    run = federation.coordinator(versions=1, buffer_size=1, connect=lambda: Losing(broker, "coordinator"))
+    assert lost.wait(DEADLINE_S)
+    assert broker.drop_connections("p0") == 1
+    assert run.result(DEADLINE_S).accepted == 1
+    assert trainer.trainings == 1
+
+
+def test_an_update_in_chunks_that_cannot_be_used_leaves_no_queue(
+    federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its participant is gone for good: nobody else would delete it."""
+    monkeypatch.setattr(agent, "LEAVE_S", 0.0)
+    transport = Meddling(broker, "p0")
+    announced = threading.Event()
+
+    def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
+        if message.headers.get("kind") == "update":
+            manifest = cast(Update, decode(message.body).message)
+            assert manifest.chunks is not None
+            larger = manifest.chunks.model_copy(update={"num_bytes": 9_000_000, "count": -(-9_000_000 // 8192)})
+            message = replace(message, body=encode(manifest.model_copy(update={"chunks": larger})))
+            announced.set()
+        return Meddling.publish(transport, message, timeout_s)
+
+    transport.publish = publish  # type: ignore[method-assign]
+    federation.participant("p0", transport=transport)
+    federation.coordinator(versions=1, buffer_size=1)
+    assert announced.wait(DEADLINE_S)
+    federation.stop("p0")
+    until(lambda: "oversized" in federation.discarded())
+    until(lambda: payload_queues(broker) == [])

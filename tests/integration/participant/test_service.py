@@ -16,8 +16,9 @@ from participant.spool import Spool, stamp_now
 from participant.trainer import TrainResult
 from schemas.codec import encode
 from schemas.errors import AppError, SpoolError
-from schemas.messages import Decline, Hello, Notice, TrainingConfig, Update
+from schemas.messages import ChunkedPayload, Decline, Hello, Notice, TrainingConfig, Update
 from schemas.parameters import Parameters
+from tests.integration.chunks.federation import until
 from tests.integration.participant.conftest import TOPOLOGY, Running
 from tests.integration.participant.scripted import BASE, DEADLINE_S, ScriptedCoordinator
 
@@ -322,3 +323,26 @@ def test_an_evaluation_sends_metrics_and_no_tensors(coordinator: ScriptedCoordin
     coordinator.issue(work="evaluate")
     update = coordinator.wait_for(Update)
     assert (update.payload, update.metrics) == ("none", {"mean": 1.5})
+
+
+def test_a_task_in_chunks_that_comes_while_leaving_goes_back_with_its_payload(
+    broker: EmbeddedBroker, coordinator: ScriptedCoordinator, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Gated()
+    running = start(trainer)
+    coordinator.issue(1)
+    assert trainer.entered.wait(DEADLINE_S)
+    broker.withhold_confirms("sensor-1")
+    trainer.go_on.set()
+    coordinator.wait_for(Update)
+    running.service.stop()  # and it waits for the confirm
+    chunks = ChunkedPayload(payload_id="two", num_bytes=2048, chunk_bytes=1024, count=2, digest="0" * 64)
+    payload = TOPOLOGY.payload("sensor-1", "two")
+    coordinator.transport.declare(payload).result(DEADLINE_S)
+    with caplog.at_level("INFO"):
+        coordinator.send(coordinator.task(2, chunks=chunks))
+        until(lambda: "task_received participant=sensor-1 task=task-2" in caplog.text)
+    broker.drop_connections("sensor-1")
+    assert running.wait() == "stopped"
+    assert coordinator.transport.depth(TOPOLOGY.participant("sensor-1").name) == 1
+    assert payload.name in broker.queue_names
