@@ -12,7 +12,8 @@ Rules
 6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm; one that went
     in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. The coordinator
     may have died before it asked: `ANNOUNCE_AGAIN_S` after a reconnect, or after it asked for a hello, what has no
-    receipt is announced again. Until its receipt an update is remembered, on disk too. While the disk refuses it, the write is tried again: the task stays spooled.
+    receipt is announced again. Until its receipt an update is remembered, on disk too. While the disk refuses it, the
+    write is tried again: the task stays spooled.
 7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect, or when the
     broker has taken another update: a full queue has drained.
 8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. One is sent on

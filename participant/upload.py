@@ -1,9 +1,9 @@
 """Updates that are too large for one message: from the outbox into a queue of their own, then announced by a manifest.
 
 What the broker has confirmed is written down a window at a time, so that the next process goes on there. An upload that
-is whole is announced from its manifest, on disk too, from then on, and not looked at again: the coordinator may be taking
-it. A disk that is full or read-only keeps no finished update back: what cannot be written down costs the next process
-time, and nothing else.
+is whole is announced from its manifest, on disk too, from then on, and not looked at again: the coordinator may be
+taking it. A disk that is full or read-only keeps no finished update back: what cannot be written down costs the next
+process time, and nothing else.
 """
 
 from __future__ import annotations

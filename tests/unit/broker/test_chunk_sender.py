@@ -148,7 +148,9 @@ def test_a_payload_that_is_there_already_is_announced_at_once() -> None:
     assert (one.outcomes, one.sender.sent) == ([WHOLE], 0)
 
 
-@pytest.mark.parametrize(("digests", "depth"), [(DIGESTS[:16], 15), ([], 1)], ids=["chunks are gone", "of a former try"])
+@pytest.mark.parametrize(
+    ("digests", "depth"), [(DIGESTS[:16], 15), ([], 1)], ids=["chunks are gone", "of a former try"]
+)
 def test_a_queue_that_does_not_hold_what_it_should_is_made_anew(digests: list[bytes], depth: int) -> None:
     one = Sending(digests)
     one.answer(depth)

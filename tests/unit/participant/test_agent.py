@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from participant import events as ev
-from participant.agent import ANNOUNCE_AGAIN_S, BACKLOG_S, LEASE_GRACE, LEAVE_S, MAX_OUTBOX, MAX_REMEMBERED, RETRY, Agent
+from participant.agent import (
+    ANNOUNCE_AGAIN_S,
+    BACKLOG_S,
+    LEASE_GRACE,
+    LEAVE_S,
+    MAX_OUTBOX,
+    MAX_REMEMBERED,
+    RETRY,
+    Agent,
+)
 from participant.settings import ParticipantSettings
 from schemas.messages import Notice, Receipt, Task, TrainingConfig, update_id
 
