@@ -70,10 +70,13 @@ def tell(run_id: str, done: Pending, publisher: Publisher, ledger: LedgerReader)
             publisher.receipt(answer)
         elif answer is not None:
             publisher.notice(answer)
+    withdrawn = {news.task_id for news in done.notices if news.event == "task_withdrawn" and news.task_id}
+    publisher.withdraw(withdrawn)
     for news in done.notices:
         publisher.notice(news)
     for command, parameters in done.tasks:
-        publisher.task(command, parameters)
+        if command.task_id not in withdrawn:
+            publisher.task(command, parameters)
     publisher.pump()
 
 

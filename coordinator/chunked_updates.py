@@ -1,7 +1,8 @@
 """What the loop does about updates in chunks: which are fetched at all, when, and what becomes of a broken payload.
 
 Memory: a model's parameters, the aggregation state and one payload are held at a time. A payload is fetched only while
-no task that waits to be sent keeps an older version, and is let go before a new version is made.
+no task that waits to be sent keeps an older version (but for alarms, see `Loop`), and is let go before a new version is
+made.
 """
 
 from __future__ import annotations

@@ -137,11 +137,13 @@ class Loop:
             ask_again=self._ask_again,
             let_go=self._let_go,
             over=self._over_in_chunks,
-            may_begin=self._holds_one_version,
+            may_begin=self._has_room_for_a_payload,
             closed_task=lambda task_id: closed_task(self._pending, ledger, task_id),
             owned=not committer.keeps_payloads,
         )
         self._consuming = False
+        self._blocked = False
+        """Whether the broker takes no messages now (memory or disk alarm)."""
         self._awake_s = float("-inf")
         self._handlers: dict[type, Callable[[Any], None]] = {
             Accept: self._accept,
@@ -221,16 +223,16 @@ class Loop:
         if self._control:
             self._on_control(self._control.popleft())
             return True
-        if self._updates and self._publisher.versions_waiting <= MOST_VERSIONS_WAITING:
+        if self._updates and self._publisher.versions_waiting <= MOST_VERSIONS_WAITING + self._blocked:
             self._on_update(self._updates.popleft())
             return True
         return self._chunked.work(self._clocks.run_s())
 
-    def _holds_one_version(self) -> bool:
-        """Whether no task that is to be committed or sent keeps older parameters in memory."""
-        oldest = min((command.base_version for command, _ in self._pending.tasks), default=self._core.version)
-        sending = self._publisher.oldest_version
-        return self._core.version == (oldest if sending is None else min(oldest, sending))
+    def _has_room_for_a_payload(self) -> bool:
+        """Whether no task that is to be committed or sent keeps older parameters in memory. While the broker takes
+        nothing, for a full disk say, one older version may: it is our payloads that have to leave that disk."""
+        held = {command.base_version for command, _ in self._pending.tasks} | self._publisher.versions
+        return len(held | {self._core.version}) <= 1 + self._blocked
 
     def _transport_changed(self, state: TransportState) -> None:
         if state.name == "failed":
@@ -239,6 +241,8 @@ class Loop:
             logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING,
             "broker %s %s", state.name, state.detail,
         )  # fmt: skip
+        if state.name in ("blocked", "unblocked", "disconnected"):
+            self._blocked = state.name == "blocked"
         if state.name == "disconnected":
             self._leadership.doubt()
             self._stop_consuming()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -75,14 +75,14 @@ class Publisher:
         self._topology = topology
         self._max_message_bytes = max_message_bytes
         self._chunk_bytes = chunk_bytes
-        self._sending: IssueTask | None = None
+        self._sending: tuple[IssueTask, ChunkSender] | None = None
         """Whose chunks are going out."""
 
     @property
-    def oldest_version(self) -> int | None:
-        """Of the tasks that are not sent yet: they keep its parameters in memory."""
-        held = [command.base_version for command, _ in self._waiting]
-        return min(held + ([self._sending.base_version] if self._sending else []), default=None)
+    def versions(self) -> set[int]:
+        """Of the tasks that are not sent yet: they keep these versions' parameters in memory."""
+        held = {command.base_version for command, _ in self._waiting}
+        return held | {self._sending[0].base_version} if self._sending else held
 
     @property
     def versions_waiting(self) -> int:
@@ -94,6 +94,16 @@ class Publisher:
     def task(self, command: IssueTask, parameters: Parameters) -> None:
         """Send a task with the parameters of its base version, as soon as the window has room."""
         self._waiting.append((command, parameters))
+
+    def withdraw(self, task_ids: Collection[str]) -> None:
+        """Do not send these tasks any more: they would come after the notices that withdraw them, and be trained in
+        vain. What has left is its participant's to drop."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0].task_id not in task_ids)
+        if self._sending is not None and self._sending[0].task_id in task_ids:
+            sender = self._sending[1]
+            self._sending = None
+            sender.cancel()
+            self._transport.delete_queue(sender.queue.name)
 
     def pump(self) -> None:
         """Send waiting tasks while the window has room; one always fits, however large."""
@@ -140,8 +150,7 @@ class Publisher:
             published.add_done_callback(lambda sent: sent.exception() and self._transport.delete_queue(queue.name))
             self.pump()
 
-        self._sending = command
-        ChunkSender(
+        sender = ChunkSender(
             self._transport,
             queue,
             payload_id=payload_id,
@@ -151,7 +160,9 @@ class Publisher:
             read=pieces.read,
             put=self._on_task,
             on_done=done,
-        ).begin()
+        )
+        self._sending = command, sender
+        sender.begin()
 
     def _publish(self, task: Task, body: bytes | None = None) -> Future[None]:
         body = encode(task) if body is None else body

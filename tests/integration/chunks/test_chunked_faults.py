@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.transport import Message
+from broker_config.transport import Message, OnState, TransportState
 from coordinator.intake import PATIENCE_S
 from participant import agent
 from schemas import chunks
 from schemas.codec import decode, encode
 from schemas.messages import Notice, Update
-from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, until
+from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, is_chunk, until
 from tests.integration.chunks.test_chunked_runs import Meddling, payload_queues
 
 
@@ -139,4 +139,32 @@ def test_an_update_in_chunks_that_cannot_be_used_leaves_no_queue(
     assert announced.wait(DEADLINE_S)
     federation.stop("p0")
     until(lambda: "oversized" in federation.discarded())
+    until(lambda: payload_queues(broker) == [])
+
+
+def test_payloads_leave_the_broker_while_it_takes_no_messages(federation: Federation, broker: EmbeddedBroker) -> None:
+    """Its disk may be full of them: waiting until the last version's tasks are out would be for ever."""
+    alarm = threading.Event()
+
+    class Blocked(EmbeddedTransport):
+        tell: OnState
+
+        def open(self, exchanges: Any, queues: Any, on_state: Any = None, timeout_s: Any = None) -> None:
+            self.tell = on_state
+            super().open(exchanges, queues, on_state, timeout_s)
+
+        def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+            return Future() if alarm.is_set() and is_chunk(message) else super().publish(message, timeout_s)
+
+    gate, trainers = threading.Event(), [Trainer() for _ in range(3)]
+    for number, trainer in enumerate(trainers):
+        trainer.gate = gate
+        federation.participant(f"p{number}", trainer)
+    coordinator = Blocked(broker, "coordinator")
+    run = federation.coordinator(versions=3, buffer_size=1, connect=lambda: coordinator)
+    until(lambda: sum(trainer.trainings for trainer in trainers) == 3)
+    alarm.set()
+    coordinator.tell(TransportState("blocked", "disk"))
+    gate.set()
+    assert run.result(DEADLINE_S).accepted == 3
     until(lambda: payload_queues(broker) == [])

@@ -5,6 +5,8 @@ from concurrent.futures import Future
 import numpy as np
 
 from broker_config.topology import Topology
+from coordinator import answers
+from coordinator.commit import Pending
 from coordinator.events import IssueTask
 from coordinator.publishing import Publisher
 from schemas.codec import decode
@@ -20,6 +22,16 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[tuple[object, Future[None]]] = []
+        self.queues: list[str] = []
+
+    def declare(self, queue, timeout_s):
+        self.queues.append(queue.name)
+        future: Future[int] = Future()
+        future.set_result(0)
+        return future
+
+    def delete_queue(self, name):
+        self.queues.remove(name)
 
     def publish(self, message, timeout_s):
         future: Future[None] = Future()
@@ -27,10 +39,11 @@ class Wire:
         return future
 
 
-def publisher(wire: Wire, window_bytes: int) -> tuple[Publisher, list]:
+def publisher(wire: Wire, window_bytes: int, **changed: int) -> tuple[Publisher, list]:
     done: list = []
     made = Publisher(
         wire, Topology(), run_id="r", reply="delta", window_bytes=window_bytes, timeout_s=1, on_task=done.append,  # type: ignore[arg-type]
+        **changed,
     )  # fmt: skip
     return made, done
 
@@ -95,6 +108,52 @@ def test_a_failed_publish_gives_its_room_back_and_says_why():
     assert str(done[0].error) == "its queue is gone"
     made.task_done(done[0])
     assert len(wire.sent) == 2
+
+
+def test_a_task_that_is_withdrawn_while_it_waits_is_not_sent():
+    """It would come after the notice that withdraws it, and be trained in vain."""
+    wire = Wire()
+    made, done = publisher(wire, 10)
+    for seq in (1, 2, 3):
+        made.task(order(seq, base_version=seq), PARAMETERS)
+    made.pump()
+    made.withdraw({"t-2"})
+    assert made.versions == {3}
+    wire.sent[0][1].set_result(None)
+    made.task_done(done[0])
+    assert [message.message_id for message, _ in wire.sent] == ["t-1", "t-3"]
+
+
+def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next():
+    wire = Wire()
+    made, done = publisher(wire, 10_000, max_message_bytes=512, chunk_bytes=100)
+    for seq in (1, 2):
+        made.task(order(seq, base_version=seq), PARAMETERS)
+    made.pump()
+    done[0].sender.take(done[0])  # declared
+    assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
+    (queue,) = wire.queues
+    made.withdraw({"t-1"})
+    assert wire.queues == []
+    for _, chunk in wire.sent:
+        chunk.set_result(None)
+    for news in done[1:]:
+        news.sender.take(news)
+    assert made.versions == {2}
+    assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
+    made.pump()
+    assert len(wire.queues) == 1
+    assert wire.queues != [queue]
+
+
+def test_a_task_that_is_withdrawn_in_the_commit_that_issues_it_is_not_sent():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000)
+    done = Pending(tasks=[(order(seq), PARAMETERS) for seq in (1, 2)])
+    done.notices.append(Notice(run_id="r", participant_id="p1", event="task_withdrawn", task_id="t-1"))
+    answers.tell("r", done, made, ledger=None)
+    assert [message.correlation_id for message, _ in wire.sent] == ["t-1", "t-2"]
+    assert [message.headers["kind"] for message, _ in wire.sent] == ["notice", "task"]
 
 
 def test_the_last_words_are_waited_for_as_long_as_they_leave():
