@@ -5,8 +5,8 @@ Rules
    holds one payload, and no update waits for room that another one's chunks take.
 2. A chunk is copied to its place on the transport's thread, so that a second copy of the payload never gathers in the
    inbox; its digest is taken on the loop's.
-3. Nothing is acked: once the payload is whole its chunks go back to their queue, which is deleted after the commit that
-   holds the update. A crash before that finds all of it there.
+3. Nothing is acked but what came twice: once the payload is whole its chunks go back to their queue, which is deleted
+   after the commit that holds the update. A crash before that finds all of it there.
 4. A payload whose queue is gone, or empty for `PATIENCE_S` with chunks missing, or that holds damaged chunks, is
    broken: its participant, which keeps the update until the receipt, is asked to send it again, `MOST_TRIES` times in
    all. While it is waited for, from `GIVE_WAY_S` on, the others go first.

@@ -152,7 +152,8 @@ class Agent:
             ev.OutboxWritten: self._on_outbox_written, ev.OutboxFailed: self._on_outbox_failed,
             ev.PublishConfirmed: self._on_confirmed, ev.PublishFailed: self._on_publish_failed,
             ev.DeclineConfirmed: self._on_decline_confirmed, ev.DeclineFailed: self._on_decline_failed,
-            ev.UpdateUnreadable: self._on_unreadable, ev.ReceiptReceived: self._on_receipt,
+            ev.NotAnnounced: self._on_not_announced, ev.UpdateUnreadable: self._on_unreadable,
+            ev.ReceiptReceived: self._on_receipt,
             ev.MemoryMoved: self._on_memory_moved, ev.MemoryNotMoved: self._on_memory_not_moved,
             ev.NoticeReceived: self._on_notice,
             ev.ConditionsChanged: self._on_conditions, ev.Tick: self._on_tick, ev.StopRequested: self._on_stop,
@@ -377,6 +378,10 @@ class Agent:
         return [
             ev.Note("warning", f"update of task {waiting.task_id} not taken: {event.detail}; again in {again_s:.0f} s")
         ]
+
+    def _on_not_announced(self, event: ev.NotAnnounced, now: float) -> list[ev.Command]:
+        sent = self._sent.get(event.update_id)
+        return [] if sent is None else self._send_again(sent[0], now)
 
     def _on_unreadable(self, event: ev.UpdateUnreadable, _now: float) -> list[ev.Command]:
         """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an

@@ -122,6 +122,13 @@ class PublishFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotAnnounced:
+    """The manifest of an update that was sent in chunks is lost here."""
+
+    update_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateUnreadable:
     """The outbox has the update no more, or not whole."""
 
@@ -185,7 +192,7 @@ class StopRequested:
 Event = (
     Started | Connected | Disconnected | TaskReceived | TaskSpooled | SpoolFailed | TrainingFinished | TrainingFailed
     | OutboxWritten | OutboxFailed | PublishConfirmed | PublishFailed | DeclineConfirmed | DeclineFailed
-    | UpdateUnreadable | ReceiptReceived | MemoryMoved | MemoryNotMoved | NoticeReceived
+    | NotAnnounced | UpdateUnreadable | ReceiptReceived | MemoryMoved | MemoryNotMoved | NoticeReceived
     | ConditionsChanged | Tick | StopRequested
 )  # fmt: skip
 
@@ -255,7 +262,7 @@ class PublishUpdate:
 
 @dataclass(frozen=True, slots=True)
 class AnnounceAgain:
-    """Publish the manifest of an update that was sent in chunks once more. Nothing hangs on it."""
+    """Publish the manifest of an update that was sent in chunks once more; feed NotAnnounced where there is none."""
 
     update_id: str
     task_id: str

@@ -311,6 +311,12 @@ class ParticipantService:
                 return self._move_memory(uid, task_id)
             case ev.PublishUpdate(uid, task_id, from_start):
                 return self._publish_update(uid, task_id, from_start)
+            case ev.AnnounceAgain(uid, task_id):
+                manifest = self._uploads.manifest(uid)
+                if manifest is None:
+                    return ev.NotAnnounced(uid)
+                self._publish(self._topology.updates, manifest, kind="update", message_id=uid, task_id=task_id)
+                log.info("event=update_announced_again participant=%s task=%s", self.participant_id, task_id)
             case ev.CancelSpooling():
                 if self._download is not None:
                     self._download.cancel()
@@ -350,8 +356,6 @@ class ParticipantService:
                 case ev.ClearTask():
                     self._spool.clear_task()
                     fault("task-cleared")
-                case ev.AnnounceAgain(uid):
-                    self._uploads.announce_again(uid)
                 case ev.ClearOutbox(uid):
                     fault("before-update-cleared")
                     self._finished.pop(uid, None)

@@ -114,11 +114,10 @@ class Uploads:
         """The transport's answer."""
         news.sender.take(news)
 
-    def announce_again(self, update_id: str) -> None:
-        """Where an upload is whole: its announcement, or the answer to it, may be lost. Raises SpoolError."""
+    def manifest(self, update_id: str) -> bytes | None:
+        """What announces an upload, once it is whole."""
         announced = self._announced(update_id)
-        if announced is not None:
-            self._announce(*announced)
+        return None if announced is None else announced[1]
 
     def _done(self, update: Update, outcome: ChunkedPayload | BaseException) -> None:
         uid = update.update_id
@@ -162,11 +161,12 @@ class Uploads:
     def _announced(self, update_id: str) -> tuple[Update, bytes] | None:
         """The manifest of an upload that is whole, read and as it is."""
         manifest = self._manifests.get(update_id)
-        if manifest is None and update_id not in self._outdated:
-            manifest = self._spool.manifest(update_id)
         try:
+            if manifest is None and update_id not in self._outdated:
+                manifest = self._spool.manifest(update_id)
             message = None if manifest is None else decode(manifest, self._limits).message
-        except PeerError:  # of another release
+        except (SpoolError, PeerError) as error:
+            log.warning("event=manifest_unreadable update=%s detail=%r", update_id, str(error))
             return None
         return (message, manifest) if manifest and isinstance(message, Update) and message.chunks else None
 

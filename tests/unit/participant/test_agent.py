@@ -490,6 +490,18 @@ def test_an_update_in_chunks_without_a_receipt_is_announced_again_some_time_afte
     assert "AnnounceAgain" in kinds(agent.step(ev.Tick(), LATE + 1000 + ANNOUNCE_AGAIN_S))
 
 
+def test_an_update_whose_manifest_is_lost_here_is_sent_from_the_start() -> None:
+    task = make_task()
+    known = {uid(task): (task.task_id, task.run_id)}
+    agent = make_agent(restored=ev.Restored(outbox=known, sent=known))
+    agent.step(ev.Started(), 0.0)
+    agent.step(ev.Connected(), 0.0)
+    assert "AnnounceAgain" in kinds(agent.step(ev.Tick(), ANNOUNCE_AGAIN_S))
+    again = agent.step(ev.NotAnnounced(uid(task)), ANNOUNCE_AGAIN_S)
+    assert only(ev.PublishUpdate, again) == ev.PublishUpdate(uid(task), task.task_id, from_start=True)
+    assert agent.step(ev.NotAnnounced("of an update that is over"), ANNOUNCE_AGAIN_S) == []
+
+
 def test_what_got_its_receipt_or_went_in_one_message_is_not_announced_again() -> None:
     agent = connected()
     for number, kept in ((1, True), (2, False)):

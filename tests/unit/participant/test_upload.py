@@ -104,8 +104,10 @@ def test_an_upload_is_announced_when_it_is_whole_and_from_then_on_only_announced
     assert announced.chunks is not None
     assert (announced.update_id, announced.chunks.count) == (UID, COUNT)
     one.begin()
-    one.uploads.announce_again(UID)
-    assert (one.announced, one.wire.asked) == ([announced] * 3, [])
+    assert (one.announced, one.wire.asked) == ([announced] * 2, [])
+    manifest = one.uploads.manifest(UID)
+    assert manifest is not None
+    assert decode(manifest).message == announced
 
 
 def test_an_upload_goes_on_where_it_was_noted(one: Uploading, tmp_path: Path) -> None:
@@ -151,6 +153,21 @@ def test_an_upload_begins_again_although_the_disk_cannot_forget_the_first(
     one.begin()
     one.run()
     assert (one.sent, len(one.announced)) == (list(range(COUNT)), 2)
+
+
+def test_a_manifest_that_is_not_there_or_not_to_be_read_is_none(
+    one: Uploading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert one.uploads.manifest(UID) is None
+
+    def unreadable(_self: Spool, _uid: str) -> bytes:
+        raise SpoolError("input/output error")
+
+    monkeypatch.setattr(Spool, "manifest", unreadable)
+    assert one.uploads.manifest(UID) is None
+    one.begin()
+    one.run()
+    assert len(one.announced) == 1
 
 
 def test_forgetting_deletes_the_queue_and_the_notes(one: Uploading) -> None:
