@@ -1,5 +1,8 @@
 """What a participant decides: a pure state machine (design.md, section 7). No sockets, clock, threads or disk here.
 
+The task in hand is the agent's own; it asks `participant.outbox` about updates, and has `participant.declines` and
+`participant.hellos` for the messages that they are named after.
+
 Rules
 1.  A task is acked only once it is on disk. Where the disk refuses it, it is declined and acked, and no other is taken
     for `retry_after_s`: the coordinator has its slot back, and nothing is pretended to be safe that is not. Parameters
@@ -42,14 +45,16 @@ idle          yes        neither
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from broker_config.backoff import Backoff
 from participant import events as ev
+from participant.declines import Declines
+from participant.hellos import Hellos
+from participant.outbox import Belongs, Outbox
 from participant.settings import ParticipantSettings
-from schemas.messages import Decline, DeclineReason, Hello, Notice, Receipt, Reply, Task, update_id
+from participant.waiting import Retry
+from schemas.messages import DeclineReason, Notice, Reply, Task, update_id
 from schemas.methods import METHODS
 
 LEASE_GRACE = 2.0
@@ -58,15 +63,6 @@ BACKLOG_S = 2.0
 LEAVE_S = 10.0
 MAX_OUTBOX = 4
 """Updates that may wait while a further task is taken: the next task can overtake the confirm of the last update."""
-MAX_REMEMBERED = 32
-"""Of each kind (sent, done, declined): hello.task_ids holds 64."""
-ANNOUNCE_AGAIN_S = 30.0
-"""Longer than the answer to a hello takes, which repeats the receipts that there are."""
-RETRY = Backoff(base_s=1.0, cap_s=60.0)
-DETAIL_CHARACTERS = 2000
-
-_Belongs = Callable[[str, str], bool]
-"""(task_id, run_id) -> whether it is meant."""
 
 
 @dataclass(slots=True)
@@ -75,27 +71,9 @@ class _Current:
 
     task: Task
     phase: Literal["spooling", "training", "writing", "withdrawn"]
-    retry: _Retry
+    retry: Retry = field(default_factory=Retry)
     delivery: ev.DeliveryHandle = 0
     """While spooling: what is to be acked then."""
-
-
-@dataclass(slots=True)
-class _Retry:
-    attempts: int = 0
-    at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """An update in the outbox, or a decline, that the broker has not confirmed."""
-
-    task_id: str
-    run_id: str
-    retry: _Retry
-    in_flight: bool = False
-    from_start: bool = False
-    """An update whose chunks were sent in vain; while it is in flight: those of this very try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +101,6 @@ class Agent:
         self.session_id = session_id
         self.settings = settings
         self.num_examples = num_examples
-        self.replies = replies
-        self.software = software
         self._restored = restored if restored is not None else ev.Restored()
         self._rng = rng
         self._connected = False
@@ -132,17 +108,9 @@ class Agent:
         self._unmet: str | None = None
         self._disk_refused_until = float("-inf")
         self._current: _Current | None = None
-        self._outbox: dict[str, _Waiting] = {}
-        self._sent: dict[str, tuple[str, str]] = dict(self._restored.sent)
-        self._unsettled: set[str] = set()
-        self._kept: set[str] = set()
-        """Of those sent, the ones whose update is still on disk."""
-        self._done: dict[str, None] = dict.fromkeys(self._restored.done)
-        self._declined: dict[str, Decline] = {}
-        self._declines_waiting: dict[str, _Waiting] = {}
-        self._told_accepting: bool | None = None
-        self._next_hello_at = 0.0
-        self._announce_at = float("inf")
+        self._outbox = Outbox(self._restored, rng)
+        self._declines = Declines(participant_id, rng)
+        self._hellos = Hellos(participant_id, session_id, settings.hello_interval_s, replies, software)
         self._leaving: _Leaving | None = None
         self._served: set[str] = set()
         self._handlers = {
@@ -165,13 +133,12 @@ class Agent:
             return "disconnected"
         if self._current is not None:
             return "training"
-        return "delivering" if self._outbox else "idle"
+        return "delivering" if self._outbox.num_waiting else "idle"
 
     def held(self) -> tuple[str, ...]:
         """task_ids of everything that is not over yet."""
         current = [] if self._current is None or self._current.phase == "withdrawn" else [self._current.task.task_id]
-        sent = [task_id for task_id, _ in self._sent.values()]
-        return tuple(dict.fromkeys([*current, *(w.task_id for w in self._outbox.values()), *sent]))
+        return tuple(dict.fromkeys([*current, *self._outbox.held()]))
 
     def step(self, event: ev.Event, now: float) -> list[ev.Command]:
         """Decide what one event asks for."""
@@ -183,36 +150,18 @@ class Agent:
 
     def _on_started(self, _event: ev.Started, _now: float) -> list[ev.Command]:
         found = self._restored
-        for uid, (task_id, run_id) in found.outbox.items():
-            if uid in self._sent:
-                self._kept.add(uid)
-            else:
-                self._outbox[uid] = _Waiting(task_id, run_id, _Retry())
         task = found.task
-        commands = self._take_unsettled(task)
+        commands = self._outbox.restore()
         if task is None:
             return commands
-        if task.task_id in self.held() or self._is_over(task.task_id):
+        if task.task_id in self.held() or self._outbox.is_over(task.task_id):
             # The crash came between writing the update and clearing its task.
             return [*commands, ev.ClearTask(task.task_id)]
         if found.task_age_s is not None and found.task_age_s > LEASE_GRACE * task.lease_s:
             detail = f"{found.task_age_s:.0f} s on disk, its lease was {task.lease_s:.0f} s"
             return [*commands, ev.ClearTask(task.task_id), *self._decline(task, "lease_over", detail)]
-        self._current = _Current(task, "training", _Retry())
+        self._current = _Current(task, "training")
         return [*commands, ev.Note("info", f"event=task_resumed task={task.task_id}"), ev.StartTraining(task)]
-
-    def _take_unsettled(self, task: Task | None) -> list[ev.Command]:
-        """Updates of the last process whose verdict decides what is remembered."""
-        commands: list[ev.Command] = []
-        for uid, (task_id, run_id) in self._restored.unsettled.items():
-            known = uid in self._outbox or uid in self._sent
-            if not known and task is not None and task.task_id == task_id:
-                commands.append(ev.GiveBack(uid))  # the update was not on disk yet: its training begins again
-                continue
-            self._unsettled.add(uid)
-            if not known:  # what was written of it is lost; the coordinator knows its verdict
-                self._sent[uid] = (task_id, run_id)
-        return commands
 
     def _on_connected(self, _event: ev.Connected, now: float) -> list[ev.Command]:
         if self._connected:
@@ -220,10 +169,10 @@ class Agent:
         self._connected = True
         if self._first_connected_at is None:
             self._first_connected_at = now
-        self._next_hello_at = now
-        self._announce_at = now + ANNOUNCE_AGAIN_S
-        for waiting in (*self._outbox.values(), *self._declines_waiting.values()):
-            waiting.retry = _Retry()
+        self._hellos.say_at(now)
+        self._outbox.announce_later(now)
+        self._outbox.try_at_once()
+        self._declines.try_at_once()
         return self._publish_due(now)
 
     def _on_disconnected(self, _event: ev.Disconnected, _now: float) -> list[ev.Command]:
@@ -235,7 +184,9 @@ class Agent:
         return []
 
     def _on_tick(self, _event: ev.Tick, now: float) -> list[ev.Command]:
-        commands = [*self._publish_due(now), *self._announce_due(now)]
+        commands = self._publish_due(now)
+        if self._connected:
+            commands += self._outbox.announcements_due(now)
         current = self._current
         if current is not None and current.phase == "writing" and current.retry.attempts and now >= current.retry.at:
             commands.append(ev.WriteOutbox(current.task.task_id, self._update_id(current.task)))
@@ -255,31 +206,30 @@ class Agent:
         if task.participant_id != self.participant_id:
             text = f"task {task.task_id} is for {task.participant_id}, this is {self.participant_id}: ignored"
             return [ev.Note("warning", text), ack]
-        if task.task_id in self._declined:
-            return [*self._send_decline(task.task_id), ack]
-        in_outbox = self._outbox.get(self._update_id(task))
-        if in_outbox is not None:
-            in_outbox.retry = _Retry()
+        if task.task_id in self._declines:
+            return [*self._declines.send(task.task_id, connected=self._connected), ack]
+        if self._outbox.waits(self._update_id(task)):
+            self._outbox.try_at_once(self._update_id(task))
             return [ack, *self._publish_due(now)]
         spooling = self._taken(task.task_id, "spooling")
         if spooling is not None:  # it came again, after a lost connection say: the newest is acked once it is on disk
             former, spooling.delivery = spooling.delivery, event.delivery
             return [ev.Ack(former)]
-        if self._is_over(task.task_id) or task.task_id in self.held():
+        if self._outbox.is_over(task.task_id) or task.task_id in self.held():
             return [ev.Note("info", f"event=task_repeated task={task.task_id}"), ack]
         if self._current is not None:
             return [*self._decline(task, "busy", f"training {self._current.task.task_id}"), ack]
-        if len(self._outbox) >= MAX_OUTBOX:
-            return [*self._decline(task, "busy", f"{len(self._outbox)} updates wait for the broker"), ack]
+        if self._outbox.num_waiting >= MAX_OUTBOX:
+            return [*self._decline(task, "busy", f"{self._outbox.num_waiting} updates wait for the broker"), ack]
         if self.num_examples == 0:
             return [*self._decline(task, "no_data", "the trainer has no examples"), ack]
-        if self._unsettled and METHODS[task.reply].remembers:
-            self._next_hello_at = now
+        if self._outbox.num_unsettled and METHODS[task.reply].remembers:
+            self._hellos.say_at(now)
             return [*self._decline(task, "busy", "the verdict on the last update is not here yet"), ack]
         unmet = self._unmet or ("the disk refused the last task" if now < self._disk_refused_until else None)
         if unmet is not None:
             return [*self._decline(task, "not_idle", unmet, self.settings.retry_after_s), ack]
-        self._current = _Current(task, "spooling", _Retry(), event.delivery)
+        self._current = _Current(task, "spooling", delivery=event.delivery)
         return [ev.SpoolTask(task, event.delivery)]
 
     def _on_spooled(self, event: ev.TaskSpooled, _now: float) -> list[ev.Command]:
@@ -333,117 +283,60 @@ class Agent:
         self._current = None
         task = current.task
         self._served.add(task.run_id)
-        if METHODS[task.reply].remembers:
-            self._unsettled.add(self._update_id(task))
-        self._outbox[self._update_id(task)] = _Waiting(task.task_id, task.run_id, _Retry())
+        self._outbox.add(self._update_id(task), task)
         return [ev.ClearTask(task.task_id), *self._publish_due(now)]
 
     def _on_outbox_failed(self, event: ev.OutboxFailed, now: float) -> list[ev.Command]:
         current = self._taken(event.task_id, "writing")
         if current is None:
             return []
-        self._back_off(current.retry, now)
+        current.retry.back_off(now, self._rng)
         return [ev.Note("error", f"{event.detail}; trying again in {current.retry.at - now:.0f} s")]
 
     # Delivery
 
     def _on_confirmed(self, event: ev.PublishConfirmed, now: float) -> list[ev.Command]:
-        waiting = self._outbox.get(event.update_id)
-        if waiting is None:
+        if not self._outbox.waits(event.update_id):
             return []
-        if waiting.from_start:  # the coordinator was faster than the broker's confirm
-            waiting.in_flight = False
-            return self._publish_due(now)
-        del self._outbox[event.update_id]
-        self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
-        cleared = [] if event.kept else [event.update_id]
-        if event.kept:
-            self._kept.add(event.update_id)
-        settled = [uid for uid in self._sent if uid not in self._unsettled]
-        for oldest in settled[: max(len(self._sent) - MAX_REMEMBERED, 0)]:
-            self._finish(self._sent.pop(oldest)[0])
-            cleared += [oldest] if oldest in self._kept else []
-            self._kept.discard(oldest)
-        for other in self._outbox.values():
-            other.retry = _Retry()
-        return [self._remember(), *(ev.ClearOutbox(uid) for uid in cleared), *self._publish_due(now)]
+        return [*self._outbox.confirmed(event.update_id, event.kept), *self._publish_due(now)]
 
     def _on_publish_failed(self, event: ev.PublishFailed, now: float) -> list[ev.Command]:
-        waiting = self._outbox.get(event.update_id)
-        if waiting is None:
-            return []
-        waiting.in_flight = False
-        self._back_off(waiting.retry, now)
-        again_s = waiting.retry.at - now
-        return [
-            ev.Note("warning", f"update of task {waiting.task_id} not taken: {event.detail}; again in {again_s:.0f} s")
-        ]
+        return self._outbox.failed(event.update_id, event.detail, now)
 
     def _on_not_announced(self, event: ev.NotAnnounced, now: float) -> list[ev.Command]:
         sent = self._sent.get(event.update_id)
         return [] if sent is None else self._send_again(sent[0], now)
 
     def _on_unreadable(self, event: ev.UpdateUnreadable, _now: float) -> list[ev.Command]:
-        """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an
-        unsettled one is named on: it may have been sent before, and its verdict decides what is remembered."""
-        waiting = self._outbox.pop(event.update_id, None)
-        if waiting is not None and event.update_id in self._unsettled:
-            self._sent[event.update_id] = (waiting.task_id, waiting.run_id)
+        self._outbox.unreadable(event.update_id)
         return [ev.Note("error", event.detail)]
 
     def _on_decline_confirmed(self, event: ev.DeclineConfirmed, _now: float) -> list[ev.Command]:
-        self._declines_waiting.pop(event.task_id, None)
+        self._declines.confirmed(event.task_id)
         return []
 
     def _on_decline_failed(self, event: ev.DeclineFailed, now: float) -> list[ev.Command]:
-        waiting = self._declines_waiting.get(event.task_id)
-        if waiting is not None:
-            waiting.in_flight = False
-            self._back_off(waiting.retry, now)
+        self._declines.failed(event.task_id, now)
         return []
 
     def _on_receipt(self, event: ev.ReceiptReceived, _now: float) -> list[ev.Command]:
-        receipt: Receipt = event.receipt
-        if receipt.update_id not in self._sent and receipt.update_id not in self._outbox:
-            return []
-        if receipt.update_id in self._unsettled and receipt.verdict == "accepted":
-            return [ev.MoveMemory(receipt.update_id, receipt.task_id)]
-        return [*self._give_back(receipt.update_id), *self._settle(receipt.update_id)]
+        return self._outbox.received(event.receipt)
 
     def _on_memory_moved(self, event: ev.MemoryMoved, _now: float) -> list[ev.Command]:
-        self._unsettled.discard(event.update_id)
-        return self._settle(event.update_id)
+        return self._outbox.memory_moved(event.update_id)
 
     def _on_memory_not_moved(self, event: ev.MemoryNotMoved, _now: float) -> list[ev.Command]:
         return [ev.Note("error", f"{event.detail}; the next hello asks for the receipt again")]
 
-    def _settle(self, uid: str) -> list[ev.Command]:
-        """The verdict on an update is known, and carried out."""
-        sent = self._sent.pop(uid, None)
-        if sent is not None:
-            self._finish(sent[0])
-        waiting = self._outbox.pop(uid, None)
-        if waiting is not None:
-            self._finish(waiting.task_id)  # our confirm was lost, the update was not
-        elif uid not in self._kept:
-            return [self._remember()]
-        self._kept.discard(uid)
-        return [self._remember(), ev.ClearOutbox(uid)]
-
-    def _give_back(self, uid: str) -> list[ev.Command]:
-        if uid not in self._unsettled:
-            return []
-        self._unsettled.discard(uid)
-        return [ev.GiveBack(uid)]
-
     def _on_notice(self, event: ev.NoticeReceived, now: float) -> list[ev.Command]:
         notice: Notice = event.notice
         if notice.event == "say_hello":
-            self._next_hello_at = now
-            self._announce_at = now + ANNOUNCE_AGAIN_S
+            self._hellos.say_at(now)
+            self._outbox.announce_later(now)
             return []
         if notice.event == "send_again":
-            return self._send_again(notice.task_id, now)
+            commands = self._outbox.send_again(notice.task_id)
+            return [*commands, *self._publish_due(now)] if commands else []
         if notice.event == "task_withdrawn":
             return self._drop(lambda task_id, _run_id: task_id == notice.task_id)
         commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ForgetRun(notice.run_id)]
@@ -452,25 +345,14 @@ class Agent:
             return [*commands, ev.Note("info", f"run {notice.run_id} finished while this participant was away")]
         return [*commands, *self._leave(ev.Exit("run_finished"), now)]
 
-    def _send_again(self, asked: str | None, now: float) -> list[ev.Command]:
-        """What was sent in chunks did not arrive whole."""
-        for waiting in self._outbox.values():
-            waiting.from_start = waiting.from_start or waiting.task_id == asked
-        found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
-        for uid in found:
-            task_id, run_id = self._sent.pop(uid)
-            self._kept.discard(uid)
-            self._outbox[uid] = _Waiting(task_id, run_id, _Retry(), from_start=True)
-        return [self._remember(), *self._publish_due(now)] if found else []
-
     # What several of them share
 
-    def _drop(self, belongs: _Belongs) -> list[ev.Command]:
+    def _drop(self, belongs: Belongs) -> list[ev.Command]:
         """Forget matching tasks wherever they are."""
         commands: list[ev.Command] = []
         current = self._current
         if current is not None and current.phase != "withdrawn" and belongs(current.task.task_id, current.task.run_id):
-            self._finish(current.task.task_id)
+            self._outbox.finish(current.task.task_id)
             commands.append(ev.ClearTask(current.task.task_id))
             if current.phase == "training":
                 current.phase = "withdrawn"
@@ -484,31 +366,12 @@ class Agent:
                 commands.append(ev.ClearOutbox(uid))
                 if METHODS[current.task.reply].remembers:
                     commands.append(ev.GiveBack(uid))
-        for uid in [u for u, w in self._outbox.items() if belongs(w.task_id, w.run_id)]:
-            self._finish(self._outbox.pop(uid).task_id)
-            commands += [*self._give_back(uid), ev.ClearOutbox(uid)]
-        for uid in [u for u, (task_id, run_id) in self._sent.items() if belongs(task_id, run_id)]:
-            self._finish(self._sent.pop(uid)[0])
-            commands += self._give_back(uid)
-            if uid in self._kept:
-                self._kept.discard(uid)
-                commands.append(ev.ClearOutbox(uid))
-        return [self._remember(), *commands]
+        commands += self._outbox.drop(belongs)
+        return [self._outbox.remember(), *commands]
 
     def _taken(self, task_id: str, phase: str) -> _Current | None:
         current = self._current
         return current if current is not None and (current.task.task_id, current.phase) == (task_id, phase) else None
-
-    def _is_over(self, task_id: str) -> bool:
-        return task_id in self._done
-
-    def _finish(self, task_id: str) -> None:
-        self._done[task_id] = None
-        while len(self._done) > MAX_REMEMBERED:
-            del self._done[next(iter(self._done))]
-
-    def _remember(self) -> ev.Remember:
-        return ev.Remember(dict(self._sent), tuple(self._done))
 
     def _update_id(self, task: Task) -> str:
         return update_id(task.run_id, task.task_id, self.participant_id)
@@ -516,50 +379,10 @@ class Agent:
     def _decline(
         self, task: Task, reason: DeclineReason, detail: str, retry_after_s: float | None = None
     ) -> list[ev.Command]:
-        decline = Decline(
-            task_id=task.task_id,
-            run_id=task.run_id,
-            participant_id=self.participant_id,
-            reason=reason,
-            detail=detail[:DETAIL_CHARACTERS],
-            retry_after_s=retry_after_s,
-        )
-        self._declined[task.task_id] = decline
-        while len(self._declined) > MAX_REMEMBERED:
-            oldest = next(iter(self._declined))
-            del self._declined[oldest]
-            self._declines_waiting.pop(oldest, None)
-        return self._send_decline(task.task_id)
-
-    def _send_decline(self, task_id: str) -> list[ev.Command]:
-        decline = self._declined[task_id]
-        self._declines_waiting[task_id] = _Waiting(task_id, decline.run_id, _Retry(), in_flight=self._connected)
-        return [ev.SendDecline(decline)] if self._connected else []
+        return self._declines.decline(task, reason, detail, retry_after_s, connected=self._connected)
 
     def _publish_due(self, now: float) -> list[ev.Command]:
-        commands: list[ev.Command] = []
-        if not self._connected:
-            return commands
-        for uid, waiting in self._outbox.items():
-            if not waiting.in_flight and now >= waiting.retry.at:
-                waiting.in_flight = True
-                commands.append(ev.PublishUpdate(uid, waiting.task_id, waiting.from_start))
-                waiting.from_start = False
-        for task_id, waiting in self._declines_waiting.items():
-            if not waiting.in_flight and now >= waiting.retry.at:
-                waiting.in_flight = True
-                commands.append(ev.SendDecline(self._declined[task_id]))
-        return commands
-
-    def _announce_due(self, now: float) -> list[ev.Command]:
-        if not self._connected or now < self._announce_at:
-            return []
-        self._announce_at = float("inf")
-        return [ev.AnnounceAgain(uid, task_id) for uid, (task_id, _) in self._sent.items() if uid in self._kept]
-
-    def _back_off(self, retry: _Retry, now: float) -> None:
-        retry.at = now + RETRY.delay_s(retry.attempts, self._rng)
-        retry.attempts += 1
+        return [*self._outbox.due(now), *self._declines.due(now)] if self._connected else []
 
     def _hello_if_due(self, now: float) -> list[ev.Command]:
         finished = self._leaving is not None and self._leaving.exit.reason == "run_finished"
@@ -568,27 +391,13 @@ class Agent:
         able = (
             self._unmet is None
             and now >= self._disk_refused_until
-            and len(self._outbox) < MAX_OUTBOX
+            and self._outbox.num_waiting < MAX_OUTBOX
             and self._leaving is None
             and self.num_examples != 0
         )
-        accepting = able and self._current is None and not self._unsettled
-        # Being busy with a task, or waiting for a verdict, is no news: the coordinator gave it, or knows it.
-        changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
-        if not changed and now < self._next_hello_at:
-            return []
-        self._told_accepting = accepting
-        self._next_hello_at = now + self.settings.hello_interval_s
-        hello = Hello(
-            participant_id=self.participant_id,
-            session_id=self.session_id,
-            num_examples=self.num_examples or 0,
-            accepting=accepting,
-            replies=self.replies,
-            task_ids=self.held(),
-            software=self.software,
-        )
-        return [ev.SendHello(hello)]
+        busy = self._current is not None or self._outbox.num_unsettled > 0
+        num_examples = self.num_examples or 0
+        return self._hellos.due(now, able=able, busy=busy, num_examples=num_examples, task_ids=self.held())
 
     def _leave(self, exit_: ev.Exit, now: float) -> list[ev.Command]:
         self._leaving = _Leaving(exit_, now + LEAVE_S)
@@ -598,7 +407,7 @@ class Agent:
     def _exit_if_due(self, now: float) -> list[ev.Command]:
         if self._leaving is None:
             return []
-        undelivered = self._outbox or self._declines_waiting
+        undelivered = self._outbox.num_waiting or self._declines.num_waiting
         if undelivered and self._connected and now < self._leaving.deadline:
             return []
         return [self._leaving.exit]

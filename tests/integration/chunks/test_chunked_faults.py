@@ -92,7 +92,7 @@ def test_a_request_to_send_again_that_is_lost_costs_no_update(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the coordinator is killed between the ack of the manifest and the request."""
-    monkeypatch.setattr(agent, "ANNOUNCE_AGAIN_S", 0.1)
+    monkeypatch.setattr("participant.outbox.ANNOUNCE_AGAIN_S", 0.1)
     lost = threading.Event()
 
     class Losing(EmbeddedTransport):

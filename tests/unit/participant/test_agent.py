@@ -6,17 +6,10 @@ from typing import Any
 import pytest
 
 from participant import events as ev
-from participant.agent import (
-    ANNOUNCE_AGAIN_S,
-    BACKLOG_S,
-    LEASE_GRACE,
-    LEAVE_S,
-    MAX_OUTBOX,
-    MAX_REMEMBERED,
-    RETRY,
-    Agent,
-)
+from participant.agent import BACKLOG_S, LEASE_GRACE, LEAVE_S, MAX_OUTBOX, Agent
+from participant.outbox import ANNOUNCE_AGAIN_S
 from participant.settings import ParticipantSettings
+from participant.waiting import MAX_REMEMBERED, RETRY
 from schemas.messages import Notice, Receipt, Task, TrainingConfig, update_id
 
 ME = "sensor-1"
