@@ -304,8 +304,8 @@ class Agent:
         return self._outbox.failed(event.update_id, event.detail, now)
 
     def _on_not_announced(self, event: ev.NotAnnounced, now: float) -> list[ev.Command]:
-        sent = self._sent.get(event.update_id)
-        return [] if sent is None else self._send_again(sent[0], now)
+        commands = self._outbox.not_announced(event.update_id)
+        return [*commands, *self._publish_due(now)] if commands else []
 
     def _on_unreadable(self, event: ev.UpdateUnreadable, _now: float) -> list[ev.Command]:
         self._outbox.unreadable(event.update_id)

@@ -157,6 +157,11 @@ class Outbox:
             self._waiting[uid] = Waiting(task_id, run_id, from_start=True)
         return [self.remember()] if found else []
 
+    def not_announced(self, uid: str) -> list[ev.Command]:
+        """The manifest of one that was sent in chunks is lost here."""
+        sent = self._sent.get(uid)
+        return [] if sent is None else self.send_again(sent[0])
+
     # Verdicts
 
     def received(self, receipt: Receipt) -> list[ev.Command]:
