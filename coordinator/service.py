@@ -34,6 +34,7 @@ from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from coordinator.standby import Stop, wait_to_lead
 from coordinator.startup import open_core, refuse_changes, settings_of
 from coordinator.strategies.base import Strategy
+from schemas.allocator import keep_freed_memory
 from schemas.codec import Limits
 from schemas.errors import Deposed, LedgerLocked, StateError
 from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
@@ -120,6 +121,7 @@ class CoordinatorService:
         """
         if self._is_over():
             return self._summary()
+        keep_freed_memory()
         if not self._folder.ledger.exists():
             self._first = self._initial_parameters()  # whose mistakes should be told now, not when the broker is there
         try:

@@ -42,6 +42,7 @@ from coordinator.events import (
     Withdraw,
 )
 from coordinator.strategies.base import Strategy
+from schemas.allocator import keep_freed_memory
 from schemas.errors import InputError
 from schemas.messages import TrainingConfig, Update, update_id
 from schemas.methods import update_spec
@@ -166,7 +167,7 @@ class Engine:
 
     def run(self) -> Outcome:
         """Until the core finishes, or the training diverges."""
-        _keep_freed_memory()
+        keep_freed_memory()
         with _rare_collections():
             return self._run()
 
@@ -412,15 +413,6 @@ class Engine:
     def _plan(self, at: float, happen: Callable[[int], None], about: int) -> None:
         self._planned += 1
         heapq.heappush(self._heap, (at, self._planned, happen, about))
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator keep what payloads free for the next ones: fresh pages would cost as much as their training.
-
-    glibc gives memory back beyond a threshold that it raises, once, to twice the largest block that it had mapped and
-    was given back, up to 32 MiB. Such a block is never touched here; other allocators take no notice.
-    """
-    np.empty(31 * 2**20, np.uint8)
 
 
 @contextmanager
