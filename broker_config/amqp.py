@@ -100,6 +100,7 @@ class PikaDriver:
         self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
     ) -> None:
         _quieten_pika()
+        pika.spec.props[pika.BasicProperties.INDEX] = _Properties
         self.loop = IOLoop()
         self._addresses = addresses
         self._name = name
@@ -297,6 +298,18 @@ class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]
             self._reset()
             return whole
         return super()._finish()
+
+
+class _Properties(pika.BasicProperties):  # type: ignore[misc]
+    """What cannot be read (a timestamp in the year 10^11 is enough) is left out. pika gives the whole connection up for
+    it, and the next one as well: the broker would deliver the same message again and again."""
+
+    def decode(self, encoded: bytes, offset: int = 0) -> Any:
+        try:
+            return super().decode(encoded, offset)
+        except Exception:  # noqa: BLE001  whatever a stranger wrote
+            self.__init__()  # type: ignore[misc]
+            return self
 
 
 def _quieten_pika() -> None:

@@ -13,7 +13,6 @@ import logging
 import random
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -28,6 +27,7 @@ from broker_config.amqp_consumers import Consumers
 from broker_config.amqp_publisher import Outgoing, Publisher, Window, describe
 from broker_config.amqp_session import Driver, Session
 from broker_config.backoff import Backoff
+from broker_config.dead_letters import dead_letter_of
 from broker_config.topology import Exchange, Queue
 from broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
 from schemas.errors import (
@@ -40,7 +40,6 @@ from schemas.errors import (
     TransportClosed,
 )
 
-DEAD_ROUTING_KEY = "dead"
 DEPTH_TIMEOUT_S = 5.0
 GIVE_BACK_DELAY_S = 0.5
 """Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
@@ -197,15 +196,7 @@ class AmqpClient:
 
     def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
         """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
-        headers = {**delivery.headers, "reason": reason, "detail": detail, "from_queue": delivery.queue}
-        copy = Message(
-            exchange=exchange,
-            routing_key=DEAD_ROUTING_KEY,
-            body=delivery.body,
-            message_id=delivery.message_id or uuid.uuid4().hex,
-            correlation_id=delivery.correlation_id,
-            headers=cast(Any, headers),
-        )
+        copy = dead_letter_of(delivery, exchange, reason, detail)
         # Not through publish(): what arrived may be larger than what we would send.
         self._publish(copy, 30.0).add_done_callback(partial(self._dead_lettered, delivery))
 
@@ -290,6 +281,7 @@ class AmqpClient:
                 _log.exception("unexpected error on the I/O thread of transport %r; connecting afresh", self.name)
                 if self._session is not None:
                     self._session.lose(error)
+                self._loop.add_callback_threadsafe(self._drain)  # what was behind a job that raised
         self._loop.close()
 
     def _drain(self) -> None:

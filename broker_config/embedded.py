@@ -21,6 +21,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar, cast
 
+from broker_config.dead_letters import dead_letter_of
 from broker_config.embedded_broker import Arrived, Cancelled, Connection, Disconnected, EmbeddedBroker, Lost, Token
 from broker_config.topology import Exchange, Queue
 from broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
@@ -183,20 +184,7 @@ class EmbeddedTransport:
 
     def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
         """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
-        headers: dict[str, Any] = {
-            **delivery.headers,
-            "reason": reason,
-            "detail": detail,
-            "from_queue": delivery.queue,
-        }
-        copy = Message(
-            exchange=exchange,
-            routing_key="dead",
-            body=delivery.body,
-            message_id=delivery.message_id or "",
-            correlation_id=delivery.correlation_id,
-            headers=headers,
-        )
+        copy = dead_letter_of(delivery, exchange, reason, detail)
         self.publish(copy).add_done_callback(partial(self._dead_lettered, delivery))
 
     def depth(self, queue: str) -> int:

@@ -7,7 +7,10 @@ Rules
  1. An update is appended as it is accepted and synced before the transaction of its commit, whose rows say where it is
     and what its checksum is. What no row names does not count.
  2. Each start appends to a file of its own, so that a coordinator that was deposed writes into nobody else's.
- 3. There is always a base from which everything since is there. A new base is written when a quarter of the limits is
+ 3. A file whose sync failed is not synced again: the system may have dropped what it could not write, and the next sync
+    would succeed (as PostgreSQL found in 2018). What no transaction has is copied to a new file, held against its
+    checksums, and that is synced.
+ 4. There is always a base from which everything since is there. A new base is written when a quarter of the limits is
     used up since the last one, but not before as many bytes of updates as a base costs. Then the oldest base goes, with
     the updates up to the next one, as long as the limits are exceeded; the newest base and what follows it stay.
 """
@@ -22,6 +25,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,10 @@ class Archive:
         self._name = ""
         self._file: int | None = None
         self._end = 0
+        self._broken = False
+        """A sync of the file has failed."""
+        self._named = False
+        """A transaction may name the file."""
         self._waiting: list[tuple[int, Parameters]] = []
         """Accepted, and not written yet because the disk refused."""
         self._rows: list[ArchivedUpdate] = []
@@ -90,10 +98,16 @@ class Archive:
 
     def sync(self) -> list[ArchivedUpdate]:
         """Make all of it durable; rows for the transaction. Raises OSError where the disk refuses: nothing is lost, the
-        next try has the same rows."""
+        next try has the same updates. Raises CheckpointError where it has lost some of them: their updates are still
+        with the broker."""
         self._write_waiting()
         if self._rows and self._file is not None:
-            os.fsync(self._file)
+            try:
+                os.fsync(self._file)
+            except OSError:
+                self._broken = True
+                raise
+            self._named = True
         return list(self._rows)
 
     def committed(self, snapshot: Snapshot, accepted: int, version: int) -> None:
@@ -148,13 +162,56 @@ class Archive:
         return old or (limit is not None and used > limit)
 
     def _next_file(self, accepted: int) -> None:
+        self._go_on_in(*self._new_file(accepted))
+
+    def _new_file(self, accepted: int) -> tuple[int, str]:
         name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.updates"
         file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            checkpoint.sync_folder(self._folder)
+        except OSError:
+            self._drop(file, name)
+            raise
+        return file, name
+
+    def _drop(self, file: int, name: str) -> None:
+        os.close(file)
+        with contextlib.suppress(OSError):
+            (self._folder / name).unlink()
+
+    def _leave_broken_file(self) -> None:
+        """Go on in a new file, with what no transaction has. Raises OSError where the disk refuses that too."""
+        broken, named = self._folder / self._name, self._named
+        file, name = self._new_file(self._rows[0].accepted_order - 1)
+        rows, end = [], 0
+        try:
+            for row in self._rows:
+                _write_all(file, _bytes_of(broken, row))
+                rows.append(replace(row, file=name, offset=end))
+                end += row.num_bytes
+        except (OSError, CheckpointError) as error:
+            self._drop(file, name)
+            if isinstance(error, OSError):
+                raise
+            raise CheckpointError(
+                f"the disk could not write what was accepted last, and has lost it: {error}. Nothing of it was acked: "
+                "look at the disk, then the same command goes on with what the broker has"
+            ) from error
+        self._go_on_in(file, name, end)
+        self._rows = rows
+        log.warning("the archive goes on in %s: the disk could not write the end of %s", name, broken.name)
+        if not named:
+            with contextlib.suppress(OSError):
+                broken.unlink()
+
+    def _go_on_in(self, file: int, name: str, end: int = 0) -> None:
         self.close()
-        self._file, self._name, self._end = file, name, 0
-        checkpoint.sync_folder(self._folder)
+        self._file, self._name, self._end = file, name, end
+        self._broken = self._named = False
 
     def _write_waiting(self) -> None:
+        if self._broken:
+            self._leave_broken_file()
         assert self._file is not None
         while self._waiting:
             order, payload = self._waiting[0]
@@ -194,14 +251,7 @@ def _pieces(payload: Parameters) -> list[memoryview | bytes]:
 def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
     """An archived update's tensors, checked. Raises CheckpointError where they are damaged or gone."""
     path = folder / row.file
-    try:
-        with path.open("rb") as file:
-            file.seek(row.offset)
-            data = memoryview(file.read(row.num_bytes))
-    except OSError as error:
-        raise CheckpointError(f"update {row.accepted_order} cannot be read from the archive: {error}") from error
-    if data.nbytes != row.num_bytes or zlib.crc32(data) != row.crc32:
-        raise CheckpointError(f"update {row.accepted_order} is damaged in the archive: {path}, byte {row.offset}")
+    data = _bytes_of(path, row)
     length = int.from_bytes(data[:8], "little")
     names = ("name", "dtype", "shape", "trainable")
     try:
@@ -213,6 +263,18 @@ def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
         return unpack(data[8 + length :], spec)
     except (FedmqError, ValueError, LookupError) as error:
         raise CheckpointError(f"update {row.accepted_order} in {path} is of another fedmq: {error}") from error
+
+
+def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            file.seek(row.offset)
+            data = memoryview(file.read(row.num_bytes))
+    except OSError as error:
+        raise CheckpointError(f"update {row.accepted_order} cannot be read from the archive: {error}") from error
+    if data.nbytes != row.num_bytes or zlib.crc32(data) != row.crc32:
+        raise CheckpointError(f"update {row.accepted_order} is damaged in the archive: {path}, byte {row.offset}")
+    return data
 
 
 def read_base(folder: Path, base: Base) -> Snapshot:

@@ -138,9 +138,10 @@ class CheckpointFiles:
         return [self.main] if self.copies is None else [self.main, self.copies]
 
 
-def file_name(seq: int, epoch: int) -> str:
-    """Of a checkpoint. Two coordinators never write files of one name: each has its own epoch (coordinator.epochs)."""
-    return f"{seq:08d}-e{epoch:04d}.safetensors"
+def file_name(seq: int, epoch: int, again: int = 0) -> str:
+    """Of a checkpoint. Two coordinators never write files of one name: each has its own epoch (coordinator.epochs).
+    `again` counts the names that one `seq` had before, and that must not be written over."""
+    return f"{seq:08d}-e{epoch:04d}" + (f"-{again}" if again else "") + ".safetensors"
 
 
 def epoch_of(name: str) -> int:

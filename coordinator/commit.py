@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker_config.faults import fault
 from broker_config.transport import Delivery
@@ -16,7 +16,7 @@ from coordinator.archive import Archive
 from coordinator.checkpoint_files import CheckpointFiles, file_name
 from coordinator.core import Core
 from coordinator.events import ClosedTask, Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
-from coordinator.ledger import Ledger
+from coordinator.ledger import Ledger, in_doubt
 from coordinator.ledger_rows import CheckpointRow, Group
 from coordinator.records import OPEN_STATES, Snapshot
 from coordinator.replay import checkpoint_meta
@@ -112,6 +112,10 @@ class Committer:
     A checkpoint's name has its epoch, so that a coordinator which was paused and deposed writes over no file of its
     successor's, and at its start it takes away what older epochs left, nothing newer: whatever it has read of the
     ledger may be out of date by then.
+
+    A transaction that was refused because it could not be synced may be in the ledger all the same after a crash
+    (`ledger.in_doubt`). So the checkpoint that it names is neither written over nor removed until a later one is
+    committed: the next try uses it again, or writes under another name.
     """
 
     def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int, archive: Archive | None = None) -> None:
@@ -122,6 +126,8 @@ class Committer:
         self._keep = keep
         rows = ledger.checkpoints()
         self._state = rows[0]
+        self._doubted: list[CheckpointRow] = []
+        """Of transactions that may be in the ledger after a crash."""
         self._kept = [row.file for row in reversed(rows)]
         left_over = files.left_over(self._kept, ledger.epoch)
         cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
@@ -161,10 +167,7 @@ class Committer:
         snapshot = core.snapshot()
         state = self._state
         if pending.arrays_changed:
-            accepted = state.accepted + len(pending.group.accepted)
-            state = _write(
-                self._files, state.seq + 1, core.version, accepted, snapshot, epoch=self._ledger.epoch
-            )  # fmt: skip
+            state = self._written(core.version, state.accepted + len(pending.group.accepted), snapshot)
             fault("after-checkpoint")
         else:
             state = CheckpointRow(
@@ -179,15 +182,27 @@ class Committer:
             if state.seq != self._state.seq:
                 self._files.remove([state.file])
             raise
+        except OSError as error:
+            if state.seq != self._state.seq and in_doubt(error):
+                self._doubted = [row for row in self._doubted if row.file != state.file] + [state]
+            raise
         fault("after-ledger")
         if state.seq != self._state.seq:
             self._files.supersede_copy(self._state.file)
             self._kept.append(state.file)
             gone, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
-            self._files.remove(gone)
+            self._files.remove(gone + [row.file for row in self._doubted if row.file != state.file])
+            self._doubted.clear()
         self._state = state
         if self._archive is not None:
             self._archive.committed(snapshot, state.accepted, state.version)
+
+    def _written(self, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
+        """The checkpoint of this state; the arrays of equal counts are equal."""
+        if self._doubted and (self._doubted[-1].version, self._doubted[-1].accepted) == (version, accepted):
+            return replace(self._doubted[-1], scalars=snapshot.scalars)
+        seq, epoch, again = self._state.seq + 1, self._ledger.epoch, len(self._doubted)
+        return _write(self._files, seq, version, accepted, snapshot, epoch=epoch, again=again)
 
 
 def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | None:
@@ -201,9 +216,9 @@ def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | 
 
 
 def _write(
-    files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot, *, epoch: int
+    files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot, *, epoch: int, again: int = 0
 ) -> CheckpointRow:
     fault("before-checkpoint")
-    name = file_name(seq, epoch)
+    name = file_name(seq, epoch, again)
     digest = files.write(name, snapshot.arrays, checkpoint_meta(accepted, version))
     return CheckpointRow(seq, name, digest, version, accepted, snapshot.scalars)

@@ -31,6 +31,8 @@ BACK_S = 10.0
 ANSWER_S = 1.0
 """How soon a token that was put there must be here, where this coordinator is the active one."""
 ASK_AGAIN_S = 10.0
+SOON = 4
+"""Tokens in vain that are asked after ANSWER_S, not ASK_AGAIN_S: whoever has just started wants to know."""
 
 
 class Leadership:
@@ -99,4 +101,4 @@ class Leadership:
     def _ask(self) -> None:
         token = Message(self._queue.exchange, self._queue.routing_key, b"", message_id="token")
         self._asked = self._transport.publish(token, ASK_AGAIN_S)
-        self._due_s = self._clock() + (ANSWER_S if self.in_vain < 2 else ASK_AGAIN_S)
+        self._due_s = self._clock() + (ANSWER_S if self.in_vain < SOON else ASK_AGAIN_S)

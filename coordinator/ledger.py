@@ -379,6 +379,13 @@ class Ledger(LedgerReader, ArchiveWriter):
             raise
 
 
+def in_doubt(error: OSError) -> bool:
+    """Whether a transaction that was refused like this may be in the ledger all the same once another process opens
+    it: SQLite had written its end, maybe, and could not sync it. While this process lives it is not there."""
+    code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
+    return code & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+
+
 def open_if_made(path: Path) -> LedgerReader | None:
     """A reader; None where there is no ledger yet, or another process is just making it."""
     if not path.is_file():

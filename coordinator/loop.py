@@ -501,9 +501,12 @@ class Loop:
     # The end
 
     def _leave(self) -> None:
-        """Commit once more; where the run is over, answer what has reached the queue and say goodbye."""
+        """Commit once more; where the run is over, and the ledger says so, answer what has reached the queue and say
+        goodbye."""
         finished = self._core.finished
-        while not self._commit() and finished is not None and not self._stopping:
+        while not self._commit():
+            if finished is None or self._stopping:
+                return
             self._wait_for_room()
         if finished is None:
             return
@@ -545,10 +548,8 @@ class Loop:
             return True
 
     def _wait_for_room(self) -> None:
-        """Until the next try to commit, or Stop."""
+        """Until the next try to commit, or Stop. What arrives meanwhile is answered after it."""
         until_s = self._pace.due_s(self._pending, idle=True)
         while not self._stopping and (left_s := until_s - self._clocks.run_s()) > 0:
-            try:
-                self._stopping = isinstance(self._inbox.get(timeout=left_s), Stop)
-            except Empty:
-                return
+            with contextlib.suppress(Empty):
+                self._take(self._inbox.get(timeout=left_s))

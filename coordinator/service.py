@@ -166,6 +166,10 @@ class CoordinatorService:
                 with Ledger(self._folder.ledger) as ledger:
                     if self._take_over(ledger):
                         self._lead(ledger, transport, leadership)
+                        # Who stands by must not find that the epoch has ended while we still hold the token.
+                        transport.close()
+                        with contextlib.suppress(OSError, Deposed):  # it is for people only
+                            ledger.leave(time.time())
         except Deposed as error:
             log.warning("%s", error)
             transport.close(0.0)
@@ -235,10 +239,8 @@ class CoordinatorService:
             # Without a final model a finished run was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive:
                 self._loop(core, ledger, archive, transport, leadership).run()
-        if core.finished is not None:
+        if ledger.run().finished is not None:  # the core knows of it before its commit, which may have been refused
             self._save_model(core)
-        with contextlib.suppress(OSError):  # of a full disk: it is for people only
-            ledger.leave(time.time())
 
     @contextmanager
     def _archive(self, core: Core, ledger: Ledger) -> Iterator[Archive | None]:

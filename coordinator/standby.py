@@ -18,6 +18,9 @@ log = logging.getLogger("fedmq.coordinator")
 
 SURE_AFTER = 2
 """Tokens that were put into the queue in vain before somebody else is taken to be active."""
+REFUSED_AFTER = 2
+"""More of them, while by this folder's ledger nobody is, before it is taken to be of another folder: whoever is about
+to begin or to end an epoch has the token a moment longer."""
 
 
 class Stop:
@@ -31,13 +34,20 @@ def wait_to_lead(leadership: Leadership, inbox: SimpleQueue[Any], folder: RunFol
     """
     leadership.begin()
     waits_for: EpochRow | None = None
+    refused_at = 0
     while not leadership.active:
         leadership.pass_time()
         if leadership.in_vain >= SURE_AFTER:
             active = _active(folder)
-            if active != waits_for:
-                log.info("standby: waiting until %s leaves or dies, to take over", epochs.shown(active))
-                waits_for = active
+            if active is None:
+                refused_at = refused_at or leadership.in_vain + REFUSED_AFTER
+                if leadership.in_vain >= refused_at:
+                    raise _of_another_folder(folder)
+            else:
+                refused_at = 0
+                if active != waits_for:
+                    log.info("standby: waiting until %s leaves or dies, to take over", epochs.shown(active))
+                    waits_for = active
         try:
             item = inbox.get(timeout=leadership.wait_s())
         except Empty:
@@ -59,16 +69,18 @@ def _changed(leadership: Leadership, state: TransportState) -> None:
         leadership.doubt()
 
 
-def _active(folder: RunFolder) -> EpochRow:
+def _active(folder: RunFolder) -> EpochRow | None:
     """Who holds the token, by this folder's ledger."""
     reader, found = open_if_made(folder.ledger), None
     if reader is not None:
         with reader as ledger:
             found = ledger.newest_epoch()
-    if found is None or found.ended_wall_s is not None:
-        raise LedgerError(
-            f"another coordinator is active on this broker and prefix, and the run in {folder.path} is not its run: it "
-            "works on another run, or on another copy of this folder. Give each run a broker.prefix of its own; a "
-            "standby needs the very folder of the active one, not a copy"
-        )
-    return found
+    return None if found is None or found.ended_wall_s is not None else found
+
+
+def _of_another_folder(folder: RunFolder) -> LedgerError:
+    return LedgerError(
+        f"another coordinator is active on this broker and prefix, and the run in {folder.path} is not its run: it "
+        "works on another run, or on another copy of this folder. Give each run a broker.prefix of its own; a "
+        "standby needs the very folder of the active one, not a copy"
+    )

@@ -132,7 +132,7 @@ class Engine:
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
         self._reply = strategy.reply
-        self._settings = run.run_settings(len(devices), seed)
+        self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
         initial = federation.initial

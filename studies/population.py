@@ -321,12 +321,17 @@ def arrival_generator(seed: int, participant: int) -> np.random.Generator:
 
 
 def _under_own_names(members: list[Member]) -> list[Member]:
-    """Those of a recorded run once by the names that they had there."""
+    """Those of a recorded run by the names that they had there, each name once."""
+    own = {member.history.participant_id for member in members if member.history is not None}
     taken: set[str] = set()
     named = []
     for member in members:
         name = member.participant_id if member.history is None else member.history.participant_id
-        named.append(member if name in taken or name == member.participant_id else replace(member, participant_id=name))
+        if name in taken:
+            name = member.participant_id
+            while name in own:  # somebody of the run was called like this
+                name += "-again"
+        named.append(member if name == member.participant_id else replace(member, participant_id=name))
         taken.add(name)
     return named
 

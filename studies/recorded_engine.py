@@ -5,8 +5,10 @@ Rules
     core gives it one at once. The update comes at the recorded moment. At one moment updates come before tasks go out,
     as in a step of the core. So where an asynchronous strategy makes its versions as the run's did, each task is of the
     version that it was of in the run, and the staleness of each update is the run's.
- 2. A synchronous strategy asks when its round opens: it meets the same offers and durations, in its own order.
- 3. When the record is over the run ends, as `record_over`, unless its own limits were reached before.
+ 2. A participant that was given a task while a lapsed one was in training counts as two (studies.recorded.lanes); in a
+    `replay` as one, whose first task lapses when the second goes out.
+ 3. A synchronous strategy asks when its round opens: it meets the same offers and durations, in its own order.
+ 4. When the record is over the run ends, as `record_over`, unless its own limits were reached before.
 
 `replay` is the proof: the run's own strategy and the archived updates give the run's parameters, bit for bit.
 """
@@ -14,14 +16,14 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from coordinator import archive, audit, checkpoint
 from coordinator.client_weights import ClientWeights
-from coordinator.events import StopRequested
+from coordinator.events import ParticipantSeen, StopRequested
 from coordinator.ledger import LedgerReader
 from coordinator.ledger_rows import ArchivedUpdate, UpdateRow
 from coordinator.replay import checkpoint_meta
@@ -97,7 +99,8 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
         raise InputError(f"the run in {run_dir} has no archive of all its updates: only what is kept can be replayed")
     initial, _ = from_snapshot(strategy, archive.read_base(folder.archive, bases[0]))
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
-    members = population.members(0)
+    # Under the names that they had: a participant in two lanes is one, to a strategy that keeps something of each.
+    members = [replace(m, participant_id=m.history.participant_id) for m in population.members(0) if m.history]
     streams = task_streams(0, len(members))
     engine = _Replay(
         population,
@@ -135,6 +138,18 @@ class _Replay(RecordedEngine):
         if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
             raise StateError("the replay came to another state than the run's last commit")
         return outcome
+
+    def _offer(self, k: int) -> None:
+        """In a session of its own, so that a task of the participant that is still in training lapses, as it did."""
+        i, _ = self._offers[k]
+        device = self._devices[i]
+        self._index[device.member.participant_id] = i
+        device.session = k + 1
+        hello = device.hello(self._federation.num_examples[i])
+        self._events.append(
+            ParticipantSeen(hello.model_copy(update={"session_id": f"before-{k}", "accepting": False, "task_ids": ()}))
+        )
+        super()._offer(k)
 
     def _participants(self, outcome: Outcome) -> Iterator[str]:
         for i in outcome.updates.participant:
@@ -186,7 +201,7 @@ class _ArchivedResults:
         self._folder, self._rows, self._archived, self._devices = folder, rows, archived, devices
         self._remembers = remembers
         self._tasks: dict[int, tuple[int, RecordedTask]] = {}
-        self._last: dict[int, str] = {}
+        self._last: dict[str, str] = {}
 
     def add(self, number: int, participant: int, _tensors: Parameters, _config: TrainingConfig) -> None:
         work = self._devices[participant].work
@@ -203,10 +218,15 @@ class _ArchivedResults:
         payload = archive.read_update(self._folder.archive, self._archived[task.order - 1])
         if not self._remembers:
             return Result(payload, row.num_examples, row.num_steps, row.metrics)
-        return Result(payload, row.num_examples, row.num_steps, row.metrics, self._last.get(participant), {})
+        return Result(
+            payload, row.num_examples, row.num_steps, row.metrics, self._last.get(self._name(participant)), {}
+        )
 
     def sent(self, update_id: str, participant: int, _result: Result) -> None:
-        self._last[participant] = update_id
+        self._last[self._name(participant)] = update_id
+
+    def _name(self, participant: int) -> str:
+        return self._devices[participant].member.participant_id
 
     def settled(self, update_id: str, accepted: bool) -> None:
         if not accepted:

@@ -50,6 +50,8 @@ class Proxy:
         """Connections that were ended at a byte count or by chance."""
         self.swallowed: dict[Direction, int] = {"up": 0, "down": 0}
         """Bytes that were taken and went nowhere."""
+        self.on_up: Callable[[object, bytes], None] = lambda _connection, _data: None
+        """Called with what goes to the broker, on the proxy's thread; `_connection` is what tells them apart."""
         self.carried: dict[Direction, int] = {"up": 0, "down": 0}
         self._up = True
         self._black: set[Direction] = set()
@@ -258,6 +260,8 @@ class Proxy:
             with contextlib.suppress(OSError):
                 await self._loop.sock_sendall(target, data[:kept])
                 self.carried[direction] += kept
+                if direction == "up":
+                    self.on_up(connection, data[:kept])
                 if data and kept == len(data):
                     continue
             return

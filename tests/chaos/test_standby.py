@@ -23,6 +23,31 @@ def federation(tmp_path, rabbitmq_node, prefix):
     one.close()
 
 
+class Acks:
+    """Counts the acks that reach the broker through a proxy."""
+
+    GREETING_BYTES, BEFORE_PAYLOAD_BYTES, METHOD, BASIC_ACK = 8, 7, 1, bytes((0, 60, 0, 80))
+
+    def __init__(self, proxy):
+        self.count = 0
+        self._streams = {}
+        proxy.on_up = self._take
+
+    def _take(self, connection, data):
+        if connection not in self._streams:
+            self._streams[connection] = bytearray()
+            data = data[self.GREETING_BYTES :]
+        stream = self._streams[connection]
+        stream += data
+        while len(stream) >= self.BEFORE_PAYLOAD_BYTES:
+            size = int.from_bytes(stream[3:7], "big") + self.BEFORE_PAYLOAD_BYTES + 1
+            if len(stream) < size:
+                return
+            assert stream[size - 1] == 0xCE, "not the end of a frame"
+            self.count += stream[0] == self.METHOD and stream[7:11] == self.BASIC_ACK
+            del stream[:size]
+
+
 def epochs_of(federation):
     with federation.ledger() as ledger:
         return ledger._rows("SELECT epoch, pid FROM epochs ORDER BY epoch")
@@ -50,11 +75,13 @@ def test_standbys_take_over_from_coordinators_that_are_killed_one_after_the_othe
 
 
 @pytest.mark.parametrize("point", POINTS if FULL else POINTS[:1])
-def test_a_coordinator_that_was_paused_in_a_commit_while_another_took_over_commits_nothing_and_stands_by(
-    federation, point
+def test_a_coordinator_that_was_paused_in_a_commit_while_another_took_over_commits_and_acks_nothing_and_stands_by(
+    federation, proxies, point
 ):
+    proxy, through = proxies()
+    acks = Acks(proxy)
     participants = [federation.participant(name) for name in ("p0", "p1")]
-    old = federation.coordinator(fault=f"{point}:4:stop")
+    old = federation.coordinator(fault=f"{point}:4:stop", **through)
     old.wait_for("the active one run=r1 epoch=1")
     new = federation.coordinator()
     old.wait_for(f"fault point {point}")
@@ -62,10 +89,12 @@ def test_a_coordinator_that_was_paused_in_a_commit_while_another_took_over_commi
     new.wait_for(f"the active one run=r1 epoch=2, after the coordinator with pid {old.pid} ")
     new.wait_for("version made", times=2)
     assert psutil.Process(old.pid).status() == psutil.STATUS_STOPPED
+    assert (before := acks.count) > 0, "it acked what it committed"
     old.send(signal.SIGCONT)
     old.wait_for(f"taken over by the coordinator with pid {new.pid} .* this coordinator had epoch 1")
     old.wait_for("standing by again")
     assert [one.ended() for one in (new, old, *participants)] == [0, 0, 0, 0]
     assert old.text.count("the active one run=") == 1
+    assert acks.count == before
     assert epochs_of(federation) == [(1, old.pid), (2, new.pid)]
     federation.check(versions=20)

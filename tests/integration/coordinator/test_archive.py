@@ -190,3 +190,50 @@ def test_what_a_crash_leaves_of_the_archive_does_not_count(federation, monkeypat
         rows = ledger.archived(0, 15)
         for row, update in zip(rows, ledger.updates(), strict=True):
             assert same_bits(archive.read_update(federation.run_dir / "archive", row), delta(update.task_id))
+
+
+def failing_sync(monkeypatch, federation, lose):
+    """The archive's third sync fails; where `lose`, the system drops what it had of the file's end. What a second sync
+    of the same file would have been is recorded."""
+    monkeypatch.setattr(commits, "RETRY_FIRST_S", 0.01)
+    real, syncs, failed = os.fsync, [0], []
+
+    def fsync(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if not path.endswith(".updates"):
+            return real(handle)
+        assert path not in failed, "a file whose sync failed is synced again"
+        syncs[0] += 1
+        if syncs[0] == 3:
+            failed.append(path)
+            if lose:
+                with open(path, "r+b") as file:
+                    file.truncate(os.path.getsize(path) - 5)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    federation.join("p0")
+    return failed
+
+
+def test_after_a_sync_that_failed_the_archive_goes_on_in_another_file(federation, monkeypatch, caplog):
+    failed = failing_sync(monkeypatch, federation, lose=False)
+    assert federation.run().version == 5
+    assert len(failed) == 1
+    assert "the archive goes on in" in caplog.text
+    with federation.ledger() as ledger:
+        assert len({row.file for row in ledger.archived(0, 15)}) == 2
+    assert all(check.holds for check in checks_of(federation).values())
+    assert "updates 1 to 15 make 5 versions" in " ".join(checks_of(federation))
+
+
+def test_what_a_failed_sync_lost_was_not_acked_and_comes_again(federation, monkeypatch):
+    failing_sync(monkeypatch, federation, lose=True)
+    with pytest.raises(CheckpointError, match=r"has lost it: update \d+ is damaged .* Nothing of it was acked"):
+        federation.run()
+    with federation.ledger() as ledger:
+        assert 0 < ledger.accepted() < 15
+    assert federation.run().version == 5
+    assert "updates 1 to 15 make 5 versions" in " ".join(checks_of(federation))
+    assert same_bits(federation.final(), federation.replayed())

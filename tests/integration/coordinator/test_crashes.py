@@ -8,6 +8,7 @@ import pytest
 
 from broker_config.embedded import EmbeddedTransport
 from coordinator import commit, loop, publishing
+from coordinator.ledger import Ledger
 from coordinator.settings import CommitSettings, StopSettings
 from coordinator.strategies import Area, Ca2fl
 from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, delta, same_bits, update_for
@@ -224,3 +225,37 @@ def test_what_is_remembered_of_participants_survives_a_crash_bit_for_bit(
     with federation.ledger() as ledger:
         assert len(ledger.memories()) == len(ledger.accepted_by_participant())
     assert same_bits(federation.final(), federation.replayed())
+
+
+def test_a_transaction_that_was_refused_and_is_there_after_a_crash_has_its_checkpoint(federation, monkeypatch):
+    """SQLite writes a transaction's end and cannot sync it: it says no, and whoever opens the file next finds it."""
+    monkeypatch.setattr(commit, "RETRY_FIRST_S", 0.01)
+    real, refused, left, crashed = Ledger.commit, threading.Event(), [3, 0], []
+
+    def refuse(ledger, group, *given, **named):
+        if crashed:
+            return real(ledger, group, *given, **named)
+        if refused.is_set() and len(group.accepted) > left[1]:
+            crashed.append(True)
+            raise Crashed
+        if not refused.is_set():
+            real(ledger, group, *given, **named)
+            left[0] -= len(group.accepted) > 0
+        if left[0] == 0:
+            left[1] = len(group.accepted)
+            refused.set()
+            raise OSError(errno.EIO, "ledger: disk I/O error")
+        return None
+
+    monkeypatch.setattr(Ledger, "commit", refuse)
+    for name in ("p0", "p1"):  # so that a later try has another state
+        federation.join(name, lambda p, task: (p.name == "p0" or refused.wait(DEADLINE_S), p.train(task)))
+    with pytest.raises(Crashed):
+        federation.run()
+    files = sorted(path.name for path in (federation.run_dir / "checkpoints").iterdir())
+    with federation.ledger() as ledger:
+        newest = ledger.checkpoints()[0].file
+    assert files[-2:] == sorted([newest, newest.replace(".safetensors", "-1.safetensors")])
+    assert federation.run().version == 5
+    assert same_bits(federation.final(), federation.replayed())
+    assert len(list((federation.run_dir / "checkpoints").iterdir())) == 2

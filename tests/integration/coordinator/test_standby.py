@@ -6,7 +6,7 @@ import pytest
 
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.topology import Topology
-from coordinator import commit, leadership, loop, publishing
+from coordinator import commit, leadership, loop, publishing, standby
 from coordinator.settings import StopSettings
 from schemas.errors import ConfigError, LedgerError
 from schemas.messages import TrainingConfig
@@ -171,3 +171,39 @@ def test_a_standby_hears_of_wrong_settings_at_once(federation, said):
         federation.run(training=TrainingConfig(epochs=2), connect=None)
     service.stop()
     running.result(DEADLINE_S)
+
+
+def test_a_standby_does_not_take_a_coordinator_that_is_leaving_for_one_of_another_folder(federation, monkeypatch, said):
+    """What it still has to send may take seconds, and it has the token as long."""
+    looks, go_on = threading.Semaphore(0), threading.Event()
+    looking, waiting = standby._active, threading.Event()
+
+    def look(folder):
+        found = looking(folder)
+        if waiting.is_set():
+            looks.release()
+        return found
+
+    class Slow(EmbeddedTransport):
+        def close(self, timeout_s=5.0):
+            waiting.set()
+            assert go_on.wait(DEADLINE_S)
+            super().close(timeout_s)
+
+    monkeypatch.setattr(standby, "_active", look)
+    monkeypatch.setattr(leadership, "ASK_AGAIN_S", 0.05)
+    federation.join("p0", lambda p, task: go_on.wait(DEADLINE_S) and p.train(task))
+    first = federation.service(connect=lambda: Slow(federation.broker))
+    active = federation.start(first)
+    said.wait_for("epoch=1")
+    other = federation.start(federation.service())
+    said.wait_for("standby: waiting")
+    first.stop()
+    assert waiting.wait(DEADLINE_S)
+    for _ in range(5):
+        assert looks.acquire(timeout=DEADLINE_S)
+    assert not other.done()
+    go_on.set()
+    assert active.result(DEADLINE_S).finished is None
+    assert other.result(DEADLINE_S).finished == "max_versions"
+    assert epochs_of(federation)[-1] == (2, 0)

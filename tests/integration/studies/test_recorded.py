@@ -11,10 +11,11 @@ from schemas.messages import TrainingConfig
 from studies.engine import simulate
 from studies.population import Population
 from studies.quadratics import Quadratics
-from studies.recorded import histories
+from studies.recorded import histories, lanes
 from studies.recorded_engine import replay
 from studies.settings import StudyRun
 from tests.integration.coordinator.federation import Federation, same_bits
+from tests.integration.coordinator.test_crashes import Crashed, crash_at
 
 FEDBUFF = FedBuff(buffer_size=3, staleness=Polynomial(0.5))
 STRATEGIES = [FEDBUFF, FedAsync(), Ca2fl(num_participants=4, buffer_size=3), Area(num_participants=4, buffer_size=2)]
@@ -26,11 +27,11 @@ def record(tmp_path):
     """record(strategy) -> the federation of a finished run of four participants, one of whom declines now and then."""
     federation = Federation(tmp_path / "run")
 
-    def run(strategy, **changed):
+    def run(strategy, join=True, p1=None, **changed):
         federation.strategy, federation.archive = strategy, ArchiveSettings(max_bytes=2**30)
         federation.stop = StopSettings(max_updates=31)
-        for i in range(4):
-            federation.join(f"p{i}")
+        for i in range(4 if join else 0):
+            federation.join(f"p{i}", p1 if i == 1 else None)
         federation.run(**changed)
         return federation
 
@@ -49,6 +50,35 @@ def test_a_recorded_deployment_replays_in_the_engine_to_the_same_parameters_bit_
     assert list(outcome.updates.weight) == [row.weight for row in rows if row.version is not None]
     assert list(outcome.version_s) == [point.run_s for point in points]
     assert len(set(outcome.updates.staleness)) > 1, "a run without staleness shows little"
+
+
+def loses_its_first_task(p, task):
+    """And is given another one; it has trained both in the end, the second first."""
+    if len(p.tasks) == 1:
+        p.session, p.accepting, p.held = 2, False, []
+        p.hello()
+        p.accepting = True
+        p.hello()
+        return
+    p.train(task)
+    if len(p.tasks) == 2:
+        p.train(p.tasks[0])
+
+
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_a_run_with_a_lapsed_task_of_a_participant_that_had_the_next_one_replays(record, monkeypatch, strategy, crash):
+    """Two at a time of one participant: to what a strategy keeps of each participant they are one's."""
+    if crash:
+        crash_at(monkeypatch, "before-acks", 6)
+        with pytest.raises(Crashed):
+            record(strategy, p1=loses_its_first_task)
+        federation = record(strategy, join=False)
+    else:
+        federation = record(strategy, p1=loses_its_first_task)
+    two = [history for history in lanes(histories(str(federation.run_dir))) if history.participant_id == "p1"]
+    assert len(two) == 2, "no two tasks of p1 were in training at a time"
+    assert same_bits(replay(federation.run_dir).parameters, federation.final())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[:2], ids=lambda strategy: strategy.name)

@@ -6,7 +6,7 @@ import pytest
 
 from broker_config.topology import Topology
 from broker_config.transport import Delivery
-from coordinator.leadership import ANSWER_S, ASK_AGAIN_S, BACK_S, RENEW_S, Leadership
+from coordinator.leadership import ANSWER_S, ASK_AGAIN_S, BACK_S, RENEW_S, SOON, Leadership
 from schemas.errors import PublishTimeout
 
 QUEUE = Topology().leader
@@ -111,7 +111,7 @@ def test_a_lost_consumer_is_noticed_by_the_token_that_cannot_be_given_back(broke
 
 
 def test_tokens_that_the_broker_took_and_did_not_give_us_are_counted_and_asked_for_less_often(broker, leadership):
-    for number in (1, 2):
+    for number in range(1, SOON + 1):
         after(broker, leadership, ANSWER_S)
         assert (leadership.in_vain, broker.asked) == (number, number + 1)
     after(broker, leadership, ASK_AGAIN_S)

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from studies.laws import Constant, Exponential, LogNormal, Uniform
-from studies.population import Availability, Compute, Correlation, Network, Population, Presence
+from studies.population import Availability, Compute, Correlation, Network, Population, Presence, _under_own_names
+from studies.recorded import History, RecordedTask
 
 
 def ranks(values):
@@ -73,3 +76,15 @@ def test_a_participant_is_on_for_the_share_of_time_that_its_laws_give():
 def test_availability_that_never_trains_is_refused():
     with pytest.raises(ValidationError, match="nobody would ever train"):
         Availability(on_s=Constant(value=0), off_s=Constant(value=1))
+
+
+def test_every_member_of_a_recorded_run_has_a_name_of_its_own():
+    """Two lanes of one, and one that is called as a second lane would be."""
+    task = RecordedTask(1, 1, 0.0, 1.0, 1.0)
+    names = ["p000001", "p000001", "b", "p000003", "p000003"]
+    members = [
+        replace(member, history=History(name, 1, (task,)))
+        for member, name in zip(Population(participants=5).members(0), names, strict=True)
+    ]
+    found = [member.participant_id for member in _under_own_names(members)]
+    assert found == ["p000001", "p000001-again", "b", "p000003", "p000004"]
