@@ -30,6 +30,9 @@ log = logging.getLogger("fedmq.coordinator")
 REST_FACTOR = 3.0
 """A coordinator rests this many commit durations between commits, unless its window is full: they cost at most a
 quarter of its time."""
+MOST_REST_S = 60.0
+"""However long a commit took: one that stood still, with its disk or its process, must not keep everybody waiting three
+times as long."""
 SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
 """Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
 writes the model, on a disk that the broker may need too."""
@@ -90,7 +93,7 @@ class Pace:
         full = pending.num_updates >= min(self.settings.commit_every_updates, self.window - self.window // 3)
         if full or pending.num_control >= CONTROL_WINDOW or pending.poison_bytes > self.poison_budget_bytes:
             return float("-inf")
-        rested_s = self.ended_s + REST_FACTOR * self.took_s
+        rested_s = self.ended_s + min(REST_FACTOR * self.took_s, MOST_REST_S)
         if idle and pending.urgent:
             return max(pending.since_s, rested_s)
         # Writing the state of a large model takes longer than the interval: it must not be all that is done.

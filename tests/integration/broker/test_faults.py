@@ -121,6 +121,27 @@ def test_a_queue_deleted_under_its_consumer_is_declared_and_consumed_again(
     transport.close()
 
 
+def test_what_was_handed_over_behind_a_job_that_raises_is_done_all_the_same(
+    rabbitmq_node: PrivateNode, prefix: str
+) -> None:
+    corner, news, go_on = Corner(prefix), News(), threading.Event()
+    transport = corner.open(rabbitmq_node.url, news)
+
+    def wait() -> None:
+        assert go_on.wait(WAIT_S)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    for job in (wait, fail):
+        transport._enter(job)
+    behind = transport.publish(corner.message("1"))
+    go_on.set()
+    news.wait_for_state("disconnected")
+    assert behind.exception(WAIT_S) is None
+    transport.close()
+
+
 def test_close_ends_in_time_with_a_broker_that_is_frozen(node: PrivateNode, prefix: str) -> None:
     corner = Corner(prefix)
     transport = corner.open(node.url, name="frozen")

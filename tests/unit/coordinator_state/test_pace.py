@@ -1,6 +1,6 @@
 """When a commit is due, in exact seconds of run time."""
 
-from coordinator.commit import CONTROL_WINDOW, Pace, Pending
+from coordinator.commit import CONTROL_WINDOW, MOST_REST_S, Pace, Pending
 from coordinator.events import Accept, IssueTask, NewVersion
 from coordinator.settings import CommitSettings
 from schemas.messages import TrainingConfig
@@ -36,6 +36,12 @@ def test_a_coordinator_rests_three_commit_durations():
     assert p.due_s(pending(10.25), idle=True) == 11.5
     assert p.due_s(pending(10.25), idle=False) == 11.5
     assert p.due_s(pending(11.0), idle=False) == 12.0, "the interval, where that is longer"
+
+
+def test_a_commit_that_stood_still_for_an_hour_keeps_nobody_waiting_for_three():
+    p = pace()
+    p.succeeded(0.0, 3600.0)
+    assert p.due_s(pending(3601.0), idle=True) == 3600.0 + MOST_REST_S
 
 
 def test_two_thirds_of_the_window_or_enough_updates_commit_now_even_before_the_rest_is_over():
