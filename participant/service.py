@@ -5,6 +5,9 @@ Threads
 - the transport's own thread only puts deliveries and news into that inbox;
 - one training thread calls the trainer, so that neither heartbeats nor hellos wait for an hour-long `fit`;
 - one short-lived thread opens the transport, so that a spooled task is trained while the broker is away.
+
+The agent's commands about tasks up to their training are `participant.task_intake`'s, those about what goes to the
+broker `participant.publishing`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -25,21 +27,22 @@ from typing import Any
 
 from broker_config.chunk_sender import News
 from broker_config.faults import fault
-from broker_config.topology import Queue, Topology
-from broker_config.transport import Delivery, Message, Transport, TransportState
+from broker_config.topology import Topology
+from broker_config.transport import Delivery, Transport, TransportState
 from participant import events as ev
 from participant.agent import Agent
-from participant.download import ChunkArrived, Download, Lost
-from participant.methods import remembers, replies_of, run_uid
+from participant.download import ChunkArrived
+from participant.methods import replies_of, run_uid
+from participant.publishing import Publisher
 from participant.settings import ParticipantSettings
-from participant.spool import Memory, Spool, stamp_now
+from participant.spool import Memory, Spool
 from participant.startup import num_examples_of, restore, signals
+from participant.task_intake import TaskIntake
 from participant.training_thread import Trained, TrainingThread
-from participant.upload import Uploads
-from schemas.codec import Limits, decode, encode
+from schemas.codec import Limits, decode
 from schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
 from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
-from schemas.messages import SCHEMA_VERSION, AnyMessage, Notice, Receipt, Task, Update
+from schemas.messages import Notice, Receipt, Task
 from schemas.parameters import Parameters
 
 log = logging.getLogger(__name__)
@@ -103,15 +106,10 @@ class ParticipantService:
         self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
         self._handles = itertools.count(1)
         self._deliveries: dict[ev.DeliveryHandle, Delivery] = {}
-        self._received: dict[str, Parameters] = {}
-        """task_id -> its parameters, from its arrival to its training."""
-        self._finished: dict[str, Trained] = {}
-        """update_id -> the update, from its training to the broker's confirm; one that goes in chunks only until it is
-        on disk."""
-        self._download: Download | None = None
         self._tick_at = float("-inf")
         self._spool: Spool
-        self._uploads: Uploads
+        self._intake: TaskIntake
+        self._publisher: Publisher
         self._agent: Agent
 
     def run(self) -> str:
@@ -121,16 +119,26 @@ class ParticipantService:
         be made, BrokerRefused or TopologyConflict where the broker will never take this participant.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
-        self._uploads = Uploads(
+        self._intake = TaskIntake(
+            self._transport,
+            self._topology,
+            self._spool,
+            self._training,
+            self.participant_id,
+            limits=self._limits,
+            payload_limits=self._payload_limits,
+            put=self._inbox.put,
+        )
+        self._publisher = Publisher(
             self._transport,
             self._topology,
             self._spool,
             self.participant_id,
             chunk_bytes=self._chunk_bytes,
-            limits=self._payload_limits,
+            limits=self._limits,
+            payload_limits=self._payload_limits,
+            publish_timeout_s=self._publish_timeout_s,
             put=self._inbox.put,
-            announce=self._announce,
-            failed=lambda uid, error: self._inbox.put(ev.PublishFailed(uid, f"{type(error).__name__}: {error}")),
         )
         try:
             self._training.open()
@@ -171,8 +179,7 @@ class ParticipantService:
             now = time.monotonic()
             if left is None and now >= self._tick_at:
                 self._tick_at = now + TICK_S
-                if self._download is not None:
-                    self._download.tick(now)
+                self._intake.tick(now)
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())
             if left is not None:
@@ -187,10 +194,10 @@ class ParticipantService:
                 return self._take_delivery(delivery)
             case Trained(update):
                 fault("trained")
-                self._finished[update.update_id] = item
+                self._publisher.keep(item)
                 return self._handle(ev.TrainingFinished(update.task_id, update.num_examples))
             case News():
-                self._uploads.take(item)
+                self._publisher.take(item)
                 return None
             case ChunkArrived(download, chunk):
                 download.take(chunk, time.monotonic())
@@ -212,8 +219,7 @@ class ParticipantService:
         if state.name == "disconnected":
             # The broker takes unsettled deliveries back; acks of them would return False.
             self._deliveries.clear()
-            if self._download is not None:
-                self._download.disconnected()
+            self._intake.disconnected()
             return self._handle(ev.Disconnected())
         return None
 
@@ -252,20 +258,11 @@ class ParticipantService:
             return left
         handle = next(self._handles)
         self._deliveries[handle] = delivery
-        if parameters is not None:
-            self._received[task.task_id] = parameters
+        self._intake.arrived(task, parameters)
         try:
             return self._handle(ev.TaskReceived(task, handle))
         finally:
-            self._received.pop(task.task_id, None)
-            self._forget_payload_unless_fetched(task, handle)
-
-    def _forget_payload_unless_fetched(self, task: Task, handle: ev.DeliveryHandle) -> None:
-        """Of a task that was declined, or is there already. One that is not acked goes back, for the next process."""
-        fetched = None if self._download is None else self._download.payload
-        goes_back = fetched is None and handle in self._deliveries
-        if task.chunks is not None and fetched != task.chunks and not goes_back:
-            self._transport.delete_queue(self._payload_queue(task))
+            self._intake.decided(task, acked=handle not in self._deliveries)
 
     def _refuse(self, delivery: Delivery, error: PeerError) -> None:
         log.error("event=bad_message participant=%s reason=%s detail=%r", self.participant_id, error.reason, str(error))
@@ -302,40 +299,23 @@ class ParticipantService:
     def _do(self, command: ev.Command) -> ev.Event | None:
         match command:
             case ev.SpoolTask(task, handle):
-                return self._spool_task(task, handle)
+                return self._intake.spool(task, handle, self._deliveries[handle].body)
             case ev.StartTraining(task):
-                return self._start_training(task)
+                return self._intake.start_training(task)
             case ev.WriteOutbox(task_id, uid):
-                return self._write_outbox(task_id, uid)
+                return self._publisher.write(task_id, uid)
             case ev.MoveMemory(uid, task_id):
                 return self._move_memory(uid, task_id)
             case ev.PublishUpdate(uid, task_id, from_start):
-                return self._publish_update(uid, task_id, from_start)
+                return self._publisher.update(uid, task_id, from_start)
             case ev.AnnounceAgain(uid, task_id):
-                manifest = self._uploads.manifest(uid)
-                if manifest is None:
-                    return ev.NotAnnounced(uid)
-                self._publish(self._topology.updates, manifest, kind="update", message_id=uid, task_id=task_id)
-                log.info("event=update_announced_again participant=%s task=%s", self.participant_id, task_id)
+                return self._publisher.announce_again(uid, task_id)
             case ev.CancelSpooling():
-                if self._download is not None:
-                    self._download.cancel()
-                    self._download = None
+                self._intake.cancel_spooling()
             case ev.SendHello(hello):
-                self._send(hello, self._topology.control).add_done_callback(_warn_of_hello)
+                self._publisher.hello(hello)
             case ev.SendDecline(decline):
-                log.info(
-                    "event=declined participant=%s task=%s reason=%s detail=%r",
-                    self.participant_id, decline.task_id, decline.reason, decline.detail,
-                )  # fmt: skip
-                task_id = decline.task_id
-                self._send(decline, self._topology.control).add_done_callback(
-                    lambda done: self._inbox.put(
-                        ev.DeclineFailed(task_id, str(done.exception()))
-                        if done.exception()
-                        else ev.DeclineConfirmed(task_id)
-                    )
-                )
+                self._publisher.decline(decline)
             case ev.Ack(handle):
                 delivery = self._deliveries.pop(handle, None)
                 fault("before-task-ack")
@@ -358,9 +338,7 @@ class ParticipantService:
                     fault("task-cleared")
                 case ev.ClearOutbox(uid):
                     fault("before-update-cleared")
-                    self._finished.pop(uid, None)
-                    self._uploads.forget(uid)
-                    self._spool.clear_update(uid)
+                    self._publisher.forget(uid)
                     fault("update-cleared")
                 case ev.GiveBack(uid):
                     fault("before-memory-given-back")
@@ -373,100 +351,6 @@ class ParticipantService:
         except SpoolError as error:
             log.error("event=spool_not_tidied participant=%s detail=%r", self.participant_id, str(error))
 
-    def _spool_task(self, task: Task, handle: ev.DeliveryHandle) -> ev.Event | None:
-        body = self._deliveries[handle].body
-        if task.chunks is None:
-            return self._write_task(task, handle, body)
-        if task.chunks.num_bytes > self._payload_limits.max_body_bytes:
-            detail = (
-                f"the task has {task.chunks.num_bytes} bytes, max_payload_bytes is "
-                f"{self._payload_limits.max_body_bytes}: raise it in [broker] on both sides"
-            )
-            return ev.SpoolFailed(task.task_id, handle, detail, "unsupported")
-
-        def done(outcome: Lost | OSError | None) -> None:
-            self._download = None
-            if outcome is None:
-                self._inbox.put(self._write_task(task, handle, body))
-            else:
-                lost = isinstance(outcome, Lost)
-                detail = outcome.detail if isinstance(outcome, Lost) else f"cannot keep its parameters: {outcome}"
-                self._inbox.put(ev.SpoolFailed(task.task_id, handle, detail, "payload_lost" if lost else "not_idle"))
-
-        if self._download is not None:
-            self._download.cancel()
-        self._download = download = Download(
-            self._transport,
-            self._payload_queue(task),
-            task,
-            self._spool.payload,
-            put=self._inbox.put,
-            on_done=done,
-            now=time.monotonic(),
-        )
-        download.begin()
-        return None
-
-    def _payload_queue(self, task: Task) -> str:
-        assert task.chunks is not None
-        return self._topology.payload(self.participant_id, task.chunks.payload_id).name
-
-    def _write_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
-        try:
-            self._spool.write_task(body, stamp_now())
-        except SpoolError as error:
-            return ev.SpoolFailed(task.task_id, handle, str(error))
-        fault("task-on-disk")
-        return ev.TaskSpooled(task.task_id, handle)
-
-    def _start_training(self, task: Task) -> ev.Event | None:
-        parameters = self._received.pop(task.task_id, None)
-        if parameters is None:
-            try:
-                parameters = self._read_parameters(task)
-            except (PeerError, SpoolError) as error:
-                return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
-        try:
-            memory = self._spool.memory(run_uid(task.task_id)) if remembers(task) else None
-        except SpoolError as error:
-            return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
-        self._training.start(task, parameters, memory)
-        return None
-
-    def _read_parameters(self, task: Task) -> Parameters:
-        """From disk, and checked: raises SpoolError or PeerError."""
-        if task.chunks is not None:
-            decoded = decode(self._spool.payload.read(), self._payload_limits)
-            if decoded.message != task.model_copy(update={"chunks": None}):
-                raise MalformedMessage("its chunks are of another task than its manifest")
-        else:
-            found = self._spool.read_task()
-            if found is None:
-                raise SpoolError("its file is gone")
-            decoded = decode(found[0], self._limits)
-        assert decoded.parameters is not None, "the codec lets no whole task through without"
-        return decoded.parameters
-
-    def _write_outbox(self, task_id: str, uid: str) -> ev.Event:
-        update, pieces = self._finished[uid].update, self._finished[uid].pieces
-        log.info(
-            "event=trained participant=%s task=%s work=%s num_examples=%d num_steps=%d train_s=%.3f metrics=%s",
-            self.participant_id, task_id, update.payload, update.num_examples, update.num_steps, update.train_s,
-            dict(update.metrics),
-        )  # fmt: skip
-        remembered = self._finished[uid].remembered
-        try:
-            if remembered is not None:
-                self._spool.write_next(uid, task_id, update.run_id, remembered)
-                fault("next-memory-on-disk")
-            self._spool.write_update(uid, task_id, update.run_id, *pieces)
-        except SpoolError as error:
-            return ev.OutboxFailed(task_id, str(error))
-        if sum(len(piece) for piece in pieces) > self._limits.max_body_bytes:
-            del self._finished[uid]  # it goes out from the disk
-        fault("update-on-disk")
-        return ev.OutboxWritten(task_id)
-
     def _move_memory(self, uid: str, task_id: str) -> ev.Event:
         fault("before-memory-moved")
         try:
@@ -475,47 +359,6 @@ class ParticipantService:
             return ev.MemoryNotMoved(uid, str(error))
         fault("memory-moved")
         return ev.MemoryMoved(uid)
-
-    def _publish_update(self, uid: str, task_id: str, from_start: bool) -> ev.Event | None:
-        try:
-            if from_start:
-                self._uploads.start_over(uid)
-            if uid in self._finished:
-                body = b"".join(self._finished[uid].pieces)
-            else:
-                checksum, content = self._spool.read_update(uid)
-                if len(content) > self._limits.max_body_bytes:
-                    self._uploads.begin(uid, checksum, content)
-                    return None
-                body = bytes(content)
-        except SpoolError as error:
-            return ev.UpdateUnreadable(uid, str(error))
-        self._publish_body(uid, task_id, body, kept=False)
-        return None
-
-    def _announce(self, update: Update, manifest: bytes) -> None:
-        self._publish_body(update.update_id, update.task_id, manifest, kept=True)
-
-    def _publish_body(self, uid: str, task_id: str, body: bytes, kept: bool) -> None:
-        sent = self._publish(self._topology.updates, body, kind="update", message_id=uid, task_id=task_id)
-        sent.add_done_callback(lambda done: self._inbox.put(_published(uid, done, kept)))
-        fault("update-sent")
-        log.info("event=update_sent participant=%s task=%s bytes=%d", self.participant_id, task_id, len(body))
-
-    def _send(self, message: AnyMessage, queue: Queue) -> Future[None]:
-        task_id = getattr(message, "task_id", None)
-        return self._publish(queue, encode(message), kind=message.kind, message_id=uuid.uuid4().hex, task_id=task_id)
-
-    def _publish(self, queue: Queue, body: bytes, *, kind: str, message_id: str, task_id: str | None) -> Future[None]:
-        message = Message(
-            exchange=queue.exchange,
-            routing_key=queue.routing_key,
-            body=body,
-            message_id=message_id,
-            correlation_id=task_id,
-            headers={"schema_version": SCHEMA_VERSION, "kind": kind},
-        )
-        return self._transport.publish(message, self._publish_timeout_s)
 
     # Other threads
 
@@ -528,21 +371,6 @@ class ParticipantService:
             self._transport.consume(queue.name, lambda delivery: self._inbox.put(_Delivered(delivery)), PREFETCH)
         except Exception as error:  # noqa: BLE001  raised again by run(), in its caller's thread
             self._inbox.put(_Broken(error))
-
-
-def _published(uid: str, done: Future[None], kept: bool) -> ev.Event:
-    error = done.exception()
-    if error is None:
-        fault("update-confirmed")
-    return (
-        ev.PublishConfirmed(uid, kept) if error is None else ev.PublishFailed(uid, f"{type(error).__name__}: {error}")
-    )
-
-
-def _warn_of_hello(done: Future[None]) -> None:
-    error = done.exception()
-    if error is not None:
-        log.warning("event=hello_lost detail=%r", f"{type(error).__name__}: {error}")
 
 
 def _outcome(receipt: Receipt) -> str:

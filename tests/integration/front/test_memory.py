@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import participant.service
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.topology import MAX_MESSAGE_BYTES, Topology
 from coordinator import audit, checkpoint
@@ -122,7 +121,8 @@ def armed(monkeypatch):
             state["died"].append(name)
             raise Crash(name)
 
-    monkeypatch.setattr(participant.service, "fault", fault)
+    for module in ("service", "task_intake", "publishing"):
+        monkeypatch.setattr(f"participant.{module}.fault", fault)
     return state
 
 
