@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
-
 from coordinator.strategies.base import Strategy, max_participants
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
 from schemas.methods import METHODS
 from studies import recorded
 from studies.engine import Stuck, simulate
+from studies.identity import plain
 from studies.outcome import Outcome
 from studies.population import Population
 from studies.problem import Problem
@@ -29,8 +27,8 @@ from studies.settings import StudyRun
 
 MODELS_BESIDE = 8
 """The current version, the strategy's buffer and moments, and what an aggregation needs for a moment."""
-FORMAT = 4
-"""Of a cell's file, and of what the engine makes of a seed: raised whenever results change."""
+FORMAT = 5
+"""Of a cell's file, and of what the engine makes of a seed: raised whenever results change (a test knows these)."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +94,6 @@ class CellResult:
     backend: str
     digest: str
     took_s: float
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON, with the name of its class; a function as its source, anything else by its `repr`."""
-    if isinstance(value, BaseModel):
-        return [type(value).__name__, value.model_dump(mode="json")]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, {name: plain(v) for name, v in asdict(value).items()}]
-    if inspect.isfunction(value):
-        return [value.__module__, value.__qualname__, inspect.getsource(value)]
-    return value if isinstance(value, str | int | float) else repr(value)
 
 
 def _contents(path: str) -> str:

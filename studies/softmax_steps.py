@@ -41,10 +41,16 @@ def descend(whole: Floats, z: Floats, at_label: npt.NDArray[np.int64]) -> tuple[
     z -= np.maximum.reduce(z, axis=0)
     values = whole.take(at_label)
     np.exp(z, out=z)
-    sums: Floats = np.add.reduce(z, axis=0)
+    sums = _sums_of_rows(z)
     z /= sums
     whole.put(at_label, whole.take(at_label) - 1)
     return values, sums
+
+
+def _sums_of_rows(z: Floats) -> Floats:
+    """Over the first axis, row by row for any number of columns: numpy's sum adds a single one pairwise."""
+    sums: Floats = np.add.reduce(z, axis=0) if z[0].size > 1 else np.add.accumulate(z, axis=0)[-1]
+    return sums
 
 
 class Losses:

@@ -86,6 +86,19 @@ def test_what_a_softmax_regression_learns_does_not_depend_on_its_cohort_by_a_sin
         assert alone.metrics == trained.metrics
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_nor_where_a_batch_is_of_one_example_and_the_classes_are_many(epochs):
+    rows = [np.arange(i, i + 6 + i % 2) for i in range(10)]
+    config = TrainingConfig(learning_rate=0.3, batch_size=1, epochs=epochs)
+    labels = RNG.integers(0, 20, 60)
+    initial = SoftmaxFederation(X, labels, rows, 20).initial
+    jobs = [Job(i, initial, config.model_copy(update={"seed": i})) for i in range(10)]
+    together = SoftmaxFederation(X, labels, rows, 20).backend.train(jobs)
+    for job, trained in zip(jobs, together, strict=True):
+        (alone,) = SoftmaxFederation(X, labels, rows, 20).backend.train([job])
+        assert alone.parameters.block.tobytes() == trained.parameters.block.tobytes()
+
+
 def test_shares_far_from_equal_and_very_many_are_trained_on_the_weights():
     assert DualForm.gram_bytes([12, 12]) == 2 * 4 * 13**2
     assert DualForm.gram_bytes([12, 5]) is not None

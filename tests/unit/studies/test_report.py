@@ -7,7 +7,7 @@ import pytest
 from coordinator.settings import TargetMetric
 from studies import report
 from studies.cell import CellResult
-from studies.intervals import mean_and_half_width, mean_text
+from studies.intervals import half_width_factor, mean_and_half_width, mean_text
 from studies.measures import common_target, cost_of, final_value, met_at_start, misplaced_share
 from studies.report import write_report
 
@@ -101,3 +101,5 @@ def test_means_come_with_students_interval():
     assert mean_text([]) == mean_text([float("nan"), 1.0]) == "-"
     mean, half = mean_and_half_width(np.array([[1.0], [2.0], [3.0]]))
     assert (mean[0], half[0]) == (2.0, pytest.approx(4.303 / 3**0.5, rel=1e-3))
+    quantiles = [half_width_factor(freedom + 1) * (freedom + 1) ** 0.5 for freedom in (9, 10, 11, 14, 29, 99)]
+    assert quantiles == pytest.approx([2.262, 2.2281, 2.2010, 2.1448, 2.0452, 1.9842], abs=5e-4)
