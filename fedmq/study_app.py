@@ -24,7 +24,7 @@ from fedmq.app import App, load_app, trainer_of
 from schemas.errors import AppError, TrainerError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
-from studies.classification import class_numbers, load_arrays
+from studies.classification import Part, class_numbers, load_arrays, validated
 from studies.deals import AnyDeal, Iid
 from studies.population import Member
 from studies.problem import Federation
@@ -50,6 +50,9 @@ class AppProblem(Value):
     """How Keras models are trained (studies.keras_cohort)."""
     memory_bytes: Annotated[int, Field(ge=1)] = 1024**3
     """For one cohort of a Keras model."""
+    validation_part: Part = 0.0
+    """Of each participant's examples, or of the file's: kept back, and evaluated on in place of the test set. What
+    trials of the tuning have; trainers of the app's own are judged by its evaluate() in any case."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -68,13 +71,23 @@ class AppProblem(Value):
 
         if self.data is None:
             x, y, rows = _app_data(self.app, _digest(self.app), names)
-            load_test = app.get("load_test_data")
-            test = None if load_test is None else load_test()
+            test: Any = None
+            if self.validation_part:
+                rows, kept = _kept_back(rows, self.validation_part, seed)
+                test = (x[kept], y[kept])
+            elif (load_test := app.get("load_test_data")) is not None:
+                test = load_test()
         else:
-            x, y, *others = load_arrays(Path(self.data))
+            x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
             labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
             rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
         return KerasFederation(build_model, x, y, rows, test=test, path=self.path, memory_bytes=self.memory_bytes)
+
+    def for_tuning(self, part: float) -> tuple[AppProblem, str]:
+        """See studies.problem.ForTuning."""
+        whose = "each participant's" if self.data is None else "the training"
+        text = f"{part:.0%} of {whose} examples, kept back (trainers of the app's own: by its evaluate())"
+        return self.model_copy(update={"validation_part": part}), text
 
     def _name(self, member: Member) -> str:
         if self.participant_id is None:
@@ -157,6 +170,24 @@ def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Ar
         return np.concatenate(xs), np.concatenate(ys), rows
     except ValueError as e:
         raise AppError(f"load_data in {path} gives participants examples of other shapes: {e}") from None
+
+
+def _kept_back(
+    rows: Sequence[npt.NDArray[np.int64]], part: float, seed: int
+) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+    """What is left of each participant's rows, and what was taken from all; participants with the same examples lose
+    the same, and one with a single example keeps it."""
+    left, kept = [], {}
+    for own in rows:
+        count = min(max(1, round(part * len(own))), len(own) - 1)
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(own[0]), 1003)))
+        order = rng.permutation(len(own))
+        left.append(own[np.sort(order[count:])])
+        kept[int(own[0])] = own[np.sort(order[:count])]
+    validation = np.concatenate([*kept.values()])
+    if not len(validation):
+        raise AppError("no participant has two examples, one to judge trials by: set tuning.validation_part = 0")
+    return left, validation
 
 
 def _digest(path: str) -> str:

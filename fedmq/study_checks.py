@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from coordinator.requirements import unmet
+from coordinator.settings import TargetMetric
 from fedmq.mistakes import Mistake
 from fedmq.study_app import AppProblem
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
+from studies.cell import check_number
 from studies.classification import Softmax, class_numbers, load_arrays
 from studies.deals import Iid
 from studies.population import Population
@@ -35,6 +37,7 @@ class Parts:
     populations: Mapping[int, Population]
     seeds: Sequence[int] | None
     tuning: Tuning | None
+    target: TargetMetric | None
 
 
 def all_mistakes(parts: Parts) -> list[Mistake]:
@@ -47,6 +50,7 @@ def all_mistakes(parts: Parts) -> list[Mistake]:
         *_in_files(parts),
         *_twice(parts),
         *_tuning(parts),
+        *_unmeasured(parts),
     ]
 
 
@@ -113,6 +117,8 @@ def _in_files(parts: Parts) -> Iterator[Mistake]:
     populations = list(parts.populations.values())
     for i, c in parts.contenders.items():
         checks.append((f"strategies.{i}.strategy", partial(_check_strategy, c, populations)))
+        place = f"strategies.{i}.strategy.num_participants"
+        checks += [(place, partial(check_number, c.strategy, p)) for p in populations if _can_be_built(c)]
     for place, check in checks:
         try:
             check()
@@ -148,6 +154,25 @@ def _check_strategy(contender: Contender, populations: Sequence[Population]) -> 
             f"a round asks {asked} participants (cohort_size × over_selection), the population {small[0].name!r} has "
             f"{small[0].participants}: make the cohort smaller, or the population larger"
         )
+
+
+def _unmeasured(parts: Parts) -> Iterator[Mistake]:
+    """Metrics that the problem has not. An app's are known where it is loaded, before anything is trained."""
+    measured: tuple[str, ...] | None = getattr(parts.problem, "metrics", None)
+    if measured is None:
+        return
+    named = {} if parts.target is None else {"target.name": parts.target.name}
+    stops = {"run.stop": parts.run and parts.run.stop, "tuning.stop": parts.tuning and parts.tuning.stop}
+    stops |= {f"strategies.{i}.run.stop": c.run and c.run.stop for i, c in parts.contenders.items()}
+    for place, stop in stops.items():
+        for key in ("target", "patience") if stop else ():
+            goal = getattr(stop, key)
+            named |= {} if goal is None else {f"{place}.{key}.name": goal.name}
+    if parts.tuning is not None and parts.tuning.metric is not None:
+        named["tuning.metric"] = parts.tuning.metric
+    for place, name in named.items():
+        if name not in measured:
+            yield Mistake(place, f"got {name!r}, which is never measured here, allowed: {', '.join(measured)}")
 
 
 def _twice(parts: Parts) -> Iterator[Mistake]:

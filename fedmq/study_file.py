@@ -154,6 +154,7 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
         populations={i: _with_trace(p, here) for i, p in populations.items()},
         seeds=list(range(seeds)) if isinstance(seeds, int) else seeds,
         tuning=_valid(Tuning, tree.get("tuning", {})),
+        target=_valid(TargetMetric | None, tree.get("target")),
     )
 
 
@@ -183,7 +184,8 @@ def _found(problem: AnyProblem, here: Path) -> Problem:
         data = None if problem.data is None else _data_file(problem.data, here)
         return problem.model_copy(update={"app": str((here / Path(problem.app).expanduser()).resolve()), "data": data})
     if isinstance(problem, SoftmaxProblem):
-        return Softmax(data=_data_file(problem.data, here), deal_by=problem.deal_by)
+        given = dict(problem) | {"data": _data_file(problem.data, here)}
+        return Softmax(**given)
     return problem
 
 

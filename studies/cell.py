@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from coordinator.client_weights import ClientWeightKind, ClientWeights
 from coordinator.strategies.base import Strategy, max_participants
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
@@ -22,7 +24,7 @@ from studies.engine import Stuck, simulate
 from studies.identity import plain
 from studies.outcome import Outcome
 from studies.population import Population
-from studies.problem import Problem
+from studies.problem import Federation, Problem
 from studies.settings import StudyRun
 
 MODELS_BESIDE = 8
@@ -84,7 +86,7 @@ class CellResult:
     weight: list[float]
     """Σ of the aggregation coefficients of each participant's updates: the effective weights."""
     intended: list[float]
-    """The client weight of each participant's last update; 1 where it had none."""
+    """The client weight of each participant's last update, or what it would be where there was none."""
     accepted: list[int]
     """Updates of each participant."""
     task_s: list[float]
@@ -105,13 +107,16 @@ def _contents(path: str) -> str:
         return ""
 
 
-def check_cell(cell: Cell, limit_bytes: int) -> None:
+def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> None:
     """Deal the problem out and set up the strategy, without training. Raises InputError with what stands against it,
-    and where that is memory, how much it would take."""
+    and where that is memory, how much it would take. `judged_by`: metrics that are needed of it; "" is any."""
     where = f"{cell.label} on {cell.population.name}"
     try:
         federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
         cell.strategy.init(federation.initial)
+        check_number(cell.strategy, cell.population)
+        goals = [goal.name for goal in (cell.run.stop.target, cell.run.stop.patience) if goal is not None]
+        check_metrics(federation, [*goals, *judged_by])
     except InputError as e:
         raise InputError(f"{where}: {e}") from None
     model_bytes = federation.initial.num_bytes
@@ -130,6 +135,32 @@ def check_cell(cell: Cell, limit_bytes: int) -> None:
             f"A process may take {limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, "
             "take fewer workers, or raise the limit"
         )
+
+
+def check_number(strategy: Strategy[Any], population: Population) -> None:
+    """Raise ConfigError where a strategy's number of participants is not the population's: those beyond it would never
+    get a task, and a sum over more than there are would be divided by too many."""
+    number = getattr(strategy, "num_participants", None)
+    if number is not None and number != population.participants:
+        raise ConfigError(
+            f"num_participants = {number}, and the population {population.name!r} has {population.participants}: "
+            "they must be the same; populations of other sizes want a study of their own"
+        )
+
+
+def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
+    """Raise ConfigError where one of these is never measured."""
+    if not needed:
+        return
+    if not federation.evaluates:
+        raise ConfigError(
+            "nothing is measured, and so nothing can be tuned, nor a target be reached: give the app load_test_data() "
+            "(or evaluate(), beside build_trainer), or take tuning = false and no target"
+        )
+    measured = list(federation.evaluate(federation.initial))
+    unknown = [name for name in needed if name not in {"", *measured}]
+    if unknown:
+        raise ConfigError(f"the metric {unknown[0]!r} is never measured, there are: {', '.join(measured)}")
 
 
 def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | None = None) -> CellResult:
@@ -177,7 +208,7 @@ def _path(folder: Path, cell: Cell) -> Path:
 def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellResult:
     rows = outcome.updates.columns()
     staleness, participants, count = rows["staleness"], cell.population.participants, len(rows["staleness"])
-    intended = np.ones(participants)
+    intended = np.array(_client_weights(cell.run.client_weights, outcome.num_examples))
     intended[rows["participant"]] = rows["client_weight"]
     weighed = rows["participant"][: len(rows["weight"])]
     shown = np.unique(np.linspace(0, count - 1, 200).astype(int)) if count else np.array([], int)
@@ -202,7 +233,7 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         tasks_out=[[float(rows["time_s"][i]), int(rows["tasks_out"][i])] for i in shown],
         weight=np.bincount(weighed, rows["weight"], participants).tolist(),
         intended=intended.tolist(),
-        task_s=_task_s(cell, outcome),
+        task_s=[float(f"{mean:.4g}") for mean in outcome.mean_task_s],
         accepted=np.bincount(rows["participant"], minlength=participants).tolist(),
         evaluations=[
             {"version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
@@ -216,10 +247,9 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
     )  # fmt: skip
 
 
-def _task_s(cell: Cell, outcome: Outcome) -> list[float]:
-    compute, parameters = cell.population.compute, outcome.parameters
-    down, up = parameters.num_bytes, parameters.select(parameters.averaged()).num_bytes
-    return [
-        float(f"{m.mean_task_s(compute, cell.training.epochs, (down, up)):.4g}")
-        for m in cell.population.members(cell.seed)
-    ]
+def _client_weights(kind: ClientWeightKind, num_examples: Sequence[int]) -> list[float]:
+    """Of participants that have said hello, and nothing else."""
+    weights = ClientWeights(kind)
+    for i, count in enumerate(num_examples):
+        weights.observe(str(i), count, {})
+    return [weights.weight(str(i), count, {}) for i, count in enumerate(num_examples)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from schemas.errors import InputError
 from studies.batches import Rows
@@ -19,6 +20,8 @@ from studies.value import Value
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MOST_CLASSES = 100_000
+Part = Annotated[float, Field(ge=0, lt=1)]
+KEPT_BACK = "{part:.0%} of the training examples, kept from all participants"
 
 
 class Softmax(Value):
@@ -29,6 +32,11 @@ class Softmax(Value):
     """An .npz file with x_train, y_train, x_test and y_test; bytes are taken as 0 to 255 and scaled to 0 to 1."""
     deal_by: AnyDeal = Iid()
     """How a participant's `examples` are chosen."""
+    validation_part: Part = 0.0
+    """Of the training examples: kept from all participants, and evaluated on in place of the test set. What trials of
+    the tuning have."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    """What is measured of it."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -36,12 +44,16 @@ class Softmax(Value):
         return (self.data,)
 
     def deal(self, members: Sequence[Member], seed: int) -> SoftmaxFederation:
-        x, y, x_test, y_test = load_arrays(Path(self.data))
+        arrays = load_arrays(Path(self.data))
+        classes = 1 + max(int(class_numbers(y).max()) for y in (arrays[1], arrays[3]))
+        x, y, x_test, y_test = validated(arrays, self.validation_part, seed)
         labels = class_numbers(y)
         rows = self.deal_by.deal(labels, members, seed)
-        test = (_features(x_test), class_numbers(y_test))
-        classes = 1 + max(int(labels.max()), int(test[1].max()))
-        return SoftmaxFederation(_features(x), labels, rows, classes, test)
+        return SoftmaxFederation(_features(x), labels, rows, classes, (_features(x_test), class_numbers(y_test)))
+
+    def for_tuning(self, part: float) -> tuple[Softmax, str]:
+        """See studies.problem.ForTuning."""
+        return self.model_copy(update={"validation_part": part}), KEPT_BACK.format(part=part)
 
 
 def load_arrays(path: Path) -> tuple[npt.NDArray[Any], ...]:
@@ -68,6 +80,17 @@ def load_arrays(path: Path) -> tuple[npt.NDArray[Any], ...]:
     if arrays[0].shape[1:] != arrays[2].shape[1:]:
         raise InputError(f"{path}: a row of x_train is {arrays[0].shape[1:]}, of x_test {arrays[2].shape[1:]}")
     return arrays
+
+
+def validated(arrays: tuple[npt.NDArray[Any], ...], part: float, seed: int) -> tuple[npt.NDArray[Any], ...]:
+    """`load_arrays`'s, with a random part of the training examples in the place of the test set's, and only there."""
+    x, y = arrays[:2]
+    if not part or len(x) < 2:
+        return arrays
+    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1003,))).permutation(len(x))
+    count = min(max(1, round(part * len(x))), len(x) - 1)
+    kept, left = np.sort(order[:count]), np.sort(order[count:])
+    return x[left], y[left], x[kept], y[kept]
 
 
 def class_numbers(y: npt.NDArray[Any]) -> Rows:

@@ -131,7 +131,7 @@ class Engine:
         on_version: OnVersion | None = None,
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
-        self._reply = strategy.reply
+        self._reply, self._training = strategy.reply, training
         self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
@@ -203,9 +203,17 @@ class Engine:
         outcome.parameters = self._core.parameters
         outcome.time_s = self._now
         outcome.discarded = self._core.discarded
+        outcome.num_examples, outcome.mean_task_s = list(self._federation.num_examples), self._mean_task_s()
         outcome.cohorts, outcome.trained = self._lazy.cohorts, self._lazy.trained
         outcome.backend = self._federation.backend.name
         return outcome
+
+    def _mean_task_s(self) -> list[float]:
+        payload_bytes = (self._down_bytes, self._up_bytes)
+        return [
+            d.member.mean_task_s(self._population.compute, _passes(self._training, count), payload_bytes)
+            for d, count in zip(self._devices, self._federation.num_examples, strict=True)
+        ]
 
     # The core
 

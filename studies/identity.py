@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
 
 
 def _with_class(value: Any, names: list[str]) -> list[Any]:
-    kind = type(value)
+    kind: type = type(value)
     return [kind.__name__, _class_source(kind), {name: plain(getattr(value, name)) for name in names}]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from studies.classification import class_numbers, load_arrays
+from studies.classification import KEPT_BACK, class_numbers, load_arrays, validated
 from studies.deals import AnyDeal, Iid
 from studies.population import Member
 
@@ -32,6 +32,8 @@ class KerasProblem:
     path: Literal["measure", "cohort", "plain"] = "measure"
     memory_bytes: int = 1024**3
     """For one cohort; refused with a number where one participant needs more."""
+    validation_part: float = 0.0
+    """Of the training examples: kept from all participants, and evaluated on in place of the test set."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -41,9 +43,13 @@ class KerasProblem:
     def deal(self, members: Sequence[Member], seed: int) -> KerasFederation:
         from studies.keras_cohort import KerasFederation
 
-        x, y, x_test, y_test = load_arrays(Path(self.data))
+        x, y, x_test, y_test = validated(load_arrays(Path(self.data)), self.validation_part, seed)
         labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
         rows = self.deal_by.deal(labels, members, seed)
         return KerasFederation(
             self.build_model, x, y, rows, test=(x_test, y_test), path=self.path, memory_bytes=self.memory_bytes
         )
+
+    def for_tuning(self, part: float) -> tuple[KerasProblem, str]:
+        """See studies.problem.ForTuning."""
+        return replace(self, validation_part=part), KEPT_BACK.format(part=part)

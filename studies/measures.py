@@ -14,7 +14,7 @@ from studies.cell import CellResult
 Floats = npt.NDArray[np.float64]
 FINAL_PART = 0.1
 """Of a run's virtual time: single evaluations of an asynchronous run jitter."""
-COSTS = ("time_s", "updates", "bytes_up")
+COSTS = ("time_s", "updates", "bytes_up", "bytes_down")
 
 
 def is_better_high(metric: str) -> bool:
@@ -102,6 +102,25 @@ def misplaced_share(result: CellResult) -> float:
     if effective.sum() <= 0:
         return math.nan
     return float(0.5 * np.abs(effective / effective.sum() - intended / intended.sum()).sum())
+
+
+def chance_share(result: CellResult) -> float:
+    """What `misplaced_share` would be on average by luck alone: were as many updates, all of one weight, of
+    participants that are drawn one by one with their intended shares."""
+    intended, count = np.array(result.intended), result.updates
+    if not count:
+        return math.nan
+    shares, times = np.unique(intended / intended.sum(), return_counts=True)
+    return 0.5 * math.fsum(n * _mean_deviation(count, float(p)) / count for p, n in zip(shares, times, strict=True))
+
+
+def _mean_deviation(n: int, p: float) -> float:
+    """E|X - np| of a binomial X: 2·k·(1 - p)·C(n, k)·p^k·(1 - p)^(n - k) with k = ⌊np⌋ + 1 (de Moivre)."""
+    k = math.floor(n * p) + 1
+    if not 0 < p < 1 or k > n:
+        return 0.0
+    log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+    return 2 * k * (1 - p) * math.exp(log)
 
 
 def on_one_grid(found: Sequence[tuple[Floats, Floats]], points: int) -> tuple[Floats, Floats]:

@@ -66,6 +66,10 @@ class Outcome:
     dropouts: int = 0
     missed_arrivals: int = 0
     """Open loop: offers of participants that were busy or off."""
+    num_examples: list[int] = field(default_factory=list)
+    """Of each participant."""
+    mean_task_s: list[float] = field(default_factory=list)
+    """How long a task of each takes on average, before it drops out or is off."""
     cohorts: int = 0
     trained: int = 0
     backend: str = ""

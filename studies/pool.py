@@ -39,6 +39,8 @@ class Batch:
     cells: Sequence[Cell]
     later: int = 0
     """At least so many cells will follow."""
+    judged_by: Sequence[str] = ()
+    """Metrics that are needed of its cells (studies.cell.check_cell)."""
 
 
 Arm = Generator[Batch, list[CellResult], None]
@@ -110,8 +112,11 @@ class CellPool:
 
     def _check(self) -> None:
         """The first cell that each arm has to run stands for all of them."""
-        firsts = {id(running): running.batch.cells[place] for running, place in reversed(self._queue)}
-        futures = [self._processes().submit(check_cell, cell, self._limit_bytes) for cell in firsts.values()]
+        firsts = {id(running): (running.batch, place) for running, place in reversed(self._queue)}
+        futures = [
+            self._processes().submit(check_cell, batch.cells[place], self._limit_bytes, batch.judged_by)
+            for batch, place in firsts.values()
+        ]
         mistakes = [str(e) for future in futures if isinstance(e := future.exception(), InputError)]
         if mistakes:
             raise ConfigError("\n  ".join(["the study cannot be run:", *dict.fromkeys(reversed(mistakes))]))

@@ -252,11 +252,11 @@ class Member:
         train_s = self.train_s(compute, u, passes)
         return train_s, train_s + self.transfer_s(*payload_bytes)
 
-    def mean_task_s(self, compute: Compute, epochs: int, payload_bytes: tuple[int, int]) -> float:
-        """How long its tasks take on average."""
+    def mean_task_s(self, compute: Compute, passes: int, payload_bytes: tuple[int, int]) -> float:
+        """How long its tasks take on average; arguments as `times_s` has them."""
         if self.history is not None:
             return math.fsum(task.duration_s for task in self.history.tasks) / len(self.history.tasks)
-        train_s = (compute.task_s.mean + self.example_s * self.examples * epochs) * self.slowness
+        train_s = (compute.task_s.mean + self.example_s * passes) * self.slowness
         return train_s + self.transfer_s(*payload_bytes)
 
     def drops(self, dropout: Dropout, u: float) -> Literal["", "declines", "vanishes"]:

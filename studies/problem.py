@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from schemas.parameters import Parameters
 from studies.population import Member
@@ -34,6 +34,16 @@ class Federation(Protocol):
 
 class Problem(Protocol):
     """A frozen value that deals itself out. Its contents decide a cell's key, and so do those of the paths in `files`,
-    an optional attribute."""
+    an optional attribute. `metrics`, where it has one, is what will be measured, for a study's file to be checked."""
 
     def deal(self, members: Sequence[Member], seed: int) -> Federation: ...
+
+
+@runtime_checkable
+class ForTuning(Protocol):
+    """What a problem has in addition that can keep its test examples out of the tuning: what is chosen by them does too
+    well on them."""
+
+    def for_tuning(self, part: float) -> tuple[Problem, str]:
+        """The same problem, judged on this part of the training examples in place of the test set (which may be of
+        the seed anyway); and in words, on what."""

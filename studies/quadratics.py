@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,12 @@ class Quadratics(Value):
     """Standard deviation of the optima."""
     noise: NonNegative = 0.0
     """Standard deviation of the normal noise on each coordinate of a gradient."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "distance")
+    """What is measured of it."""
+
+    def for_tuning(self, part: float) -> tuple[Quadratics, str]:  # noqa: ARG002
+        """See studies.problem.ForTuning."""
+        return self, "participants and examples of the tuning's own seeds"
 
     def deal(self, members: Sequence[Member], seed: int) -> QuadraticFederation:
         curvatures, optima = [], []

@@ -18,6 +18,8 @@ from studies.measures import common_target, met_at_start, metrics_of
 from studies.tuning import Tuned
 
 LIMIT_BYTES = 2_900_000
+MEASURED = "a participant took"
+"""In the name of a backend that was chosen by time (studies.keras_cohort)."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1160px;margin:2em auto;padding:0 1em}
 h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
@@ -29,6 +31,8 @@ figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}caption{text-align:left
 .scroll{overflow-x:auto}figcaption,.note,caption{color:#444;font-size:.9em}
 .key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.5em}
 .loud{border:2px solid #b00020;background:#fff3f3;padding:.6em 1em;border-radius:4px}
+.warn{border:2px solid #c98a00;background:#fffaf0;padding:.6em 1em;border-radius:4px;margin:.8em 0}
+.warn ul{margin:.3em 0}
 pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:.85em}tr.best td{font-weight:700}
 @media print{body{max-width:none;margin:0}figure,table{break-inside:avoid}}
 """
@@ -74,6 +78,7 @@ def _page(
         "decision core that a deployment's coordinator runs.</p>",
         report_tables.untuned_banner(results, tunings),
         report_tables.trouble(results),
+        report_tables.edge_banner(tunings),
     ]
     metrics = metrics_of(results)
     if len(populations) > 1 and metrics:
@@ -88,7 +93,7 @@ def _page(
         out += _population(cells, look, target)
     out.append("<h2>What was tuned</h2>")
     out.append(report_tables.tuning(results, tunings, look))
-    out.append("<h2>All settings</h2><p class=note>Before tuning. The same settings and seeds give the same bytes.</p>")
+    out.append(f"<h2>All settings</h2><p class=note>Before tuning. {_trained_by(results)}</p>")
     out.append(f"<details><summary>Show</summary><pre>{html.escape(settings)}</pre></details></html>\n")
     return out
 
@@ -128,6 +133,20 @@ def _seeds(cells: Sequence[CellResult]) -> str:
     return f"{seeds} seed{'s' if seeds > 1 else ''}"
 
 
+def _trained_by(results: Sequence[CellResult]) -> str:
+    """By which backends, and what that means for whoever repeats it."""
+    names = [r.backend.partition(" (")[0] for r in results]
+    said = "; ".join(f"{name} ({names.count(name)} cells)" for name in dict.fromkeys(names))
+    if any(MEASURED in r.backend for r in results):
+        again = (
+            "Which path was the faster was measured in each cell (the table of cells has the times); paths differ in "
+            'the last bits: name one (path = "cohort" or "plain") for the same bytes again.'
+        )
+    else:
+        again = "The same settings and seeds give the same bytes."
+    return f"Trained by: {html.escape(said)}. {again}"
+
+
 def _bands(cells: Sequence[CellResult]) -> str:
     """What line and band are, for a caption."""
     if len({r.seed for r in cells}) == 1:
@@ -143,9 +162,11 @@ def _bands(cells: Sequence[CellResult]) -> str:
 
 
 def _bars(cells: Sequence[CellResult]) -> str:
+    lost = sum(r.finished == "diverged" for r in cells)
+    left_out = f" {lost} cells that diverged are left out." if lost else ""
     if len({r.seed for r in cells}) == 1:
-        return "One seed: no intervals."
-    return f"Means over {_seeds(cells)} with 95 % confidence intervals (Student's t)."
+        return f"One seed: no intervals.{left_out}"
+    return f"Means over {_seeds(cells)} with 95 % confidence intervals (Student's t).{left_out}"
 
 
 __all__ = ["LIMIT_BYTES", "write_report"]

@@ -11,7 +11,7 @@ from coordinator.settings import TargetMetric
 from studies.cell import CellResult
 from studies.figures import AXES, Look, by_strategy
 from studies.intervals import mean_text
-from studies.measures import cost_of, final_value, misplaced_share
+from studies.measures import chance_share, cost_of, final_value, misplaced_share
 from studies.tuning import Trial, Tuned
 
 
@@ -24,6 +24,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         "versions": lambda r: r.versions,
         "staleness": lambda r: r.mean_staleness,
         "misplaced weight, %": lambda r: 100 * misplaced_share(r),
+        "by chance, %": lambda r: 100 * chance_share(r),
         "discarded": lambda r: sum(r.discarded.values()),
         "dropouts": lambda r: r.dropouts,
         "missed arrivals": lambda r: r.missed_arrivals,
@@ -39,8 +40,8 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         rows.append([_key(strategy, look), *values, *([html.escape(ended)] if len(every_end) > 1 else [])])
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
-        "aggregation weight that went to other participants than was intended. ± is the 95 % confidence "
-        "interval of the mean."
+        "aggregation weight that went to other participants than was intended; by chance: what of it luck alone makes, "
+        "where so many updates come from participants drawn one by one. ± is the 95 % confidence interval of the mean."
     )
     if len(every_end) == 1:
         return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
@@ -61,18 +62,20 @@ def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look
             f"<p class=note>No cost of the target: a cell has {what} at its start, so that reaching it says nothing. "
             "Name a harder one with <code>target</code> in the study's file.</p>"
         )
+    counted = [*((key, label, unit) for key, label, unit in AXES), ("bytes_down", "downloaded (MB)", 1e-6)]
     rows, partly = [], False
     for strategy, runs in by_strategy(cells):
         costs = [cost for r in runs if (cost := cost_of(r, target)) is not None]
         mark = "" if len(costs) in (0, len(runs)) else " †"
         partly = partly or bool(mark)
-        columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in AXES]
+        columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in counted]
         rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
     how = " (chosen by the report: 95 % of the way to the best that all cells reached)" if chosen else ""
-    note = f"What it cost to reach {what}{how}: means over the seeds that reached it, with 95 % confidence intervals."
+    note = f"What it cost to reach {what}{how}, at the first evaluation that had it: means over the seeds that reached "
+    note += "it, with 95 % confidence intervals."
     if partly:
         note += " † Not all seeds reached it; the mean over all would be higher."
-    return _table(["strategy", "reached by", *(label for _, label, _ in AXES)], rows, note)
+    return _table(["strategy", "reached by", *(label for _, label, _ in counted)], rows, note)
 
 
 def trouble(results: Sequence[CellResult]) -> str:
@@ -99,6 +102,19 @@ def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> s
     return (
         f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are what the study's file says. Which "
         "strategy looks best may be an accident of these: an untuned comparison misleads.</p>"
+    )
+
+
+def edge_banner(tunings: Sequence[Tuned]) -> str:
+    """Loud, where the best value that was tried is the last one in its direction, or none came to its end."""
+    found = [f"{t.strategy} on {t.population}: {text}" for t in tunings for text in t.doubts]
+    if not found:
+        return ""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in found)
+    return (
+        "<div class=warn><strong>Tuned up to an edge.</strong> A better value may lie beyond what was tried, and these "
+        "strategies may do better than they do here. List values for them (<code>tune</code>), or let the grid grow "
+        f"further (<code>tuning.extend</code>).<ul>{items}</ul></div>"
     )
 
 
@@ -133,7 +149,7 @@ def _winners(tunings: Sequence[Tuned], look: Look) -> str:
         if t.best is None:
             rows.append([_key(t.strategy, look), html.escape(t.population), "untuned", "", "", ""])
             continue
-        notes = [f"{p} still best at the edge of what was tried" for p in t.edges]
+        notes = list(t.doubts)
         notes += [f"not tuned: {what}" for what in t.untuned]
         rows.append(
             [
@@ -147,6 +163,9 @@ def _winners(tunings: Sequence[Tuned], look: Look) -> str:
         )
     score = " / ".join(dict.fromkeys(t.metric for t in tunings if t.metric))
     note = "The best step sizes of each strategy, found on seeds of their own that are not compared."
+    judged = list(dict.fromkeys(t.judged_on for t in tunings if t.judged_on))
+    if judged:
+        note += f" Trials were judged on {html.escape('; '.join(judged))}."
     head = ["strategy", "population", "best", "trials", f"final {html.escape(score)}", "notes"]
     return _table(head, rows, note, text=(1, 2, 5))
 

@@ -14,7 +14,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,10 @@ class Study:
         workers: int | None = None,
         on_cell: OnCell | None = None,
         on_progress: OnProgress | None = None,
+        on_tuned: Callable[[Tuned], None] | None = None,
     ) -> list[CellResult]:
-        """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly."""
+        """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly. `on_tuned` is
+        told at the end what was found for each strategy that was tuned."""
         folder = Path(folder)
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         tuned: dict[tuple[str, str], Tuned] = {}
@@ -141,6 +143,9 @@ class Study:
         results = [result for key in order for result in found[key]]
         tunings = [tuned[key] for key in order if key in tuned]
         write_tables(folder, results, tunings)
+        if on_tuned is not None:
+            for one in tunings:
+                on_tuned(one)
         from studies.report import write_report  # matplotlib: not in the processes that run cells
 
         write_report(
@@ -167,13 +172,15 @@ class Study:
     ) -> Arm:
         values: Mapping[str, float] = {}
         to_come = len(populations) * len(self.seeds)
+        judged_by = () if self.target is None else (self.target.name,)
         if self.tuning is not None and not self.tuning.off and contender.tune != {}:
-            done = yield from tune(self._cell(contender, on, 0), self.tuning, contender.tune, later=to_come)
+            cell = self._cell(contender, on, 0)
+            done = yield from tune(cell, self.tuning, contender.tune, later=to_come, judged_by=judged_by)
             tuned[on.name, contender.label] = done
             values = done.best.values if done.best is not None else {}
         cells = [with_values(self._cell(contender, p, seed), values) for p in populations for seed in self.seeds]
         assert all(cell is not None for cell in cells), values
-        got = yield Batch([cell for cell in cells if cell is not None])
+        got = yield Batch([cell for cell in cells if cell is not None], judged_by=judged_by)
         for result in got:
             found.setdefault((result.population, contender.label), []).append(result)
 

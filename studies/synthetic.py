@@ -14,7 +14,7 @@ The authors deal out 50 + LogNormal(4, 2) examples: here the population's `examp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,12 @@ class Synthetic(Value):
     classes: Annotated[int, Field(ge=2, le=10_000)] = 10
     test_part: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Of what a participant has, beside its `examples` for training."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    """What is measured of it."""
+
+    def for_tuning(self, part: float) -> tuple[Synthetic, str]:  # noqa: ARG002
+        """See studies.problem.ForTuning."""
+        return self, "participants and examples of the tuning's own seeds"
 
     def deal(self, members: Sequence[Member], seed: int) -> SoftmaxFederation:
         train, rows, test = self.examples(members, seed)

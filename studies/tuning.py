@@ -8,7 +8,8 @@ appendix D), takes no luck, and every trial is a cell with a file like any other
 Rules
  1. Default values are half-decades around what the study's file says. While the best one stands at an edge, the grid
     grows there, at most `extend` times; values that the file lists are taken as they are.
- 2. Trials run as the study's cells do, on `seeds` that are none of the study's: other participants, other luck.
+ 2. Trials run as the study's cells do, on `seeds` that are none of the study's: other participants, other luck. Where
+    the test set is the same for all seeds they are judged on training examples that are kept back for it.
  3. The best trial reached the run's target soonest; among those that did not, or where there is no target, it has the
     best final value (`measures.final_value`). A trial that diverged loses to any that did not.
  4. What was tried and what won is on record; an edge that still won is said.
@@ -30,9 +31,11 @@ from coordinator.strategies.base import Strategy
 from schemas.errors import InputError
 from schemas.messages import TrainingConfig
 from studies.cell import Cell, CellResult
+from studies.classification import Part
 from studies.deploy import federation_tables
 from studies.measures import chosen_metric, final_value, is_better_high
 from studies.pool import Batch
+from studies.problem import ForTuning, Problem
 from studies.value import Value
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,6 +57,8 @@ class Tuning(Value):
     """η_g or α, to be tried; without it half-decades around the strategy's own."""
     extend: Annotated[int, Field(ge=0, le=20)] = 3
     """How many times a default grid grows where its best value stands at an edge."""
+    validation_part: Part = 0.1
+    """Of the training examples, on which trials are judged: the test set is the comparison's. 0 takes the test set."""
     metric: str | None = None
     """What is best; without it the accuracy where there is one, else the distance to the optimum, else the loss."""
     mode: Literal["max", "min"] | None = None
@@ -98,6 +103,22 @@ class Tuned:
     """What could have been tuned and was not, in words."""
     deploy: str = ""
     """The best trial's settings as tables of a federation file."""
+    judged_on: str = ""
+    """The examples that trials were evaluated on."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why there may be better values than the best, in words."""
+        if self.best is None:
+            return []
+        found = []
+        if self.best.reached_s is None and not math.isfinite(self.best.score):
+            found.append("no trial came to its end")
+        for path in self.edges:
+            value, tried = self.best.values[path], [trial.values[path] for trial in self.trials]
+            where = "highest" if value == max(tried) else "lowest"
+            found.append(f"{path} = {value:g} is the {where} value that was tried")
+        return found
 
 
 @dataclass
@@ -127,23 +148,31 @@ class _Axis:
 
 
 def tune(
-    cell: Cell, tuning: Tuning, given: Mapping[str, Sequence[float]] | None, *, later: int = 0
+    cell: Cell,
+    tuning: Tuning,
+    given: Mapping[str, Sequence[float]] | None,
+    *,
+    later: int = 0,
+    judged_by: Sequence[str] = (),
 ) -> Generator[Batch, list[CellResult], Tuned]:
     """Try values for this cell's strategy on its population. `given`: parameter -> values, in place of the defaults.
 
-    A part of a studies.pool.Arm, of which `later` cells come afterwards; returns what was found.
+    A part of a studies.pool.Arm, of which `later` cells come afterwards, of which these metrics are needed; returns
+    what was found.
     """
     axes, untuned = _axes(cell, tuning, given)
     run = cell.run if tuning.stop is None else cell.run.model_copy(update={"stop": tuning.stop})
+    problem, judged_on = _judged(cell.problem, tuning.validation_part)
+    trial_cell = replace(cell, run=run, problem=problem)
     trials: dict[tuple[float, ...], Trial] = {}
     metric, mode = tuning.metric or "", tuning.mode or ""
     rounds = 0
     while axes:
         points = [p for p in itertools.product(*(a.values for a in axes)) if p not in trials]
-        made = [(p, c) for p in points if (c := with_values(replace(cell, run=run), _named(axes, p))) is not None]
+        made = [(p, c) for p in points if (c := with_values(trial_cell, _named(axes, p))) is not None]
         cells = [replace(c, seed=seed, label=trial_label(cell.label, _named(axes, p)))
                  for p, c in made for seed in tuning.seeds]  # fmt: skip
-        results = yield Batch(cells, later)
+        results = yield Batch(cells, later, (metric, *judged_by))
         if not metric:
             metric = chosen_metric(results) or ""
         mode = mode or ("max" if is_better_high(metric) else "min")
@@ -170,7 +199,15 @@ def tune(
         edges=edges,
         untuned=tuple(untuned),
         deploy=_deploys(cell, winner[1].values if winner is not None else {}),
+        judged_on=judged_on if axes else "",
     )
+
+
+def _judged(problem: Problem, part: float) -> tuple[Problem, str]:
+    """The problem of the trials, and what they are judged on."""
+    if part and isinstance(problem, ForTuning):
+        return problem.for_tuning(part)
+    return problem, "what the comparison is judged on, which flatters what was chosen by it"
 
 
 def with_values(cell: Cell, values: Mapping[str, float]) -> Cell | None:

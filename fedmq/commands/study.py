@@ -23,6 +23,7 @@ from studies.intervals import mean_text
 from studies.measures import final_value, metrics_of
 from studies.pool import OnCell, OnProgress
 from studies.study import Study
+from studies.tuning import Tuned
 
 Order = Literal["drawn", "recorded"]
 
@@ -57,9 +58,12 @@ def command(  # noqa: PLR0917 - the flags of a command line
     study, folder = _study(file, from_run, order, config)
     folder = out or folder
     console = Console()
+    tuned: list[Tuned] = []
     with _progress(console) as (on_cell, on_progress):
         try:
-            results = study.run(folder, workers=workers, on_cell=on_cell, on_progress=on_progress)
+            results = study.run(
+                folder, workers=workers, on_cell=on_cell, on_progress=on_progress, on_tuned=tuned.append
+            )
         except KeyboardInterrupt:
             kept = len(list((folder / "cells").glob("*.json")))
             print(f"\nStopped. {kept} finished cells are kept in {folder}; the same command goes on.", file=sys.stderr)
@@ -67,6 +71,9 @@ def command(  # noqa: PLR0917 - the flags of a command line
     console.print(*summary(results), *failures(results), sep="\n")
     if study.tuning is None or study.tuning.off:
         print("Untuned: step sizes are the file's own, and which strategy looks best may be an accident of these.")
+    for t in tuned:
+        for doubt in t.doubts:
+            print(f"Tuned up to an edge: {t.strategy} on {t.population}: {doubt}.")
     print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv and .parquet have every value.")
 
 

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fedmq
+from coordinator.settings import TargetMetric
 from coordinator.staleness import Constant as NoStaleness
 from coordinator.staleness import Polynomial
 from schemas.errors import ConfigError
@@ -27,6 +28,15 @@ def study(**fields) -> fedmq.Study:
         "tuning": None,
     }
     return fedmq.Study(**(values | fields))
+
+
+class Unmeasured(Quadratics):
+    """Nobody looks at its model."""
+
+    def deal(self, members, seed):
+        federation = super().deal(members, seed)
+        federation.evaluates = False
+        return federation
 
 
 def ran(study, folder, **options):
@@ -138,6 +148,21 @@ def test_more_memory_than_the_limit_is_refused_with_the_number_before_training(t
     remembering = study(contenders=[fedmq.Contender("area", area)], problem=big.problem, memory_limit_bytes=10**6)
     with pytest.raises(ConfigError, match=r"a cell takes about 35,200,000 bytes"):
         remembering.run(tmp_path, workers=1)
+
+
+def test_what_is_never_measured_is_refused_before_training(tmp_path):
+    def refused(match, **fields):
+        with pytest.raises(ConfigError, match=match):
+            study(**fields).run(tmp_path, workers=1)
+        assert list((tmp_path / "cells").iterdir()) == []
+
+    unknown = "the metric 'acc' is never measured, there are: loss, distance"
+    refused(unknown, tuning=fedmq.Tuning(metric="acc"))
+    refused(unknown, target=TargetMetric(name="acc", value=1.0))
+    refused("nothing is measured, and so nothing can be tuned", tuning=fedmq.Tuning(), problem=Unmeasured())
+    refused("num_participants = 9, and the population 'population' has 10",
+            contenders=[fedmq.Contender("area", fedmq.Area(num_participants=9))])  # fmt: skip
+    assert study(problem=Unmeasured(), seeds=[0]).run(tmp_path, workers=1)
 
 
 def test_a_grid_with_two_of_one_name_is_refused():

@@ -69,6 +69,22 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
             'strategy = {name = "area", num_participants = 4, memory = "participant"}',
             "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants",
         ),
+        (
+            '{name = "fedbuff", buffer_size = 2}',
+            '{name = "area", num_participants = 5}',
+            "strategies.1.strategy.num_participants: num_participants = 5, and the population 'phones' has 4",
+        ),
+        (
+            "seeds = 3",
+            'seeds = 3\ntarget = {name = "acuracy", value = 0.9}',
+            "target.name: got 'acuracy', which is never measured here, allowed: loss, accuracy",
+        ),
+        ("seeds = 3", 'seeds = 3\ntuning = {metric = "acc"}', "tuning.metric: got 'acc', which is never measured"),
+        (
+            "{max_updates = 10}",
+            '{target = {name = "distance", value = 1}}',
+            "run.stop.target.name: got 'distance', which is never measured",
+        ),
         ("participants = 4", 'participants = 4\nexamples = {name = "normal", mean = 3}', 'got "normal", allowed'),
     ],
 )

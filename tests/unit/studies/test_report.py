@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 
@@ -8,8 +9,9 @@ from coordinator.settings import TargetMetric
 from studies import report
 from studies.cell import CellResult
 from studies.intervals import half_width_factor, mean_and_half_width, mean_text
-from studies.measures import common_target, cost_of, final_value, met_at_start, misplaced_share
+from studies.measures import chance_share, common_target, cost_of, final_value, met_at_start, misplaced_share
 from studies.report import write_report
+from studies.tuning import Trial, Tuned
 
 CELL = CellResult(
     key="k", strategy="A <&> B", population="phones", seed=0, finished="max_updates", detail="", diverged_s=None,
@@ -42,10 +44,10 @@ def test_a_page_is_written_where_everything_diverged_before_its_first_evaluation
 
 def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
     reached = cost_of(CELL, TargetMetric(name="accuracy", value=0.35))
-    assert reached == {"time_s": 1.0, "updates": 2.0, "bytes_up": 20.0}
+    assert reached == {"time_s": 1.0, "updates": 2.0, "bytes_up": 20.0, "bytes_down": 0.0}
     assert cost_of(CELL, TargetMetric(name="accuracy", value=0.9)) is None
     assert cost_of(CELL, TargetMetric(name="accuracy", value=0.2, mode="min")) == {
-        "time_s": 0.0, "updates": 0.0, "bytes_up": 0.0,
+        "time_s": 0.0, "updates": 0.0, "bytes_up": 0.0, "bytes_down": 0.0,
     }  # fmt: skip
 
 
@@ -74,6 +76,52 @@ def test_a_final_value_is_the_mean_over_the_last_tenth_of_the_run():
 def test_misplaced_weight_is_the_share_that_went_to_others_than_was_intended():
     assert misplaced_share(CELL) == 0.25
     assert misplaced_share(replace(CELL, intended=[0.5, 1.5])) == 0
+
+
+def test_luck_alone_misplaces_weight_too():
+    assert chance_share(replace(CELL, updates=1)) == pytest.approx(0.5)
+    assert chance_share(replace(CELL, updates=2)) == pytest.approx(0.25), "as often halves as all with one"
+    shares = np.array([0.1, 0.2, 0.7])
+    draws = np.random.default_rng(1).multinomial(50, shares, 20_000) / 50
+    by_hand = 0.5 * np.abs(draws - shares).sum(axis=1).mean()
+    skewed = replace(CELL, intended=[1.0, 2.0, 7.0], weight=[1.0] * 3, updates=50)
+    assert chance_share(skewed) == pytest.approx(by_hand, rel=0.02)
+
+
+def tuned(best, *others, **fields):
+    trials = tuple(Trial({"strategy.alpha": v}, score, None, "max_updates") for v, score in (best, *others))
+    return Tuned("C", "phones", "accuracy", "max", trials, trials[0], **fields)
+
+
+def test_a_grid_that_ended_at_its_edge_is_said_at_the_top_of_the_page(tmp_path):
+    inside = tuned((0.2, 0.9), (0.1, 0.5), (0.4, 0.6), judged_on="kept back")
+    page = write_report(tmp_path / "report.html", "a study", [replace(CELL, strategy="C")], "", tunings=[inside])
+    assert "Tuned up to" not in page.read_text()
+    assert "Trials were judged on kept back." in page.read_text()
+    outside = tuned((0.4, 0.9), (0.2, 0.5), edges=("strategy.alpha",))
+    page = write_report(tmp_path / "report.html", "a study", [replace(CELL, strategy="C")], "", tunings=[outside])
+    text = page.read_text()
+    said = "C on phones: strategy.alpha = 0.4 is the highest value that was tried"
+    assert text.index("Tuned up to an edge.") < text.index(said) < text.index("<h2>")
+    assert tuned((0.4, math.nan), (0.8, math.nan), edges=("strategy.alpha",)).doubts == [
+        "no trial came to its end", "strategy.alpha = 0.4 is the lowest value that was tried",
+    ]  # fmt: skip
+
+
+def test_an_overview_says_how_many_cells_it_leaves_out(tmp_path):
+    lost = replace(CELL, seed=1, finished="diverged", diverged_s=1.25)
+    elsewhere = [replace(r, population="servers") for r in (CELL, lost)]
+    page = write_report(tmp_path / "report.html", "a study", [CELL, lost, *elsewhere], "").read_text()
+    assert "2 cells that diverged are left out." in page
+
+
+def test_the_same_bytes_are_promised_only_where_no_path_was_chosen_by_time(tmp_path):
+    def page(backend):
+        return write_report(tmp_path / "report.html", "a", [replace(CELL, backend=backend)], "").read_text()
+
+    assert "Trained by: numpy (1 cells). The same settings and seeds give the same bytes." in page("numpy")
+    measured = page("Keras, one step after the other (a participant took 2.00 ms vectorised, 1.00 ms by itself)")
+    assert "Trained by: Keras, one step after the other (1 cells). Which path was the faster was measured" in measured
 
 
 def test_a_study_is_called_untuned_aloud_and_each_failure_is_listed(tmp_path):

@@ -8,8 +8,11 @@ import pytest
 
 from coordinator.settings import TargetMetric
 from coordinator.strategies import FedAsync, FedAvg, FedBuff
+from fedmq.data import SAMPLE
 from schemas.messages import TrainingConfig
 from studies.cell import Cell, run_cell
+from studies.classification import Softmax, load_arrays, validated
+from studies.laws import Constant
 from studies.quadratics import QuadraticFederation
 from studies.settings import StudyRun
 from studies.tuning import Tuning, server_step, tune, with_values
@@ -110,3 +113,31 @@ def test_a_mixing_rate_is_tried_up_to_one(tmp_path):
 def test_what_a_strategy_refuses_is_no_trial():
     assert with_values(cell(FedAsync()), {"strategy.alpha": 1.5}) is None
     assert with_values(replace(cell(FedAsync())), {"strategy.staleness.a": 2.0}).strategy.staleness.a == 2.0
+
+
+def test_trials_are_judged_on_training_examples_that_nobody_trains_on():
+    data = Softmax(data=str(SAMPLE))
+    problem, said = data.for_tuning(0.1)
+    assert (said, problem.validation_part) == ("10% of the training examples, kept from all participants", 0.1)
+    members = population(3, examples=Constant(value=40)).members(5)
+    whole, trial = data.deal(members, 5), problem.deal(members, 5)
+    x, y, *test = load_arrays(SAMPLE)
+    left_x, _, kept_x, kept_y = validated((x, y, *test), 0.1, 5)
+    assert len(kept_x) == len(kept_y) == round(0.1 * len(x))
+    together = np.concatenate([left_x, kept_x]).reshape(len(x), -1)
+    assert sorted(map(bytes, together)) == sorted(map(bytes, x.reshape(len(x), -1)))
+    assert trial.num_examples == whole.num_examples == [40] * 3
+    assert trial.evaluate(trial.initial) != whole.evaluate(whole.initial)
+
+
+def test_the_trials_problem_is_not_the_comparisons(tmp_path):
+    class Both(Given):
+        def for_tuning(self, part):
+            return Given(QuadraticFederation(np.array([1.0]), np.array([[-OPTIMUM]]))), f"{part} of them"
+
+    federation = QuadraticFederation(np.array([1.0]), np.array([[OPTIMUM]]))
+    compared = replace(cell(FedAvg(cohort_size=1)), problem=Both(federation))
+    trials = tune(compared, Tuning(learning_rate=[0.1]), None)
+    assert {c.problem.federation.optima[0, 0] for c in next(trials).cells} == {-OPTIMUM}
+    (own,) = {id(c.problem) for c in next(tune(compared, Tuning(validation_part=0), None)).cells}
+    assert own == id(compared.problem)
