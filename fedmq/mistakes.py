@@ -105,8 +105,19 @@ def explain(error: ValidationError, tree: Tree, schema: Tree, origins: Origins) 
         )
         place = ".".join(keys) or "the file"
         origin = origins.get(keys)
-        found.append(Mistake(place if origin is None else f"{place} (from {origin})", text))
-    return found
+        mistake = Mistake(place if origin is None else f"{place} (from {origin})", text)
+        found.append((keys, _says_little(item["type"]), mistake))
+    return [mistake for keys, little, mistake in found if not little or not _said_better(keys, found)]
+
+
+def _says_little(kind: str) -> bool:
+    """Whether it only says that another alternative of a union was not met, or that a list's items are wrong."""
+    return kind.endswith(("_type", "_parsing")) or kind == "too_short"
+
+
+def _said_better(keys: tuple[str, ...], found: Iterable[tuple[tuple[str, ...], bool, Mistake]]) -> bool:
+    """Whether another mistake is at this place and says more, or is within it."""
+    return any(other[: len(keys)] == keys and (len(other) > len(keys) or not little) for other, little, _ in found)
 
 
 _ABSENT = object()

@@ -85,6 +85,10 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
             '{target = {name = "distance", value = 1}}',
             "run.stop.target.name: got 'distance', which is never measured",
         ),
+        ("seeds = 3", "seeds = 0", "seeds: got 0, allowed: 1 or more"),
+        ("seeds = 3", "seeds = [1, -2]", "seeds.2: got -2, allowed: 0 or more"),
+        ("seeds = 3", 'seeds = "three"', 'seeds: got "three", expected a whole number or a list'),
+        ("seeds = 3", "seeds = 3\ntuning = {server_step = [-1]}", "tuning.server_step.1: got -1, allowed: more than"),
         ("participants = 4", 'participants = 4\nexamples = {name = "normal", mean = 3}', 'got "normal", allowed'),
     ],
 )
