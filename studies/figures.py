@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from coordinator.settings import TargetMetric
 from studies.cell import CellResult
@@ -151,6 +151,8 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
             ax.set_yscale("log")
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
                 ax.set_xscale("log")
+            if max((float(f.max()) for f in found.values()), default=1.0) < 100 * floor:
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # of less than two decades too few are at 1, 10
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
                 axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
