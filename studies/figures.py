@@ -151,9 +151,9 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
             ax.set_yscale("log")
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
                 ax.set_xscale("log")
-            if max((float(f.max()) for f in found.values()), default=1.0) < 100 * floor:
-                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # of less than two decades too few are at 1, 10
-            for axis in (ax.xaxis, ax.yaxis):
+            for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+                if axis.get_scale() == "log" and high < 100 * low:  # where few of 0.1, 1, 10 are on it
+                    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
                 axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         for ax in axes.flat[len(shown) :]:
