@@ -20,36 +20,24 @@ from broker_config.topology import Topology
 from broker_config.transport import Delivery, Transport, TransportState
 from coordinator import answers
 from coordinator.chunked_updates import ChunkedUpdates, ChunkNews
+from coordinator.commands import Commands
 from coordinator.commit import CONTROL_WINDOW, Committer, Pace, Pending, closed_task
 from coordinator.core import Core
 from coordinator.evaluator import Evaluator
 from coordinator.events import (
-    POISON,
-    Accept,
-    CloseTask,
-    Command,
-    Discard,
-    Evaluate,
     EvaluationArrived,
     Event,
-    Finish,
-    IssueTask,
-    NewVersion,
     ParticipantSeen,
     PoisonArrived,
-    RepeatReceipts,
-    SayHello,
     Started,
     TaskDeclined,
     TaskUndeliverable,
     Tick,
     UpdateArrived,
-    Withdraw,
 )
 from coordinator.intake import Intake, Manifest
 from coordinator.leadership import Leadership
 from coordinator.ledger import Ledger
-from coordinator.ledger_rows import Stamp
 from coordinator.publishing import Publisher, TaskPublished
 from coordinator.standby import Stop
 from schemas.codec import Limits, decode
@@ -111,22 +99,24 @@ class Loop:
         self._topology = topology
         self._publisher = publisher
         self._leadership = leadership
-        self._evaluator = evaluator
         self._inbox = inbox
         self._limits = limits
         self._clocks = clocks
-        self._pending = Pending()
         self._updates: deque[Delivery] = deque()
         self._control: deque[Delivery] = deque()
-        self._in_hand: dict[int, Delivery] = {}
         self._last_handle = 0
-        self._stragglers: set[str] = set()
         self._left_out: set[tuple[str, str]] = set()
         self._wakeup_s = float("inf")
-        self._now_s = 0.0
         self._stopping = False
-        self._intake = intake
-        self._in_chunks = core.payload_bytes > limits.max_body_bytes
+        self._commands = Commands(
+            run_id=run_id,
+            core=core,
+            intake=intake,
+            evaluator=evaluator,
+            in_chunks=core.payload_bytes > limits.max_body_bytes,
+            put=inbox.put,
+            wall_s=clocks.wall_s,
+        )
         self._chunked = ChunkedUpdates(
             intake,
             core,
@@ -136,27 +126,15 @@ class Loop:
             step=self._step_update,
             ask_again=self._ask_again,
             let_go=self._let_go,
-            over=self._over_in_chunks,
+            over=self._commands.over_in_chunks,
             may_begin=self._has_room_for_a_payload,
-            closed_task=lambda task_id: closed_task(self._pending, ledger, task_id),
+            closed_task=lambda task_id: closed_task(self._commands.pending, ledger, task_id),
             owned=not committer.keeps_payloads,
         )
         self._consuming = False
         self._blocked = False
         """Whether the broker takes no messages now (memory or disk alarm)."""
         self._awake_s = float("-inf")
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Accept: self._accept,
-            Discard: self._discard,
-            NewVersion: self._new_version,
-            IssueTask: self._issue,
-            CloseTask: self._close_task,
-            Withdraw: self._withdraw,
-            RepeatReceipts: self._repeat_receipts,
-            SayHello: self._say_hello,
-            Evaluate: self._evaluate,
-            Finish: self._finish,
-        }
 
     # The loop
 
@@ -173,7 +151,7 @@ class Loop:
             if now >= self._wakeup_s:
                 self._step(Tick())
                 self._wakeup_s = max(self._next_wakeup_s(), now + 0.001)
-            if self._pace.due_s(self._pending, idle=not worked) <= now:
+            if self._pace.due_s(self._commands.pending, idle=not worked) <= now:
                 self._commit()
             elif not worked and not self._over():
                 self._wait(now)
@@ -188,7 +166,7 @@ class Loop:
 
     def _wait(self, now: float) -> None:
         self._wakeup_s = self._next_wakeup_s()
-        until_s = min(self._pace.due_s(self._pending, idle=True), self._wakeup_s, self._chunked.due_s())
+        until_s = min(self._pace.due_s(self._commands.pending, idle=True), self._wakeup_s, self._chunked.due_s())
         try:
             self._take(self._inbox.get(timeout=min(max(0.0, until_s - now), self._leadership.wait_s(), 3600.0)))
         except Empty:
@@ -231,7 +209,7 @@ class Loop:
     def _has_room_for_a_payload(self) -> bool:
         """Whether no task that is to be committed or sent keeps older parameters in memory. While the broker takes
         nothing, for a full disk say, one older version may: it is our payloads that have to leave that disk."""
-        held = {command.base_version for command, _ in self._pending.tasks} | self._publisher.versions
+        held = {command.base_version for command, _ in self._commands.pending.tasks} | self._publisher.versions
         return len(held | {self._core.version}) <= 1 + self._blocked
 
     def _transport_changed(self, state: TransportState) -> None:
@@ -274,7 +252,7 @@ class Loop:
         self._updates.clear()
         self._control.clear()
         for handle in self._chunked.clear():
-            del self._in_hand[handle]
+            del self._commands.in_hand[handle]
 
     # Deliveries
 
@@ -296,8 +274,8 @@ class Loop:
         else:
             self._control_poison(delivery, "malformed", f"a message of kind {message.kind} on the control queue")
             return
-        self._pending.settle.append(replace(delivery, body=b""))
-        self._pending.num_control += 1
+        self._commands.pending.settle.append(replace(delivery, body=b""))
+        self._commands.pending.num_control += 1
 
     def _tell_of_no_room(self, hello: Hello) -> None:
         """Once a session: nothing else would say why somebody never gets a task."""
@@ -316,8 +294,8 @@ class Loop:
     def _on_update(self, delivery: Delivery) -> None:
         self._last_handle += 1
         handle = self._last_handle
-        self._in_hand[handle] = delivery
-        self._stragglers.discard(delivery.correlation_id or "")
+        self._commands.in_hand[handle] = delivery
+        self._commands.stragglers.discard(delivery.correlation_id or "")
         event = self._read_update(handle, delivery)
         if event is not None:
             self._step_update(event)
@@ -327,7 +305,7 @@ class Loop:
         self._step(event)
         if self._core.accepted > accepted and isinstance(event, UpdateArrived):
             self._committer.keep_payload(self._core.accepted, event.payload)
-        self._pending.num_updates += 1
+        self._commands.pending.num_updates += 1
 
     def _read_update(self, handle: int, delivery: Delivery) -> UpdateArrived | PoisonArrived | None:
         try:
@@ -342,127 +320,38 @@ class Loop:
             return self._chunked.read(handle, update)
         closed = None
         if not self._core.holds(update.task_id):
-            closed = closed_task(self._pending, self._ledger, update.task_id)
+            closed = closed_task(self._commands.pending, self._ledger, update.task_id)
         return UpdateArrived(handle, update, decoded.parameters or _NOTHING, closed)
 
     def _ask_again(self, manifest: Manifest, detail: str) -> None:
         """The payload is not to be had: its participant, which still has it, is to send it once more."""
         update = manifest.update
-        self._pending.settle.append(replace(self._in_hand.pop(manifest.handle), body=b""))
-        self._pending.num_updates += 1
-        self._pending.notices.append(
+        self._commands.pending.settle.append(replace(self._commands.in_hand.pop(manifest.handle), body=b""))
+        self._commands.pending.num_updates += 1
+        self._commands.pending.notices.append(
             answers.notice(self._run_id, update.participant_id, "send_again", detail, update.task_id)
         )
-        self._pending.touch(self._clocks.run_s(), ())
-        self._pending.urgent = True
+        self._commands.pending.touch(self._clocks.run_s(), ())
+        self._commands.pending.urgent = True
 
     def _let_go(self, handle: int) -> None:
         """The broker keeps a later copy, which is not acked before its commit."""
-        self._transport.ack(self._in_hand.pop(handle))
-
-    def _over_in_chunks(self, update: Update) -> None:
-        """Its queue is deleted after the commit."""
-        if update.chunks is not None:
-            queue = self._intake.queue_of(update.run_id, update.task_id, update.participant_id)
-            self._pending.payload_queues.append(queue)
+        self._transport.ack(self._commands.in_hand.pop(handle))
 
     def _evaluated(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
         log.info("evaluated version=%d %s", event.version, shown or event.detail)
         self._step(event)
-        self._pending.group.evaluations.append((event, self._stamp()))
+        self._commands.pending.group.evaluations.append((event, self._commands.stamp()))
 
-    # Commands
+    # Steps
 
     def _step(self, event: Event) -> None:
-        now = self._now_s = self._clocks.run_s()
-        commands: list[Command] = self._core.step(event, now)
-        for command in commands:
-            self._handlers[type(command)](command)
+        now = self._clocks.run_s()
+        commands = self._core.step(event, now)
+        self._commands.carry_out(commands, now)
         if commands or not isinstance(event, Tick):
-            self._pending.touch(now, commands)
-
-    def _stamp(self) -> Stamp:
-        """Of the step: what the core took for now, so that tasks and updates of one step have the same time."""
-        return Stamp(self._now_s, self._clocks.wall_s())
-
-    def _accept(self, command: Accept) -> None:
-        pending, update = self._pending, command.update
-        pending.arrays_changed = True
-        pending.group.accepted.append((command, self._stamp()))
-        pending.settle.append(replace(self._in_hand.pop(command.delivery), body=b""))
-        pending.receipts.append(answers.receipt(update, "accepted"))
-        self._over_in_chunks(update)
-        log.info(
-            "update accepted participant=%s task=%s base_version=%d staleness=%d client_weight=%.6g order=%d",
-            update.participant_id, update.task_id, update.base_version, command.staleness, command.client_weight,
-            command.order,
-        )  # fmt: skip
-
-    def _discard(self, command: Discard) -> None:
-        pending, update = self._pending, command.update
-        delivery = self._in_hand.pop(command.delivery)
-        pending.group.discards.append((command, self._stamp()))
-        if command.reason in POISON:
-            pending.poison.append((delivery, command))
-            pending.poison_bytes += len(delivery.body)
-        else:
-            pending.settle.append(replace(delivery, body=b""))
-        if update is not None and command.reason == "duplicate":
-            pending.verdicts.append((update.participant_id, update.task_id))  # the first one's verdict stands
-        elif update is not None:
-            pending.receipts.append(answers.receipt(update, "discarded", command.reason))
-        if update is not None:
-            self._over_in_chunks(update)
-        log.log(
-            logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
-            "update discarded participant=%s task=%s reason=%s detail=%s", update and update.participant_id,
-            update.task_id if update else delivery.correlation_id, command.reason, command.detail,
-        )  # fmt: skip
-
-    def _new_version(self, command: NewVersion) -> None:
-        self._pending.arrays_changed = True
-        self._pending.group.versions.append((command, self._stamp()))
-        log.info(
-            "version made version=%d updates=%d weights=%s",
-            command.version, len(command.update_ids), ",".join(f"{weight:.6g}" for weight in command.weights),
-        )  # fmt: skip
-
-    def _issue(self, command: IssueTask) -> None:
-        self._pending.tasks.append((command, self._core.task_tensors))
-        log.debug(
-            "task issued participant=%s task=%s base_version=%d again=%s",
-            command.participant_id, command.task_id, command.base_version, command.again,
-        )  # fmt: skip
-
-    def _close_task(self, command: CloseTask) -> None:
-        log.info("task closed task=%s state=%s detail=%s", command.task_id, command.state, command.detail)
-        receipts = self._pending.receipts
-        if command.state == "discarded" and not (receipts and receipts[-1].task_id == command.task_id):
-            self._pending.verdicts.append(("", command.task_id))  # its update could not be decoded
-
-    def _withdraw(self, command: Withdraw) -> None:
-        if self._core.stopping:
-            self._stragglers.add(command.task_id)
-        if self._in_chunks:  # of an upload that may be under way
-            queue = self._intake.queue_of(self._run_id, command.task_id, command.participant_id)
-            self._pending.payload_queues.append(queue)
-        self._pending.notices.append(
-            answers.notice(self._run_id, command.participant_id, "task_withdrawn", command.detail, command.task_id)
-        )
-
-    def _repeat_receipts(self, command: RepeatReceipts) -> None:
-        self._pending.verdicts.extend((command.participant_id, task_id) for task_id in command.task_ids)
-
-    def _say_hello(self, command: SayHello) -> None:
-        self._pending.notices.extend(answers.notice(self._run_id, p, "say_hello") for p in command.participant_ids)
-
-    def _evaluate(self, command: Evaluate) -> None:
-        if self._evaluator is not None:
-            self._evaluator.submit(command.version, self._core.parameters, self._inbox.put)
-
-    def _finish(self, command: Finish) -> None:
-        log.info("run finished reason=%s version=%d", command.reason, self._core.version)
+            self._commands.pending.touch(now, commands)
 
     # Commits
 
@@ -470,7 +359,7 @@ class Loop:
         """Make everything durable, then tell everybody. False where the disk refused: nothing was acked."""
         began_s = self._clocks.run_s()
         try:
-            self._committer.commit(self._core, self._pending, self._clocks.run_s)
+            self._committer.commit(self._core, self._commands.pending, self._clocks.run_s)
         except OSError as error:
             self._pace.failed(self._clocks.run_s())
             log.error(
@@ -478,7 +367,7 @@ class Loop:
                 error, self._pace.retry_s,
             )  # fmt: skip
             return False
-        done, self._pending = self._pending, Pending()
+        done = self._commands.taken()
         self._settle(done)
         answers.tell(self._run_id, done, self._publisher, self._ledger)
         ended_s = self._clocks.run_s()
@@ -522,11 +411,11 @@ class Loop:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""
         began_s = heard_s = self._clocks.run_s()
         quiet = 0
-        self._updates.extendleft(self._in_hand.pop(handle) for handle in reversed(self._chunked.clear()))
+        self._updates.extendleft(self._commands.in_hand.pop(handle) for handle in reversed(self._chunked.clear()))
         while not self._stopping and quiet < QUIET_POLLS:
             self._collect()
             now = self._clocks.run_s()
-            if self._updates or self._pending.num_updates:
+            if self._updates or self._commands.pending.num_updates:
                 heard_s, quiet = now, 0
                 while self._updates:
                     self._on_update(self._updates.popleft())
@@ -536,7 +425,7 @@ class Loop:
             if now > min(heard_s + STRAGGLERS_S, began_s + FAREWELL_S):
                 return
             # What is neither ready in the queue nor here may be on its way between the two: look more than once.
-            quiet = quiet + 1 if not self._stragglers and self._nothing_ready() else 0
+            quiet = quiet + 1 if not self._commands.stragglers and self._nothing_ready() else 0
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=DEPTH_POLL_S))
 
@@ -549,7 +438,7 @@ class Loop:
 
     def _wait_for_room(self) -> None:
         """Until the next try to commit, or Stop. What arrives meanwhile is answered after it."""
-        until_s = self._pace.due_s(self._pending, idle=True)
+        until_s = self._pace.due_s(self._commands.pending, idle=True)
         while not self._stopping and (left_s := until_s - self._clocks.run_s()) > 0:
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=left_s))
