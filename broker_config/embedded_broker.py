@@ -301,6 +301,7 @@ class EmbeddedBroker:
             for model, consumer in connection.consumers:
                 model.detach(consumer, self.clock())
                 touched[model] = None
+            connection.consumers.clear()  # its transport may still want to cancel them, before it hears of this
             connection.inbox.put(Lost(connection, detail))
         self._advance(touched)
         if self._connections:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from queue import Queue as Results
+from queue import SimpleQueue
 from typing import Any, cast
 
 import pytest
@@ -293,3 +294,15 @@ def test_callbacks_that_answer_each_other_across_transports_do_not_deadlock(open
     for _ in range(4):
         ends[0].publish(message("1", key="right"))
     assert [done.get(timeout=WAIT_S) for _ in range(4)]
+
+
+def test_a_consumer_that_is_stopped_before_its_transport_hears_that_the_connection_is_lost(
+    broker: EmbeddedBroker,
+) -> None:
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    connection = broker.connect("one", inbox, [X], [Queue("q", "classic", "x", "q")])
+    assert connection is not None
+    assert broker.consume(connection, "q", lambda _: None, 1)
+    assert broker.drop_connections("one") == 1
+    broker.cancel(connection, "q")
+    assert broker.depth("q") == 0
