@@ -8,8 +8,9 @@ Rules
 3. Nothing is acked but what came twice: once the payload is whole its chunks go back to their queue, which is deleted
    after the commit that holds the update. A crash before that finds all of it there.
 4. A payload whose queue is gone, or empty for `PATIENCE_S` with chunks missing, or that holds damaged chunks, is
-   broken: its participant, which keeps the update until the receipt, is asked to send it again, `MOST_TRIES` times in
-   all. While it is waited for, from `GIVE_WAY_S` on, the others go first.
+   broken: its participant, which keeps the update until the receipt, is asked to send it again. The `MOST_TRIES`th try
+   is the last; those within `ONE_TRY_S` are one, because the manifest of what is broken may come several times before
+   the participant has heard of it. While chunks are waited for, from `GIVE_WAY_S` on, the others go first.
 5. A manifest may come twice. The latest copy stands for all: what it tells of is the same, and of a consumer that was
    lost only the latest can still be acked.
 6. What a manifest claims is compared with the model before anything of that size is allocated.
@@ -39,6 +40,7 @@ PATIENCE_S = 30.0
 """Longer than a broker takes to notice that a former connection of ours, which holds the chunks, is dead."""
 GIVE_WAY_S = 1.0
 MOST_TRIES = 3
+ONE_TRY_S = 30.0
 _ENVELOPE_BYTES = DEFAULT_LIMITS.max_header_bytes + 256
 """What an encoded update has beside its tensors, at most."""
 _AMQP_MOST_PREFETCH = 65_535
@@ -111,6 +113,8 @@ class Intake:
         self._waiting: deque[Manifest] = deque()
         self._current: _Current | None = None
         self._tries: Counter[str] = Counter()
+        """By update_id, as the next one."""
+        self._tried_at_s: dict[str, float] = {}
         self._silent_since_s: dict[str, float] = {}
         """update_id -> since when its queue is empty and its payload not whole."""
 
@@ -169,7 +173,7 @@ class Intake:
         update, chunks = manifest.update, manifest.chunks
         queue = self.queue_of(update.run_id, update.task_id, update.participant_id)
         if state_of(self._transport, queue) == "gone":
-            return self._broken(manifest, f"its queue {queue} does not exist")
+            return self._broken(manifest, f"its queue {queue} does not exist", now)
         buffer = np.empty(chunks.num_bytes, np.uint8).data  # of zeros, a bytearray would be touched twice
         current = self._current = _Current(manifest, queue, Assembly(chunks), buffer, now)
         prefetch = min(2 * chunks.count + 16, _AMQP_MOST_PREFETCH)
@@ -187,7 +191,7 @@ class Intake:
             return None
         current.heard_s = now
         if placed.problem is not None:
-            return self._give_up(current, placed.problem)
+            return self._give_up(current, placed.problem, now)
         if placed.index is None:
             self._transport.ack(placed.delivery)
             return None
@@ -199,7 +203,7 @@ class Intake:
                 return None
             current.assembly.check_all()
         except PeerError as error:
-            return self._give_up(current, str(error))
+            return self._give_up(current, str(error), now)
         body = current.buffer
         self._stop(current)
         return Whole(current.manifest, body)
@@ -220,7 +224,7 @@ class Intake:
         state = state_of(self._transport, current.queue)
         if state == "gone" or (state == "empty" and now >= self._patience_ends_s(current)):
             missing = f"{current.assembly.missing} of {current.manifest.chunks.count} chunks are missing"
-            return self._give_up(current, missing)
+            return self._give_up(current, missing, now)
         update_id = current.manifest.update.update_id
         if state == "empty" and self._waiting:
             self._silent_since_s.setdefault(update_id, current.heard_s)
@@ -254,19 +258,22 @@ class Intake:
     def forget(self, update_id: str) -> None:
         """The update is over."""
         self._tries.pop(update_id, None)
+        self._tried_at_s.pop(update_id, None)
         self._silent_since_s.pop(update_id, None)
 
     def _stop(self, current: _Current) -> None:
         self._current, current.buffer = None, None
         self._transport.stop_consuming(current.queue)
 
-    def _give_up(self, current: _Current, detail: str) -> Broken:
+    def _give_up(self, current: _Current, detail: str, now: float) -> Broken:
         self._stop(current)
-        return self._broken(current.manifest, detail)
+        return self._broken(current.manifest, detail, now)
 
-    def _broken(self, manifest: Manifest, detail: str) -> Broken:
+    def _broken(self, manifest: Manifest, detail: str, now: float) -> Broken:
         update = manifest.update
-        self._tries[update.update_id] += 1
+        if now >= self._tried_at_s.get(update.update_id, float("-inf")) + ONE_TRY_S:
+            self._tried_at_s[update.update_id] = now
+            self._tries[update.update_id] += 1
         self._silent_since_s.pop(update.update_id, None)
         log.warning(
             "payload broken participant=%s task=%s detail=%s", update.participant_id, update.task_id, detail

@@ -118,8 +118,9 @@ def test_chunks_that_are_not_as_they_were_sent_are_found(
 
 
 def test_a_payload_that_never_comes_whole_is_discarded_at_the_third_try(
-    federation: Federation, broker: EmbeddedBroker
+    federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(intake, "ONE_TRY_S", 0.0)
     transport = Meddling(broker, "p0")
 
     def meddle(message: Message) -> list[Message]:

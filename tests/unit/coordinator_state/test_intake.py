@@ -9,7 +9,7 @@ import pytest
 
 from broker_config.topology import Topology
 from broker_config.transport import Delivery
-from coordinator.intake import GIVE_WAY_S, MOST_TRIES, PATIENCE_S, Broken, ChunkPlaced, Intake, Whole
+from coordinator.intake import GIVE_WAY_S, MOST_TRIES, ONE_TRY_S, PATIENCE_S, Broken, ChunkPlaced, Intake, Whole
 from schemas import chunks
 from schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from schemas.messages import ChunkedPayload, Update, update_id
@@ -170,7 +170,7 @@ def test_the_third_broken_try_is_the_last_and_a_whole_one_begins_the_count_anew(
     finals = []
     for handle in range(MOST_TRIES):
         one.offer(handle, "a")
-        broken = one.begin()
+        broken = one.begin(now=handle * ONE_TRY_S)
         assert broken is not None
         finals.append(broken.final)
     assert finals == [False, False, True]
@@ -179,6 +179,17 @@ def test_the_third_broken_try_is_the_last_and_a_whole_one_begins_the_count_anew(
     again = one.begin()
     assert again is not None
     assert not again.final
+
+
+def test_a_manifest_that_comes_again_before_its_participant_could_send_again_is_no_further_try() -> None:
+    """The connection is lost each time before it is acked, say."""
+    one = Desk()
+    one.queues.depths[queue_of("a")] = BrokerError("no such queue")
+    for handle in range(5):
+        one.offer(handle, "a")
+        broken = one.begin(now=handle)
+        assert broken is not None
+        assert not broken.final
 
 
 def test_a_broker_that_is_away_breaks_nothing() -> None:
