@@ -398,6 +398,7 @@ class Loop:
                 return
             self._wait_for_room()
         if finished is None:
+            self._publisher.withdraw_all()
             return
         self._answer_the_rest()
         fault("before-farewell")

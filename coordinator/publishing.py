@@ -105,6 +105,12 @@ class Publisher:
             sender.cancel()
             self._transport.delete_queue(sender.queue.name)
 
+    def withdraw_all(self) -> None:
+        """Send no more: who leads the run next sends what its participants miss, into queues of its own."""
+        self._waiting.clear()
+        if self._sending is not None:
+            self.withdraw({self._sending[0].task_id})
+
     def pump(self) -> None:
         """Send waiting tasks while the window has room; one always fits, however large."""
         while self._waiting and self._sending is None:

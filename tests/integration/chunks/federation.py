@@ -75,6 +75,7 @@ class Federation:
         self._make_transport = make_transport
         self._pool = ThreadPoolExecutor(32)
         self._services: list[CoordinatorService | ParticipantService] = []
+        self._coordinator: tuple[CoordinatorService, Future[RunSummary]] | None = None
         self._participants: dict[str, tuple[ParticipantService, Future[str]]] = {}
 
     def transport(self, name: str) -> Transport:
@@ -93,7 +94,9 @@ class Federation:
         }  # fmt: skip
         changed.setdefault("connect", lambda: self.transport("coordinator"))
         service = CoordinatorService(**given | changed)
-        return self._start(service)
+        ended: Future[RunSummary] = self._start(service)
+        self._coordinator = service, ended
+        return ended
 
     def participant(self, name: str, trainer: Trainer | None = None, **changed: Any) -> Future[str]:
         given: dict[str, Any] = {
@@ -111,6 +114,13 @@ class Federation:
     def stop(self, name: str) -> None:
         """The participant leaves; the next one of this name finds its spool."""
         service, ended = self._participants[name]
+        service.stop()
+        ended.result(DEADLINE_S)
+
+    def stop_coordinator(self) -> None:
+        """It leaves; the next one goes on with its run."""
+        assert self._coordinator is not None
+        service, ended = self._coordinator
         service.stop()
         ended.result(DEADLINE_S)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from broker_config.backoff import Backoff
 from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.transport import Message, OnState, TransportState
-from coordinator.intake import PATIENCE_S
-from participant import agent
+from coordinator import intake
+from coordinator.service import RunSummary
+from participant import agent, download
 from schemas import chunks
 from schemas.codec import decode, encode
 from schemas.messages import Notice, Update
@@ -85,7 +90,7 @@ def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: 
     assert emptied.wait(DEADLINE_S)
     for name in ("p1", "p2"):
         federation.participant(name)
-    assert run.result(PATIENCE_S / 2).accepted == 2
+    assert run.result(intake.PATIENCE_S / 2).accepted == 2
 
 
 def test_a_request_to_send_again_that_is_lost_costs_no_update(
@@ -167,4 +172,68 @@ def test_payloads_leave_the_broker_while_it_takes_no_messages(federation: Federa
     coordinator.tell(TransportState("blocked", "disk"))
     gate.set()
     assert run.result(DEADLINE_S).accepted == 3
+    until(lambda: payload_queues(broker) == [])
+
+
+class Unlucky(EmbeddedTransport):
+    """Now and then a chunk is damaged or comes twice, a manifest comes twice, a request to send again is lost."""
+
+    def __init__(self, broker: EmbeddedBroker, name: str, luck: random.Random) -> None:
+        super().__init__(broker, name)
+        self._luck = luck
+
+    def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+        drawn, kind = self._luck.random(), message.headers.get("kind")
+        if is_chunk(message) and drawn < 0.002:
+            message = replace(message, body=b"\xff" + bytes(message.body)[1:])
+        elif (is_chunk(message) and drawn < 0.006) or (kind == "update" and drawn < 0.3):
+            super().publish(message, timeout_s)
+        elif kind == "notice" and drawn < 0.2:
+            notice = decode(message.body).message
+            if isinstance(notice, Notice) and notice.event == "send_again":
+                message = replace(message, routing_key="nobody")
+        return super().publish(message, timeout_s)
+
+
+def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
+    federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections are cut, queues deleted and everybody restarted all through the run."""
+    for module, name, seconds in (
+        (intake, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05), (download, "PATIENCE_S", 0.4),
+        (agent, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (agent, "RETRY", Backoff(0.05, 0.5)),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, seconds)
+    luck, pause, versions = random.Random(1), threading.Event(), 12
+    trainers = {f"p{number}": Trainer() for number in range(4)}
+
+    def participant(name: str) -> None:
+        federation.participant(name, trainers[name], transport=Unlucky(broker, name, luck))
+
+    def coordinator() -> Future[RunSummary]:
+        return federation.coordinator(versions, 2, connect=lambda: Unlucky(broker, "coordinator", luck))
+
+    for name in trainers:
+        participant(name)
+    run, faults = coordinator(), Counter[str]()
+    while not run.done():
+        pause.wait(luck.uniform(0, 0.1))
+        fault, name = luck.choice(["cut", "delete", "restart", "lead"]), luck.choice(list(trainers))
+        queues = payload_queues(broker)
+        faults[fault] += 1
+        if fault == "cut":
+            broker.drop_connections(luck.choice(["coordinator", name, None]))
+        elif fault == "delete" and queues:
+            with contextlib.suppress(KeyError):  # somebody was faster
+                broker.delete_queue(luck.choice(queues))
+        elif fault == "restart":
+            federation.stop(name)
+            participant(name)
+        elif fault == "lead":
+            federation.stop_coordinator()
+            run = coordinator()
+    assert len(faults) == 4
+    assert run.result(DEADLINE_S).accepted == 2 * versions
+    federation.check(versions, 2 * versions)
+    assert "malformed" not in federation.discarded()
     until(lambda: payload_queues(broker) == [])

@@ -146,6 +146,18 @@ def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next
     assert wire.queues != [queue]
 
 
+def test_one_who_leaves_leaves_no_queue_of_half_a_payload():
+    wire = Wire()
+    made, done = publisher(wire, 10_000, max_message_bytes=512, chunk_bytes=100)
+    for seq in (1, 2):
+        made.task(order(seq), PARAMETERS)
+    made.pump()
+    done[0].sender.take(done[0])
+    made.withdraw_all()
+    made.pump()
+    assert (wire.queues, made.versions) == ([], set())
+
+
 def test_a_task_that_is_withdrawn_in_the_commit_that_issues_it_is_not_sent():
     wire = Wire()
     made, _ = publisher(wire, 10_000)
