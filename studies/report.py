@@ -25,7 +25,8 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:
 h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
 table{border-collapse:collapse;margin:.8em 0;font-size:.88em;font-variant-numeric:tabular-nums}
 th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}
-th{border-bottom:1.5px solid #888;font-weight:600;white-space:normal;vertical-align:bottom}td.text,th.text{text-align:left;white-space:normal}
+th{border-bottom:1.5px solid #888;font-weight:600;white-space:normal;vertical-align:bottom}
+td.text,th.text{text-align:left;white-space:normal}
 td:first-child{white-space:nowrap}
 figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}caption{text-align:left}
 .scroll{overflow-x:auto}figcaption,.note,caption{color:#444;font-size:.9em}
