@@ -17,7 +17,7 @@ from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
 from broker_config.transport import Message, OnState, TransportState
 from coordinator import intake
 from coordinator.service import RunSummary
-from participant import agent, download
+from participant import agent, download, outbox, waiting
 from schemas import chunks
 from schemas.codec import decode, encode
 from schemas.messages import Notice, Update
@@ -97,7 +97,7 @@ def test_a_request_to_send_again_that_is_lost_costs_no_update(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the coordinator is killed between the ack of the manifest and the request."""
-    monkeypatch.setattr("participant.outbox.ANNOUNCE_AGAIN_S", 0.1)
+    monkeypatch.setattr(outbox, "ANNOUNCE_AGAIN_S", 0.1)
     lost = threading.Event()
 
     class Losing(EmbeddedTransport):
@@ -201,7 +201,7 @@ def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
     """Connections are cut, queues deleted and everybody restarted all through the run."""
     for module, name, seconds in (
         (intake, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05), (download, "PATIENCE_S", 0.4),
-        (agent, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (agent, "RETRY", Backoff(0.05, 0.5)),
+        (outbox, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (waiting, "RETRY", Backoff(0.05, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, seconds)
     luck, pause, versions = random.Random(1), threading.Event(), 12
