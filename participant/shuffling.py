@@ -2,8 +2,8 @@
 
 Each example draws a word; the order of the words is the examples' order (a random sort). The words are SplitMix64's
 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", section 5), whose i-th word can be
-computed without the ones before it: a study makes those of a whole cohort at once, which costs a tenth of one numpy
-generator for each task.
+computed without the ones before it: a study makes those of a whole cohort at once, for less than half of what a numpy
+generator for each task costs.
 """
 
 from __future__ import annotations
