@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from tests.support.rabbitmq import amqp_url, own_node, prefix, rabbitmq_node
 
 __all__ = ["amqp_url", "own_node", "prefix", "rabbitmq_node"]
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test starts and sends it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
