@@ -10,7 +10,7 @@ from tests.support.rabbitmq import amqp_url, own_node, prefix, rabbitmq_node
 
 __all__ = ["amqp_url", "own_node", "prefix", "rabbitmq_node"]
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test starts and sends it.
+# What a shell starts in the background ignores Ctrl-C, and so would each process that a test starts and sends it to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
