@@ -7,7 +7,8 @@ Rules
     version that it was of in the run, and the staleness of each update is the run's.
  2. A participant that was given a task while a lapsed one was in training counts as two (studies.recorded.lanes); in a
     `replay` as one, whose first task lapses when the second goes out.
- 3. A synchronous strategy asks when its round opens: it meets the same offers and durations, in its own order.
+ 3. A synchronous strategy asks when its round opens: it meets the same offers and durations, in its own order. In a
+    `replay` its rounds are the run's (studies.recorded_versions).
  4. When the record is over the run ends, as `record_over`, unless its own limits were reached before.
 
 `replay` is the proof: the run's own strategy and the archived updates give the run's parameters, bit for bit.
@@ -25,7 +26,7 @@ from coordinator import archive, audit, checkpoint
 from coordinator.client_weights import ClientWeights
 from coordinator.events import ParticipantSeen, StopRequested
 from coordinator.ledger_reader import LedgerReader
-from coordinator.ledger_rows import ArchivedUpdate, UpdateRow
+from coordinator.ledger_rows import ArchivedUpdate, UpdateRow, VersionRow
 from coordinator.model import Model
 from coordinator.replay import checkpoint_meta
 from coordinator.run_folder import RunFolder
@@ -40,7 +41,7 @@ from studies.engine import Engine
 from studies.outcome import Outcome
 from studies.population import Population, task_streams
 from studies.recorded import RecordedTask, offers
-from studies.recorded_groups import RecordedGroups
+from studies.recorded_versions import RecordedVersions, make_as_recorded
 from studies.settings import StudyRun
 from studies.training import Backend, Job, Result, Trained
 
@@ -82,9 +83,9 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     """A recorded run again, in virtual time at its own moments, with the updates of its archive: the engine and the
     decision core make the same versions of them, to the last bit. `strategy` is needed where it is of the user's own.
 
-    Raises InputError for a run that cannot be replayed like this (no archive since its beginning, a synchronous
-    strategy: `fedmq verify` replays those as far as it can), StateError where the engine comes to something else than
-    the ledger says, CheckpointError where the archive is damaged.
+    Raises InputError for a run without an archive since its beginning (`fedmq verify` replays such a one as far as it
+    can), StateError where the engine comes to something else than the ledger says, CheckpointError where the archive is
+    damaged.
     """
     folder = RunFolder(Path(run_dir))
     with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
@@ -94,8 +95,6 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     strategy = strategy or audit.built_in(run.settings["strategy"])
     if strategy is None:
         raise InputError(f"the run in {run_dir} has a strategy of the user's own: give it as `strategy`")
-    if strategy.cohort is not None:
-        raise InputError(f"{strategy.name} is synchronous, and its rounds are not in the ledger: use fedmq verify")
     if not bases or bases[0].accepted or len(archived) != len(rows):
         raise InputError(f"the run in {run_dir} has no archive of all its updates: only what is kept can be replayed")
     initial = Model.restored(strategy, archive.read_base(folder.archive, bases[0])).parameters
@@ -103,8 +102,9 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     # Under the names that they had: a participant in two lanes is one, to a strategy that keeps something of each.
     members = [replace(m, participant_id=m.history.participant_id) for m in population.members(0) if m.history]
     streams = task_streams(0, len(members))
-    # With arrival groups the last version may have come after the last update, at a moment of its own.
-    ends_later = arrivals(strategy) is not None and bool(rows) and rows[-1].base_version + rows[-1].staleness < newest
+    # With arrival groups or rounds the last version may have come after the last update, at a moment of its own.
+    own_moments = arrivals(strategy) is not None or strategy.cohort is not None
+    ends_later = own_moments and bool(rows) and rows[-1].base_version + rows[-1].staleness < newest
     stop = StopSettings(max_versions=newest) if ends_later else StopSettings(max_updates=max(len(rows), 1))
     engine = _Replay(
         population,
@@ -116,29 +116,30 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
         seed=0,
         on_evaluation=None,
     )
-    if arrivals(strategy) is not None:
-        engine.give(RecordedGroups(strategy, rows, versions))
-    return engine.replayed(folder, rows, archived, states.get((len(rows), newest)))
+    return engine.replayed(folder, rows, archived, versions, states.get((len(rows), newest)))
 
 
 class _Replay(RecordedEngine):
-    _groups: RecordedGroups | None = None
-
-    def give(self, groups: RecordedGroups) -> None:
-        """Arrival groups as they were."""
-        self._groups = self._core._groups = self._core._desk.groups = groups
+    _versions: RecordedVersions | None = None
 
     def _close(self, about: int) -> None:
         """Not while a version is still to come."""
-        due_s = None if self._groups is None else self._groups.next_due()
+        due_s = None if self._versions is None else self._versions.next_due()
         if due_s is None:
             super()._close(about)
         else:
             self._plan(max(due_s, self._now), self._close, about)
 
     def replayed(
-        self, folder: RunFolder, rows: Sequence[UpdateRow], archived: Sequence[ArchivedUpdate], digest: str | None
+        self,
+        folder: RunFolder,
+        rows: Sequence[UpdateRow],
+        archived: Sequence[ArchivedUpdate],
+        versions: Sequence[VersionRow],
+        digest: str | None,
     ) -> Outcome:
+        """`digest`: of the run's last committed state, where it is that of all these."""
+        self._versions = make_as_recorded(self._core, rows, versions)
         self._lazy = _ArchivedResults(folder, rows, archived, self._devices, METHODS[self._reply].remembers)  # type: ignore[assignment]
         self._core._desk.client_weights = _RecordedWeights(rows)
         outcome = self.run()

@@ -3,9 +3,10 @@ other strategies would have made of it."""
 
 import pytest
 
+from coordinator.server_optimizers import Adam
 from coordinator.settings import ArchiveSettings, StopSettings
 from coordinator.staleness import Polynomial
-from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, FedBuff, FedCompass
+from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, FedBuff, FedCompass, FedNova
 from schemas.errors import InputError, StateError
 from schemas.messages import TrainingConfig
 from studies.engine import simulate
@@ -52,6 +53,33 @@ def test_a_recorded_deployment_replays_in_the_engine_to_the_same_parameters_bit_
     assert (list(outcome.updates.weight), {row.version for row in rows[len(made) :]} - {None}) == (made, set())
     assert list(outcome.version_s) == [point.run_s for point in points]
     assert len(set(outcome.updates.staleness)) > 1, "a run without staleness shows little"
+
+
+def answers_every_other(p, task):
+    """The rest it forgets."""
+    if len(p.tasks) % 2:
+        p.train(task)
+
+
+ROUNDS = [
+    FedAvg(cohort_size=2, over_selection=2.0),
+    FedNova(cohort_size=4),
+    FedAvg(cohort_size=4, round_deadline_s=0.3, min_updates=2, server_optimizer=Adam()),
+]
+
+
+@pytest.mark.parametrize("strategy", ROUNDS, ids=["over-selected", "fednova", "ended by its deadline"])
+def test_recorded_rounds_replay_in_the_engine_to_the_same_parameters_bit_for_bit(record, strategy):
+    by_deadline = strategy is ROUNDS[2]
+    federation = record(strategy, p1=answers_every_other if by_deadline else None)
+    with federation.ledger() as ledger:
+        rows, points = ledger.updates(), ledger.versions()
+    smallest = min(point.num_updates for point in points)
+    assert (smallest < strategy.cohort.size) == by_deadline, "the rounds of this run were others"
+    outcome = replay(federation.run_dir)
+    assert same_bits(outcome.parameters, federation.final())
+    assert list(outcome.updates.weight) == [row.weight for row in rows if row.version is not None]
+    assert list(outcome.version_s) == [point.run_s for point in points]
 
 
 def loses_its_first_task(p, task):
