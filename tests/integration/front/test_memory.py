@@ -191,3 +191,12 @@ def test_scaffolds_control_variates_add_up_to_the_coordinators(room):
     one.check()
     assert float(replay(one.folder / "run").parameters["x"][0]) == one.final()
     assert one.final() == pytest.approx(x, abs=1e-12)
+
+
+def test_scaffolds_rounds_replay_in_the_engine_with_what_participants_remembered(room):
+    one = room(Scaffold(num_participants=2, cohort_size=2), 12)
+    people = [one.join(name) for name in ("p0", "p1")]
+    assert one.run.result(DEADLINE_S).finished == "max_updates"
+    assert [p.result(DEADLINE_S) for p in people] == ["run_finished"] * 2
+    assert [row.version for row in one.rows()] == [v for v in range(1, 7) for _ in range(2)]
+    assert float(replay(one.folder / "run").parameters["x"][0]) == one.final()
