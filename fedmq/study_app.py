@@ -26,6 +26,7 @@ from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 from studies.classification import Part, class_numbers, load_arrays, validated
 from studies.deals import AnyDeal, Iid
+from studies.global_random import DATA, INITIAL_MODEL, seeded
 from studies.population import Member
 from studies.problem import Federation
 from studies.training import Job, Trained
@@ -65,7 +66,7 @@ class AppProblem(Value):
         if app.get("build_trainer") is not None:
             if self.data is not None:
                 raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
-            return TrainerFederation(app, names)
+            return TrainerFederation(app, names, seed)
         build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
         from studies.keras_cohort import KerasFederation  # TensorFlow: in the processes that run cells
 
@@ -76,12 +77,23 @@ class AppProblem(Value):
                 rows, kept = _kept_back(rows, self.validation_part, seed)
                 test = (x[kept], y[kept])
             elif (load_test := app.get("load_test_data")) is not None:
-                test = load_test()
+                with seeded(0, DATA):
+                    test = load_test()
         else:
             x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
             labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
             rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
-        return KerasFederation(build_model, x, y, rows, test=test, path=self.path, memory_bytes=self.memory_bytes)
+        return KerasFederation(
+            build_model,
+            x,
+            y,
+            rows,
+            test=test,
+            path=self.path,
+            memory_bytes=self.memory_bytes,
+            seed=seed,
+            app=(self.app, _digest(self.app)),
+        )
 
     def for_tuning(self, part: float) -> tuple[AppProblem, str]:
         """See studies.problem.ForTuning."""
@@ -98,13 +110,15 @@ class AppProblem(Value):
 class TrainerFederation:
     """Participants with trainers of the app's own, one training after the other."""
 
-    def __init__(self, app: App, names: Sequence[str]) -> None:
-        given = app.need("initial_parameters", "for the first version of the model")()
+    def __init__(self, app: App, names: Sequence[str], seed: int) -> None:
+        with seeded(seed, INITIAL_MODEL):
+            given = app.need("initial_parameters", "for the first version of the model")()
         if not isinstance(given, Mapping) or not given:
             raise AppError(f"initial_parameters in {app.path} gave {given!r:.80}, expected name -> array.")
         flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
         self.initial = Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
-        trainers = [trainer_of(app, name) for name in names]
+        with seeded(0, DATA):
+            trainers = [trainer_of(app, name) for name in names]
         self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
         self.backend = TrainerCohort(trainers)
         self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate")
@@ -151,21 +165,22 @@ def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Ar
     xs: list[Array] = []
     ys: list[Array] = []
     rows, end = [], 0
-    for name in names:
-        x, y = (np.asarray(a) for a in load_data(name))
-        if len(x) != len(y) or not len(x):
-            raise AppError(
-                f"load_data({name!r}) in {path} gave {len(x)} x and {len(y)} y, expected as many, at least 1"
-            )
-        if x.dtype == np.float64:
-            x = x.astype(np.float32)  # as Keras takes it; half the memory
-        key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
-        if key not in parts:
-            parts[key] = (end, end + len(x))
-            end += len(x)
-            xs.append(x)
-            ys.append(y)
-        rows.append(np.arange(*parts[key]))
+    with seeded(0, DATA):
+        for name in names:
+            x, y = (np.asarray(a) for a in load_data(name))
+            if len(x) != len(y) or not len(x):
+                raise AppError(
+                    f"load_data({name!r}) in {path} gave {len(x)} x and {len(y)} y, expected as many, at least 1"
+                )
+            if x.dtype == np.float64:
+                x = x.astype(np.float32)  # as Keras takes it; half the memory
+            key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
+            if key not in parts:
+                parts[key] = (end, end + len(x))
+                end += len(x)
+                xs.append(x)
+                ys.append(y)
+            rows.append(np.arange(*parts[key]))
     try:
         return np.concatenate(xs), np.concatenate(ys), rows
     except ValueError as e:

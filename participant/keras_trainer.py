@@ -89,6 +89,10 @@ class KerasTrainer:
         may differ. For studies, where one model trains for many participants."""
         self._data = LazyData(data, "data")
 
+    def use_evaluation_data(self, data: Data | Callable[[], Data]) -> None:
+        """Evaluate on other data from now on, as `use_data`."""
+        self._evaluation_data = LazyData(data, "evaluation_data")
+
     def train(
         self,
         parameters: Mapping[str, npt.NDArray[Any]],

@@ -9,8 +9,9 @@ Two paths give the same results to float tolerance:
               tensors, all steps in one XLA program. For SGD (with momentum, Nesterov) and Adam.
 
 Which is faster depends on the model: dense models gain much, small convolutions lose on a CPU. So `KerasCohort` times
-both on the first cohort, takes the faster, and says so in its `name`. A choice by time can differ from one machine to
-the next, and the paths differ in the last bits: a study that is to be repeated bit for bit names its path.
+both on the first cohort, takes the faster, and says so in its `name`; the other cells of the study do as the first one
+did (studies.choices). A choice by time can differ from one machine to the next, and the paths differ in the last bits:
+a study that is to be repeated bit for bit in another folder names its path.
 
 A cohort is cut into chunks of one fixed shape (`chunk` participants, padded), so that neither the size of a cohort nor
 its neighbours change a participant's result. Unequal data: batches are padded and masked, participants with fewer steps
@@ -21,20 +22,24 @@ from the same seeds: there the paths agree in distribution only.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import numpy.typing as npt
 
-from participant.keras_backend import tf
-from participant.keras_model import parameters_of
+from participant.keras_backend import keras, tf
+from participant.keras_model import built_model, parameters_of
 from participant.keras_trainer import KerasTrainer
 from schemas.errors import AppError
 from schemas.parameters import Parameters
 from studies.batches import Rows
+from studies.choices import shared
+from studies.global_random import INITIAL_MODEL, seeded
+from studies.keras_kept import kept, spec
 from studies.keras_rules import NotVectorised
-from studies.keras_vectorised import VectorisedSteps
+from studies.keras_vectorised import Program, VectorisedSteps, sees_gpu
 from studies.training import Job, Trained
 
 PathName = Literal["measure", "cohort", "plain"]
@@ -47,7 +52,8 @@ class KerasFederation:
     """`x` and `y` arrays of which participant i has `rows[i]`; `test` for the central evaluation.
 
     `build_model()` returns a compiled model, as for a deployment. Raises AppError where it cannot be used, ConfigError
-    where one participant does not fit into `memory_bytes`.
+    where one participant does not fit into `memory_bytes`. The initial model follows from `seed`. `app`: what the model
+    is known by; federations of one model share what was compiled of it.
     """
 
     def __init__(
@@ -61,13 +67,23 @@ class KerasFederation:
         path: PathName = "measure",
         chunk: int | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        seed: int = 0,
+        app: Hashable = None,
     ) -> None:
+        app = build_model if app is None else app
         self.num_examples = [len(r) for r in rows]
-        self.backend = KerasCohort(build_model, x, y, rows, path=path, chunk=chunk, memory_bytes=memory_bytes)
+        self.backend = KerasCohort(
+            build_model, x, y, rows, path=path, chunk=chunk, memory_bytes=memory_bytes, seed=seed, app=app
+        )
         self.initial = self.backend.initial
         self.data_bytes = x.nbytes + y.nbytes
         self.evaluates = test is not None
-        self._evaluator = None if test is None else KerasTrainer(build_model, evaluation_data=test)
+        self._evaluator = None
+        if test is not None:
+            self._evaluator = kept(
+                ("evaluates", app, spec(*test)), lambda: KerasTrainer(build_model, evaluation_data=test)
+            )
+            self._evaluator.use_evaluation_data(test)
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._evaluator is not None
@@ -87,15 +103,25 @@ class KerasCohort:
         path: PathName = "measure",
         chunk: int | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        seed: int = 0,
+        app: Hashable = None,
     ) -> None:
-        self._plain = PlainSteps(build_model, x, y, rows)
-        self.initial = parameters_of(self._plain.trainer.model).packed()
+        app = build_model if app is None else app
+        with seeded(seed, INITIAL_MODEL) as own_seed:
+            keras.utils.set_random_seed(own_seed)
+            self.initial = parameters_of(built_model(build_model)).packed()
+        self._data = data = spec(x, y)
+        self._plain = PlainSteps(
+            kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1], y[:1]))), x, y, rows
+        )
         self._path = path
         self._cohort: VectorisedSteps | None = None
         self.name = "Keras, one compiled step after the other"
         if path != "plain":
             try:
-                self._cohort = VectorisedSteps(build_model, x, y, rows, chunk=chunk, memory_bytes=memory_bytes)
+                program = kept(("vectorised", app, data), lambda: Program(build_model, x, y))
+                at_once = program.chunk(chunk, memory_bytes, x[:1].nbytes)
+                self._cohort = VectorisedSteps(program, x, y, rows, chunk=at_once)
                 self.name = f"Keras, vectorised in chunks of {self._cohort.chunk}"
             except NotVectorised as why:
                 if path == "cohort":
@@ -116,11 +142,22 @@ class KerasCohort:
         return [results[i] for i in range(len(jobs))]
 
     def _choose(self, jobs: Sequence[Job]) -> None:
-        """Time both on the first jobs; what they gave is thrown away, so that one path trains them all."""
+        """As the study's other cells did, or by time; one path trains all of a cell's jobs."""
         assert self._cohort is not None
         sample = [job for job in jobs if self._cohort.fits(job)][: self._cohort.chunk]
-        if not sample:
-            return
+        if sample:
+            chosen = shared(self._kind(sample[0].config.batch_size), lambda: self._measured(sample))
+            self._path, self.name = ("cohort" if chosen["path"] == "cohort" else "plain"), chosen["name"]
+
+    def _kind(self, batch_size: int) -> str:
+        """What the times depend on, as a file name: equal for all cells of one model and batch size."""
+        model = [(name, str(a.dtype), a.shape) for name, a in self.initial.items()]
+        text = repr((model, self._data, batch_size, self.name, sees_gpu()))
+        return f"keras-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def _measured(self, sample: Sequence[Job]) -> dict[str, str]:
+        """The faster path, and how to call it; what the sample gave is thrown away."""
+        assert self._cohort is not None
         self._plain.train(sample[:1])
         start, done = time.perf_counter(), 0
         while done < len(sample) and time.perf_counter() - start < MEASURE_PLAIN_S:
@@ -130,33 +167,29 @@ class KerasCohort:
         try:
             self._cohort.train(sample)
         except (tf.errors.OpError, NotImplementedError, TypeError, ValueError) as error:
-            self._path = "plain"
-            self.name = f"Keras, one compiled step after the other (not vectorised: {str(error).splitlines()[0][:200]})"
-            return
+            why = str(error).splitlines()[0][:200]
+            return {"path": "plain", "name": f"Keras, one compiled step after the other (not vectorised: {why})"}
         start = time.perf_counter()
         self._cohort.train(sample)
         cohort_s = (time.perf_counter() - start) / len(sample)
-        self._path = "cohort" if cohort_s < plain_s else "plain"
+        path = "cohort" if cohort_s < plain_s else "plain"
         times = f"a participant took {cohort_s * 1e3:.2f} ms vectorised, {plain_s * 1e3:.2f} ms by itself"
-        how = f"vectorised in chunks of {self._cohort.chunk}" if self._path == "cohort" else "one step after the other"
-        self.name = f"Keras, {how} ({times})"
+        how = f"vectorised in chunks of {self._cohort.chunk}" if path == "cohort" else "one step after the other"
+        return {"path": path, "name": f"Keras, {how} ({times})"}
 
 
 class PlainSteps:
     """The participants' own trainer, for one participant after the other."""
 
-    def __init__(
-        self, build_model: Callable[[], Any], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows]
-    ) -> None:
-        self._x, self._y, self._rows = x, y, rows
-        self.trainer = KerasTrainer(build_model, (x[:1], y[:1]))
+    def __init__(self, trainer: KerasTrainer, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows]) -> None:
+        self._trainer, self._x, self._y, self._rows = trainer, x, y, rows
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         return [self._one(job) for job in jobs]
 
     def _one(self, job: Job) -> Trained:
         rows = self._rows[job.participant]
-        self.trainer.use_data((self._x[rows], self._y[rows]))
-        result = self.trainer.train(job.base, job.config, job.correction)
+        self._trainer.use_data((self._x[rows], self._y[rows]))
+        result = self._trainer.train(job.base, job.config, job.correction)
         parameters = Parameters(result.parameters, job.base.non_trainable)
         return Trained(parameters, result.num_examples, result.num_steps, result.metrics)

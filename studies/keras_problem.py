@@ -47,7 +47,14 @@ class KerasProblem:
         labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
         rows = self.deal_by.deal(labels, members, seed)
         return KerasFederation(
-            self.build_model, x, y, rows, test=(x_test, y_test), path=self.path, memory_bytes=self.memory_bytes
+            self.build_model,
+            x,
+            y,
+            rows,
+            test=(x_test, y_test),
+            path=self.path,
+            memory_bytes=self.memory_bytes,
+            seed=seed,
         )
 
     def for_tuning(self, part: float) -> tuple[KerasProblem, str]:

@@ -26,43 +26,17 @@ class VectorisedSteps:
     """Chunks of participants as one XLA program. Raises NotVectorised where the model is not of the known kinds."""
 
     def __init__(
-        self,
-        build_model: Callable[[], Any],
-        x: npt.NDArray[Any],
-        y: npt.NDArray[Any],
-        rows: Sequence[Rows],
-        *,
-        chunk: int | None,
-        memory_bytes: int,
+        self, program: Program, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], *, chunk: int
     ) -> None:
-        self.model = built_model(build_model, x[:1])
-        self._rule = optimizer_rule(self.model)
+        self._program, self.chunk = program, chunk
         self._rows = [np.asarray(r, np.int64) for r in rows]
         self._x = tf.constant(as_trained(x))
         self._y = tf.constant(as_trained(y))
-        names = {id(v): name for v, name in zip(self.model.weights, parameters_of(self.model), strict=True)}
-        self._trainable = [names[id(v)] for v in self.model.trainable_variables]
-        self._others = [names.get(id(v)) for v in self.model.non_trainable_variables]
-        """Tensors that are not trained; None stands for the state of a random generator."""
-        self._other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
-        self._stateful = bool(self._others)
         self._stacks: dict[str, npt.NDArray[Any]] = {}
-        per_participant = self._bytes(x[:1].nbytes)
-        if per_participant > memory_bytes:
-            raise ConfigError(
-                f"training one participant takes about {per_participant:,} bytes, the limit is {memory_bytes:,}: "
-                "raise memory_bytes, or take a smaller model"
-            )
-        self._on_gpu = _sees_gpu()
-        wanted = chunk or (GPU_CHUNK if self._on_gpu else CPU_CHUNK)
-        self.chunk = min(wanted, memory_bytes // per_participant)
-        # One eager call makes the loss's and the optimizer's variables, which a traced function may not.
-        self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
-        self._program = tf.function(self._train_chunk, jit_compile=True, autograph=False, reduce_retracing=False)
 
     def fits(self, job: Job) -> bool:
         """Whether padding would not show in the result."""
-        return not self._stateful or len(self._rows[job.participant]) % job.config.batch_size == 0
+        return not self._program.others or len(self._rows[job.participant]) % job.config.batch_size == 0
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         results: dict[int, Trained] = {}
@@ -84,22 +58,23 @@ class VectorisedSteps:
         rows = np.zeros((room, *cohort.rows.shape[1:]), np.int32)
         real = np.zeros((room, self.chunk), np.int32)
         rows[:steps], real[:steps] = cohort.rows, cohort.real
-        trainable = [self._stacked(name, padded) for name in self._trainable]
+        program = self._program
+        trainable = [self._stacked(name, padded) for name in program.trainable]
         plan: dict[str, Any] = {
             "rows": rows,
             "real": real,
             "steps": np.int32(steps),
             "last_epoch": cohort.last_epoch.astype(np.int32),
-            "rates": np.array([self._rule.rate(j.config.learning_rate) for j in padded], np.float32),
+            "rates": np.array([program.rule.rate(j.config.learning_rate) for j in padded], np.float32),
         }
         if any(j.config.proximal_mu for j in jobs):  # else the program need not read the base versions at each step
             plan["pulls"] = np.array([j.config.proximal_mu for j in padded], np.float32)
         if jobs[0].correction is not None:
-            self._rule.check_plain()
-            plan["corrections"] = [stacked_corrections(padded, name) for name in self._trainable]
-        trained, others, loss = self._program(trainable, self._other_state(padded), plan)
-        arrays = {name: _viewed(t) for name, t in zip(self._trainable, trained, strict=True)}
-        arrays |= {n: t.numpy() for n, t in zip(self._others, others, strict=True) if n is not None}
+            program.rule.check_plain()
+            plan["corrections"] = [stacked_corrections(padded, name) for name in program.trainable]
+        trained, others, loss = program.run(trainable, self._other_state(padded), plan, self._x, self._y)
+        arrays = {name: _viewed(t) for name, t in zip(program.trainable, trained, strict=True)}
+        arrays |= {n: t.numpy() for n, t in zip(program.others, others, strict=True) if n is not None}
         losses = loss.numpy()
         return [
             Trained(
@@ -120,13 +95,14 @@ class VectorisedSteps:
             self._stacks[name] = flat(self.chunk * size, np.dtype(np.float32)).reshape(self.chunk, *shape)
         stack = self._stacks[name]
         np.stack([j.base[name] for j in jobs], out=stack)
-        return stack if self._on_gpu else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
+        return stack if sees_gpu() else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
 
     def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
         """As the participant's trainer starts a task: its parameters, and generators seeded by the task."""
-        if not self._others:
+        names = self._program.others
+        if not names:
             return []
-        generators = sum(name is None for name in self._others)
+        generators = sum(name is None for name in names)
         seeds = [
             iter(np.random.SeedSequence(j.config.seed, spawn_key=(1,)).generate_state(max(generators, 1))) for j in jobs
         ]
@@ -134,10 +110,39 @@ class VectorisedSteps:
             np.stack([np.array([next(own) >> 1, 0]) for own in seeds]).astype(dtype)
             if name is None
             else np.stack([j.base[name] for j in jobs])
-            for name, dtype in zip(self._others, self._other_dtypes, strict=True)
+            for name, dtype in zip(names, self._program.other_dtypes, strict=True)
         ]
 
-    def _train_chunk(self, trainable: Stack, others: Stack, plan: dict[str, Any]) -> Any:
+
+class Program:
+    """The training of a model's participants as a compiled function, for any data of one kind.
+
+    Raises NotVectorised where the model is not of the known kinds.
+    """
+
+    def __init__(self, build_model: Callable[[], Any], x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+        self.model = built_model(build_model, x[:1])
+        self.rule = optimizer_rule(self.model)
+        names = {id(v): name for v, name in zip(self.model.weights, parameters_of(self.model), strict=True)}
+        self.trainable = [names[id(v)] for v in self.model.trainable_variables]
+        self.others = [names.get(id(v)) for v in self.model.non_trainable_variables]
+        """Tensors that are not trained; None stands for the state of a random generator."""
+        self.other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
+        # One eager call makes the loss's and the optimizer's variables, which a traced function may not.
+        self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
+        self.run = tf.function(self._train_chunk, jit_compile=True, autograph=False, reduce_retracing=False)
+
+    def chunk(self, wanted: int | None, memory_bytes: int, example_bytes: int) -> int:
+        """How many participants at a time. Raises ConfigError where not even one fits into `memory_bytes`."""
+        per_participant = self._bytes(example_bytes)
+        if per_participant > memory_bytes:
+            raise ConfigError(
+                f"training one participant takes about {per_participant:,} bytes, the limit is {memory_bytes:,}: "
+                "raise memory_bytes, or take a smaller model"
+            )
+        return min(wanted or (GPU_CHUNK if sees_gpu() else CPU_CHUNK), memory_bytes // per_participant)
+
+    def _train_chunk(self, trainable: Stack, others: Stack, plan: dict[str, Any], all_x: Any, all_y: Any) -> Any:
         """Traced: all steps of a chunk. The last result is the mean loss of each participant's last epoch."""
         base, (room, chunk, size) = list(trainable), plan["rows"].shape
         places = tf.range(size)[None, :]
@@ -148,7 +153,7 @@ class VectorisedSteps:
             active = examples > 0
             weights = tf.cast(places < examples[:, None], tf.float32)
             weights *= size / tf.cast(tf.maximum(examples, 1), tf.float32)[:, None]
-            x, y = tf.gather(self._x, plan["rows"][s]), tf.gather(self._y, plan["rows"][s])
+            x, y = tf.gather(all_x, plan["rows"][s]), tf.gather(all_y, plan["rows"][s])
             gradients, stepped, loss = tf.vectorized_map(self._gradient, (trainable, others, x, y, weights))
             if "pulls" in plan:
                 gradients = [
@@ -156,7 +161,7 @@ class VectorisedSteps:
                 ]
             if "corrections" in plan:
                 gradients = [g + c for g, c in zip(gradients, plan["corrections"], strict=True)]
-            moved, moments = self._rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
+            moved, moments = self.rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
             shown = tf.where(active & (s >= plan["last_epoch"]), tf.cast(examples, tf.float32), 0.0)
             state = (
                 _choose(active, moved, trainable),
@@ -165,7 +170,7 @@ class VectorisedSteps:
             )
             return s + 1, state, total + tf.where(shown > 0, shown * loss, 0.0), count + shown
 
-        start = (base, list(others), self._rule.slots(base))
+        start = (base, list(others), self.rule.slots(base))
         nothing = tf.zeros([chunk])
         _, (trainable, others, _), total, count = tf.while_loop(
             lambda s, *_: s < plan["steps"],
@@ -194,10 +199,11 @@ class VectorisedSteps:
         of a batch of 32, there and back."""
         weights = sum(math.prod(v.shape) * 4 for v in self.model.weights)
         outputs = sum(_size(layer) for layer in self.model.layers)
-        return int(weights * (4 + 2 * self._rule.num_slots) + 32 * (example_bytes + 3 * 4 * outputs))
+        return int(weights * (4 + 2 * self.rule.num_slots) + 32 * (example_bytes + 3 * 4 * outputs))
 
 
-def _sees_gpu() -> bool:
+def sees_gpu() -> bool:
+    """Whether TensorFlow has one: it is used without being asked for."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 

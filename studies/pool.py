@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ConfigError, FedmqError, InputError
+from studies import choices
 from studies.cell import Cell, CellResult, check_cell, read_cell, run_cell
 
 POLL_S = 0.2
@@ -163,7 +164,7 @@ class CellPool:
                 self._workers,
                 mp_context=self._context,
                 initializer=_start_worker,
-                initargs=(self._parts, self._next_slot, str(self._folder / LOG)),
+                initargs=(self._parts, self._next_slot, self._folder),
             )
         return self._pool
 
@@ -196,18 +197,19 @@ _parts: Any = None
 _slot = 0
 
 
-def _start_worker(parts: Any, next_slot: Synchronized[int], log: str) -> None:
+def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> None:
     """Ctrl-C reaches all processes of a terminal; the study's own ends the others. What libraries write to the standard
     error (TensorFlow, much of it) goes to a file: what matters comes back as an exception."""
     global _parts, _slot  # noqa: PLW0603 - what a process has for its whole life
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    target = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 2)
     os.close(target)
     with next_slot.get_lock():
         _slot = next_slot.value % len(parts)
         next_slot.value += 1
     _parts = parts
+    choices.keep_in(folder)
 
 
 def _work(folder: Path, cell: Cell) -> CellResult:

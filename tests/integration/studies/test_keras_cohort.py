@@ -97,7 +97,7 @@ def test_what_is_done_where_there_is_a_gpu_gives_the_same_bytes_on_a_processor(m
     """Larger chunks, weights handed over by copies and fetched by copies: all but the GPU itself."""
     backend = KerasCohort(app(sgd), X, Y, ROWS, path="cohort")
     here = backend.train(jobs(backend.initial))
-    monkeypatch.setattr(keras_vectorised, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(keras_vectorised, "sees_gpu", lambda: True)
     monkeypatch.setattr(keras_vectorised, "_viewed", lambda tensor: tensor.numpy())
     monkeypatch.setattr(keras_vectorised.tf.experimental.dlpack, "from_dlpack", None)
     there = KerasCohort(app(sgd), X, Y, ROWS, path="cohort")
