@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -42,6 +43,20 @@ class Batch:
     """At least so many cells will follow."""
     judged_by: Sequence[str] = ()
     """Metrics that are needed of its cells (studies.cell.check_cell)."""
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the results' folder. Raises ConfigError where it cannot be written to: now, and not after the first cell."""
+    try:
+        for place in (folder, folder / "cells"):
+            place.mkdir(parents=True, exist_ok=True)
+            probe = place / f"probe.{os.getpid()}.part"
+            probe.touch()
+            probe.unlink()
+    except OSError as e:
+        raise ConfigError(
+            f"the results cannot be written to {folder}: {e.strerror or e}. Name another folder (out, or --out)"
+        ) from None
 
 
 Arm = Generator[Batch, list[CellResult], None]
@@ -115,7 +130,7 @@ class CellPool:
         """The first cell that each arm has to run stands for all of them."""
         firsts = {id(running): (running.batch, place) for running, place in reversed(self._queue)}
         futures = [
-            self._processes().submit(check_cell, batch.cells[place], self._limit_bytes, batch.judged_by)
+            self._processes().submit(_check, batch.cells[place], self._limit_bytes, batch.judged_by)
             for batch, place in firsts.values()
         ]
         mistakes = [str(e) for future in futures if isinstance(e := future.exception(), InputError)]
@@ -212,6 +227,29 @@ def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> Non
     choices.keep_in(folder)
 
 
+@contextmanager
+def _in_a_line(cell: Cell, kind: type[FedmqError]) -> Iterator[None]:
+    """What nobody raised on purpose is mostly a problem's, a strategy's or an app's own, and of classes that the other
+    process may not know: a line of what and where, and the traceback in the log."""
+    try:
+        yield
+    except FedmqError:
+        raise
+    except (Exception, SystemExit) as e:  # noqa: BLE001 - whatever there is
+        traceback.print_exc()
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        what = " ".join(str(e).split())[:400]
+        raise kind(
+            f"{cell.label} on {cell.population.name}, seed {cell.seed}: {type(e).__name__}: {what} "
+            f"({Path(at.filename).name}, line {at.lineno}: {at.line}); {LOG} in the results' folder has the traceback"
+        ) from None
+
+
+def _check(cell: Cell, limit_bytes: int, judged_by: Sequence[str]) -> None:
+    with _in_a_line(cell, InputError):
+        check_cell(cell, limit_bytes, judged_by)
+
+
 def _work(folder: Path, cell: Cell) -> CellResult:
     said_s = 0.0
 
@@ -223,9 +261,10 @@ def _work(folder: Path, cell: Cell) -> CellResult:
             _parts[_slot] = min(part, 1.0)
 
     try:
-        return run_cell(folder, cell, on_progress)
+        with _in_a_line(cell, FedmqError):
+            return run_cell(folder, cell, on_progress)
     finally:
         _parts[_slot] = 0.0
 
 
-__all__ = ["Arm", "Batch", "CellPool", "OnCell", "OnProgress", "single_threaded_children"]
+__all__ = ["Arm", "Batch", "CellPool", "OnCell", "OnProgress", "prepare_folder", "single_threaded_children"]

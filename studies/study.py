@@ -26,7 +26,7 @@ from schemas.messages import TrainingConfig
 from studies.cell import Cell, CellResult
 from studies.grids import changed, value_at, with_values
 from studies.machine import cores, free_bytes
-from studies.pool import Arm, Batch, CellPool, OnCell, OnProgress, single_threaded_children
+from studies.pool import Arm, Batch, CellPool, OnCell, OnProgress, prepare_folder, single_threaded_children
 from studies.population import Population
 from studies.problem import Problem
 from studies.settings import StudyRun
@@ -133,7 +133,7 @@ class Study:
         """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly. `on_tuned` is
         told at the end what was found for each strategy that was tuned."""
         folder = Path(folder)
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        prepare_folder(folder)
         tuned: dict[tuple[str, str], Tuned] = {}
         found: dict[tuple[str, str], list[CellResult]] = {}
         arms = [arm for contender in self.contenders for arm in self._arms(contender, tuned, found)]

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import fedmq
 from coordinator.settings import TargetMetric
 from coordinator.staleness import Constant as NoStaleness
 from coordinator.staleness import Polynomial
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, FedmqError
 from studies.intervals import mean_text
 from studies.laws import Constant, LogNormal
 from studies.measures import misplaced_share
@@ -178,6 +179,37 @@ def test_what_is_never_measured_is_refused_before_training(tmp_path):
     refused("num_participants = 9, and the population 'population' has 10",
             contenders=[fedmq.Contender("area", fedmq.Area(num_participants=9))])  # fmt: skip
     assert study(problem=Unmeasured(), seeds=[0]).run(tmp_path, workers=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty(fedmq.FedBuff):
+    """Has a mistake that only an update brings to light."""
+
+    def accumulate(self, state, update, staleness):
+        raise KeyError(update.participant_id)
+
+
+class Undealt(Quadratics):
+    """Fails as it deals."""
+
+    def deal(self, members, seed):
+        raise OSError("no such disk")
+
+
+def test_what_fails_in_code_of_ones_own_is_told_in_a_line_with_where_and_the_traceback_is_in_the_log(tmp_path):
+    faulty = study(contenders=[fedmq.Contender("faulty", Faulty(buffer_size=2))])
+    with pytest.raises(FedmqError, match=r"^faulty on .*, seed 0: KeyError: 'p0.*raise KeyError\(update"):
+        faulty.run(tmp_path, workers=1)
+    assert "Traceback" in (tmp_path / "processes.log").read_text()
+    with pytest.raises(ConfigError, match=r"one by one on .*, seed 0: OSError: no such disk \(test_study\.py, line"):
+        study(problem=Undealt()).run(tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_runs(tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"the results cannot be written to .*: .*Name another folder"):
+        ran(study(), tmp_path / out)
 
 
 def test_a_grid_with_two_of_one_name_is_refused():
