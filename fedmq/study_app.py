@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app import App, load_app, trainer_of
-from schemas.errors import AppError, TrainerError
+from schemas.errors import AppError, FedmqError, TrainerError, shown
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 from studies.classification import Part, class_numbers, load_arrays, validated
@@ -71,7 +71,7 @@ class AppProblem(Value):
         from studies.keras_cohort import KerasFederation  # TensorFlow: in the processes that run cells
 
         if self.data is None:
-            x, y, rows = _app_data(self.app, _digest(self.app), names)
+            x, y, rows = app_data(self.app, _digest(self.app), names)
             test: Any = None
             if self.validation_part:
                 rows, kept = _kept_back(rows, self.validation_part, seed)
@@ -83,17 +83,23 @@ class AppProblem(Value):
             x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
             labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
             rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
-        return KerasFederation(
-            build_model,
-            x,
-            y,
-            rows,
-            test=test,
-            path=self.path,
-            memory_bytes=self.memory_bytes,
-            seed=seed,
-            app=(self.app, _digest(self.app)),
-        )
+        try:
+            return KerasFederation(
+                build_model,
+                x,
+                y,
+                rows,
+                test=test,
+                path=self.path,
+                memory_bytes=self.memory_bytes,
+                seed=seed,
+                app=(self.app, _digest(self.app)),
+            )
+        except FedmqError:
+            raise
+        except Exception as e:  # Keras's own, of classes that only it has
+            what = " ".join(str(e).split())[:400]
+            raise AppError(f"the model of {self.app} does not train on its examples: {type(e).__name__}: {what}") from e
 
     def for_tuning(self, part: float) -> tuple[AppProblem, str]:
         """See studies.problem.ForTuning."""
@@ -158,7 +164,7 @@ def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: 
 
 
 @lru_cache(maxsize=1)
-def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
+def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
     """All participants' examples in one array each, and the rows of each; equal parts are kept once."""
     load_data = load_app(path).need("load_data", "for a participant's examples")
     parts: dict[str, tuple[int, int]] = {}
@@ -167,13 +173,7 @@ def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Ar
     rows, end = [], 0
     with seeded(0, DATA):
         for name in names:
-            x, y = (np.asarray(a) for a in load_data(name))
-            if len(x) != len(y) or not len(x):
-                raise AppError(
-                    f"load_data({name!r}) in {path} gave {len(x)} x and {len(y)} y, expected as many, at least 1"
-                )
-            if x.dtype == np.float64:
-                x = x.astype(np.float32)  # as Keras takes it; half the memory
+            x, y = _examples(load_data(name), f"load_data({name!r}) in {path} gave")
             key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
             if key not in parts:
                 parts[key] = (end, end + len(x))
@@ -185,6 +185,19 @@ def _app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Ar
         return np.concatenate(xs), np.concatenate(ys), rows
     except ValueError as e:
         raise AppError(f"load_data in {path} gives participants examples of other shapes: {e}") from None
+
+
+def _examples(given: Any, gave: str) -> tuple[Array, Array]:
+    """Arrays of what load_data gave; raises AppError, which begins with `gave`, where it cannot be trained on."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise AppError(f"{gave} {shown(given)}, expected (x, y)")
+    x, y = (np.asarray(a) for a in given)
+    if len(x) != len(y) or not len(x):
+        raise AppError(f"{gave} {len(x)} x and {len(y)} y, expected as many, at least 1")
+    for what, values in (("x", x), ("y", y)):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise AppError(f"{gave} {what} with values that are not finite numbers")
+    return (x.astype(np.float32) if x.dtype == np.float64 else x), y  # as Keras takes it; half the memory
 
 
 def _kept_back(

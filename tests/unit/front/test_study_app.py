@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from fedmq.study_app import AppProblem
+from fedmq.study_app import AppProblem, app_data
 from fedmq.study_file import load_study
 from fedmq.study_strategy import StrategyFromFile
 from schemas.errors import AppError
@@ -98,7 +98,7 @@ def test_an_app_in_a_study_file_is_found_beside_it_and_its_mistakes_are_said(tmp
         name = "app"
         app = "app.py"
         [run]
-        stop = {max_updates = 1}
+        stop = {max_updates = 10}
         [[strategies]]
         label = "own"
         strategy = {name = "custom", file = "own.py"}
@@ -114,3 +114,17 @@ def test_an_app_in_a_study_file_is_found_beside_it_and_its_mistakes_are_said(tmp
     found, _ = load_study(tmp_path / "s.toml")
     assert found.problem.app == str(tmp_path / "app.py")
     assert np.isclose(found.contenders[0].strategy.server_learning_rate, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("None", r"load_data\('p000000'\) in .* gave None, expected \(x, y\)"),
+        ("(np.array([[1.0], [np.nan]]), np.zeros(2))", "gave x with values that are not finite"),
+        ("(np.ones((2, 1)), np.array([0.0, np.inf]))", "gave y with values that are not finite"),
+    ],
+)
+def test_what_load_data_gives_is_looked_at_before_anything_is_trained(tmp_path, given, message):
+    (tmp_path / "app.py").write_text(f"import numpy as np\n\n\ndef load_data(participant_id):\n    return {given}\n")
+    with pytest.raises(AppError, match=message):
+        app_data(str(tmp_path / "app.py"), "", ("p000000",))
