@@ -17,7 +17,7 @@ class TargetMetric(Settings):
     """Stop once a central evaluation reaches a value."""
 
     name: str
-    value: float
+    value: float = Field(allow_inf_nan=False)
     mode: Literal["max", "min"] = "max"
 
 
@@ -35,7 +35,7 @@ class StopSettings(Settings):
 
     max_versions: int | None = Field(default=None, ge=1)
     max_updates: int | None = Field(default=None, ge=1)
-    max_time_s: float | None = Field(default=None, gt=0)
+    max_time_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     target: TargetMetric | None = None
     patience: Patience | None = None
 

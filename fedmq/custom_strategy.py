@@ -62,7 +62,7 @@ def _call(file: str, options: Mapping[str, Any]) -> Any:
         spec.loader.exec_module(module)
     except FileNotFoundError:
         raise AppError(
-            f"There is no strategy file {file}: strategy.file names it, relative to the federation file."
+            f"There is no strategy file {file}: strategy.file names it, relative to the file that it stands in."
         ) from None
     except Exception as e:
         raise AppError(f"The strategy file {file} fails when it is loaded: {type(e).__name__}: {e}") from e

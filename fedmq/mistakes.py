@@ -176,6 +176,8 @@ def _text(
         return f"got {shown}, allowed: {_IDENTIFIER}"
     if kind.endswith(("_type", "_parsing", "_from_float")):
         return f"got {shown}, expected {node.kind()}"
+    if isinstance(got, dict):  # one that its own check refuses, and says why
+        return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return f"got {shown}: {message.removeprefix('Value error, ').removeprefix('Assertion failed, ')}"
 
 

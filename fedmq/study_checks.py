@@ -44,6 +44,7 @@ def all_mistakes(parts: Parts) -> list[Mistake]:
     """See the module docstring."""
     return [
         *_endless(parts),
+        *_versionless(parts),
         *_without_rate(parts),
         *_unmet(parts),
         *_timeless(parts),
@@ -60,6 +61,17 @@ def _endless(parts: Parts) -> Iterator[Mistake]:
         if run is not None and not any(value is not None for value in run.stop.model_dump().values()):
             allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
             yield Mistake(f"{place}.stop", f"the run would never end; set {allowed}")
+
+
+def _versionless(parts: Parts) -> Iterator[Mistake]:
+    """Runs that are over before their first version: their results would be those of the initial model."""
+    for i, c in parts.contenders.items():
+        run = c.run or parts.run
+        updates = None if run is None else run.stop.max_updates
+        size = getattr(c.strategy, "buffer_size", None) if _can_be_built(c) else None
+        if isinstance(size, int) and updates is not None and size > updates:
+            text = f"got {size}, and the run ends after {updates} updates (stop.max_updates): no version would be made"
+            yield Mistake(f"strategies.{i}.strategy.buffer_size", text)
 
 
 def _without_rate(parts: Parts) -> Iterator[Mistake]:

@@ -34,7 +34,6 @@ from studies.seeding import Rewound, Streams, entropy_of_spawned, generator_stat
 from studies.traces import Device, read_traces
 from studies.value import Value
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
 
 _TRAITS, _TASKS, _PRESENCE, _ARRIVALS = range(4)
@@ -66,8 +65,8 @@ class Network(Value):
 class Dropout(Value):
     """A task that comes to nothing, at a moment drawn uniformly over its duration."""
 
-    probability: Probability = 0.0
-    """The same for each participant."""
+    probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The same for each participant. At 1 no update would ever come, and no run end by them."""
     how: Literal["declines", "vanishes"] = "declines"
     """`declines`: it says so, and its slot is free at once. `vanishes`: it says nothing; the slot is held until the
     lease is over or it is back, in a new session that has forgotten the task."""

@@ -73,7 +73,7 @@ def read_traces(path: Path) -> tuple[Device, ...]:
             raise InputError(f"{path}: a trace is a .csv or a .json file (FedScale's pickles: see studies/traces.py)")
     except FileNotFoundError:
         raise InputError(f"There is no trace file {path}") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
         raise InputError(f"The trace file {path} cannot be read: {e}") from e
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path} holds no devices, expected one in each row")
@@ -83,6 +83,8 @@ def read_traces(path: Path) -> tuple[Device, ...]:
 def _device(row: Any, place: str) -> Device:
     if not isinstance(row, Mapping):
         raise InputError(f"{place} is {shown(row)}, expected an object of fields")
+    if None in row:  # where csv puts what is beyond the columns
+        raise InputError(f"{place} has more cells than there are columns")
     unknown = sorted(str(name) for name in row if name not in {*OWN, *FEDSCALE, *_IGNORED})
     if unknown:
         raise InputError(f"{place}: unknown field {unknown[0]!r}, expected some of {', '.join((*OWN, *FEDSCALE))}")

@@ -74,7 +74,8 @@ def command(  # noqa: PLR0917 - the flags of a command line
     for t in tuned:
         for doubt in t.doubts:
             print(f"Tuned up to an edge: {t.strategy} on {t.population}: {doubt}.")
-    print(f"{len(results)} cells in {folder}: open report.html; evaluations.csv and .parquet have every value.")
+    cells = "1 cell" if len(results) == 1 else f"{len(results)} cells"
+    print(f"{cells} in {folder}: open report.html; evaluations.csv and .parquet have every value.")
 
 
 def _study(file: Path | None, from_run: Path | None, order: Order, config: Path | None) -> tuple[Study, Path]:

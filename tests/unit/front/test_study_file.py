@@ -90,6 +90,22 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
         ("seeds = 3", 'seeds = "three"', 'seeds: got "three", expected a whole number or a list'),
         ("seeds = 3", "seeds = 3\ntuning = {server_step = [-1]}", "tuning.server_step.1: got -1, allowed: more than"),
         ("participants = 4", 'participants = 4\nexamples = {name = "normal", mean = 3}', 'got "normal", allowed'),
+        (
+            "participants = 4",
+            "participants = 4\ndropout = {probability = 1}",
+            "populations.1.dropout.probability: got 1, allowed: less than 1",
+        ),
+        ("{max_updates = 10}", "{max_time_s = inf}", "run.stop.max_time_s: got inf"),
+        (
+            "buffer_size = 2",
+            "buffer_size = 11",
+            "strategies.1.strategy.buffer_size: got 11, and the run ends after 10 updates",
+        ),
+        (
+            "participants = 4",
+            "participants = 4\ncorrelation = {speed_size = 1, speed_label = 1, size_label = -1}",
+            "populations.1.correlation: speed_size = 1.0, speed_label = 1.0 and",
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_place_and_what_is_allowed(tmp_path, old, new, expected):

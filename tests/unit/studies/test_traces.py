@@ -55,6 +55,7 @@ def test_a_csv_row_leaves_the_laws_where_it_is_silent(tmp_path):
         ("on_intervals,period_s\n0-30,20\n", "beyond its period"),
         ("on_intervals\nalways\n", "cannot be read"),
         ("example_s\n", "holds no devices"),
+        ("example_s\n1,2\n", "device 1 has more cells than there are columns"),
     ],
 )
 def test_a_mistake_in_a_trace_is_named_with_its_device(tmp_path, text, message):
