@@ -3,7 +3,8 @@
 Rules
  1. An arm is a generator: it yields a batch of cells and is sent their results, in order, when all of them are there.
  2. A cell whose file is there is not run. What runs where changes no byte.
- 3. Ctrl-C, or an error, ends the processes at once; the files of finished cells stay.
+ 3. Ctrl-C, an error, or the end of the study's own process ends the processes at once; the files of finished cells
+    stay.
  4. Each process says how far its cell is by one number in shared memory, without a lock that a killed one could keep.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import deque
@@ -225,6 +227,15 @@ def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> Non
         next_slot.value += 1
     _parts = parts
     choices.keep_in(folder)
+    threading.Thread(target=_leave_with_the_study, daemon=True).start()
+
+
+def _leave_with_the_study() -> None:
+    """A study that is killed ends no processes: each would wait for its next cell for ever."""
+    study = multiprocessing.parent_process()
+    if study is not None:
+        study.join()
+        os._exit(1)
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 import csv
 import dataclasses
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +19,8 @@ from studies.laws import Constant, LogNormal
 from studies.measures import misplaced_share
 from studies.population import Compute, Population
 from tests.scenario.studies.federations import STEP, Quadratics, TrainingConfig, fedbuff, population, until
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def study(**fields) -> fedmq.Study:
@@ -240,3 +246,33 @@ def test_the_report_shows_that_weighting_stale_updates_down_misplaces_more_weigh
     row = {name: page.index(mean_text([value])) for name, value in (("plain", plain), ("down", down))}
     assert page.index("misplaced weight") < row["plain"] < row["down"]
     assert "its share of all aggregation weights over the share that its client weight intends" in page
+
+
+ENDLESS = """
+import sys
+import time
+
+import fedmq
+from tests.scenario.studies.test_study import Quadratics, study
+
+
+class Endless(Quadratics):
+    def deal(self, members, seed):
+        print("dealing", flush=True)
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    study(problem=Endless()).run(sys.argv[1], workers=1)
+"""
+
+
+def test_no_process_outlives_a_study_that_is_killed(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    command = [sys.executable, str(script), str(tmp_path / "results")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout.readline() == "dealing\n"
+        running.kill()
+        running.communicate(timeout=60)  # ends when the last process that has the other end of the pipe does
