@@ -28,11 +28,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 AXES = (("time_s", "virtual time (s)", 1.0), ("updates", "updates counted", 1.0), ("bytes_up", "uploaded (MB)", 1e-6))
 POINTS = 120
+BEYOND = 1e6
+"""Of where runs started: a value beyond it is on its way to divergence, and is drawn no further out, where an axis
+would have no ticks."""
 STEEP_PART = 0.02
 """Of a run, at its start, which the curves' panels leave out: it would flatten all that follows."""
 VECTOR_DOTS = 600
 """Of one figure; more of them are drawn as a picture inside the SVG, whose size they do not change."""
 WIDTH_IN = 10.5
+LEGEND_ROW_IN = 0.2
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "fedmq", "font.size": 9.5, "axes.grid": True, "grid.alpha": 0.3,
     "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
@@ -70,13 +74,14 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(AXES), sharey=True)
         logarithmic = _spans_decades(cells, metric)
+        ceiling = _ceiling(cells, metric)
         for ax, (key, label, unit) in zip(axes, AXES, strict=True):
             for strategy, runs in by_strategy(cells):
                 sound = [r for r in runs if r.finished != "diverged"]
                 x, rows = on_one_grid([series(r, key, metric) for r in sound or runs], POINTS)
                 if not len(x):
                     continue
-                mean, half = mean_and_half_width(rows)
+                mean, half = mean_and_half_width(np.clip(rows, -ceiling, ceiling))
                 low = mean - half
                 if logarithmic:  # a mean less its interval may pass 0, which this axis has not
                     low = np.maximum(low, 0.2 * mean)
@@ -172,6 +177,7 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
+        ceiling = _ceiling(results, metric)
         strategies = [s for s, _ in by_strategy(results)]
         for place, strategy in enumerate(strategies):
             offset = (place - (len(strategies) - 1) / 2) * min(0.12, 0.7 / len(strategies))
@@ -179,7 +185,7 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
                 values = [
                     final_value(r, metric) for r in results if (r.strategy, r.population) == (strategy, population)
                 ]
-                finite = np.array([v for v in values if math.isfinite(v)])
+                finite = np.clip([v for v in values if math.isfinite(v)], -ceiling, ceiling)
                 if not len(finite):
                     continue
                 mean, half = mean_and_half_width(finite[:, None])
@@ -199,10 +205,12 @@ def _figure(
 ) -> str:
     """The figure as HTML. The same figure gives the same text."""
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        labels = [s for s, _ in by_strategy(cells)] if legend else []
+        rows = math.ceil(len(labels) / _legend_columns(labels))
+        height_in += LEGEND_ROW_IN * max(0, rows - 1)  # the panels are as high as above a legend of one row
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure)
         if legend:
-            labels = [s for s, _ in by_strategy(cells)]
             lines = [Line2D([], [], label=_short(label, 60), **look.line(label)) for label in labels]
             figure.legend(handles=lines, loc="outside lower center", ncols=_legend_columns(labels))
         if look.form == "svg":
@@ -228,6 +236,18 @@ def _spans_decades(cells: Sequence[CellResult], metric: str) -> bool:
     return bool(values.min() > 0 and values.max() > 30 * values.min())
 
 
+def off_scale(results: Sequence[CellResult], metric: str) -> bool:
+    """Whether the overview shows a value elsewhere than it is."""
+    ceiling = _ceiling(results, metric)
+    return any(abs(final_value(r, metric)) > ceiling for r in results)
+
+
+def _ceiling(cells: Sequence[CellResult], metric: str) -> float:
+    """How far from 0 a value may be drawn."""
+    starts = [abs(float(y[0])) for r in cells if len(y := series(r, "time_s", metric)[1])]
+    return BEYOND * max(starts, default=1.0) or BEYOND
+
+
 def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
     """Cut off what lies before the curves bend, and keep one run that blows up from flattening all others."""
     found = [(x, y) for r in cells if r.finished != "diverged" and len((x_y := series(r, "time_s", metric))[1]) > 20
@@ -238,6 +258,8 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
     low, high = ax.get_ylim()
     worst, best = (np.min, np.max) if is_better_high(metric) else (np.max, np.min)
     edge, other = float(worst([worst(y[:1]) for y in late])), float(best([best(y) for y in late]))
+    if edge == other:  # nothing ever became better than it was at the start
+        return
     margin = 0.06 * (edge - other)
     if is_better_high(metric):
         ax.set_ylim(max(low, edge + margin, -0.02), min(high, 1.02) if other <= 1 else high)
@@ -245,7 +267,8 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
         ax.set_ylim(max(low, other - margin), min(high, edge + margin))
     else:
         lowest, highest = min(float(y.min()) for _, y in found), max(float(y.max()) for _, y in found)
-        ax.set_ylim(max(low, lowest / 3), min(high, 10 * highest))
+        start = max(float(y[0]) for _, y in found)
+        ax.set_ylim(max(low, lowest / 3), min(high, 10 * highest, 100 * start))
 
 
 def _plain_large_numbers(axis: Any) -> None:
@@ -255,4 +278,6 @@ def _plain_large_numbers(axis: Any) -> None:
 
 
 def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    """As matplotlib takes it, which reads what stands between two dollars as a formula."""
+    cut = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return cut.replace("$", r"\$")

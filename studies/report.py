@@ -75,7 +75,7 @@ def _page(
     populations = list(dict.fromkeys(r.population for r in results))
     out = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
-        f"<h1>{title}</h1><p>{len(look.strategies)} strategies on {len(populations)} ",
+        f"<h1>{title}</h1><p>{_count(len(look.strategies), 'strategy', 'strategies')} on {len(populations)} ",
         f"population{'s' if len(populations) > 1 else ''}, {_seeds(results)} each, in virtual time, driven by the ",
         "decision core that a deployment's coordinator runs.</p>",
         report_tables.untuned_banner(results, tunings),
@@ -88,6 +88,8 @@ def _page(
         caption = (
             f"Final {metrics[0]} (mean over the last tenth of a run's virtual time), by population. {_bars(results)}"
         )
+        if figures.off_scale(results, metrics[0]):
+            caption += f" Values beyond {figures.BEYOND:,.0f} times the largest start are drawn there."
         out.append(_shown(figures.overview(results, metrics[0], look), caption))
     for population in populations:
         cells = [r for r in results if r.population == population]
@@ -141,7 +143,7 @@ def _seeds(cells: Sequence[CellResult]) -> str:
 def _trained_by(results: Sequence[CellResult]) -> str:
     """By which backends, and what that means for whoever repeats it."""
     names = [r.backend.partition(" (")[0] for r in results]
-    said = "; ".join(f"{name} ({names.count(name)} cells)" for name in dict.fromkeys(names))
+    said = "; ".join(f"{name} ({_count(names.count(name), 'cell', 'cells')})" for name in dict.fromkeys(names))
     if any(MEASURED in r.backend for r in results):
         again = (
             "Which path was the faster was measured in each cell (the table of cells has the times); paths differ in "
@@ -175,3 +177,7 @@ def _bars(cells: Sequence[CellResult]) -> str:
 
 
 __all__ = ["LIMIT_BYTES", "write_report"]
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -42,6 +42,40 @@ def test_a_page_is_written_where_everything_diverged_before_its_first_evaluation
     assert "ended by diverged" in write_report(tmp_path / "report.html", "a study", [empty], "").read_text()
 
 
+def with_losses(*losses, **fields):
+    evaluations = [
+        {**CELL.evaluations[0], "time_s": float(t), "updates": t, "metrics": {"loss": loss}}
+        for t, loss in enumerate(losses)
+    ]
+    return replace(CELL, time_s=float(len(losses) - 1), evaluations=evaluations, **fields)
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_on_their_way_to_infinity_neither_break_a_page_nor_flatten_the_others(tmp_path):
+    sound = [with_losses(*(8.0 / (1 + t) for t in range(60)), seed=s, population=p) for s in (0, 1) for p in "pq"]
+    lost = [
+        with_losses(*(8.0 * 10.0 ** (t * (4 + s)) for t in range(60)), strategy="lost", seed=s, population=p)
+        for s in (0, 1)
+        for p in "pq"
+    ]
+    page = write_report(tmp_path / "report.html", "a study", [*sound, *lost], "").read_text()
+    powers = [int(power) for power in re.findall(r"10\^\{(-?\d+)\}", page)]
+    assert "Values beyond 1,000,000 times the largest start are drawn there." in page
+    assert max(powers) <= 7, "the overview goes to 1e6 times the start, curves to 100 times"
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_only_become_worse_are_drawn(tmp_path):
+    worse = with_losses(*(1 + 0.1 * t for t in range(30)))
+    page = write_report(tmp_path / "report.html", "a study", [worse], "").read_text()
+    assert ">3.5<" in page, "on the axis of the loss, which goes from 1 to 3.9"
+
+
+def test_dollars_in_a_label_are_no_formula(tmp_path):
+    page = write_report(tmp_path / "report.html", "a study", [replace(CELL, strategy="5 $\\x$ a GB")], "").read_text()
+    assert page.count(">5 $\\x$ a GB<") >= 4, "tables and legends"
+
+
 def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
     reached = cost_of(CELL, TargetMetric(name="accuracy", value=0.35))
     assert reached == {"time_s": 1.0, "updates": 2.0, "bytes_up": 20.0, "bytes_down": 0.0}
@@ -136,9 +170,9 @@ def test_the_same_bytes_are_promised_only_where_no_path_was_chosen_by_time(tmp_p
     def page(backend):
         return write_report(tmp_path / "report.html", "a", [replace(CELL, backend=backend)], "").read_text()
 
-    assert "Trained by: numpy (1 cells). The same settings and seeds give the same bytes." in page("numpy")
+    assert "Trained by: numpy (1 cell). The same settings and seeds give the same bytes." in page("numpy")
     measured = page("Keras, one step after the other (a participant took 2.00 ms vectorised, 1.00 ms by itself)")
-    assert "Trained by: Keras, one step after the other (1 cells). Which path was the faster was measured" in measured
+    assert "Trained by: Keras, one step after the other (1 cell). Which path was the faster was measured" in measured
 
 
 def test_a_study_is_called_untuned_aloud_and_each_failure_is_listed(tmp_path):
