@@ -40,7 +40,7 @@ class AppProblem(Value):
 
     name: Literal["app"] = "app"
     app: str
-    """The app file; with build_model and load_data, or with build_trainer and initial_parameters."""
+    """The app file; with build_model and load_data, or with build_trainer and initial_parameters (or build_model)."""
     participant_id: str | None = None
     """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
     Without it the names of a recorded run's participants, or the study's own, p000000 and so on."""
@@ -117,22 +117,44 @@ class TrainerFederation:
     """Participants with trainers of the app's own, one training after the other."""
 
     def __init__(self, app: App, names: Sequence[str], seed: int) -> None:
-        with seeded(seed, INITIAL_MODEL):
-            given = app.need("initial_parameters", "for the first version of the model")()
-        if not isinstance(given, Mapping) or not given:
-            raise AppError(f"initial_parameters in {app.path} gave {given!r:.80}, expected name -> array.")
-        flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
-        self.initial = Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
+        self.initial = _initial(app, seed)
         with seeded(0, DATA):
             trainers = [trainer_of(app, name) for name in names]
         self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
         self.backend = TrainerCohort(trainers)
-        self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate")
+        self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate") or _by_keras(app)
         self.evaluates = self._evaluate is not None
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._evaluate is not None
         return {str(name): float(value) for name, value in self._evaluate(parameters).items()}
+
+
+def _initial(app: App, seed: int) -> Parameters:
+    """Version 0, from where a coordinator takes it (fedmq.child)."""
+    own = app.get("initial_parameters")
+    if own is None:
+        needed = "for the first version of the model (or initial_parameters, without Keras)"
+        build_model = app.need("build_model", needed)
+        from studies.keras_cohort import drawn_model
+
+        return drawn_model(build_model, seed)
+    with seeded(seed, INITIAL_MODEL):
+        given = own()
+    if not isinstance(given, Mapping) or not given:
+        raise AppError(f"initial_parameters in {app.path} gave {given!r:.80}, expected name -> array.")
+    flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
+    return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
+
+
+def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
+    """On the app's test data, where it has a model and such data."""
+    build_model, test_data = app.get("build_model"), app.get("load_test_data")
+    if build_model is None or test_data is None:
+        return None
+    from participant.keras_trainer import KerasTrainer
+
+    return KerasTrainer(build_model, evaluation_data=test_data).evaluate
 
 
 class TrainerCohort:

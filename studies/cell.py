@@ -29,7 +29,7 @@ from studies.settings import StudyRun
 
 MODELS_BESIDE = 8
 """The current version, the strategy's buffer and moments, and what an aggregation needs for a moment."""
-FORMAT = 7
+FORMAT = 8
 """Of a cell's file, and of what the engine makes of a seed: raised whenever results change (a test knows these)."""
 
 

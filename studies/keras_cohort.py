@@ -90,6 +90,13 @@ class KerasFederation:
         return self._evaluator.evaluate(parameters)
 
 
+def drawn_model(build_model: Callable[[], Any], seed: int) -> Parameters:
+    """Version 0: what `build_model` draws, unless it has a seed of its own, follows from this one."""
+    with seeded(seed, INITIAL_MODEL) as own_seed:
+        keras.utils.set_random_seed(own_seed)
+        return parameters_of(built_model(build_model)).packed()
+
+
 class KerasCohort:
     """See the module docstring."""
 
@@ -107,9 +114,7 @@ class KerasCohort:
         app: Hashable = None,
     ) -> None:
         app = build_model if app is None else app
-        with seeded(seed, INITIAL_MODEL) as own_seed:
-            keras.utils.set_random_seed(own_seed)
-            self.initial = parameters_of(built_model(build_model)).packed()
+        self.initial = drawn_model(build_model, seed)
         self._data = data = spec(x, y)
         self._plain = PlainSteps(
             kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1], y[:1]))), x, y, rows

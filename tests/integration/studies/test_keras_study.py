@@ -64,3 +64,36 @@ def test_a_deployments_app_is_studied_as_it_is_with_its_own_data_for_each_partic
     judged = trial.deal(members.members(0), 0)
     assert judged.num_examples == [15] * 5
     assert judged.evaluate(judged.initial) != federation.evaluate(federation.initial)
+
+
+WITH_TRAINERS = (
+    APP
+    + """
+from fedmq import KerasTrainer
+
+def build_trainer(participant_id):
+    return KerasTrainer(build_model, load_data(participant_id))
+"""
+)
+
+
+def test_an_app_with_trainers_around_its_keras_model_starts_from_that_and_is_evaluated_by_it(tmp_path):
+    (tmp_path / "app.py").write_text(WITH_TRAINERS)
+    problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}")
+    outcome = simulate(population(2), problem, fedbuff(2), until(20, evaluate_interval_s=0), TrainingConfig())
+    losses = [e.metrics["loss"] for e in outcome.evaluations]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("app", [APP, WITH_TRAINERS], ids=["keras", "trainers"])
+def test_one_seed_draws_one_initial_model_and_another_another(tmp_path, app):
+    unseeded = app.replace("import build_model", "import unseeded as build_model")
+    (tmp_path / "app.py").write_text(unseeded)
+    problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
+
+    def drawn(seed):
+        initial = problem.deal(population(2).members(seed), seed).initial
+        return [array.tobytes() for array in initial.values()]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
