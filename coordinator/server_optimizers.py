@@ -2,7 +2,9 @@
 
 Reddi et al. 2021, "Adaptive Federated Optimization" (FedAdagrad, FedYogi, FedAdam), with their signs: -Δ̄ is the
 pseudo-gradient, so x moves along +Δ̄. As in the paper there is no bias correction, v starts at τ² and m at 0, and τ is
-added outside the root. `SgdMomentum` is FedAvgM (Hsu et al. 2019): x ← x + η·m with m ← β·m + Δ̄.
+added outside the root. `SgdMomentum` is FedAvgM (Hsu et al. 2019): x ← x + η·m with m ← β·m + Δ̄. (The code that the
+paper's experiments ran with, google-research/federated, takes Keras's optimisers: v starts at 0 there, and Adam
+corrects the bias. What they differ by fades as versions are made.)
 
     m ← β₁·m + (1 - β₁)·Δ̄            x ← x + η·m/(√v + τ)
     Adagrad   v ← v + Δ̄²

@@ -56,10 +56,10 @@ class Hinge:
 class DelayAdaptive:
     """s(τ) = M/max(M, τ): full steps up to a delay of M, then steps that shrink as 1/τ.
 
-    Mishchenko, Bach, Even, Woodworth 2022, "Asynchronous SGD Beats Minibatch SGD Under Arbitrary Delays": their step
-    size is 1/max(M, τ) but for a constant, M the number of workers, so `concurrency` here. They make a version of each
-    update, as FedAsync and FedBuff with a buffer of 1 do; with a buffer of K the mean delay is (M - 1)/K versions, and
-    M/K is the place where the steps should begin to shrink.
+    Mishchenko, Bach, Even, Woodworth 2022, "Asynchronous SGD Beats Minibatch SGD Under Arbitrary Delays", as their code
+    (github.com/konstmish/asynchronous_sgd) has it: the step size times M/max(M, τ), M the number of workers, so
+    `concurrency` here. They make a version of each update, as FedAsync and FedBuff with a buffer of 1 do; with a buffer
+    of K the mean delay is (M - 1)/K versions, and M/K is the place where the steps should begin to shrink.
     """
 
     concurrency: Positive

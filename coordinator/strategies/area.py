@@ -9,10 +9,11 @@ so that x = x_0 + (1/N)·Σ_j (m_j - x_0) over all N participants at all times. 
 sum in float64: nothing drifts. There is no server learning rate, because any but 1 would change what x stands still at.
 Client weights give w_i·(m_i - x_0) for the terms, w_i being q_i as of a participant's last update.
 
-The paper leaves the m_i with the participants, who send y_i - m_i: `memory = "participant"`. The coordinator then keeps
-x_0 and the sum, however many participants there are. A participant's first update is y_i itself (m_i = 0 there, and x_0
-is taken away here), and no client weights are possible, because nobody could take the old w_i·m_i away. A participant
-that loses its disk cannot go on: what of it is in the model, nobody knows.
+The paper leaves the m_i with the participants, who send y_i - m_i: `memory = "participant"`. So does the published
+server (ServerAREA in APPFL), which adds (1/N)·Σ of what K of them sent to x. The coordinator then keeps x_0 and the
+sum, however many participants there are. A participant's first update is y_i itself (m_i = 0 there, and x_0 is taken
+away here), and no client weights are possible, because nobody could take the old w_i·m_i away. A participant that loses
+its disk cannot go on: what of it is in the model, nobody knows.
 
 With `memory = "coordinator"` they send y_i, and the coordinator keeps the m_i: the same numbers, and a participant that
 loses its disk loses nothing of the method. It costs N models of memory; in a deployment the ledger holds them, and a

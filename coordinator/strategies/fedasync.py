@@ -6,7 +6,8 @@ Xie, Koyejo, Gupta 2019, "Asynchronous Federated Optimization" (the server: x_t 
     a = min(1, α·s(τ)·q)          x ← (1 - a)·x + a·y          y = the participant's parameters
 
 α never compounds: each update starts from the same α. The product is capped at 1, because a client weight may be above
-1 and a larger a would throw the model beyond the participant's own.
+1 and a larger a would throw the model beyond the participant's own. The paper's participants minimise their loss plus
+ρ/2·‖x - x_t‖²: that is `training.proximal_mu`, and is 0 unless it is set.
 """
 
 from __future__ import annotations

@@ -8,13 +8,16 @@ those that came late for an earlier one, and with client weights q:
     x ← x + η_g·(1/N)·Σ s(τ_i)·q_i·Δ_i
 
 The divisor is N, all participants of the federation, and not the number of updates: a group of two moves the model as
-much as two participants may. So has it the aggregator of the authors' implementation (FedCompassAggregator in APPFL;
-η_g is its `alpha`, Δ_i the negative of its gradients). What is different from that implementation here:
+much as two participants may. So has it the aggregator of the authors' implementation with `gradient_based`
+(FedCompassAggregator in APPFL; η_g is its `alpha`, Δ_i the negative of its gradients; without `gradient_based` it mixes
+in parameters, as FedAsync does). What is different from that implementation here:
 
 - The update of a participant's first task, which belongs to no group, makes a version with the late updates, if there
   are any. There it makes one alone, and the late ones wait for a group.
 - A participant whose update is late, and whose next one comes before the late one is in a version, has both in the
   model. There the next one takes the late one's place.
+- BatchNorm statistics move as the rest does, with η_g = 1. There the plain mean of those in the version replaces them.
+- `alpha` is 0.9 and s constant there where nothing is set; here η_g is 1 and s(τ) = (1 + τ)^-½, as FedBuff has them.
 - Participants may decline, vanish and come back: arrival_groups.py has the rules.
 """
 
