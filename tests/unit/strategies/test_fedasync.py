@@ -91,6 +91,26 @@ def test_a_second_update_before_aggregation_is_an_error() -> None:
         strategy.accumulate(state, update({"x": [1.0]}), 0)
 
 
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"y": [1.0, 2.0]}, r"missing \['x'\], unknown \['y'\]"),
+        ({"x": [1.0, 2.0], "y": [1.0]}, r"missing \[\], unknown \['y'\]"),
+        ({"x": [1.0]}, r"tensor 'x' has shape \(1,\), expected \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_update_of_another_model_is_refused_and_the_next_one_is_taken(payload, said: str, packed: bool) -> None:
+    strategy = FedAsync(alpha=0.5)
+    parameters = model({"x": [0.0, 0.0]})
+    state, local = strategy.init(parameters), model(payload)
+    with pytest.raises(ValueError, match=said):
+        strategy.accumulate(state, update(local.packed() if packed else local), 0)
+    assert not strategy.ready(state, 0.0)
+    _, new = strategy.aggregate(strategy.accumulate(state, update({"x": [2.0, 4.0]}), 0), parameters)
+    assert new["x"].tolist() == [1.0, 2.0]
+
+
 def test_aggregating_nothing_gives_the_same_parameters() -> None:
     parameters = model({"x": [1.0]})
     strategy = FedAsync()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from coordinator.staleness import Polynomial
+from coordinator.staleness import Constant, Polynomial
 from coordinator.strategies import FedCompass
+from coordinator.strategies.buffer import BufferState
 from tests.unit.strategies.twins import model, update
 
 COMPASS = FedCompass(num_participants=8, server_learning_rate=0.5, staleness=Polynomial(1.0))
@@ -39,6 +40,28 @@ def test_a_version_is_of_one_group_and_the_late_ones_and_the_rest_waits() -> Non
     assert COMPASS.weights(state) == (0.0625,)
     _, parameters = COMPASS.aggregate(state, parameters)
     assert parameters["x"].tolist() == [11.75 + 6.25]
+
+
+@pytest.mark.parametrize("second", [np.float64, np.float16], ids=["one dtype", "two dtypes"])
+def test_what_came_late_is_added_whether_the_model_lies_in_one_block_or_not(second: object) -> None:
+    strategy = FedCompass(num_participants=2, staleness=Constant())
+    parameters = model({"x": [1.0], "y": np.array([1.0], second)}, dtype=np.float64)
+    state = strategy.init(parameters)
+    for number, (delta, group) in enumerate([(2.0, None), (4.0, 1)]):
+        payload = model({"x": [delta], "y": np.array([-delta], second)}, dtype=np.float64)
+        state = strategy.accumulate(state, update(payload, number=number, group=group), 0)
+    assert (state.buffers["1"].block is not None) == (second == np.float64)
+    _, new = strategy.aggregate(strategy.close_group(state, 1), parameters)
+    assert (new["x"].tolist(), new["y"].tolist()) == ([1 + (2 + 4) / 2], [1 - (2 + 4) / 2])
+
+
+def test_buffers_that_were_merged_have_the_updates_of_both() -> None:
+    parameters = model({"x": [0.0]})
+    ours, theirs = (BufferState.zero(parameters, None) for _ in range(2))
+    ours.add(update({"x": [2.0]}), 0.5)
+    theirs.add(update({"x": [8.0]}), 0.25)
+    ours.merge(theirs)
+    assert (ours.sums["x"].tolist(), ours.coefficients, ours.count) == ([3.0], [0.5, 0.25], 2)
 
 
 def test_a_group_of_which_nothing_came_makes_no_version() -> None:
