@@ -60,6 +60,24 @@ def test_weights_by_interval_are_what_they_are_by_hand() -> None:
     assert play(strategy, [0.0], story).weights == [(1.0,), (1.0,), (0.5,), (1.2,), (0.75,)]
 
 
+def test_intervals_are_over_the_number_of_participants_that_was_given() -> None:
+    strategy = ParticipationCorrection(buffer_size=1, measure="interval", num_participants=5)
+    # b after 1: 1/5; a after 3: 3/5; b after 2, mean 1.5: 1.5/5
+    weights = play(strategy, [0.0], [Sent(who, [1.0]) for who in "abbab"]).weights
+    assert weights == [(1.0,), (1.0,), (0.2,), (0.6,), (0.3,)]
+
+
+@pytest.mark.parametrize(("measure", "weights"), [("staleness", [1.2, 1.2, 1 / 3]), ("duration", [1.0, 0.625, 1.2])])
+def test_the_upper_limit_holds_for_the_other_measures_too(measure: str, weights: list[float]) -> None:
+    strategy = ParticipationCorrection(buffer_size=1, measure=measure, max_weight=1.2)
+    story = [
+        Sent("a", [1.0], tau=2, train_s=4.0),  # 2 + 1;           4·(1/4)
+        Sent("b", [1.0], tau=3, train_s=1.0),  # (3 + 1)/2;       1·(1/4 + 1)/2
+        Sent("c", [1.0], tau=0, train_s=9.0),  # (0 + 1)/3;       9·(1/4 + 1 + 1/9)/3 = 4.08
+    ]
+    assert [w for (w,) in play(strategy, [0.0], story).weights] == pytest.approx(weights)
+
+
 @given(stories, st.integers(1, 3), st.none() | st.integers(1, 9))
 def test_by_staleness_it_equals_its_formula(story, size: int, number: int | None) -> None:
     strategy = ParticipationCorrection(buffer_size=size, server_learning_rate=0.7, num_participants=number)

@@ -52,6 +52,15 @@ def test_weights_are_of_the_model_and_not_of_the_control_variates_and_c_is_of_th
     assert control_of(state, new)["x"].tolist() == [2.0]
 
 
+def test_a_change_of_a_control_variate_is_in_one_version_and_not_in_the_next_again():
+    strategy = Scaffold(num_participants=2, buffer_size=1)
+    state, parameters = strategy.init(START), START
+    for number, (change, c) in enumerate([(4.0, 2.0), (1.0, 2.5), (0.0, 2.5), (-5.0, 0.0)]):
+        state = strategy.accumulate(state, sent(0.0, change, number), 0)
+        state, parameters = strategy.aggregate(state, parameters)
+        assert control_of(state, parameters)["x"].tolist() == [c]
+
+
 def test_c_is_of_the_parameters_dtype_and_not_changed_by_later_versions():
     half = model({"x": np.array([1.0], np.float16)})
     strategy = Scaffold(num_participants=1, buffer_size=1)
@@ -73,8 +82,9 @@ def test_other_control_variates_than_the_models_are_refused_before_anything_chan
 
 
 def test_the_two_forms_exclude_each_other():
-    with pytest.raises(ValidationError, match="makes scaffold asynchronous"):
-        Scaffold(num_participants=2, buffer_size=2, cohort_size=3)
+    for rounds in ({"cohort_size": 3}, {"over_selection": 1.2}, {"round_deadline_s": 60}, {"min_updates": 2}):
+        with pytest.raises(ValidationError, match="makes scaffold asynchronous"):
+            Scaffold(num_participants=2, buffer_size=2, **rounds)
     with pytest.raises(ValidationError, match="no effect in synchronous rounds"):
         Scaffold(num_participants=2, staleness=Polynomial())
     assert Scaffold(num_participants=2, buffer_size=2).cohort is None
