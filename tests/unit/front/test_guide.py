@@ -1,10 +1,13 @@
 """docs/guide.md names every setting, each in the table of its own part of the federation file."""
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from coordinator.strategies import BuiltIn
 from fedmq.config import FederationConfig
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
@@ -62,3 +65,52 @@ def test_every_key_of_a_strategy_is_in_the_guides_chapter_on_strategies(name):
     chapter = GUIDE.split("## Strategies")[1].split("\n## ")[0]
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", chapter))))
     assert keys_of(name) - words == set()
+
+
+def strategies_in_the_guide():
+    """name -> the words in code of its row's last column, with those of the strategies that it names there."""
+    chapter = GUIDE.split("## Strategies")[1].split("\n## ")[0]
+    rows = re.findall(r'^\| `name = "(\w+)"` \| .* \| (.+?) \|$', chapter, re.MULTILINE)
+    own = {name: set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", keys)))) for name, keys in rows}
+    return {name: words.union(*(own[other] for other in words & set(own))) for name, words in own.items()}
+
+
+@pytest.mark.parametrize("kind", get_args(BuiltIn), ids=lambda kind: kind.__name__)
+def test_the_file_takes_a_strategy_by_its_name_and_the_guides_row_of_it_has_its_keys(kind):
+    own = {field.name: field for field in dataclasses.fields(kind)}
+    name = own.pop("name").default
+    assert set(own) - strategies_in_the_guide()[name] == set()
+    required = [key for key, field in own.items() if field.default is dataclasses.MISSING]
+    assert required in ([], ["num_participants"])
+    config = FederationConfig.model_validate(
+        {
+            "run": {"run_id": "r", "stop": {"max_versions": 1}},
+            "strategy": {"name": name} | dict.fromkeys(required, 4),
+            "training": {"learning_rate": 0.1},
+        }
+    )
+    assert config.strategy == kind(**dict.fromkeys(required, 4))
+
+
+PROSE = {"those heard from", "constant", "`max_steps`"}
+"""Defaults that are no values."""
+VALUES = {"none": None, "required": dataclasses.MISSING, "4 GiB": 4 * 2**30}
+
+
+@pytest.mark.parametrize("kind", get_args(BuiltIn), ids=lambda kind: kind.__name__)
+def test_the_guides_defaults_of_a_strategy_are_its_own(kind):
+    (row,) = re.findall(rf'^\| `name = "{kind.name}"` \| .* \| (.+?) \|$', GUIDE, re.MULTILINE)
+    said = {key: text for key, text in re.findall(r"`(\w+)`[^`(,;]*\(([^()]+)\)", row) if text not in PROSE}
+    own = {field.name: field.default for field in dataclasses.fields(kind)}
+    assert said
+    assert {key: own[key] for key in said} == {key: value_of(text) for key, text in said.items()}
+
+
+def value_of(text):
+    if text in VALUES:
+        return VALUES[text]
+    return text.strip("`") if text.startswith("`") else float(text)
+
+
+def test_the_guide_has_each_strategy_and_no_other():
+    assert set(strategies_in_the_guide()) == {kind.name for kind in get_args(BuiltIn)}

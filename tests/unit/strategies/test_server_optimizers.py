@@ -38,6 +38,14 @@ def test_the_first_steps_are_what_they_are_by_hand() -> None:
     assert run(AmsGrad(1.0, 0.5, 0.5, 1.0), [0.0], [[2.0], [0.0]]) == pytest.approx([expected])
 
 
+def test_the_defaults_are_those_of_the_guide() -> None:
+    assert SgdMomentum() == SgdMomentum(learning_rate=1.0, momentum=0.9)
+    assert Adagrad() == Adagrad(learning_rate=0.1, beta_1=0.0, tau=0.001)
+    assert Yogi() == Yogi(learning_rate=0.01, beta_1=0.9, beta_2=0.99, tau=0.001)
+    assert Adam() == Adam(learning_rate=0.01, beta_1=0.9, beta_2=0.99, tau=0.001)
+    assert AmsGrad() == AmsGrad(learning_rate=0.001, beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+
+
 def test_the_step_follows_the_mean_update() -> None:
     for optimizer in (SgdMomentum(), Adagrad(), Yogi(), Adam(), AmsGrad()):
         moved = run(optimizer, [1.0, 1.0, 1.0], [[0.5, -0.5, 0.0]])
