@@ -9,7 +9,9 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Contr
 
 A participant remembers c_i, the sum of the Δc_i that were accepted of it (zero at first), and the coordinator c, which
 is therefore the mean of all c_i. Where all stand still c_i is participant i's own gradient and c their mean, 0: x is
-the optimum of the plain mean of all objectives, also after many local steps and at any speeds.
+the optimum of the plain mean of all objectives, also after many local steps and at any speeds. Client weights, which
+the paper has none of, weigh Δy_i in rounds too. They do not change where x comes to, because Δc_i has none: where the
+c_i have settled each Δy_i is about -K·η·c.
 
 The paper's rounds are synchronous. With a `buffer_size` K a version is made of every K updates as FedBuff makes it,
 Δy_i weighted with s(τ_i)·q_i, and c is the one of the version that the participant started from. Δc_i has no weight in

@@ -13,7 +13,7 @@ from coordinator.staleness import Polynomial
 from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, Scaffold
 from schemas.messages import TrainingConfig
 from studies.laws import Constant, Exponential, HalfNormal
-from studies.quadratics import QuadraticFederation, Quadratics
+from studies.quadratics import QuadraticFederation, Quadratics, weighted_mean
 from tests.scenario.studies.federations import STEP, Given, fedbuff, population, simulate, until
 
 LAWS = [Constant(value=1), Exponential(mean=1), HalfNormal(mean=1)]
@@ -23,8 +23,8 @@ by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 class Path(QuadraticFederation):
     """Keeps the model of every version."""
 
-    def __init__(self, curvatures, optima) -> None:
-        super().__init__(np.array(curvatures, float), np.array(optima, float))
+    def __init__(self, curvatures, optima, num_examples=None) -> None:
+        super().__init__(np.array(curvatures, float), np.array(optima, float), num_examples)
         self.versions: list[np.ndarray] = []
 
     def evaluate(self, parameters):
@@ -116,6 +116,26 @@ def test_scaffold_without_rounds_reaches_the_same_optimum_whatever_the_speeds(la
 def test_scaffold_with_a_part_of_the_participants_in_each_round_forgets_no_control_variate():
     strategy = Scaffold(num_participants=4, cohort_size=2, server_learning_rate=0.3)
     assert drift(Path(CURVATURES, OPTIMA), strategy, 2000) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weighted"),
+    [
+        (FedAvg(cohort_size=4), True),
+        (Ca2fl(num_participants=4, buffer_size=2, server_learning_rate=0.1), True),
+        (Area(num_participants=4, buffer_size=2), True),
+        (Scaffold(num_participants=4, cohort_size=4, server_learning_rate=0.3), False),
+        (Scaffold(num_participants=4, buffer_size=2, server_learning_rate=0.3), False),
+    ],
+    ids=repr,
+)
+def test_client_weights_move_the_optimum_of_ca2fl_and_area_at_any_speeds_and_of_scaffold_not_at_all(strategy, weighted):
+    path = Path(CURVATURES, OPTIMA, [1, 2, 3, 10])
+    run = until(3000, concurrency=4, client_weights="examples", evaluate_interval_s=0.0)
+    simulate(Durations(LAWS[0], SLOWNESS), Given(path), strategy, run, TrainingConfig(learning_rate=0.1))
+    by_examples = weighted_mean(np.array([1, 2, 3, 10]) * path.curvatures, path.optima)
+    assert np.linalg.norm(by_examples - path.optimum()) > 2
+    assert np.linalg.norm(path.versions[-1] - (by_examples if weighted else path.optimum())) < 1e-6
 
 
 @pytest.mark.parametrize(("law", "within"), [(LAWS[0], 0.005), (LAWS[1], 0.04)])
