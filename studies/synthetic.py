@@ -8,6 +8,8 @@ k has
 
 with 60 features and 10 classes. α and β are standard deviations, as in the authors' own generator (with which the
 published sets synthetic(0, 0), (0.5, 0.5) and (1, 1) were made). `iid`: one W, b ~ N(0, 1) for all, and x ~ N(0, Σ).
+As u_k is the same for all classes it adds u_k·(Σ x + 1) to each of them, and the argmax stays: α is there because the
+sets are named by it, but no label depends on it. What makes the models differ is that each W_k is drawn anew.
 The authors deal out 50 + LogNormal(4, 2) examples: here the population's `examples` decides.
 """
 

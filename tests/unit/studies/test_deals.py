@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,33 @@ def test_everybody_gets_as_many_rows_as_its_population_says_and_a_seed_repeats_t
     assert all((a == b).all() for a, b in zip(rows, again, strict=True))
 
 
+def test_with_as_many_examples_as_there_are_rows_each_row_is_there_once():
+    assert sorted(Iid().deal(LABELS, members(1, 200), 0)[0].tolist()) == list(range(200))
+    assert len(Iid().deal(LABELS, members(1, 201), 0)[0]) == 201
+
+
+def test_dirichlets_shares_are_around_the_classes_shares_of_all_data():
+    labels = np.repeat([0, 1], [900, 100])
+    near, far = (Dirichlet(alpha=alpha).deal(labels, members(40, 50), 0) for alpha in (1e6, 0.01))
+    rare = [[int((labels[r] == 1).sum()) for r in rows] for rows in (near, far)]
+    assert np.mean(rare[0]) == pytest.approx(5, abs=1.5)
+    assert max(rare[0]) < 20
+    assert set(rare[1]) <= {*range(5), *range(46, 51)}, "nearly all of one class"
+
+
+def test_a_dirichlet_that_underflows_gives_each_participant_one_class_and_not_all_the_same():
+    rows = Dirichlet(alpha=1e-320).deal(LABELS, members(30, 15), 0)
+    classes = [set(LABELS[r].tolist()) for r in rows]
+    assert {len(own) for own in classes} == {1}
+    assert len(set.union(*classes)) > 5
+
+
+@pytest.mark.parametrize(("skew", "near"), [(1.0, 1.0), (0.0, 0.1), (0.5, 0.55)])
+def test_a_skew_part_of_the_rows_is_of_the_neighbourhood(skew, near):
+    rows = ByPosition(skew=skew, width=0.1).deal_at([0.0] * 50, LABELS, members(50, 20), 0)
+    assert np.mean([(LABELS[r] == 0).mean() for r in rows]) == pytest.approx(near, abs=0.05)
+
+
 def test_shards_of_the_sorted_rows_go_to_one_participant_each():
     rows = Shards(each=2).deal(LABELS, members(examples=20), 0)
     assert sorted(np.concatenate(rows).tolist()) == list(range(200))
@@ -40,6 +69,23 @@ def test_by_speed_the_slowest_has_the_first_class_and_the_fastest_the_last():
     assert set(LABELS[rows[by_speed[-1]]]) <= {8, 9}
     means = [LABELS[rows[i]].mean() for i in by_speed]
     assert means == sorted(means)
+
+
+def test_speed_is_by_slowness_and_by_seconds_an_example():
+    def rows(**compute):
+        slow, fast = Population(participants=2).members(0)
+        own = [
+            replace(slow, **{k: v[0] for k, v in compute.items()}),
+            replace(fast, **{k: v[1] for k, v in compute.items()}),
+        ]
+        return [LABELS[r].mean() for r in BySpeed(width=0.1).deal(LABELS, [replace(m, examples=20) for m in own], 0)]
+
+    first, second = rows(slowness=[2.0, 1.0], example_s=[0.0, 0.0])
+    assert first < 3
+    assert second > 6
+    first, second = rows(slowness=[2.0, 1.0], example_s=[1.0, 5.0])
+    assert first > 6
+    assert second < 3
 
 
 def test_a_data_file_that_does_not_fit_is_refused_with_what_it_has(tmp_path):
@@ -79,3 +125,24 @@ def test_synthetic_iid_has_one_model_for_all_and_otherwise_each_has_its_own():
     assert shares_of_class_1(Synthetic(iid=True, features=5, classes=2)).std() < 0.1
     assert shares_of_class_1(Synthetic(alpha=1, beta=5, features=5, classes=2)).std() > 0.3
     assert Synthetic().deal(members(), 0).num_examples == [20] * 10
+
+
+def test_synthetic_keeps_back_a_part_of_all_for_the_test():
+    (x, _), _, (x_test, _) = Synthetic(test_part=0.25, features=3, classes=2).examples(members(5, 30), 0)
+    assert (len(x), len(x_test)) == (150, 50)
+    (_, _), _, (x_test, _) = Synthetic(test_part=0.1).examples(members(2, 1), 0)
+    assert len(x_test) == 2, "at least one of each"
+
+
+def test_synthetic_iid_inputs_lie_around_0_whatever_beta_is():
+    (x, _), rows, _ = Synthetic(iid=True, beta=9.0, features=4, classes=2).examples(members(50, 400), 0)
+    centers = np.array([x[r].mean(axis=0) for r in rows])
+    assert np.abs(centers).max() < 0.3
+
+
+def test_synthetics_alpha_moves_all_classes_alike_and_so_no_label():
+    """As in the authors' generator, where all entries of a participant's model have one mean."""
+    (x, y), _, _ = Synthetic(alpha=0.0).examples(members(20, 50), 0)
+    (same_x, same_y), _, _ = Synthetic(alpha=50.0).examples(members(20, 50), 0)
+    assert (x == same_x).all()
+    assert (y == same_y).all()

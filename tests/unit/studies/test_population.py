@@ -5,7 +5,16 @@ import pytest
 from pydantic import ValidationError
 
 from studies.laws import Constant, Exponential, LogNormal, Uniform
-from studies.population import Availability, Compute, Correlation, Network, Population, Presence, _under_own_names
+from studies.population import (
+    Availability,
+    Compute,
+    Correlation,
+    Dropout,
+    Network,
+    Population,
+    Presence,
+    _under_own_names,
+)
 from studies.recorded import History, RecordedTask
 
 
@@ -44,6 +53,25 @@ def test_the_copula_has_the_correlation_that_was_asked_for(coefficient):
     assert spearman == pytest.approx(6 / np.pi * np.arcsin(coefficient / 2), abs=0.04)
 
 
+@pytest.mark.parametrize("a", [-1.0, -0.5, 0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("b", "c"), [(0.0, 0.0), (0.6, 0.3), (-0.5, -0.2), (1.0, 0.6), (-1.0, 0.5)])
+def test_the_factor_of_a_correlation_is_one_of_its_matrix(a, b, c):
+    try:
+        correlation = Correlation(speed_size=a, speed_label=b, size_label=c)
+    except ValidationError:
+        return  # no three quantities are correlated like this
+    factor = np.array(correlation.factor())
+    assert (factor == np.tril(factor)).all()
+    np.testing.assert_allclose(factor @ factor.T, correlation.matrix(), atol=1e-9)
+
+
+def test_size_and_labels_have_their_correlation_beside_those_with_speed():
+    correlation = Correlation(speed_size=0.6, speed_label=0.5, size_label=-0.2)
+    found = Population(participants=4000, examples=Uniform(low=1, high=1e6), correlation=correlation).members(2)
+    spearman = np.corrcoef(ranks([m.examples for m in found]), ranks([m.label_position for m in found]))[0, 1]
+    assert spearman == pytest.approx(6 / np.pi * np.arcsin(-0.2 / 2), abs=0.04)
+
+
 def test_coefficients_that_contradict_each_other_are_refused():
     with pytest.raises(ValidationError, match="contradict each other"):
         Correlation(speed_size=1, speed_label=1, size_label=-1)
@@ -60,6 +88,58 @@ def test_a_task_costs_its_bytes_its_examples_and_its_own_draw():
     member = population.members(0)[0]
     assert member.train_s(population.compute, 0.5, passes=4 * 2) == (2 + 0.5 * 4 * 2) * 3
     assert member.transfer_s(down_bytes=200, up_bytes=50) == 200 / 100 + 50 / 10 + 0.25
+
+
+def test_how_long_a_task_takes_on_average_is_by_the_laws_means_or_by_the_recorded_tasks():
+    population = Population(
+        participants=1,
+        compute=Compute(task_s=Uniform(low=1, high=3), example_s=Constant(value=0.5), slowness=Constant(value=3)),
+        network=Network(down_bytes_per_s=Constant(value=100), latency_s=Constant(value=0.25)),
+    )
+    (member,) = population.members(0)
+    assert member.mean_task_s(population.compute, 8, (200, 50)) == (2 + 0.5 * 8) * 3 + 2 + 0.25
+    tasks = (RecordedTask(1, 1, 0.0, 2.0, 1.0), RecordedTask(2, 2, 5.0, 11.0, 1.0))
+    assert replace(member, history=History("a", 1, tasks)).mean_task_s(population.compute, 8, (200, 50)) == 4.0
+
+
+def test_a_recorded_participant_declines_and_vanishes_as_often_as_it_did():
+    (member,) = Population(participants=1).members(0)
+    history = History("a", 1, (RecordedTask(1, 1, 0.0, 2.0, 1.0),), declines=0.25, vanishes=0.5)
+    recorded = replace(member, history=history)
+    drawn = [recorded.drops(Dropout(), u) for u in (0.0, 0.24, 0.25, 0.74, 0.75, 0.99)]
+    assert drawn == ["declines", "declines", "vanishes", "vanishes", "", ""]
+    own = [member.drops(Dropout(probability=0.5, how="vanishes"), u) for u in (0.0, 0.49, 0.5)]
+    assert own == ["vanishes", "vanishes", ""]
+
+
+def test_downloads_and_uploads_are_drawn_apart():
+    law = LogNormal(median=1, sigma=1)
+    found = Population(participants=500, network=Network(down_bytes_per_s=law, up_bytes_per_s=law)).members(0)
+    down, up = ranks([m.down_s_per_byte for m in found]), ranks([m.up_s_per_byte for m in found])
+    assert abs(np.corrcoef(down, up)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("fields", "takes"),
+    [
+        ({}, False),
+        ({"compute": Compute(task_s=Constant(value=1))}, True),
+        ({"compute": Compute(example_s=Constant(value=1))}, True),
+        ({"compute": Compute(task_s=Constant(value=1), slowness=Constant(value=0))}, False),
+        ({"network": Network(up_bytes_per_s=Constant(value=1))}, True),
+        ({"network": Network(latency_s=Constant(value=1))}, True),
+    ],
+)
+def test_a_population_says_whether_its_tasks_take_any_time(fields, takes):
+    assert Population(participants=1, **fields).takes_time is takes
+
+
+def test_a_first_turn_is_met_somewhere_in_its_middle():
+    availability = Availability(on_s=Constant(value=2), off_s=Constant(value=2))
+    first = [Presence(m, availability, 0).until for m in Population(participants=500).members(0)]
+    assert 0 <= min(first) < 0.1
+    assert 1.9 < max(first) <= 2
+    assert np.mean(first) == pytest.approx(1, abs=0.1)
 
 
 def test_a_participant_is_on_for_the_share_of_time_that_its_laws_give():
