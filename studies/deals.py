@@ -49,11 +49,9 @@ class Dirichlet(Value):
         self, classes: Sequence[Rows], concentration: npt.NDArray[np.float64], count: int, rng: np.random.Generator
     ) -> Rows:
         shares = rng.dirichlet(concentration)
-        if np.isfinite(shares).all():
-            shares = shares / shares.sum()
-        else:  # an alpha so small that all of it underflows: one class
+        if not shares.sum() > 0:  # an alpha so small that all of it underflows: one class
             shares = np.eye(len(classes))[rng.integers(len(classes))]
-        counts = rng.multinomial(count, shares)
+        counts = rng.multinomial(count, shares / shares.sum())
         return np.concatenate([_of(c, int(n), rng) for c, n in zip(classes, counts, strict=True)])
 
 

@@ -40,8 +40,9 @@ def test_dirichlets_shares_are_around_the_classes_shares_of_all_data():
     assert set(rare[1]) <= {*range(5), *range(46, 51)}, "nearly all of one class"
 
 
-def test_a_dirichlet_that_underflows_gives_each_participant_one_class_and_not_all_the_same():
-    rows = Dirichlet(alpha=1e-320).deal(LABELS, members(30, 15), 0)
+@pytest.mark.parametrize("alpha", [1e-320, 5e-324])
+def test_a_dirichlet_that_underflows_gives_each_participant_one_class_and_not_all_the_same(alpha):
+    rows = Dirichlet(alpha=alpha).deal(LABELS, members(30, 15), 0)
     classes = [set(LABELS[r].tolist()) for r in rows]
     assert {len(own) for own in classes} == {1}
     assert len(set.union(*classes)) > 5
