@@ -166,6 +166,23 @@ def test_where_a_run_has_a_target_the_soonest_wins(tmp_path):
     assert found.best.values["training.learning_rate"] == 0.9
 
 
+def test_a_target_that_one_seed_did_not_reach_was_not_reached(tmp_path):
+    target = TargetMetric(name="distance", value=0.5, mode="min")
+    run = StudyRun(stop={"max_updates": UPDATES, "target": target}, concurrency=1)
+    given, curved = {"training.learning_rate": [0.6, 0.9]}, Curved({8: 0.01, 9: 0.7})
+    found, _ = tuned(tmp_path, FedAvg(cohort_size=1), given, run=run, problem=curved, seeds=(7, 8))
+    assert [(t.reached_s, t.finished) for t in found.trials] == [(None, "target, max_updates")] * 2
+    found, _ = tuned(tmp_path, FedAvg(cohort_size=1), given, run=run, problem=curved, seeds=(7, 9))
+    assert [(t.reached_s, t.finished) for t in found.trials] == [(3.0, "target"), (1.5, "target")]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 0.5), ("max", 0.1)])
+def test_the_best_is_the_lowest_or_the_highest_as_the_mode_says(tmp_path, mode, best):
+    found, _ = tuned(tmp_path, FedAvg(cohort_size=1), {"training.learning_rate": [0.5, 0.1, 0.2]}, mode=mode)
+    assert found.best.values == {"training.learning_rate": best}
+    assert found.mode == mode
+
+
 @pytest.mark.parametrize(
     ("strategy", "path"),
     [
