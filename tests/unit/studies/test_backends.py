@@ -193,6 +193,32 @@ def test_q_steps_on_a_quadratic_leave_1_less_eta_h_to_the_q_of_the_distance():
     assert base["x"][0] == 10.0
 
 
+def test_each_of_a_cohort_makes_its_own_steps_and_says_how_many():
+    federation = QuadraticFederation(np.array([1.0]), np.array([[2.0]]))
+    base = Parameters({"x": np.array([10.0])})
+    configs = [{"epochs": 3}, {"epochs": 3, "max_steps": 1}, {"epochs": 2, "max_steps": 9}]
+    jobs = [Job(0, base, TrainingConfig(learning_rate=0.5, **config)) for config in configs]
+    trained = federation.backend.train(jobs)
+    assert [(t.parameters["x"][0], t.num_steps) for t in trained] == [(3.0, 3), (6.0, 1), (4.0, 2)]
+    assert [t.metrics["loss"] for t in trained] == [0.5, 8.0, 2.0]
+
+
+def test_quadratics_are_measured_by_the_mean_loss_and_the_distance_to_its_minimum():
+    federation = QuadraticFederation(np.array([1.0, 3.0]), np.array([[0.0, 0.0], [4.0, 0.0]]))
+    # (1/2·2² + 3/2·2²)/2, and the minimum is at (0 + 12)/4
+    assert federation.evaluate(Parameters({"x": np.array([2.0, 0.0])})) == {"loss": 4.0, "distance": 1.0}
+
+
+def test_a_quadratics_noise_has_its_deviation_and_is_the_tasks_own():
+    federation = QuadraticFederation(np.array([1.0]), np.zeros((1, 400)), noise=2.0)
+    base = Parameters({"x": np.zeros(400)})
+    seeds = [TrainingConfig(learning_rate=1.0, seed=seed) for seed in (1, 2, 1)]
+    first, other, again = (t.parameters["x"] for t in federation.backend.train([Job(0, base, s) for s in seeds]))
+    assert first.std() == pytest.approx(2, rel=0.1)
+    assert (first == again).all()
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.15
+
+
 def test_fedprox_pulls_a_quadratic_to_its_base_and_a_correction_adds_to_its_gradient():
     federation = QuadraticFederation(np.array([1.0]), np.array([[2.0]]))
     base = Parameters({"x": np.array([10.0])})

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_fedscale_behaviour_turns_on_and_off_and_repeats(tmp_path):
         on, t = device.turn_at(t)
         turns.append((on, t))
     assert turns == [(False, 10), (True, 20), (False, 50), (True, 60), (False, 110), (True, 120)]
+
+
+def test_who_is_on_for_the_whole_period_has_no_turns(tmp_path):
+    file = tmp_path / "devices.csv"
+    file.write_text("on_intervals,period_s\n0-10,10\n0-9,10\n")
+    always, nearly = read_traces(file)
+    assert (always.on_intervals, nearly.on_intervals) == ((), ((0.0, 9.0),))
+    presence = Presence(Population(participants=1, trace=str(file)).members(0)[0], None, 0)
+    assert (presence.on, presence.until) == (True, math.inf)
 
 
 def test_a_csv_row_leaves_the_laws_where_it_is_silent(tmp_path):
