@@ -1,22 +1,37 @@
 """What a cell's file says of its participants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from coordinator.strategies import FedAvg, Scaffold
+from coordinator.settings import StopSettings
+from coordinator.strategies import Ca2fl, FedAvg, Scaffold
+from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
-from studies.cell import Cell, run_cell
+from studies import recorded
+from studies.cell import Cell, check_cell, run_cell
 from studies.laws import Constant
 from studies.population import Compute, Network, Population
-from studies.quadratics import QuadraticFederation
+from studies.quadratics import QuadraticFederation, Quadratics
+from studies.settings import StudyRun
 from tests.scenario.studies.federations import Given, until
 
 EXAMPLES = [3, 5, 10]
 
 
-def ran(folder, strategy, training=None, **run):
+class Far(QuadraticFederation):
+    """Participants whose losses differ, and change little in a step."""
+
+    losses = (0.5, 2.0, 8.0)
+
+    def __init__(self):
+        super().__init__(np.full(3, 1e-6), np.sqrt([[2e6 * loss, 0.0] for loss in self.losses]), EXAMPLES)
+
+
+def ran(folder, strategy, training=None, problem=None, **run):
     (folder / "cells").mkdir()
-    federation = QuadraticFederation(np.ones(3), np.zeros((3, 2)), EXAMPLES)
+    federation = problem or QuadraticFederation(np.ones(3), np.zeros((3, 2)), EXAMPLES)
     people = Population(
         participants=3,
         compute=Compute(example_s=Constant(value=1)),
@@ -41,3 +56,70 @@ def test_who_never_sent_an_update_is_meant_to_count_by_its_examples(tmp_path):
     result = ran(tmp_path, FedAvg(cohort_size=2), client_weights="examples")
     assert sorted(result.accepted) == [0, 1, 1]
     assert result.intended == pytest.approx([n / 6 for n in EXAMPLES])
+
+
+def test_what_a_participant_was_meant_to_count_is_as_of_its_last_update(tmp_path):
+    """By quality: 1/(1 + loss) over its mean, of losses that are not 0 as those of who sent nothing."""
+    result = ran(tmp_path, FedAvg(cohort_size=2), client_weights="quality", problem=Far())
+    sent = [i for i, count in enumerate(result.accepted) if count]
+    assert result.accepted == [1 if i in sent else 0 for i in range(3)]
+    qualities = {i: 1 / (1 + Far.losses[i]) for i in sent}
+    first, last = sorted(sent, key=lambda i: EXAMPLES[i])
+    assert result.intended[first] == pytest.approx(1.0), "nobody else's loss was known yet"
+    assert result.intended[last] == pytest.approx(qualities[last] / (sum(qualities.values()) / 2))
+
+
+CELL = Cell(
+    "s", "l", FedAvg(cohort_size=2), Population(participants=100, compute=Compute(task_s=Constant(value=1))),
+    Given(QuadraticFederation(np.ones(100), np.zeros((100, 2)))), until(2), TrainingConfig(learning_rate=0.1), 0,
+)  # fmt: skip
+
+
+def test_a_cells_file_is_known_by_all_that_decides_its_result_and_by_nothing_else():
+    cell = replace(CELL, problem=Quadratics())
+    same = replace(cell, study="t", label="m")
+    others = [
+        replace(cell, seed=1),
+        replace(cell, strategy=FedAvg(cohort_size=3)),
+        replace(cell, population=Population(participants=99, compute=CELL.population.compute)),
+        replace(cell, problem=Quadratics(dimension=2)),
+        replace(cell, run=until(3)),
+        replace(cell, training=TrainingConfig(learning_rate=0.2)),
+    ]
+    assert same.key == cell.key
+    assert len({cell.key, *(other.key for other in others)}) == 7
+
+
+def test_a_run_that_went_on_makes_another_cell(monkeypatch):
+    def key(digest):
+        monkeypatch.setattr(recorded, "digest", lambda run: f"{digest} of {run}")
+        people = Population(participants=2, run="runs/it")
+        return replace(CELL, problem=Quadratics(), population=people).key
+
+    assert key("the same") == key("the same") != key("more")
+
+
+@pytest.mark.parametrize(
+    ("run", "strategy", "models", "said"),
+    [
+        ({"concurrency": 5}, FedAvg(cohort_size=2), 2 * 5, "5 tasks out"),
+        ({"concurrency": 1000}, FedAvg(cohort_size=2), 2 * 100, "100 tasks out"),
+        ({"concurrency": 5, "arrivals_per_s": 1.0}, FedAvg(cohort_size=2), 2 * 100, "100 tasks out"),
+        ({"concurrency": 5}, Scaffold(num_participants=100), 2 * (2 * 5 + 100), "the strategy remembers 100"),
+        ({"concurrency": 5}, Ca2fl(num_participants=100), 2 * 5 + 100, "the strategy remembers 100"),
+    ],
+)
+def test_a_cell_is_refused_where_it_takes_a_byte_more_than_it_may(run, strategy, models, said):
+    cell = replace(CELL, run=until(2, **run), strategy=strategy)
+    needed = 16 * (models + 8)
+    check_cell(cell, needed)
+    with pytest.raises(ConfigError, match=rf"takes about {needed:,} bytes .*{said}"):
+        check_cell(cell, needed - 1)
+
+
+@pytest.mark.parametrize("goal", ["target", "patience"])
+def test_a_goal_that_is_never_measured_is_refused(goal):
+    rule = {"target": {"name": "auc", "value": 1, "mode": "max"}, "patience": {"name": "auc", "evaluations": 3}}[goal]
+    stop = StopSettings.model_validate({"max_updates": 2, goal: rule})
+    with pytest.raises(InputError, match="auc"):
+        check_cell(replace(CELL, run=StudyRun(stop=stop)), 10**9)
