@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.settings import TargetMetric
 from coordinator.strategies import FedBuff
 from fedmq.data import SAMPLE
 from fedmq.study_file import load_study
 from schemas.errors import ConfigError
+from studies.tuning import Tuning
 
 GOOD = """
     name = "small"
@@ -51,6 +53,22 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
     assert study.populations[0].trace == str(tmp_path / "devices.csv")
 
 
+def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
+    more = """seeds = [4, 2]
+    out = "elsewhere"
+    memory_limit_bytes = 2_000_000
+    target = {name = "accuracy", value = 0.5}
+    tuning = {extend = 7}"""
+    own = 'label = "K = 2"\ntraining = {learning_rate = 0.3}\nrun = {stop = {max_updates = 4}}\ntune = {}'
+    study, folder = load_study(write(tmp_path, GOOD.replace("seeds = 3", more).replace('label = "K = 2"', own)))
+    assert (folder, study.seeds, study.memory_limit_bytes) == (tmp_path / "elsewhere", [4, 2], 2_000_000)
+    assert (study.target, study.tuning) == (TargetMetric(name="accuracy", value=0.5), Tuning(extend=7))
+    assert (study.run_settings.stop.max_updates, study.training.learning_rate) == (10, 0.1)
+    (contender,) = study.contenders
+    assert (contender.run.stop.max_updates, contender.training.learning_rate, contender.tune) == (4, 0.3, {})
+    assert [cell.seed for cell in study.cells()] == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -84,6 +102,27 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
             "{max_updates = 10}",
             '{target = {name = "distance", value = 1}}',
             "run.stop.target.name: got 'distance', which is never measured",
+        ),
+        (
+            "{max_updates = 10}",
+            '{max_updates = 10, patience = {name = "acc", evaluations = 3}}',
+            "run.stop.patience.name: got 'acc', which is never measured",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
+            'run = {stop = {max_updates = 9}, client_weights = "sqrt"}\n'
+            'strategy = {name = "area", num_participants = 4, memory = "participant"}',
+            "strategies.1.run.client_weights: got 'sqrt', allowed: 'equal'",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
+            'run = {stop = {}}\nstrategy = {name = "fedbuff", buffer_size = 2}',
+            "strategies.1.run.stop: the run would never end",
+        ),
+        (
+            '{name = "fedbuff", buffer_size = 2}',
+            '{name = "fedavg", cohort_size = 4, over_selection = 1.1}',
+            "strategies.1.strategy: a round asks 5 participants (cohort_size × over_selection), the population",
         ),
         ("seeds = 3", "seeds = 0", "seeds: got 0, allowed: 1 or more"),
         ("seeds = 3", "seeds = [1, -2]", "seeds.2: got -2, allowed: 0 or more"),
