@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from fedmq.study_app import AppProblem, app_data
+from fedmq.study_app import AppProblem, _kept_back, app_data
 from fedmq.study_file import load_study
 from fedmq.study_strategy import StrategyFromFile
 from schemas.errors import AppError
@@ -128,3 +128,19 @@ def test_what_load_data_gives_is_looked_at_before_anything_is_trained(tmp_path, 
     (tmp_path / "app.py").write_text(f"import numpy as np\n\n\ndef load_data(participant_id):\n    return {given}\n")
     with pytest.raises(AppError, match=message):
         app_data(str(tmp_path / "app.py"), "", ("p000000",))
+
+
+def test_a_part_of_each_participants_rows_is_kept_back_and_nobody_trains_on_it():
+    ten, same, five, one = np.arange(10), np.arange(10), np.arange(20, 25), np.array([30])
+    left, kept = _kept_back([ten, same, five, one], 0.3, 4)
+    assert [len(rows) for rows in left] == [7, 7, 3, 1]
+    assert left[0].tolist() == left[1].tolist(), "with the same examples they lose the same"
+    assert sorted([*left[0], *left[2], *kept]) == [*range(10), *range(20, 25)]
+    assert left[3].tolist() == [30]
+    again, _ = _kept_back([ten, same, five, one], 0.3, 4)
+    assert [a.tolist() for a in again] == [a.tolist() for a in left]
+    assert _kept_back([ten], 0.3, 5)[1].tolist() != _kept_back([ten], 0.3, 4)[1].tolist()
+    left, kept = _kept_back([np.arange(2)], 0.9, 0)
+    assert (len(left[0]), len(kept)) == (1, 1), "at least one is left to train on"
+    with pytest.raises(AppError, match="no participant has two examples"):
+        _kept_back([one], 0.3, 4)

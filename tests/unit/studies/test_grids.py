@@ -3,6 +3,7 @@
 import pytest
 
 from coordinator.strategies import FedAsync, FedBuff
+from fedmq.study_strategy import StrategyFromFile
 from schemas.messages import TrainingConfig
 from studies.grids import LOCAL, Axis, Grid, axes_of, changed, value_at
 from tests.unit.studies.test_tuning import cell
@@ -79,3 +80,16 @@ def test_a_whole_number_stays_one_and_a_part_of_one_is_refused():
     assert value_at(strategy, training, "strategy.staleness.a") == 2.0
     with pytest.raises(KeyError):
         value_at(strategy, training, "run.seed")
+
+
+def test_what_a_strategy_of_ones_own_refuses_is_no_point_either(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from fedmq import FedBuff\n\n\ndef build_strategy(rate):\n"
+        "    if rate > 1:\n        raise ValueError(rate)\n    return FedBuff(server_learning_rate=rate)\n"
+    )
+    own = StrategyFromFile(str(file), {"rate": 0.5})
+    training = TrainingConfig(learning_rate=0.1)
+    assert changed(own, training, {"strategy.rate": 2.0}) is None
+    strategy, _ = changed(own, training, {"strategy.rate": 0.25})
+    assert (strategy.server_learning_rate, own.server_learning_rate) == (0.25, 0.5)
