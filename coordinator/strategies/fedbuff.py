@@ -5,9 +5,9 @@ Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation" 
     at K updates   x ← x + η_g·(1/K)·Σ s(τ_i)·q_i·Δ_i
 
 The divisor is K, once; `normalize="weights"` divides by Σ s·q instead. Δ_i is against the version that the participant
-started from: whatever the model did since then stays untouched. (FLSim, the authors' simulator, sums by default and
-leaves 1/K to the learning rate; and it divides s by s of an average staleness, 1 where nothing is set. Its `fedbuff`
-at our settings has η = η_g·s(1)/K.)
+started from: whatever the model did since then stays untouched. (FLSim, facebookresearch/FLSim, sums by default and
+leaves 1/K to the learning rate, and it divides s by s of an average staleness, 1 where nothing is set: at our settings
+its learning rate is η_g·s(1)/K.)
 """
 
 from __future__ import annotations
