@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from coordinator.server_optimizers import Adam
-from coordinator.strategies import FedAsync, FedAvg, FedBuff, FedNova
+from coordinator.arithmetic import CHUNK_ELEMENTS
+from coordinator.server_optimizers import Adagrad, Adam, Yogi
+from coordinator.strategies import Area, Ca2fl, Fadas, FedAsync, FedAvg, FedBuff, FedNova, FedStaleWeight
 from schemas.parameters import Parameters
 from tests.unit.strategies.twins import update
 
@@ -57,3 +58,32 @@ def test_a_model_with_integers_beside_its_floats_is_carried_on_as_it_is():
     after, _ = made_of(FedBuff(buffer_size=1), start, [Parameters({"w": np.ones(3, np.float32)}).packed()])
     assert after["w"].tolist() == pytest.approx([1.3] * 3)
     assert after["steps"] is start["steps"]
+
+
+LARGE = [
+    *STRATEGIES,
+    FedBuff(buffer_size=3, server_optimizer=Yogi()),
+    FedAvg(cohort_size=3, server_optimizer=Adagrad()),
+    Fadas(buffer_size=3),
+    Ca2fl(num_participants=4, buffer_size=3, server_learning_rate=0.5),
+    Area(num_participants=4, buffer_size=3),
+    FedStaleWeight(buffer_size=3),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("strategy", LARGE, ids=repr)
+def test_a_tensor_of_several_chunks_is_stepped_as_its_parts_are(strategy, dtype):
+    size, parts = 2 * CHUNK_ELEMENTS + 4000, 8
+    whole = [np.random.default_rng(i).standard_normal(size).astype(dtype) for i in range(7)]
+
+    def version(cut):
+        made = [Parameters({f"w{i}": piece for i, piece in enumerate(np.split(x, cut))}) for x in whole]
+        parameters, state = made_of(strategy, made[0], made[1:])
+        named = sorted(state.arrays().items(), key=lambda pair: (pair[0].rpartition("w")[0], pair[0]))
+        return np.concatenate([*parameters.values()]), np.concatenate([a.ravel().astype(np.float64) for _, a in named])
+
+    one, several = version(1), version(parts)
+    assert one[0].tobytes() == several[0].tobytes()
+    assert one[1].tobytes() == several[1].tobytes()
+    assert (one[0] != whole[0]).mean() > 0.5
