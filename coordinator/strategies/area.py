@@ -10,7 +10,7 @@ sum in float64: nothing drifts. There is no server learning rate, because any bu
 Client weights give w_i·(m_i - x_0) for the terms, w_i being q_i as of a participant's last update.
 
 The paper leaves the m_i with the participants, who send y_i - m_i: `memory = "participant"`. So does the published
-server (ServerAREA in APPFL), which adds (1/N)·Σ of what K of them sent to x. The coordinator then keeps x_0 and the
+server (AREAAggregator in APPFL), which adds (1/N)·Σ of what K of them sent to x. The coordinator then keeps x_0 and the
 sum, however many participants there are. A participant's first update is y_i itself (m_i = 0 there, and x_0 is taken
 away here), and no client weights are possible, because nobody could take the old w_i·m_i away. A participant that loses
 its disk cannot go on: what of it is in the model, nobody knows.
