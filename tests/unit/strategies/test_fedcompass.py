@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from coordinator.staleness import Constant, Polynomial
 from coordinator.strategies import FedCompass
+from coordinator.strategies.base import Arrivals
 from coordinator.strategies.buffer import BufferState
 from tests.unit.strategies.twins import model, update
 
@@ -62,6 +63,14 @@ def test_buffers_that_were_merged_have_the_updates_of_both() -> None:
     theirs.add(update({"x": [8.0]}), 0.25)
     ours.merge(theirs)
     assert (ours.sums["x"].tolist(), ours.coefficients, ours.count) == ([3.0], [0.5, 0.25], 2)
+
+
+def test_its_groups_are_as_its_settings_say_and_the_first_task_asks_for_the_most_steps() -> None:
+    assert FedCompass(num_participants=2).arrivals == Arrivals(20, 100, 100, 1.5, 0.9)
+    own = FedCompass(
+        num_participants=2, min_steps=3, max_steps=9, first_steps=4, latest_factor=1.25, speed_momentum=0.5
+    )
+    assert own.arrivals == Arrivals(min_steps=3, max_steps=9, first_steps=4, latest_factor=1.25, speed_momentum=0.5)
 
 
 def test_a_group_of_which_nothing_came_makes_no_version() -> None:
