@@ -174,6 +174,8 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
     state = strategy.init(model({"x": [0.0, 1.0]}))
     with pytest.raises(CheckpointError, match=r"float32\[2\], expected float32\[1\]"):
         strategy.restore(state.arrays(), state.scalars(), model({"x": [0.0]}))
+    with pytest.raises(CheckpointError, match=r"float32\[2\], expected float64\[2\]"):
+        strategy.restore(state.arrays(), state.scalars(), model({"x": [0.0, 1.0]}, dtype=np.float64))
 
 
 def test_peak_memory_is_accumulator_and_new_parameters() -> None:
