@@ -116,6 +116,11 @@ def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
         ),
         (
             'strategy = {name = "fedbuff", buffer_size = 2}',
+            'training = {epochs = 2}\nstrategy = {name = "fedbuff", buffer_size = 2}',
+            "strategies.1.training.learning_rate: missing, expected a number above 0",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
             'run = {stop = {}}\nstrategy = {name = "fedbuff", buffer_size = 2}',
             "strategies.1.run.stop: the run would never end",
         ),

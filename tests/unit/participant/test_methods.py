@@ -116,3 +116,13 @@ def test_a_task_without_the_methods_tensors_is_a_failure_of_that_task_alone():
     with pytest.raises(TaskFailed, match="the group 'control'") as caught:
         do_task(Correcting(), order("scaffold"), MODEL, lambda: 0.0)
     assert not caught.value.fatal
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_delta_beyond_float16_is_infinite_and_no_warning(packed):
+    base, local = (Parameters({"w": np.array([x, 1.0], np.float16)}) for x in (-6e4, 6e4))
+    if packed:
+        base, local = base.packed(), local.packed()
+    start = begin("delta", base, None)
+    sent = make("delta", start, local, 1, TrainingConfig()).tensors["w"]
+    assert (sent.dtype, sent.tolist()) == (np.float16, [np.inf, 0.0])

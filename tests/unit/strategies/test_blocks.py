@@ -7,6 +7,7 @@ import pytest
 from coordinator.arithmetic import CHUNK_ELEMENTS
 from coordinator.server_optimizers import Adagrad, Adam, Yogi
 from coordinator.strategies import Area, Ca2fl, Fadas, FedAsync, FedAvg, FedBuff, FedNova, FedStaleWeight
+from coordinator.strategies.version import next_version
 from schemas.parameters import Parameters
 from tests.unit.strategies.twins import update
 
@@ -58,6 +59,13 @@ def test_a_model_with_integers_beside_its_floats_is_carried_on_as_it_is():
     after, _ = made_of(FedBuff(buffer_size=1), start, [Parameters({"w": np.ones(3, np.float32)}).packed()])
     assert after["w"].tolist() == pytest.approx([1.3] * 3)
     assert after["steps"] is start["steps"]
+
+
+def test_a_model_of_integers_alone_is_carried_on_as_it_is_too():
+    start = Parameters({"steps": np.array([4, 5])}, {"steps"})
+    made, new = next_version(start)
+    assert made["steps"] is start["steps"]
+    assert new == {}
 
 
 LARGE = [

@@ -45,7 +45,9 @@ def test_weights_are_of_the_model_and_not_of_the_control_variates_and_c_is_of_th
     state = strategy.init(START)
     state = strategy.accumulate(state, sent(8.0, 4.0, q=0.5), 1)  # s = 1/2, q = 1/2
     assert control_of(state)["x"].tolist() == [0.0], "buffered: tasks of one version have one c"
+    assert not strategy.ready(state, 1e9)
     state = strategy.accumulate(state, sent(8.0, 4.0, 1), 0)
+    assert strategy.ready(state, 0.0)
     assert strategy.weights(state) == (0.125, 0.5)
     state, new = strategy.aggregate(state, START)
     assert new["x"].tolist() == [10 + 1.0 + 4.0]
