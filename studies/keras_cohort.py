@@ -39,7 +39,7 @@ from studies.choices import shared
 from studies.global_random import INITIAL_MODEL, seeded
 from studies.keras_kept import kept, spec
 from studies.keras_rules import NotVectorised
-from studies.keras_vectorised import Program, VectorisedSteps, sees_gpu
+from studies.keras_vectorised import Program, VectorisedSteps, prepare_gpu, sees_gpu
 from studies.training import Job, Trained
 
 PathName = Literal["measure", "cohort", "plain"]
@@ -114,6 +114,7 @@ class KerasCohort:
         app: Hashable = None,
     ) -> None:
         app = build_model if app is None else app
+        prepare_gpu()
         self.initial = drawn_model(build_model, seed)
         self._data = data = spec(x, y)
         self._plain = PlainSteps(

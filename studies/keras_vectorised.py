@@ -207,6 +207,14 @@ def sees_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+def prepare_gpu() -> None:
+    """Where there is one: sums in one order, so that one seed gives the same bytes again, and products in float32, as
+    the participants' own are. TensorFlow asks XLA for the same. An operation without such a form on a GPU says so."""
+    if sees_gpu():
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        tf.config.experimental.enable_op_determinism()
+
+
 def _viewed(tensor: Any) -> npt.NDArray[Any]:
     """A float32 tensor's values without a copy, which `numpy()` makes, where they are in this process's memory."""
     on_cpu = tensor.device.endswith("CPU:0")

@@ -11,7 +11,7 @@ from coordinator.strategies import FedAsync
 from schemas.errors import AppError, ConfigError
 from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
-from studies import keras_vectorised
+from studies import choices, keras_kept, keras_vectorised
 from studies.keras_cohort import KerasCohort, KerasFederation
 from studies.laws import Exponential
 from studies.training import Job
@@ -21,6 +21,7 @@ SIZES = (1, 7, 10, 25, 12, 12)  # with batches of 10: full and short ones, and d
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((200, 6)).astype(np.float32), RNG.integers(0, 3, 200)
 ROWS = [RNG.integers(0, 200, n) for n in SIZES]
+ROWS_OF_150 = [rows % 150 for rows in ROWS]
 
 
 def app(optimizer, *layers):
@@ -95,12 +96,17 @@ def test_a_participants_bytes_do_not_depend_on_its_cohort():
 
 def test_what_is_done_where_there_is_a_gpu_gives_the_same_bytes_on_a_processor(monkeypatch):
     """Larger chunks, weights handed over by copies and fetched by copies: all but the GPU itself."""
+    asked = []
+    experimental = keras_vectorised.tf.config.experimental
+    monkeypatch.setattr(experimental, "enable_op_determinism", lambda: asked.append("one order of sums"))
+    monkeypatch.setattr(experimental, "enable_tensor_float_32_execution", asked.append)
     backend = KerasCohort(app(sgd), X, Y, ROWS, path="cohort")
     here = backend.train(jobs(backend.initial))
     monkeypatch.setattr(keras_vectorised, "sees_gpu", lambda: True)
     monkeypatch.setattr(keras_vectorised, "_viewed", lambda tensor: tensor.numpy())
     monkeypatch.setattr(keras_vectorised.tf.experimental.dlpack, "from_dlpack", None)
     there = KerasCohort(app(sgd), X, Y, ROWS, path="cohort")
+    assert asked == [False, "one order of sums"]
     for a, b in zip(here, there.train(jobs(backend.initial)), strict=True):
         assert all(a.parameters[n].tobytes() == b.parameters[n].tobytes() for n in a.parameters)
 
@@ -120,6 +126,47 @@ def test_the_faster_path_is_chosen_once_and_named_with_both_times():
     assert "ms by itself" in name
     backend.train(jobs(backend.initial))
     assert backend.name == name
+
+
+def test_all_cells_of_a_study_take_the_path_that_the_first_one_chose(monkeypatch, tmp_path):
+    monkeypatch.setattr(choices, "_folder", None)
+    choices.keep_in(tmp_path)
+    first = KerasCohort(app(sgd), X, Y, ROWS, chunk=4)
+    first.train(jobs(first.initial))
+    monkeypatch.setattr(KerasCohort, "_measured", None)
+    second = KerasCohort(app(sgd), X, Y, ROWS[:3], chunk=4, seed=1)
+    second.train(jobs(second.initial, ROWS[:3], learning_rate=0.5))
+    assert second.name == first.name
+    with pytest.raises(TypeError, match="not callable"):  # nothing was chosen for these: it would be measured
+        KerasCohort(app(sgd), X, Y, ROWS, chunk=4).train(jobs(second.initial, batch_size=5))
+
+
+def test_what_was_compiled_of_a_model_serves_the_next_federation_as_if_it_were_new(monkeypatch):
+    """Other data, other rows, another initial model; nothing of the first one's training is left."""
+    monkeypatch.setattr(keras_kept, "_kept", {})
+    build_model, built = app(lambda: keras.optimizers.Adam(0.01), lambda: keras.layers.Dense(4)), []
+
+    def counted():
+        built.append(1)
+        return build_model()
+
+    def trained(seed, path):
+        x = np.random.default_rng(seed).standard_normal((150, 6)).astype(np.float32)
+        federation = KerasFederation(counted, x, Y[:150], ROWS_OF_150, test=(x, Y[:150]), path=path, chunk=4, seed=seed)
+        results = federation.backend.train(jobs(federation.initial))
+        return [[a.tobytes() for a in r.parameters.values()] for r in results], federation.evaluate(federation.initial)
+
+    alone = {}
+    for path in ("cohort", "plain"):
+        keras_kept._kept.clear()
+        alone[path] = trained(7, path)
+    keras_kept._kept.clear()
+    trained(1, "cohort")
+    built.clear()
+    assert trained(7, "cohort") == alone["cohort"]
+    assert len(built) == 1, "the initial model alone"
+    assert trained(7, "plain") == alone["plain"]
+    assert len(built) == 2
 
 
 @pytest.mark.parametrize(
