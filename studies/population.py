@@ -277,7 +277,10 @@ class Presence:
         self.on = True
         """In the turn that ends at `until`."""
         if member.device.on_intervals:
-            self.on, self._until = member.device.turn_at(0.0)
+            self._turns = member.device.turns()
+            self._until = 0.0
+            while self._until <= 0:  # its first turn may have no length
+                self.on, self._until = next(self._turns)
         elif availability is not None:
             self._rng = generator(seed, member.index, _PRESENCE)
             on, off = availability.on_s.mean, availability.off_s.mean
@@ -293,7 +296,7 @@ class Presence:
     def turn(self) -> None:
         """Go on to the next turn."""
         if self._device.on_intervals:
-            self.on, self._until = self._device.turn_at(self._until)
+            self.on, self._until = next(self._turns)
         else:
             self.on = not self.on
             self._until += self._length()

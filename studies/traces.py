@@ -16,10 +16,10 @@ not read here: one line turns one into JSON, `json.dump(pickle.load(open(a, "rb"
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
-from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,17 @@ class Device:
     """Disjoint and rising, within one period; none: always on."""
     period_s: float = math.inf
 
-    def turn_at(self, t: float) -> tuple[bool, float]:
-        """Whether the device is on just after `t`, and until when."""
-        cycles = math.floor(t / self.period_s) if math.isfinite(self.period_s) else 0
-        start = cycles * self.period_s if cycles else 0.0
-        begins = [a for a, _ in self.on_intervals]
-        at = bisect_right(begins, t - start) - 1
-        if at >= 0 and t < start + self.on_intervals[at][1]:
-            return True, start + self.on_intervals[at][1]
-        following = at + 1
-        if following < len(self.on_intervals):
-            return False, start + begins[following]
-        return False, start + self.period_s + begins[0]
+    def turns(self) -> Iterator[tuple[bool, float]]:
+        """Off and on by turns from 0 s on, and until when each is; some have no length. Times are made from the numbers
+        of the period and the interval: sums of sums would miss the edges by their last bits, and stand still there."""
+        for cycle in itertools.count():
+            start = cycle * self.period_s if cycle else 0.0
+            for begin, end in self.on_intervals:
+                yield False, start + begin
+                yield True, start + end if end < self.period_s else (cycle + 1) * self.period_s
+            if math.isinf(self.period_s):
+                yield False, math.inf
+                return
 
 
 def read_traces(path: Path) -> tuple[Device, ...]:

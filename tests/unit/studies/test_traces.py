@@ -1,5 +1,7 @@
 import json
 import math
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 
@@ -20,11 +22,7 @@ def test_fedscale_behaviour_turns_on_and_off_and_repeats(tmp_path):
     file = tmp_path / "behave.json"
     file.write_text(json.dumps([{"active": [10, 50], "inactive": [20, 60], "finish_time": 100, "model": "x"}]))
     (device,) = read_traces(file)
-    turns = []
-    t = 0.0
-    for _ in range(6):
-        on, t = device.turn_at(t)
-        turns.append((on, t))
+    turns = list(islice(device.turns(), 6))
     assert turns == [(False, 10), (True, 20), (False, 50), (True, 60), (False, 110), (True, 120)]
 
 
@@ -35,6 +33,22 @@ def test_who_is_on_for_the_whole_period_has_no_turns(tmp_path):
     assert (always.on_intervals, nearly.on_intervals) == ((), ((0.0, 9.0),))
     presence = Presence(Population(participants=1, trace=str(file)).members(0)[0], None, 0)
     assert (presence.on, presence.until) == (True, math.inf)
+
+
+@pytest.mark.parametrize(("begin", "end", "period"), [(0.1, 0.7, 1.0), (0.0, 0.1, 0.3), (0.2, 0.3, 0.3)])
+def test_turns_go_on_whatever_their_edges_are_rounded_to(begin, end, period):
+    member = replace(
+        Population(participants=1).members(0)[0], device=Device(None, None, None, None, ((begin, end),), period)
+    )
+    presence = Presence(member, None, 0)
+    on_s, at = 0.0, 0.0
+    for _ in range(2000):
+        assert presence.until >= at
+        on_s += (presence.until - at) * presence.on
+        at = presence.until
+        presence.turn()
+    assert at == pytest.approx(1000 * period, rel=0.001)
+    assert on_s / at == pytest.approx((end - begin) / period, rel=0.001)
 
 
 def test_a_csv_row_leaves_the_laws_where_it_is_silent(tmp_path):
