@@ -3,12 +3,17 @@
 Each law is its quantile function: `quantile(u)` for a uniform u in [0, 1). So a draw costs one uniform number
 whatever the law is, two laws fed the same u give draws of the same rank, and correlation is a matter of the u alone
 (studies.population). From a table such as {name = "half_normal", mean = 10}.
+
+`left(u, v)`, for two uniform numbers, is what is left of a duration of this law that is met at a random moment of its
+course, with the density P(X > x)/mean. A long one is met more often, in proportion to its length, and a uniform part of
+it is left.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Annotated, Literal
 
@@ -41,6 +46,9 @@ class Constant(Value):
     def quantile(self, u: float) -> float:  # noqa: ARG002
         return self.value
 
+    def left(self, u: float, v: float) -> float:  # noqa: ARG002
+        return self.value * v
+
 
 class Uniform(Value):
     """Between `low` and `high`."""
@@ -62,6 +70,9 @@ class Uniform(Value):
     def quantile(self, u: float) -> float:
         return self.low + u * (self.high - self.low)
 
+    def left(self, u: float, v: float) -> float:
+        return v * math.sqrt(self.low**2 + u * (self.high**2 - self.low**2))
+
 
 class Exponential(Value):
     """Memoryless, with this mean."""
@@ -72,6 +83,9 @@ class Exponential(Value):
     def quantile(self, u: float) -> float:
         return -self.mean * math.log1p(-u)
 
+    def left(self, u: float, v: float) -> float:  # noqa: ARG002
+        return self.quantile(u)  # it has no memory
+
 
 class HalfNormal(Value):
     """|N(0, σ²)| with σ = mean·√(π/2): FedBuff's law of training durations (Nguyen et al. 2022, section 5)."""
@@ -81,6 +95,9 @@ class HalfNormal(Value):
 
     def quantile(self, u: float) -> float:
         return self.mean * math.sqrt(math.pi / 2) * max(normal_quantile((1.0 + u) / 2), 0.0)
+
+    def left(self, u: float, v: float) -> float:
+        return v * self.mean * math.sqrt(-math.pi * math.log1p(-u))  # those that are met have Rayleigh's law
 
 
 class LogNormal(Value):
@@ -97,6 +114,9 @@ class LogNormal(Value):
     def quantile(self, u: float) -> float:
         return self.median * math.exp(self.sigma * normal_quantile(u))
 
+    def left(self, u: float, v: float) -> float:
+        return v * math.exp(self.sigma**2) * self.quantile(u)
+
 
 class Pareto(Value):
     """P(X > x) = (minimum/x)^shape for x ≥ minimum. A shape above 1, so that there is a mean."""
@@ -112,6 +132,9 @@ class Pareto(Value):
     def quantile(self, u: float) -> float:
         return float(self.minimum * (1.0 - u) ** (-1.0 / self.shape))
 
+    def left(self, u: float, v: float) -> float:
+        return float(v * self.minimum * (1.0 - u) ** (-1.0 / (self.shape - 1)))
+
 
 class Zipf(Value):
     """unit·k for k = 1 ... largest with P(k) in proportion to k^-exponent."""
@@ -121,13 +144,11 @@ class Zipf(Value):
     largest: Annotated[int, Field(ge=1, le=1_000_000)]
     unit: Positive = 1.0
     _cumulative: tuple[float, ...] = PrivateAttr(())
+    _by_length: tuple[float, ...] = PrivateAttr(())
 
     def model_post_init(self, _: object) -> None:
-        total, sums = 0.0, []
-        for k in range(1, self.largest + 1):
-            total += k**-self.exponent
-            sums.append(total)
-        self._cumulative = tuple(sums)
+        self._cumulative = tuple(accumulate(k**-self.exponent for k in range(1, self.largest + 1)))
+        self._by_length = tuple(accumulate(k ** (1 - self.exponent) for k in range(1, self.largest + 1)))
 
     @property
     def mean(self) -> float:
@@ -137,6 +158,10 @@ class Zipf(Value):
     def quantile(self, u: float) -> float:
         at = bisect_right(self._cumulative, u * self._cumulative[-1])
         return self.unit * (min(at, self.largest - 1) + 1)
+
+    def left(self, u: float, v: float) -> float:
+        at = bisect_right(self._by_length, u * self._by_length[-1])
+        return v * self.unit * (min(at, self.largest - 1) + 1)
 
 
 AnyLaw = Annotated[

@@ -75,7 +75,8 @@ class Dropout(Value):
 
 
 class Availability(Value):
-    """Turns of being on and off, of these lengths; off at the start with the probability that the means give."""
+    """Turns of being on and off, of these lengths, that have been going on for long when the study begins: who is on
+    then, and how much is left of each one's turn, is as at any other moment."""
 
     on_s: AnyLaw
     off_s: AnyLaw
@@ -285,8 +286,8 @@ class Presence:
             self._rng = generator(seed, member.index, _PRESENCE)
             on, off = availability.on_s.mean, availability.off_s.mean
             self.on = self._rng.random() * (on + off) < on
-            # A first turn is met somewhere in its middle: a uniform part of it is left.
-            self._until = self._length() * self._rng.random()
+            law = availability.on_s if self.on else availability.off_s
+            self._until = law.left(self._rng.random(), self._rng.random())
 
     @property
     def until(self) -> float:

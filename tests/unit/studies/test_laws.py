@@ -30,6 +30,16 @@ def test_quantiles_rise_and_are_finite_from_0_to_just_below_1(law):
     assert all(0 <= v < math.inf for v in values)
 
 
+@pytest.mark.parametrize("law", [*LAWS, Pareto(minimum=1, shape=5)], ids=lambda law: law.name)
+def test_what_is_left_at_a_random_moment_has_the_density_of_the_survivors(law):
+    """P(X > x)/mean: its integral up to x is E[min(X, x)]/mean."""
+    rng = np.random.default_rng(0)
+    left = np.array([law.left(u, v) for u, v in rng.random((20_000, 2)).tolist()])
+    lengths = np.array([law.quantile(u) for u in (np.arange(20_000) + 0.5) / 20_000])
+    for x in np.quantile(lengths, [0.1, 0.5, 0.9]) * 0.7:
+        assert np.mean(left <= x) == pytest.approx(np.minimum(lengths, x).mean() / law.mean, abs=0.015)
+
+
 def test_medians_are_the_textbooks():
     assert Exponential(mean=3).quantile(0.5) == pytest.approx(3 * math.log(2))
     assert HalfNormal(mean=1).quantile(0.5) == pytest.approx(0.6744897501960817 * math.sqrt(math.pi / 2))

@@ -142,15 +142,15 @@ def test_a_first_turn_is_met_somewhere_in_its_middle():
     assert np.mean(first) == pytest.approx(1, abs=0.1)
 
 
-def test_a_participant_is_on_for_the_share_of_time_that_its_laws_give():
-    availability = Availability(on_s=Exponential(mean=1), off_s=Exponential(mean=3))
-    population = Population(participants=2000, availability=availability)
-    presences = [Presence(m, availability, 0) for m in population.members(0)]
-    assert np.mean([p.on for p in presences]) == pytest.approx(0.25, abs=0.03)
-    for p in presences:
-        while p.until <= 50:
-            p.turn()
-    assert np.mean([p.on for p in presences]) == pytest.approx(0.25, abs=0.03)
+@pytest.mark.parametrize("law", [lambda mean: Exponential(mean=mean), lambda mean: Uniform(low=0, high=2 * mean)])
+def test_a_participant_is_on_for_the_share_of_time_that_its_laws_give_from_the_start_on(law):
+    availability = Availability(on_s=law(1), off_s=law(3))
+    presences = [Presence(m, availability, 0) for m in Population(participants=4000).members(0)]
+    for at in (0, 0.5, 1, 2, 4, 50):
+        for p in presences:
+            while p.until <= at:
+                p.turn()
+        assert np.mean([p.on for p in presences]) == pytest.approx(0.25, abs=0.025)
 
 
 def test_availability_that_never_trains_is_refused():
