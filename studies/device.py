@@ -32,6 +32,8 @@ class Work:
     away_s: float
     train_s: float
     """As the participant would measure it."""
+    duration_s: float
+    """Of all of it, before it drops out or is off."""
     recorded: RecordedTask | None = None
     """In the recorded order: the run's own task, where it went out at the run's own moment."""
 
@@ -99,6 +101,7 @@ class Device:
             drops=drops,
             away_s=population.dropout.away_s.quantile(u_away) if drops else 0.0,
             train_s=train_s,
+            duration_s=duration_s,
             recorded=self.next_task if self.next_task is not None and self.next_task.issued_s == now else None,
         )
         self.next_task = None

@@ -41,7 +41,7 @@ from coordinator.events import (
     UpdateArrived,
     Withdraw,
 )
-from coordinator.strategies.base import Strategy
+from coordinator.strategies.base import Strategy, arrivals
 from schemas.allocator import keep_freed_memory
 from schemas.errors import InputError
 from schemas.messages import TrainingConfig, Update, update_id
@@ -131,7 +131,11 @@ class Engine:
         on_version: OnVersion | None = None,
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
-        self._reply, self._training = strategy.reply, training
+        self._reply, self._first = strategy.reply, _of_first_tasks(training, strategy, run)
+        self._measures = run.steps is not None or arrivals(strategy) is not None
+        """How long tasks take, where that depends on what each is asked for."""
+        self._begun: list[tuple[int, float]] = [(0, 0.0)] * len(devices)
+        """Of each participant: its tasks, and the seconds that they take."""
         self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
@@ -211,8 +215,12 @@ class Engine:
     def _mean_task_s(self) -> list[float]:
         payload_bytes = (self._down_bytes, self._up_bytes)
         return [
-            d.member.mean_task_s(self._population.compute, _passes(self._training, count), payload_bytes)
-            for d, count in zip(self._devices, self._federation.num_examples, strict=True)
+            total_s / tasks
+            if tasks
+            else d.member.mean_task_s(self._population.compute, _passes(self._first, count), payload_bytes)
+            for d, count, (tasks, total_s) in zip(
+                self._devices, self._federation.num_examples, self._begun, strict=True
+            )
         ]
 
     # The core
@@ -278,6 +286,9 @@ class Engine:
             up_bytes=self._up_bytes,
         )
         self._working[work.number] = device
+        if self._measures and device.member.history is None:
+            tasks, total_s = self._begun[i]
+            self._begun[i] = tasks + 1, total_s + work.duration_s
         if not work.drops:
             self._lazy.add(work.number, i, self._core.task_tensors, task.training)
         self._plan_end(device)
@@ -435,6 +446,21 @@ def _rare_collections() -> Iterator[None]:
 
 
 def _passes(training: TrainingConfig, num_examples: int) -> int:
-    """Examples that one task goes through, each as often as it does."""
+    """Examples that one task goes through, each as often as it does: the last batch of an epoch may be a short one."""
     passes = training.epochs * num_examples
-    return passes if training.max_steps is None else min(passes, training.max_steps * training.batch_size)
+    if training.max_steps is None:
+        return passes
+    epochs, steps = divmod(training.max_steps, max(1, math.ceil(num_examples / training.batch_size)))
+    return min(passes, epochs * num_examples + steps * training.batch_size)
+
+
+def _of_first_tasks(training: TrainingConfig, strategy: Strategy[Any], run: StudyRun) -> TrainingConfig:
+    """What a participant of unknown speed is asked for."""
+    groups = arrivals(strategy)
+    if groups is not None:
+        return training.model_copy(update={"max_steps": groups.first_steps, "epochs": groups.first_steps})
+    if run.steps is not None:
+        first = run.steps.steps(None)
+        steps = first if training.max_steps is None else min(first, training.max_steps)
+        return training.model_copy(update={"max_steps": steps})
+    return training

@@ -79,7 +79,8 @@ class Outcome:
     num_examples: list[int] = field(default_factory=list)
     """Of each participant."""
     mean_task_s: list[float] = field(default_factory=list)
-    """How long a task of each takes on average, before it drops out or is off."""
+    """How long a task of each takes on average, before it drops out or is off: by the laws; where each task is asked
+    for steps of its own, the mean of those that it had, or what the first one takes where it had none."""
     cohorts: int = 0
     trained: int = 0
     backend: str = ""

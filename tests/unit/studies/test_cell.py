@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from coordinator.settings import StopSettings
-from coordinator.strategies import Ca2fl, FedAvg, Scaffold
+from coordinator.strategies import Ca2fl, FedAvg, FedBuff, Scaffold
 from schemas.errors import ConfigError, InputError
 from schemas.messages import TrainingConfig
 from studies import recorded
 from studies.cell import Cell, check_cell, run_cell
+from studies.engine import _passes
 from studies.laws import Constant
 from studies.population import Compute, Network, Population
 from studies.quadratics import QuadraticFederation, Quadratics
@@ -29,7 +30,7 @@ class Far(QuadraticFederation):
         super().__init__(np.full(3, 1e-6), np.sqrt([[2e6 * loss, 0.0] for loss in self.losses]), EXAMPLES)
 
 
-def ran(folder, strategy, training=None, problem=None, **run):
+def ran(folder, strategy, training=None, problem=None, updates=2, **run):
     (folder / "cells").mkdir()
     federation = problem or QuadraticFederation(np.ones(3), np.zeros((3, 2)), EXAMPLES)
     people = Population(
@@ -38,7 +39,7 @@ def ran(folder, strategy, training=None, problem=None, **run):
         network=Network(down_bytes_per_s=Constant(value=1.6), up_bytes_per_s=Constant(value=16)),
     )
     training = training or TrainingConfig(learning_rate=0.1)
-    return run_cell(folder, Cell("s", "l", strategy, people, Given(federation), until(2, **run), training, 0))
+    return run_cell(folder, Cell("s", "l", strategy, people, Given(federation), until(updates, **run), training, 0))
 
 
 def test_how_long_tasks_take_is_by_the_data_that_the_problem_gave(tmp_path):
@@ -50,6 +51,40 @@ def test_how_long_tasks_take_is_by_the_bytes_of_the_method_and_the_steps_that_ar
     training = TrainingConfig(learning_rate=0.1, batch_size=2, max_steps=2)
     result = ran(tmp_path, Scaffold(num_participants=3, cohort_size=3), training)
     assert result.task_s == [20 + 2 + min(n, 4) for n in EXAMPLES]
+
+
+def test_an_epoch_may_end_in_a_short_batch(tmp_path):
+    """Of 3, 5 and 10 examples in batches of 4; three steps are 3+3+3, 4+1+4 and 4+4+2 of them."""
+    training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=5, max_steps=3)
+    result = ran(tmp_path, FedAvg(cohort_size=3), training)
+    assert result.task_s == [10 + 1 + passes for passes in (9, 9, 10)]
+    # The one round is not cut short by the limit of two updates: it ends with the slowest.
+    assert result.time_s == 21
+
+
+def test_four_steps_of_25_examples_in_batches_of_ten_are_35_of_them():
+    def passes(**fields):
+        return _passes(TrainingConfig(batch_size=10, **fields), 25)
+
+    assert [passes(epochs=9, max_steps=steps) for steps in (1, 2, 3, 4, 5, 6, 7)] == [10, 20, 25, 35, 45, 50, 60]
+    assert (passes(epochs=2), passes(epochs=2, max_steps=5), passes(epochs=2, max_steps=100)) == (50, 45, 50)
+    assert _passes(TrainingConfig(batch_size=10, max_steps=2), 0) == 0
+
+
+def test_where_steps_go_by_speed_a_task_takes_what_those_that_there_were_took(tmp_path):
+    """A first step of 3, 4 and 4 examples, a second each; then as many as 9 s have room for, 3, 2 and 2: 9, 5 and 8."""
+    training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=100)
+    result = ran(
+        tmp_path, FedBuff(buffer_size=1), training, updates=7, concurrency=3,
+        steps={"target_s": 9, "min_steps": 1, "max_steps": 100},
+    )  # fmt: skip
+    assert result.task_s == [18, 15.67, 17.67], "11 + (3 + 9 + 9)/3, 11 + (4 + 5 + 5)/3, 11 + (4 + 8 + 8)/3"
+
+
+def test_one_that_had_no_task_takes_what_a_first_one_would(tmp_path):
+    training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=100)
+    steps = {"target_s": 9, "min_steps": 2, "max_steps": 100}
+    assert ran(tmp_path, FedBuff(), training, updates=1, concurrency=1, steps=steps).task_s == [17, 16, 19]
 
 
 def test_who_never_sent_an_update_is_meant_to_count_by_its_examples(tmp_path):
