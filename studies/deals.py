@@ -100,7 +100,9 @@ class ByPosition(Value):
         for position, (m, rng) in zip(positions, _each(members, seed), strict=True):
             start = round(position * (len(rows) - near))
             own = int(rng.binomial(m.examples, self.skew))
-            dealt.append(np.concatenate([_of(rows[start : start + near], own, rng), _of(rows, m.examples - own, rng)]))
+            close = _of(rows[start : start + near], own, rng)
+            rest = np.setdiff1d(rows, close)
+            dealt.append(np.concatenate([close, _of(rest if len(rest) else rows, m.examples - own, rng)]))
         return dealt
 
 

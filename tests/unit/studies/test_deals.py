@@ -17,7 +17,11 @@ def members(participants=10, examples=20, **fields):
     return Population(participants=participants, examples=Constant(value=examples), **fields).members(0)
 
 
-@pytest.mark.parametrize("deal", [Iid(), Dirichlet(alpha=0.1), Shards(), ByPosition(), BySpeed()], ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "deal",
+    [Iid(), Dirichlet(alpha=0.1), Shards(), ByPosition(), ByPosition(skew=0.5), BySpeed(), BySpeed(skew=0.5)],
+    ids=str,
+)
 def test_everybody_gets_as_many_rows_as_its_population_says_and_a_seed_repeats_them(deal):
     rows = deal.deal(LABELS, members(), 3)
     assert [len(r) for r in rows] == [20] * 10
