@@ -99,7 +99,7 @@ def test_in_an_open_loop_it_takes_a_task_once_it_has_come_for_one():
 
 def test_a_recorded_task_is_as_long_as_it_was_and_ends_at_its_own_moment_where_it_began_at_it():
     for now, ends in [(3.0, 5.1), (4.0, 4.0 + (5.1 - 3.0))]:
-        made = device(0.0, 0.0, dropout=Dropout(probability=1.0))
+        made = device(0.0, 0.0, dropout=Dropout(probability=0.999))
         made.next_task = RecordedTask(1, 1, 3.0, 5.1, 1.5)
         work = begun(made, now)
         assert (work.drops, work.train_s, made.ends_at()) == ("", 1.5, ends)
