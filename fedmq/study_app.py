@@ -45,7 +45,7 @@ class AppProblem(Value):
     """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
     Without it the names of a recorded run's participants, or the study's own, p000000 and so on."""
     data: str | None = None
-    """An .npz file in place of load_data and load_test_data, or "mnist" or "mnist-full"."""
+    """An .npz file in place of load_data and load_test_data; a study's file may say "mnist" or "mnist-full"."""
     deal_by: AnyDeal = Iid()
     path: Literal["measure", "cohort", "plain"] = "measure"
     """How Keras models are trained (studies.keras_cohort)."""

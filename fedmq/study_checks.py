@@ -125,8 +125,7 @@ def _in_files(parts: Parts) -> Iterator[Mistake]:
     if isinstance(problem, AppProblem):
         checks.append(("problem.app", partial(_check_app, Path(problem.app))))
     for i, p in parts.populations.items():
-        if p.trace is not None:
-            checks.append((f"populations.{i}.trace", partial(read_traces, Path(p.trace))))
+        checks += [(f"populations.{i}.trace", partial(read_traces, Path(path))) for path in p.traces]
     populations = list(parts.populations.values())
     for i, c in parts.contenders.items():
         checks.append((f"strategies.{i}.strategy", partial(_check_strategy, c, populations)))

@@ -196,9 +196,8 @@ def _data_file(data: str, here: Path) -> str:
 
 
 def _with_trace(population: Population, here: Path) -> Population:
-    if population.trace is None:
-        return population
-    return population.model_copy(update={"trace": str(here / Path(population.trace).expanduser())})
+    found = tuple(str(here / Path(path).expanduser()) for path in population.traces)
+    return population.model_copy(update={"trace": found[0] if len(found) == 1 else found or None})
 
 
 def _find_runs(tree: dict[str, Any], here: Path) -> None:

@@ -50,7 +50,7 @@ class Cell:
     def key(self) -> str:
         """Of everything that decides the result; neither the study's name nor the strategy's label do."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
-        paths = [self.population.trace, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
+        paths = [*self.population.traces, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
         files = [_contents(path) for path in paths if path]
         if self.population.run is not None:
             files.append(recorded.digest(self.population.run))
@@ -225,8 +225,8 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         time_s=outcome.time_s,
         versions=len(outcome.version_s),
         updates=count,
-        bytes_up=float(rows["bytes_up"][-1]) if count else 0.0,
-        bytes_down=float(rows["bytes_down"][-1]) if count else 0.0,
+        bytes_up=outcome.bytes_up,
+        bytes_down=outcome.bytes_down,
         discarded=outcome.discarded,
         dropouts=outcome.dropouts,
         missed_arrivals=outcome.missed_arrivals,

@@ -206,6 +206,7 @@ class Engine:
     def _closed(self, outcome: Outcome) -> Outcome:
         outcome.parameters = self._core.parameters
         outcome.time_s = self._now
+        outcome.bytes_up, outcome.bytes_down = self._sent_bytes, self._issued_bytes
         outcome.discarded = self._core.discarded
         outcome.num_examples, outcome.mean_task_s = list(self._federation.num_examples), self._mean_task_s()
         outcome.cohorts, outcome.trained = self._lazy.cohorts, self._lazy.trained

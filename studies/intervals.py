@@ -11,6 +11,8 @@ import numpy.typing as npt
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """For 1 to 9 degrees of freedom."""
 _Z_975 = 1.959964
+_ROUNDING = 1e-12
+"""A spread that is less than this part of the mean is that of sums' last bits."""
 
 
 def half_width_factor(count: int) -> float:
@@ -44,6 +46,7 @@ def mean_text(values: Sequence[float]) -> str:
     if not values or not all(math.isfinite(v) for v in values):
         return "-"
     mean, half = mean_and_half_width(np.asarray(values, np.float64)[:, None])
+    half = np.where(half > _ROUNDING * abs(mean), half, 0.0)
     return _plain(mean[0], 4) if len(values) == 1 else f"{_plain(mean[0], 4)} ± {_plain(half[0], 2)}"
 
 

@@ -72,6 +72,9 @@ class Outcome:
     diverged_s: float | None = None
     """When the first update came that held NaN or infinite values, or a version's loss did."""
     time_s: float = 0.0
+    bytes_up: float = 0.0
+    """Sent by all participants in the whole run, with what came after the last accepted update."""
+    bytes_down: float = 0.0
     discarded: dict[str, int] = field(default_factory=dict)
     dropouts: int = 0
     missed_arrivals: int = 0

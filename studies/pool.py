@@ -32,6 +32,8 @@ from studies.cell import Cell, CellResult, check_cell, read_cell, run_cell
 
 POLL_S = 0.2
 REPORT_EVERY_S = 0.05
+MOST_PLACES = 2
+"""That a mistake is said to have been met in by name."""
 LOG = "processes.log"
 """In the results' folder: what the processes that run cells wrote to their standard error."""
 
@@ -131,14 +133,14 @@ class CellPool:
     def _check(self) -> None:
         """The first cell that each arm has to run stands for all of them."""
         firsts = {id(running): (running.batch, place) for running, place in reversed(self._queue)}
-        futures = [
-            self._processes().submit(_check, batch.cells[place], self._limit_bytes, batch.judged_by)
-            for batch, place in firsts.values()
+        checks = [
+            (cell := batch.cells[place], self._processes().submit(_check, cell, self._limit_bytes, batch.judged_by))
+            for batch, place in reversed(firsts.values())
         ]
-        mistakes = [str(e) for future in futures if isinstance(e := future.exception(), InputError)]
+        mistakes = [(cell, str(e)) for cell, future in checks if isinstance(e := future.exception(), InputError)]
         if mistakes:
-            raise ConfigError("\n  ".join(["the study cannot be run:", *dict.fromkeys(reversed(mistakes))]))
-        for future in futures:
+            raise ConfigError("\n  ".join(["the study cannot be run:", *_by_text(mistakes)]))
+        for _, future in checks:
             self._result(future)
 
     def _result(self, future: Future[Any]) -> Any:
@@ -184,6 +186,17 @@ class CellPool:
                 initargs=(self._parts, self._next_slot, self._folder),
             )
         return self._pool
+
+
+def _by_text(mistakes: Sequence[tuple[Cell, str]]) -> Iterator[str]:
+    """Each once, with where it was met: many strategies and populations share one."""
+    where: dict[str, list[str]] = {}
+    for cell, said in mistakes:
+        text = said.removeprefix(f"{cell.label} on {cell.population.name}: ")
+        where.setdefault(text, []).append(f"{cell.label.partition(' [')[0]} on {cell.population.name}")
+    for text, places in where.items():
+        more = len(places) - MOST_PLACES
+        yield f"{', '.join(places[:MOST_PLACES])}{f' and {more} more' if more > 0 else ''}: {text}"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from schemas.errors import FedmqError
 from studies.laws import AnyLaw, Constant
 from studies.recorded import History, histories, lanes
 from studies.seeding import Rewound, Streams, entropy_of_spawned, generator_states
-from studies.traces import Device, read_traces
+from studies.traces import Device, joined, read_traces
 from studies.value import Value
 
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
@@ -129,9 +129,9 @@ class Population(Value):
     correlation: Correlation = Correlation()
     dropout: Dropout = Dropout()
     availability: Availability | None = None
-    trace: str | None = None
+    trace: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """A file of measured devices (studies.traces); participant i is row i, modulo the rows. What a row holds takes the
-    place of the law for it."""
+    place of the law for it. Of several files each says something else of a device, as FedScale's two do."""
     run: str | None = None
     """The folder of a recorded run (studies.recorded); participant i is its participant i, modulo, with its durations,
     dropouts and number of examples in the place of the laws. Without `participants` as many as it had."""
@@ -164,6 +164,13 @@ class Population(Value):
         return self
 
     @property
+    def traces(self) -> tuple[str, ...]:
+        """The files of `trace`."""
+        if self.trace is None:
+            return ()
+        return (self.trace,) if isinstance(self.trace, str) else self.trace
+
+    @property
     def takes_time(self) -> bool:
         """Whether a task takes any; without it a run that ends by time alone would never end."""
         computes = max(self.compute.task_s.mean, self.compute.example_s.mean) * self.compute.slowness.mean
@@ -173,7 +180,7 @@ class Population(Value):
 
     def members(self, seed: int) -> list[Member]:
         """All participants, each from its own generator."""
-        devices = read_traces(Path(self.trace)) if self.trace is not None else []
+        devices = [read_traces(Path(path)) for path in self.traces]
         recorded: Sequence[History] = () if self.run is None else histories(self.run)
         if self.order == "recorded":
             recorded = lanes(recorded)
@@ -181,7 +188,7 @@ class Population(Value):
         traits, rewound = generator_states(entropy_of_spawned(seed, self.participants, _TRAITS)), Rewound()
         found: list[Member] = []
         for i in range(self.participants):
-            device = devices[i % len(devices)] if devices else Device()
+            device = joined([rows[i % len(rows)] for rows in devices])
             history = recorded[i % len(recorded)] if recorded else None
             found.append(self._member(i, rewound.at(traits[i]), factor, device, history))
         return _under_own_names(found)

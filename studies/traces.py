@@ -6,7 +6,7 @@ fedmq's own         example_s, down_bytes_per_s, up_bytes_per_s, examples, on_in
 FedScale's          computation (ms to infer one sample; training costs three times that, as FedScale counts it) and
                     communication (kbit/s, down and up alike) of its client_device_capacity; active, inactive (lists of
                     seconds at which the device turns on and off) and finish_time of its client_behave_trace
-                    (Lai et al. 2022, "FedScale"; docs of SymbioticLab/FedScale)
+                    (Lai et al. 2022, "FedScale"; docs of SymbioticLab/FedScale): two files, which `joined` has as one
 
 Any column may be missing; an empty cell leaves the population's law in place. `on_intervals` is "0-3600 7200-9000",
 repeated every `period_s`. FedScale ships these files as pickles, which can run code as they are read and are therefore
@@ -19,8 +19,8 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,19 @@ class Device:
             if math.isinf(self.period_s):
                 yield False, math.inf
                 return
+
+
+def joined(parts: Sequence[Device]) -> Device:
+    """What several files say of one device: of each thing what the first says that knows it."""
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[str, Any] = {}
+    for part in parts:
+        own = {f.name: getattr(part, f.name) for f in fields(part)}
+        if not part.on_intervals:
+            del own["on_intervals"], own["period_s"]
+        found |= {name: value for name, value in own.items() if value is not None and name not in found}
+    return Device(**found)
 
 
 def read_traces(path: Path) -> tuple[Device, ...]:
@@ -129,6 +142,8 @@ def _intervals(row: Mapping[str, Any], place: str) -> tuple[tuple[float, float],
             "and inactive lists of one length"
         ) from None
     edges = [edge for span in found for edge in span]
+    if not edges and isinstance(row.get("active"), list):
+        raise InputError(f"{place}: the device is never active: leave it out")
     if edges != sorted(edges) or any(a == b for a, b in found) or any(edge < 0 for edge in edges):
         raise InputError(f"{place}: the times of being on overlap or run backwards: {shown(str(found))}")
     return tuple(found)

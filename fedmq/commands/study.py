@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from coordinator.settings import TargetMetric
 from fedmq.commands import options
 from fedmq.config import load_config
 from schemas.errors import ConfigError
 from studies.cell import CellResult
 from studies.intervals import mean_text
-from studies.measures import final_value, metrics_of
+from studies.measures import cost_of, final_value, metrics_of
 from studies.pool import OnCell, OnProgress
 from studies.study import Study
 from studies.tuning import Tuned
@@ -68,7 +69,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
             kept = len(list((folder / "cells").glob("*.json")))
             print(f"\nStopped. {kept} finished cells are kept in {folder}; the same command goes on.", file=sys.stderr)
             raise
-    console.print(*summary(results), *failures(results), sep="\n")
+    console.print(*summary(results, study.target), *failures(results), sep="\n")
     if study.tuning is None or study.tuning.off:
         print("Untuned: step sizes are the file's own, and which strategy looks best may be an accident of these.")
     for t in tuned:
@@ -133,14 +134,17 @@ def _cell(result: CellResult) -> str:
     )
 
 
-def summary(results: Sequence[CellResult]) -> Iterator[Table]:
-    """A table for each population, a row for each strategy: means over seeds with 95 % confidence intervals."""
+def summary(results: Sequence[CellResult], target: TargetMetric | None = None) -> Iterator[Table]:
+    """A table for each population, a row for each strategy: means over seeds with 95 % confidence intervals. The time
+    to the target where all seeds reached it, else how many did."""
     metrics = metrics_of(results)
     for population in dict.fromkeys(r.population for r in results):
         table = Table(title=population, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("strategy", min_width=16, max_width=24)
         for name in ("virtual s", "staleness", *metrics):
             table.add_column(name, justify="right", no_wrap=True)
+        if target is not None:
+            table.add_column(f"s to {target.name} {target.value:g}", justify="right")
         for strategy in dict.fromkeys(r.strategy for r in results):
             cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
             table.add_row(
@@ -148,8 +152,14 @@ def summary(results: Sequence[CellResult]) -> Iterator[Table]:
                 f"{statistics.fmean(r.time_s for r in cells):,.5g}",
                 f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
                 *(mean_text([final_value(r, m) for r in cells]) for m in metrics),
+                *(() if target is None else (_time_to(target, cells),)),
             )
         yield table
+
+
+def _time_to(target: TargetMetric, cells: Sequence[CellResult]) -> str:
+    times = [cost["time_s"] for r in cells if (cost := cost_of(r, target)) is not None]
+    return mean_text(times) if len(times) == len(cells) else f"{len(times)} of {len(cells)} got there"
 
 
 def failures(results: Sequence[CellResult]) -> Iterator[str]:

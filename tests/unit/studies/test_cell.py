@@ -53,6 +53,12 @@ def test_how_long_tasks_take_is_by_the_bytes_of_the_method_and_the_steps_that_ar
     assert result.task_s == [20 + 2 + min(n, 4) for n in EXAMPLES]
 
 
+def test_bytes_are_those_of_the_whole_run_with_what_nobody_waited_for(tmp_path):
+    """One update of 3, 5 and 10 examples, after 2 + 3 + ... s: the first comes, the others were sent their models."""
+    result = ran(tmp_path, FedAvg(cohort_size=1, over_selection=3.0), updates=1)
+    assert (result.updates, result.bytes_up, result.bytes_down) == (1, 16, 3 * 16)
+
+
 def test_an_epoch_may_end_in_a_short_batch(tmp_path):
     """Of 3, 5 and 10 examples in batches of 4; three steps are 3+3+3, 4+1+4 and 4+4+2 of them."""
     training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=5, max_steps=3)

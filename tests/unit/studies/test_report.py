@@ -197,6 +197,7 @@ def test_means_come_with_students_interval():
     assert mean_text([20000.0, 20010.0, 20020.0]) == "20,010 ± 25"
     assert mean_text([0.0, 400.0]) == "200 ± 2,500"
     assert mean_text([2e-5]) == "2e-05"
+    assert mean_text([0.1 + 0.2, 0.3]) == "0.3 ± 0", "sums that differ in their last bits"
     assert mean_text([]) == mean_text([float("nan"), 1.0]) == "-"
     mean, half = mean_and_half_width(np.array([[1.0], [2.0], [3.0]]))
     assert (mean[0], half[0]) == (2.0, pytest.approx(4.303 / 3**0.5, rel=1e-3))

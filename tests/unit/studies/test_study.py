@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.strategies import FedAvg, FedBuff
+from studies.cell import Cell
+from studies.pool import _by_text
 from studies.study import Contender, Study
 from studies.tuning import Tuning
 from tests.scenario.studies.federations import STEP, Quadratics, population, until
@@ -21,6 +25,17 @@ def first_batches(contender, tuning):
     batches = [next(arm) for arm in study._arms(contender, tuned, {})]
     assert tuned == {}
     return [{(c.population.name, c.label.split(" [")[0], c.seed) for c in batch.cells} for batch in batches]
+
+
+def test_a_mistake_that_many_cells_share_is_said_once():
+    a, b = (
+        Cell("s", label, FedBuff(), FEW, Quadratics(), until(3), STEP, 0) for label in ("A [learning_rate 0.1]", "B")
+    )
+    other = replace(a, population=MANY)
+    found = [(cell, f"{cell.label} on {cell.population.name}: too large") for cell in (a, b, other)]
+    assert list(_by_text([*found, (b, "B on few: too small")])) == [
+        "A on few, B on few and 1 more: too large", "B on few: too small",
+    ]  # fmt: skip
 
 
 COMPARED = [{("few", "it", 1), ("few", "it", 2)}, {("many", "it", 1), ("many", "it", 2)}]

@@ -26,6 +26,29 @@ def test_fedscale_behaviour_turns_on_and_off_and_repeats(tmp_path):
     assert turns == [(False, 10), (True, 20), (False, 50), (True, 60), (False, 110), (True, 120)]
 
 
+def test_what_fedscale_has_in_two_files_is_one_device(tmp_path):
+    capacity, behaviour = tmp_path / "capacity.json", tmp_path / "behave.json"
+    capacity.write_text(json.dumps([{"computation": 100.0, "communication": 8.0}, {"computation": 200.0}]))
+    behaviour.write_text(json.dumps([{"active": [10 + i], "inactive": [20], "finish_time": 100} for i in range(3)]))
+    population = Population(participants=6, trace=[str(capacity), str(behaviour)])
+    devices = [m.device for m in population.members(0)]
+    assert [(d.example_s, d.down_bytes_per_s, d.on_intervals, d.period_s) for d in devices] == [
+        (0.3 if i % 2 == 0 else 0.6, 1024.0 if i % 2 == 0 else None, ((10.0 + i % 3, 20.0),), 100.0) for i in range(6)
+    ]
+    assert population.traces == (str(capacity), str(behaviour))
+    backwards = Population(participants=6, trace=[str(behaviour), str(capacity)])
+    assert [m.device for m in backwards.members(0)] == devices
+    with pytest.raises(ValueError, match="at least 1 item"):
+        Population(participants=1, trace=[])
+
+
+def test_a_device_that_is_never_active_is_refused(tmp_path):
+    file = tmp_path / "behave.json"
+    file.write_text(json.dumps([{"active": [], "inactive": [], "finish_time": 100}]))
+    with pytest.raises(InputError, match="device 1: the device is never active: leave it out"):
+        read_traces(file)
+
+
 def test_who_is_on_for_the_whole_period_has_no_turns(tmp_path):
     file = tmp_path / "devices.csv"
     file.write_text("on_intervals,period_s\n0-10,10\n0-9,10\n")
