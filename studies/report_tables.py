@@ -288,4 +288,5 @@ def _table(
 
     body = "".join(row(cells, "td", " class=best" if i == best else "") for i, cells in enumerate(rows))
     caption = f"<p class=note>{note}</p>" if note else ""
+    head = [name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head]  # no lonely units
     return f"<div class=scroll><table>{row(head, 'th')}{body}</table></div>{caption}"
