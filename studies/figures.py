@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from coordinator.settings import TargetMetric
 from studies.cell import CellResult
 from studies.intervals import mean_and_half_width
-from studies.measures import favour, final_value, is_better_high, on_one_grid, series
+from studies.measures import Floats, favour, final_value, is_better_high, on_one_grid, series
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
@@ -82,11 +82,11 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
                 if not len(x):
                     continue
                 mean, half = mean_and_half_width(np.clip(rows, -ceiling, ceiling))
-                low = mean - half
+                low, high = _possible(metric, rows, mean - half, mean + half)
                 if logarithmic:  # a mean less its interval may pass 0, which this axis has not
                     low = np.maximum(low, 0.2 * mean)
                 ax.plot(x * unit, mean, **look.line(strategy))
-                ax.fill_between(x * unit, low, mean + half, color=look.colour(strategy), alpha=0.18, lw=0)
+                ax.fill_between(x * unit, low, high, color=look.colour(strategy), alpha=0.18, lw=0)
                 if not sound:
                     ax.plot(x[-1:] * unit, mean[-1:], "X", color=look.colour(strategy), ms=7)
             ax.set_xlabel(label)
@@ -269,6 +269,15 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
         lowest, highest = min(float(y.min()) for _, y in found), max(float(y.max()) for _, y in found)
         start = max(float(y[0]) for _, y in found)
         ax.set_ylim(max(low, lowest / 3), min(high, 10 * highest, 100 * start))
+
+
+def _possible(metric: str, values: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """A band that is no wider than what can be: of few seeds an interval goes below a loss of 0 or above an accuracy of
+    1."""
+    return (
+        np.maximum(low, 0) if values.min() >= 0 else low,
+        np.minimum(high, 1) if is_better_high(metric) and values.max() <= 1 else high,
+    )
 
 
 def _plain_large_numbers(axis: Any) -> None:

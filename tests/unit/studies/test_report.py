@@ -8,6 +8,7 @@ import pytest
 from coordinator.settings import TargetMetric
 from studies import report
 from studies.cell import CellResult
+from studies.figures import _possible
 from studies.intervals import half_width_factor, mean_and_half_width, mean_text
 from studies.measures import chance_share, common_target, cost_of, final_value, met_at_start, misplaced_share
 from studies.report import write_report
@@ -203,3 +204,13 @@ def test_means_come_with_students_interval():
     assert (mean[0], half[0]) == (2.0, pytest.approx(4.303 / 3**0.5, rel=1e-3))
     quantiles = [half_width_factor(freedom + 1) * (freedom + 1) ** 0.5 for freedom in (9, 10, 11, 14, 29, 99)]
     assert quantiles == pytest.approx([2.262, 2.2281, 2.2010, 2.1448, 2.0452, 1.9842], abs=5e-4)
+
+
+def test_a_band_of_few_seeds_stays_within_what_can_be():
+    low, high = np.array([-0.4, 0.2]), np.array([1.3, 0.9])
+    below, above = _possible("accuracy", np.array([[0.1, 0.5], [0.9, 0.6]]), low, high)
+    assert (below.tolist(), above.tolist()) == ([0, 0.2], [1, 0.9])
+    below, above = _possible("loss", np.array([[0.1, 0.5], [0.9, 0.6]]), low, high)
+    assert (below.tolist(), above.tolist()) == ([0, 0.2], [1.3, 0.9])
+    below, above = _possible("accuracy in %", np.array([[-1.0, 50.0]]), low, high)
+    assert (below.tolist(), above.tolist()) == ([-0.4, 0.2], [1.3, 0.9])
