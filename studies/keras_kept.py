@@ -16,7 +16,12 @@ _kept: dict[Hashable, Any] = {}
 
 
 def kept(key: Hashable, make: Callable[[], T]) -> T:
-    """What `make()` gave when it was last asked for by this key, if that is among the last few."""
+    """What `make()` gave when it was last asked for by this key, if that is among the last few. A key that cannot be
+    hashed, as a user's callable object may be, is known by nobody."""
+    try:
+        hash(key)
+    except TypeError:
+        return make()
     found: T = _kept.pop(key) if key in _kept else make()
     _kept[key] = found
     while len(_kept) > KEPT:

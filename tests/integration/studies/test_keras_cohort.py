@@ -169,6 +169,17 @@ def test_what_was_compiled_of_a_model_serves_the_next_federation_as_if_it_were_n
     assert len(built) == 2
 
 
+def test_a_model_by_an_object_that_cannot_be_hashed_is_built_each_time():
+    class Builds:
+        __hash__ = None
+
+        def __call__(self):
+            return app(sgd)()
+
+    backend = KerasCohort(Builds(), X, Y, ROWS, path="plain")
+    assert len(backend.train(jobs(backend.initial))) == len(ROWS)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "reason"),
     [
