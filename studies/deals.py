@@ -101,7 +101,9 @@ class ByPosition(Value):
             start = round(position * (len(rows) - near))
             own = int(rng.binomial(m.examples, self.skew))
             close = _of(rows[start : start + near], own, rng)
-            rest = np.setdiff1d(rows, close)
+            free = np.ones(len(rows), bool)
+            free[close] = False
+            rest = np.flatnonzero(free)
             dealt.append(np.concatenate([close, _of(rest if len(rest) else rows, m.examples - own, rng)]))
         return dealt
 
