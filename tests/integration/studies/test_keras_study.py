@@ -1,5 +1,7 @@
 """A Keras model in a whole study, in processes of its own."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,26 +12,41 @@ from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
 
 
-@pytest.mark.parametrize("path", ["cohort", "plain"])
-def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path):
+def study_of(folder, path, seeds=(0,)):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((60, 6)).astype(np.float32), rng.integers(0, 3, 60)
-    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    study = fedmq.Study(
+    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    return fedmq.Study(
         "keras",
-        fedmq.KerasProblem(build_model, str(tmp_path / "data.npz"), path=path),
+        fedmq.KerasProblem(build_model, str(folder / "data.npz"), path=path),
         [fedmq.Contender("fedbuff", fedbuff(2))],
         [population(5, examples={"name": "constant", "value": 20})],
         until(20, concurrency=4, evaluate_interval_s=2.0),
         fedmq.TrainingConfig(batch_size=10),
         tuning=None,
+        seeds=seeds,
     )
+
+
+@pytest.mark.parametrize("path", ["cohort", "plain"])
+def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path):
+    study = study_of(tmp_path, path)
     first = study.run(tmp_path / "a", workers=1)
     again = study.run(tmp_path / "b", workers=1)
     assert [r.digest for r in first] == [r.digest for r in again]
     assert first[0].key == again[0].key
     losses = [e["metrics"]["loss"] for e in first[0].evaluations]
     assert losses[-1] < losses[0]
+
+
+def test_the_faster_path_is_chosen_once_for_all_cells_and_when_the_study_goes_on(tmp_path):
+    results = study_of(tmp_path, "measure", seeds=(0, 1)).run(tmp_path / "a", workers=2)
+    (chosen,) = (tmp_path / "a" / "choices").iterdir()
+    assert {r.backend for r in results} == {json.loads(chosen.read_text())["name"]}
+    other = {"path": "plain", "name": "the other one"}
+    chosen.write_text(json.dumps(other))
+    more = study_of(tmp_path, "measure", seeds=(0, 1, 2)).run(tmp_path / "a", workers=1)
+    assert [r.backend for r in more] == [*(r.backend for r in results), other["name"]]
 
 
 APP = """
