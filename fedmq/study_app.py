@@ -11,6 +11,7 @@ Each participant has what the app's load_data gives it, as in a deployment; or `
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from schemas.messages import TrainingConfig
 from schemas.parameters import Parameters
 from studies.classification import Part, class_numbers, load_arrays, validated
 from studies.deals import AnyDeal, Iid
-from studies.global_random import DATA, INITIAL_MODEL, seeded
+from studies.global_random import DATA, INITIAL_MODEL, TRAINING, seeded
 from studies.population import Member
 from studies.problem import Federation
 from studies.training import Job, Trained
@@ -61,7 +62,8 @@ class AppProblem(Value):
         return (self.app,) if self.data is None else (self.app, self.data)
 
     def deal(self, members: Sequence[Member], seed: int) -> Federation:
-        app = load_app(self.app)
+        with seeded(0, DATA):
+            app = load_app(self.app)
         names = tuple(self._name(m) for m in members)
         if app.get("build_trainer") is not None:
             if self.data is not None:
@@ -78,7 +80,11 @@ class AppProblem(Value):
                 test = (x[kept], y[kept])
             elif (load_test := app.get("load_test_data")) is not None:
                 with seeded(0, DATA):
-                    test = load_test()
+                    given = load_test()
+                if given is not None:
+                    weights = given[2:] if isinstance(given, tuple | list) and len(given) == 3 else ()
+                    pair = given[:2] if weights else given
+                    test = (*_examples(pair, f"load_test_data() in {self.app} gave"), *weights)
         else:
             x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
             labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
@@ -95,7 +101,7 @@ class AppProblem(Value):
                 seed=seed,
                 app=(self.app, _digest(self.app)),
             )
-        except FedmqError:
+        except (FedmqError, MemoryError):
             raise
         except Exception as e:  # Keras's own, of classes that only it has
             what = " ".join(str(e).split())[:400]
@@ -117,10 +123,15 @@ class TrainerFederation:
     """Participants with trainers of the app's own, one training after the other."""
 
     def __init__(self, app: App, names: Sequence[str], seed: int) -> None:
+        if "tensorflow" in sys.modules:
+            from studies.keras_vectorised import prepare_gpu
+
+            prepare_gpu()
         self.initial = _initial(app, seed)
         with seeded(0, DATA):
             trainers = [trainer_of(app, name) for name in names]
-        self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
+            # Asked here, because a trainer may load its data only now.
+            self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
         self.backend = TrainerCohort(trainers)
         self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate") or _by_keras(app)
         self.evaluates = self._evaluate is not None
@@ -154,7 +165,9 @@ def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
         return None
     from participant.keras_trainer import KerasTrainer
 
-    return KerasTrainer(build_model, evaluation_data=test_data).evaluate
+    with seeded(0, DATA):
+        data = test_data()
+    return KerasTrainer(build_model, evaluation_data=data).evaluate
 
 
 class TrainerCohort:
@@ -170,7 +183,8 @@ class TrainerCohort:
         return [self._one(job) for job in jobs]
 
     def _one(self, job: Job) -> Trained:
-        result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
+        with seeded(job.config.seed, TRAINING):
+            result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
         arrays = {name: np.asarray(result.parameters[name]) for name in job.base if name in result.parameters}
         if len(arrays) != len(job.base):
             raise TrainerError(f"train returned the tensors {list(result.parameters)}, expected {list(job.base)}")
@@ -188,12 +202,12 @@ def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: 
 @lru_cache(maxsize=1)
 def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
     """All participants' examples in one array each, and the rows of each; equal parts are kept once."""
-    load_data = load_app(path).need("load_data", "for a participant's examples")
     parts: dict[str, tuple[int, int]] = {}
     xs: list[Array] = []
     ys: list[Array] = []
     rows, end = [], 0
     with seeded(0, DATA):
+        load_data = load_app(path).need("load_data", "for a participant's examples")
         for name in names:
             x, y = _examples(load_data(name), f"load_data({name!r}) in {path} gave")
             key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()

@@ -66,12 +66,16 @@ def _endless(parts: Parts) -> Iterator[Mistake]:
 def _versionless(parts: Parts) -> Iterator[Mistake]:
     """Runs that are over before their first version: their results would be those of the initial model."""
     for i, c in parts.contenders.items():
-        run = c.run or parts.run
-        updates = None if run is None else run.stop.max_updates
+        run, tuning = c.run or parts.run, parts.tuning
         size = getattr(c.strategy, "buffer_size", None) if _can_be_built(c) else None
-        if isinstance(size, int) and updates is not None and size > updates:
-            text = f"got {size}, and the run ends after {updates} updates (stop.max_updates): no version would be made"
-            yield Mistake(f"strategies.{i}.strategy.buffer_size", text)
+        stops = [("the run", "run.stop", None if run is None else run.stop)]
+        if tuning is not None and not tuning.off and c.tune != {}:
+            stops.append(("a trial", "tuning.stop", tuning.stop))
+        for what, place, stop in stops:
+            updates = None if stop is None else stop.max_updates
+            if isinstance(size, int) and updates is not None and size > updates:
+                text = f"got {size}, and {what} ends after {updates} updates ({place}.max_updates): no version is made"
+                yield Mistake(f"strategies.{i}.strategy.buffer_size", text)
 
 
 def _without_rate(parts: Parts) -> Iterator[Mistake]:

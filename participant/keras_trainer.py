@@ -91,7 +91,8 @@ class KerasTrainer:
 
     def use_evaluation_data(self, data: Data | Callable[[], Data]) -> None:
         """Evaluate on other data from now on, as `use_data`."""
-        self._evaluation_data = LazyData(data, "evaluation_data")
+        if data is not self._evaluation_data.source:
+            self._evaluation_data = LazyData(data, "evaluation_data")
 
     def train(
         self,

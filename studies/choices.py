@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 FOLDER = "choices"
@@ -18,13 +18,13 @@ def keep_in(results: Path) -> None:
     _folder = results / FOLDER
 
 
-def shared(key: str, choose: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """What was chosen by this key, a file name. `choose()` is asked where nothing was; of two processes that ask at one
-    time the first has its way. Outside of a study nothing is kept."""
+def shared(key: str, names: Collection[str], choose: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What was chosen by this key, a file name, under these names. `choose()` is asked where nothing was; of two
+    processes that ask at one time the first has its way. Outside of a study nothing is kept."""
     if _folder is None:
         return choose()
     path = _folder / f"{key}.json"
-    found = _read(path)
+    found = _read(path, names)
     if found is not None:
         return found
     chosen = choose()
@@ -33,18 +33,18 @@ def shared(key: str, choose: Callable[[], dict[str, str]]) -> dict[str, str]:
     part.write_text(json.dumps(chosen), encoding="utf-8")
     try:
         os.link(part, path)
-    except FileExistsError:
-        found = _read(path)
-        if found is None:  # damaged
+    except OSError:  # it is there by now; or it is damaged, or links are unknown here
+        if _read(path, names) is None:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return found or chosen
+    return _read(path, names) or chosen
 
 
-def _read(path: Path) -> dict[str, str] | None:
+def _read(path: Path, names: Collection[str]) -> dict[str, str] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else None
+    known = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in names)
+    return {name: found[name] for name in names} if known else None

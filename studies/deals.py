@@ -1,8 +1,9 @@
 """How a data set's rows are dealt out to participants: IID, Dirichlet, shards, by position on an axis, by speed.
 
 Every participant draws its rows for itself, from its own generator: no row twice for one participant where there are
-enough, but the same row for several participants. So a federation of 10,000 can be dealt from 8,000 images. Where a
-participant's part follows from all of them (shards, speed), it depends on who they are; nowhere else does it.
+enough of the kind that it is to have, but the same row for several participants. So a federation of 10,000 can be dealt
+from 8,000 images. Where a participant's part follows from all of them (shards, speed), it depends on who they are;
+nowhere else does it.
 """
 
 from __future__ import annotations

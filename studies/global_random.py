@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-INITIAL_MODEL, DATA = 1004, 1005
+INITIAL_MODEL, DATA, TRAINING = 1004, 1005, 1006
 """What they are seeded for."""
 
 

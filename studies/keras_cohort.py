@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy.typing as npt
 
@@ -42,6 +42,7 @@ from studies.keras_rules import NotVectorised
 from studies.keras_vectorised import Program, VectorisedSteps, prepare_gpu, sees_gpu
 from studies.training import Job, Trained
 
+T = TypeVar("T")
 PathName = Literal["measure", "cohort", "plain"]
 
 MEASURE_PLAIN_S = 1.0
@@ -78,23 +79,35 @@ class KerasFederation:
         self.initial = self.backend.initial
         self.data_bytes = x.nbytes + y.nbytes
         self.evaluates = test is not None
+        self._test = test
         self._evaluator = None
         if test is not None:
-            self._evaluator = kept(
+            self._evaluator = _kept(
                 ("evaluates", app, spec(*test)), lambda: KerasTrainer(build_model, evaluation_data=test)
             )
-            self._evaluator.use_evaluation_data(test)
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._evaluator is not None
+        assert self._test is not None
+        self._evaluator.use_evaluation_data(self._test)  # it is another federation's too
         return self._evaluator.evaluate(parameters)
 
 
 def drawn_model(build_model: Callable[[], Any], seed: int) -> Parameters:
     """Version 0: what `build_model` draws, unless it has a seed of its own, follows from this one."""
+    prepare_gpu()
+    return _seeded(seed, lambda: parameters_of(built_model(build_model)).packed())
+
+
+def _seeded(seed: int, make: Callable[[], T]) -> T:
     with seeded(seed, INITIAL_MODEL) as own_seed:
         keras.utils.set_random_seed(own_seed)
-        return parameters_of(built_model(build_model)).packed()
+        return make()
+
+
+def _kept(key: Hashable, make: Callable[[], T]) -> T:
+    """Seeded too: what a model draws that is no weight is the same in each process."""
+    return kept(key, lambda: _seeded(0, make))
 
 
 class KerasCohort:
@@ -114,18 +127,17 @@ class KerasCohort:
         app: Hashable = None,
     ) -> None:
         app = build_model if app is None else app
-        prepare_gpu()
         self.initial = drawn_model(build_model, seed)
         self._data = data = spec(x, y)
         self._plain = PlainSteps(
-            kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1], y[:1]))), x, y, rows
+            _kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1].copy(), y[:1].copy()))), x, y, rows
         )
         self._path = path
         self._cohort: VectorisedSteps | None = None
         self.name = "Keras, one compiled step after the other"
         if path != "plain":
             try:
-                program = kept(("vectorised", app, data), lambda: Program(build_model, x, y))
+                program = _kept(("vectorised", app, data), lambda: Program(build_model, x, y))
                 at_once = program.chunk(chunk, memory_bytes, x[:1].nbytes)
                 self._cohort = VectorisedSteps(program, x, y, rows, chunk=at_once)
                 self.name = f"Keras, vectorised in chunks of {self._cohort.chunk}"
@@ -152,7 +164,8 @@ class KerasCohort:
         assert self._cohort is not None
         sample = [job for job in jobs if self._cohort.fits(job)][: self._cohort.chunk]
         if sample:
-            chosen = shared(self._kind(sample[0].config.batch_size), lambda: self._measured(sample))
+            kind = self._kind(sample[0].config.batch_size)
+            chosen = shared(kind, ("path", "name"), lambda: self._measured(sample))
             self._path, self.name = ("cohort" if chosen["path"] == "cohort" else "plain"), chosen["name"]
 
     def _kind(self, batch_size: int) -> str:

@@ -22,8 +22,8 @@ class KerasProblem:
     """`build_model()` returns a compiled model, as in an app file: a function that other processes can import. `data`
     is an .npz file with x_train, y_train (class numbers), x_test and y_test, given to the model as they are.
 
-    path: "measure" times the vectorised cohorts and the plain steps on the first cohort and takes the faster; "cohort"
-    or "plain" names one, for runs that are to be the same bit for bit on any machine of one kind.
+    path: "measure" times the vectorised cohorts and the plain steps on the first cohort and takes the faster for all
+    cells of the study; "cohort" or "plain" names one, for the same bytes in another folder too.
     """
 
     build_model: Callable[[], Any]

@@ -71,7 +71,8 @@ class Uniform(Value):
         return self.low + u * (self.high - self.low)
 
     def left(self, u: float, v: float) -> float:
-        return v * math.sqrt(self.low**2 + u * (self.high**2 - self.low**2))
+        part = self.low / self.high  # squares of the ends themselves may be beyond floats
+        return v * self.high * math.sqrt(part**2 + u * (1 - part**2))
 
 
 class Exponential(Value):
@@ -133,7 +134,10 @@ class Pareto(Value):
         return float(self.minimum * (1.0 - u) ** (-1.0 / self.shape))
 
     def left(self, u: float, v: float) -> float:
-        return float(v * self.minimum * (1.0 - u) ** (-1.0 / (self.shape - 1)))
+        try:
+            return float(v * self.minimum * (1.0 - u) ** (-1.0 / (self.shape - 1)))
+        except OverflowError:  # of a shape near 1: it hardly ever ends
+            return math.inf
 
 
 class Zipf(Value):

@@ -192,7 +192,9 @@ def _by_text(mistakes: Sequence[tuple[Cell, str]]) -> Iterator[str]:
     """Each once, with where it was met: many strategies and populations share one."""
     where: dict[str, list[str]] = {}
     for cell, said in mistakes:
-        text = said.removeprefix(f"{cell.label} on {cell.population.name}: ")
+        text = said
+        for place in (f"{cell.label} on {cell.population.name}", f", seed {cell.seed}", ": "):
+            text = text.removeprefix(place)
         where.setdefault(text, []).append(f"{cell.label.partition(' [')[0]} on {cell.population.name}")
     for text, places in where.items():
         more = len(places) - MOST_PLACES

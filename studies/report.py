@@ -146,8 +146,8 @@ def _trained_by(results: Sequence[CellResult]) -> str:
     said = "; ".join(f"{name} ({_count(names.count(name), 'cell', 'cells')})" for name in dict.fromkeys(names))
     if any(MEASURED in r.backend for r in results):
         again = (
-            "Which path was the faster was measured in each cell (the table of cells has the times); paths differ in "
-            'the last bits: name one (path = "cohort" or "plain") for the same bytes again.'
+            "Which path was the faster was measured once for all cells (their table has the times); paths differ "
+            'in the last bits: name one (path = "cohort" or "plain") for the same bytes in another folder.'
         )
     else:
         again = "The same settings and seeds give the same bytes."
@@ -176,8 +176,8 @@ def _bars(cells: Sequence[CellResult]) -> str:
     return f"Means over {_seeds(cells)} with 95 % confidence intervals (Student's t).{left_out}"
 
 
-__all__ = ["LIMIT_BYTES", "write_report"]
-
-
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
+
+
+__all__ = ["LIMIT_BYTES", "write_report"]

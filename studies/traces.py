@@ -66,7 +66,7 @@ def joined(parts: Sequence[Device]) -> Device:
     found: dict[str, Any] = {}
     for part in parts:
         own = {f.name: getattr(part, f.name) for f in fields(part)}
-        if not part.on_intervals:
+        if not part.on_intervals and math.isinf(part.period_s):  # with a period it is on for all of it
             del own["on_intervals"], own["period_s"]
         found |= {name: value for name, value in own.items() if value is not None and name not in found}
     return Device(**found)

@@ -7,6 +7,8 @@ import pytest
 
 import fedmq
 from fedmq.study_app import AppProblem
+from schemas.errors import AppError
+from studies import keras_kept
 from studies.engine import simulate
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
@@ -114,3 +116,98 @@ def test_one_seed_draws_one_initial_model_and_another_another(tmp_path, app):
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
+
+
+DRAWS = """
+import numpy as np
+from fedmq import TrainResult
+
+NOISE = np.random.normal(size=3)
+
+class Trainer:
+    def __init__(self):
+        self._data = None
+
+    @property
+    def num_examples(self):
+        if self._data is None:
+            self._data = np.random.normal(size=3)
+        return 7
+
+    def train(self, parameters, config):
+        moved = parameters["x"] + NOISE + self._data + np.random.normal(size=3)
+        return TrainResult({"x": moved}, 7, 1, {})
+
+def build_trainer(participant_id):
+    return Trainer()
+
+def initial_parameters():
+    return {"x": np.random.normal(size=3)}
+
+def evaluate(parameters):
+    return {"sum": float(parameters["x"].sum())}
+"""
+
+
+def test_whatever_an_app_draws_of_the_processs_random_numbers_follows_from_the_seed(tmp_path):
+    (tmp_path / "app.py").write_text(DRAWS)
+    problem = AppProblem(app=str(tmp_path / "app.py"))
+
+    def digest(seed):
+        np.random.seed(None)
+        return simulate(population(3), problem, fedbuff(2), until(9), TrainingConfig(), seed=seed).digest()
+
+    assert digest(0) == digest(0)
+    assert digest(0) != digest(1)
+
+
+FEATURES = """
+import numpy as np
+import keras
+from tests.integration.studies.test_keras_study import part
+
+def build_model():
+    w = np.random.normal(size=(6, 4)).astype("float32")
+    layers = [keras.Input((6,)), keras.layers.Lambda(lambda x: keras.ops.matmul(x, w)), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+def load_data(participant_id):
+    return part(0)
+
+def load_test_data():
+    return part(1)
+"""
+
+
+def part(number):
+    rng = np.random.default_rng(number)
+    return rng.standard_normal((20, 6)), rng.integers(0, 3, 20)
+
+
+def test_what_a_model_draws_that_is_no_weight_is_the_same_in_each_process(tmp_path, monkeypatch):
+    (tmp_path / "app.py").write_text(FEATURES)
+    problem = AppProblem(app=str(tmp_path / "app.py"), path="plain")
+
+    def digest(seed):
+        return simulate(population(2), problem, fedbuff(2), until(4), TrainingConfig(), seed=seed).digest()
+
+    found = []
+    for before in (1, 2):
+        monkeypatch.setattr(keras_kept, "_kept", {})  # as in a process of its own, where another cell came first
+        digest(before)
+        found.append(digest(0))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("5", "gave 5, expected"), ("(np.ones((2, 6)) * np.nan, np.zeros(2))", "gave x with values that are not finite")],
+)
+def test_what_load_test_data_gives_is_looked_at_before_anything_is_trained(tmp_path, given, message):
+    app = APP.replace("return part(0)", f"return {given}")
+    (tmp_path / "app.py").write_text(app)
+    problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
+    with pytest.raises(AppError, match=rf"load_test_data\(\) in .* {message}"):
+        problem.deal(population(2).members(0), 0)

@@ -129,6 +129,11 @@ def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
             '{name = "fedavg", cohort_size = 4, over_selection = 1.1}',
             "strategies.1.strategy: a round asks 5 participants (cohort_size × over_selection), the population",
         ),
+        (
+            "seeds = 3",
+            "seeds = 3\ntuning = {stop = {max_updates = 1}}",
+            "strategies.1.strategy.buffer_size: got 2, and a trial ends after 1 updates (tuning.stop.max_updates)",
+        ),
         ("seeds = 3", "seeds = 0", "seeds: got 0, allowed: 1 or more"),
         ("seeds = 3", "seeds = [1, -2]", "seeds.2: got -2, allowed: 0 or more"),
         ("seeds = 3", 'seeds = "three"', 'seeds: got "three", expected a whole number or a list'),

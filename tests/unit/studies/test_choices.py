@@ -1,5 +1,7 @@
 """What is chosen by time is chosen once in a study."""
 
+import os
+
 import pytest
 
 from studies import choices
@@ -13,38 +15,52 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / choices.FOLDER
 
 
+def chosen(key, choose):
+    return choices.shared(key, ["path"], choose)
+
+
 def never():
     raise AssertionError("it was chosen before")
 
 
 def test_the_first_choice_is_every_later_ones(folder):
-    assert choices.shared("a", lambda: {"path": "plain"}) == {"path": "plain"}
-    assert choices.shared("a", never) == {"path": "plain"}
-    assert choices.shared("b", lambda: {"path": "cohort"}) == {"path": "cohort"}
+    assert chosen("a", lambda: {"path": "plain"}) == {"path": "plain"}
+    assert chosen("a", never) == {"path": "plain"}
+    assert chosen("b", lambda: {"path": "cohort"}) == {"path": "cohort"}
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
 
 
 def test_of_two_processes_that_choose_at_one_time_the_first_has_its_way(folder):
     def meanwhile():
-        choices.shared("a", lambda: {"path": "cohort"})
+        chosen("a", lambda: {"path": "cohort"})
         return {"path": "plain"}
 
-    assert choices.shared("a", meanwhile) == {"path": "cohort"}
+    assert chosen("a", meanwhile) == {"path": "cohort"}
     assert [path.name for path in folder.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("damage", ["", "[1]", "{"])
+@pytest.mark.parametrize("damage", ["", "[1]", "{", "{}", '{"path": 1}'])
 def test_a_damaged_choice_is_made_again(folder, damage):
-    choices.shared("a", lambda: {"path": "plain"})
+    chosen("a", lambda: {"path": "plain"})
     (folder / "a.json").write_text(damage)
-    assert choices.shared("a", lambda: {"path": "cohort"}) == {"path": "cohort"}
-    assert choices.shared("a", never) == {"path": "cohort"}
+    assert chosen("a", lambda: {"path": "cohort"}) == {"path": "cohort"}
+    assert chosen("a", never) == {"path": "cohort"}
+
+
+def test_where_a_file_system_knows_no_links_a_choice_is_kept_all_the_same(folder, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert chosen("a", lambda: {"path": "plain"}) == {"path": "plain"}
+    assert chosen("a", never) == {"path": "plain"}
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
 
 
 def test_outside_of_a_study_nothing_is_kept(monkeypatch):
     monkeypatch.setattr(choices, "_folder", None)
-    assert choices.shared("a", lambda: {"path": "plain"}) == {"path": "plain"}
-    assert choices.shared("a", lambda: {"path": "cohort"}) == {"path": "cohort"}
+    assert chosen("a", lambda: {"path": "plain"}) == {"path": "plain"}
+    assert chosen("a", lambda: {"path": "cohort"}) == {"path": "cohort"}
 
 
 def test_code_of_the_users_draws_by_the_seed_and_leaves_the_processs_random_numbers_as_they_were():

@@ -58,3 +58,11 @@ def test_a_law_comes_from_a_table_and_a_mistake_in_it_is_named():
         TypeAdapter(AnyLaw).validate_python({"name": "pareto", "minimum": 1, "shape": 0.5})
     with pytest.raises(ValidationError, match="exchange them"):
         Uniform(low=2, high=1)
+
+
+def test_what_is_left_of_laws_at_the_edge_of_floats_is_a_number_or_for_ever():
+    assert Pareto(minimum=1, shape=1.001).left(0.9999, 0.5) == math.inf
+    assert Pareto(minimum=2, shape=2).left(0.75, 0.5) == 4
+    assert Uniform(low=0, high=1e200).left(0.25, 0.5) == 0.25e200
+    assert Uniform(low=3, high=3).left(0.3, 0.5) == 1.5
+    assert Uniform(low=3, high=5).left(0.5, 1.0) == pytest.approx(math.sqrt(17))

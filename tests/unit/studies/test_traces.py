@@ -42,6 +42,16 @@ def test_what_fedscale_has_in_two_files_is_one_device(tmp_path):
         Population(participants=1, trace=[])
 
 
+def test_of_two_files_the_first_that_knows_a_thing_says_it_always_on_too(tmp_path):
+    always, sometimes = tmp_path / "always.csv", tmp_path / "sometimes.csv"
+    always.write_text("on_intervals,period_s,examples\n0-100,100,\n")
+    sometimes.write_text("on_intervals,period_s,examples\n0-10,50,7\n")
+    (member,) = Population(participants=1, trace=[str(always), str(sometimes)]).members(0)
+    assert (member.device.on_intervals, member.device.period_s, member.device.examples) == ((), 100, 7)
+    (other,) = Population(participants=1, trace=[str(sometimes), str(always)]).members(0)
+    assert (other.device.on_intervals, other.device.period_s) == (((0, 10),), 50)
+
+
 def test_a_device_that_is_never_active_is_refused(tmp_path):
     file = tmp_path / "behave.json"
     file.write_text(json.dumps([{"active": [], "inactive": [], "finish_time": 100}]))
