@@ -210,7 +210,10 @@ def test_what_fails_in_code_of_ones_own_is_told_in_a_line_with_where_and_the_tra
     with pytest.raises(FedmqError, match=r"^faulty on .*, seed 0: KeyError: 'p0.*raise KeyError\(update"):
         faulty.run(tmp_path, workers=1)
     assert "Traceback" in (tmp_path / "processes.log").read_text()
-    with pytest.raises(ConfigError, match=r"one by one on .*, seed 0: OSError: no such disk \(test_study\.py, line"):
+    with pytest.raises(
+        ConfigError,
+        match=r"one by one on population, fives on population: OSError: no such disk \(test_study\.py, line",
+    ):
         study(problem=Undealt()).run(tmp_path, workers=1)
 
 
