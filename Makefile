@@ -28,7 +28,7 @@ test: $(VENV)/.installed broker-installed
 # What speaks to a broker, on the RabbitMQ of this machine and then on RabbitMQ 4 (unpacked into a cache folder once).
 BROKER_TESTS = -m broker tests/contract tests/integration $(wildcard tests/chaos)
 test-brokers: $(VENV)/.installed broker-installed
-	@$(BIN)/python -c 'from broker_config.node import find_server; print("fedmq: testing on", find_server())'
+	@$(BIN)/python -c 'from fedmq.broker_config.node.node import find_server; print("fedmq: testing on", find_server())'
 	$(BIN)/pytest $(SHARED_OUT) $(BROKER_TESTS) $(ARGS)
 	@sbin="$$(tests/rabbitmq4.sh $(if $(RABBITMQ4_DIR),"$(RABBITMQ4_DIR)"))" && if [ -n "$$sbin" ]; then \
 	    echo "fedmq: testing on RabbitMQ $$("$$sbin/rabbitmqctl" --version) in $$sbin"; \

@@ -26,16 +26,16 @@ from bench.ingest import MB, Outcome, commits_text, outcome_of, spawn
 from bench.ingest_coordinator import RUN_ID
 from bench.publisher import body, model, participant
 from bench.report import Row, print_table
-from broker_config.amqp import AmqpTransport, remove
-from broker_config.chunk_sender import ChunkSender, News
-from broker_config.node import PrivateNode
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from broker_config.transport import Message
-from schemas.chunks import Pieces
-from schemas.codec import decode, encode
-from schemas.errors import FedmqError
-from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, Limits
-from schemas.messages import SCHEMA_VERSION, ChunkedPayload, Update
+from fedmq.broker_config.amqp.transport import AmqpTransport, remove
+from fedmq.broker_config.chunks.sender import ChunkSender, News
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.broker_config.transport import Message
+from fedmq.schemas.chunks import Pieces
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.errors import FedmqError
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, Limits
+from fedmq.schemas.messages import SCHEMA_VERSION, ChunkedPayload, Update
 
 TARGET = 0.8
 REPEATS = 3

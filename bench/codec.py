@@ -2,7 +2,7 @@
 
 encode    schemas.codec.encode     against msgpack.packb of the same arrays' bytes
 decode    schemas.codec.decode     against msgpack.unpackb of the same body size; with and without the finite check
-add       coordinator.arithmetic.scale_add against one numpy `a += w * b`
+add       coordinator.strategies.math.arithmetic.scale_add against one numpy `a += w * b`
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import msgpack
 import numpy as np
 
 from bench.report import Row, best_of, print_table
-from coordinator.arithmetic import scale_add
-from schemas.codec import Limits, decode, encode
-from schemas.messages import Update
-from schemas.parameters import Parameters
+from fedmq.coordinator.strategies.math.arithmetic import scale_add
+from fedmq.schemas.codec import Limits, decode, encode
+from fedmq.schemas.messages import Update
+from fedmq.schemas.parameters import Parameters
 
 SHARES = (0.6, 0.25, 0.1, 0.04, 0.01)
 """How the bytes are shared out among the model's kernels, from the largest down; each has a bias of 256 values."""

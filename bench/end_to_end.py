@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.federation import Federation, run
 from bench.report import Row, print_table
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 
 DURATIONS_S = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 4.0)
 WARM_UP_S = 4.0

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from bench.ingest import spawn
 from bench.publisher import model
-from broker_config.amqp import AmqpTransport
-from broker_config.node import PrivateNode
-from broker_config.topology import Topology
-from coordinator.ledger_reader import LedgerReader
-from coordinator.run_folder import RunFolder
-from coordinator.service import CoordinatorService
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
-from coordinator.strategies import FedBuff
-from schemas.messages import TrainingConfig
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.topology import Topology
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.messages import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import Row, print_table
-from broker_config.amqp import remove
-from broker_config.node import PrivateNode
-from broker_config.topology import Topology
+from fedmq.broker_config.amqp.transport import remove
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.topology import Topology
 
 PUBLISHERS = 4
 REPEATS = 5

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from bench.publisher import model, participant
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import Topology
-from broker_config.transport import Delivery, OnDelivery
-from coordinator.checkpoint_files import CheckpointFiles
-from coordinator.commit import Committer, Pending
-from coordinator.events import IssueTask, ParticipantSeen
-from coordinator.ledger import Ledger
-from coordinator.run_folder import RunFolder
-from coordinator.service import CoordinatorService
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
-from coordinator.startup import open_core
-from coordinator.strategies import FedBuff
-from schemas.messages import Hello, TrainingConfig
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery, OnDelivery
+from fedmq.coordinator.decisions.events import IssueTask, ParticipantSeen
+from fedmq.coordinator.service.commit import Committer, Pending
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.service.startup import open_core
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.messages import Hello, TrainingConfig
 
 RUN_ID = "ingest"
 MAX_MESSAGE_BYTES = 2**27

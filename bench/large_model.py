@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from bench.report import Row, print_table
-from broker_config.amqp import AmqpTransport
-from broker_config.node import PrivateNode
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from coordinator.service import CoordinatorService
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
-from coordinator.strategies import FedBuff
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
-from participant.trainer import TrainResult
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.trainer import TrainResult
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 MB = 1_000_000
 RSS_TARGET = 3.5

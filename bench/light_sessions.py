@@ -19,11 +19,11 @@ from typing import Any
 import pika
 from pika.adapters.select_connection import IOLoop
 
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import MAX_MESSAGE_BYTES, Queue, Topology
-from schemas.codec import decode, encode
-from schemas.messages import SCHEMA_VERSION, AnyMessage, Hello, Notice, Task, Update, update_id
-from schemas.parameters import Parameters
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Queue, Topology
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.messages import SCHEMA_VERSION, AnyMessage, Hello, Notice, Task, Update, update_id
+from fedmq.schemas.parameters import Parameters
 
 AT_ONCE = 16
 """Connections being made: a broker gives up a handshake that takes longer than 10 s."""

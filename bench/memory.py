@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.federation import Federation, run
 from bench.report import Row, print_table
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 
 MODEL_BYTES = 4_000_000
 PREFETCH = 2

@@ -13,13 +13,13 @@ import threading
 import time
 from pathlib import Path
 
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import Topology
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
-from participant.trainer import TrainResult
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.trainer import TrainResult
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 
 class SleepingTrainer:

@@ -13,12 +13,12 @@ from concurrent.futures import Future, wait
 
 import numpy as np
 
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import Topology
-from broker_config.transport import Message
-from schemas.codec import encode
-from schemas.messages import SCHEMA_VERSION, Update, update_id
-from schemas.parameters import Parameters
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Message
+from fedmq.schemas.codec import encode
+from fedmq.schemas.messages import SCHEMA_VERSION, Update, update_id
+from fedmq.schemas.parameters import Parameters
 
 UNCONFIRMED = 8
 

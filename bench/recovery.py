@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.report import Row, print_table
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 
 TARGET_S = 5.0
 DEADLINE_S = 120.0

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from bench.publisher import model
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from broker_config.transport import Delivery
-from coordinator.service import CoordinatorService
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
-from coordinator.strategies import FedBuff
-from schemas.messages import TrainingConfig
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.messages import TrainingConfig
 
 UPDATE_BYTES = 10_000
 PATIENCE_S = 300.0

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.ingest import spawn
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 
 HOSTS = 4
 UPDATES = {10: 2000, 100: 4000, 1000: 6000}

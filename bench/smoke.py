@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from broker_config.node import find_server
+from fedmq.broker_config.node.node import find_server
 
 WITHOUT_BROKER = ("bench.codec", "bench.studies")
 WITH_BROKER = (

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 
 from bench.report import Row, best_of, print_table
-from coordinator.settings import StopSettings
-from coordinator.strategies import FedBuff
-from schemas.messages import TrainingConfig
-from studies.engine import simulate
-from studies.laws import AnyLaw, Constant, HalfNormal
-from studies.outcome import Outcome
-from studies.population import Compute, Population
-from studies.settings import StudyRun
-from studies.softmax import SoftmaxFederation
-from studies.training import Job, Trained
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.engine import simulate
+from fedmq.studies.engine.outcome import Outcome
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.laws import AnyLaw, Constant, HalfNormal
+from fedmq.studies.population.population import Compute, Population
+from fedmq.studies.problems.lazy_training import Job, Trained
+from fedmq.studies.problems.softmax import SoftmaxFederation
 
 EXAMPLES, BATCH, FEATURES, CLASSES, RATE = 50, 10, 784, 10, 0.1
 TRAINING = TrainingConfig(learning_rate=RATE, batch_size=BATCH)
@@ -137,7 +137,7 @@ def flat(quick: bool) -> list[Row]:
 
 
 def mlp(quick: bool) -> list[Row]:
-    from studies.keras_cohort import KerasCohort
+    from fedmq.studies.problems.keras.cohort import KerasCohort
 
     data = Data(64)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
-from broker_config.transport import Delivery, Message
+from fedmq.broker_config.transport import Delivery, Message
 
 DEAD_ROUTING_KEY = "dead"
 MOST_HEADER_CHARS, MOST_DETAIL_CHARS = 16_384, 4000

@@ -1,4 +1,4 @@
-"""definitions.json from the topology: `python -m broker_config.definitions` writes it, `--check` compares.
+"""definitions.json from the topology: `python -m fedmq.broker_config.definitions` writes it, `--check` compares.
 
 For operators who want the objects there before the first process comes (`rabbitmqctl import_definitions`).
 Nothing depends on it: every fedmq process declares what it needs. It holds no user, so no password either.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from broker_config.topology import Topology
+from fedmq.broker_config.topology import Topology
 
 PATH = Path(__file__).parent / "definitions.json"
 
@@ -64,13 +64,13 @@ def text() -> str:
 def main(arguments: list[str]) -> int:
     """Write the file, or with --check say whether it is what the topology declares."""
     if arguments not in ([], ["--check"]):
-        print("usage: python -m broker_config.definitions [--check]", file=sys.stderr)
+        print("usage: python -m fedmq.broker_config.definitions [--check]", file=sys.stderr)
         return 2
     if not arguments:
         PATH.write_text(text())
     elif PATH.read_text() != text():
         print(
-            f"{PATH} differs from broker_config.topology: run python -m broker_config.definitions and commit it",
+            f"{PATH} differs from broker_config.topology: run python -m fedmq.broker_config.definitions and commit it",
             file=sys.stderr,
         )
         return 1

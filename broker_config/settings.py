@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
 
 
 def _one_text(value: object) -> object:

@@ -120,7 +120,8 @@ class Topology:
 
     @property
     def leader(self) -> Queue:
-        """One token, whose holder is the active coordinator (coordinator.leadership). A new quorum queue could come
+        """One token, whose holder is the active coordinator (coordinator.service.leadership). A new quorum queue
+        could come
         back without a leader from a broker that was killed (docs/operations.md): nobody would be active any more."""
         return Queue(
             name=f"{self.prefix}.leader",

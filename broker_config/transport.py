@@ -1,5 +1,6 @@
 """The one seam between fedmq and a broker. Two implementations pass one contract suite (tests/contract):
-`broker_config.amqp.AmqpTransport` (RabbitMQ, by pika) and `broker_config.embedded.EmbeddedTransport`.
+`broker_config.amqp.transport.AmqpTransport` (RabbitMQ, by pika) and
+`broker_config.embedded.transport.EmbeddedTransport`.
 
 Rules that both keep
 1. Every method may be called from any thread. Callbacks run on the transport's own thread: they must
@@ -22,7 +23,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from broker_config.topology import Exchange, Queue
+from fedmq.broker_config.topology import Exchange, Queue
 
 HeaderValue = str | int | bool
 """pika cannot write floating-point numbers into AMQP's header table."""

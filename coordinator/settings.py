@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.messages import Identifier
+from fedmq.schemas.messages import Identifier
 
 
 class Settings(BaseModel):
@@ -43,7 +43,8 @@ class StopSettings(Settings):
 class StepAssignment(Settings):
     """How many optimiser steps a task asks for: as many as its participant makes in `target_s`, by its measured speed.
 
-    Beside any strategy but FedCompass, which assigns steps by arrival groups (coordinator.arrival_groups): there the
+    Beside any strategy but FedCompass, which assigns steps by arrival groups (coordinator.decisions.arrival_groups):
+    there the
     updates of unequal participants come at one moment, and make a version together. Here every task is meant to last
     `target_s`, a version is the strategy's own decision, and nobody waits: they come at one pace, not at one moment.
     """
@@ -115,13 +116,13 @@ class CommitSettings(Settings):
 
 
 class ArchiveSettings(Settings):
-    """Whether the updates' tensors are kept for replays (coordinator.archive), and how many. Off without a limit: they
-    take disk, and a participant's single update says more about its data than any version does."""
+    """Whether the updates' tensors are kept for replays (coordinator.state.archive), and how many. Off without a
+    limit: they take disk, and a participant's single update says more about its data than any version does."""
 
     max_bytes: int | None = Field(default=None, ge=1024**2)
     """Of everything in the archive. A state and the updates since it stay in any case."""
     max_age_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Looked at when there is a commit; by which clock: schemas.clocks."""
+    """Looked at when there is a commit; by which clock: schemas.local.clocks."""
 
     @property
     def on(self) -> bool:

@@ -11,8 +11,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coordinator.settings import CommitSettings, Patience, RunSettings, StopSettings, TargetMetric
-    from coordinator.strategies import (
+    from fedmq.config.file import FederationConfig, load_config
+    from fedmq.coordinator.settings import CommitSettings, Patience, RunSettings, StopSettings, TargetMetric
+    from fedmq.coordinator.strategies import (
         Area,
         Ca2fl,
         Fadas,
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
         Port,
         Scaffold,
     )
-    from fedmq.config import FederationConfig, load_config
-    from fedmq.data import load_mnist
-    from fedmq.study_app import AppProblem
-    from participant.keras_trainer import KerasTrainer
-    from participant.trainer import Trainer, TrainResult
-    from schemas.errors import (
+    from fedmq.demo.data import load_mnist
+    from fedmq.participant.trainer import Trainer, TrainResult
+    from fedmq.participant.training.keras.trainer import KerasTrainer
+    from fedmq.schemas.errors import (
         AppError,
         BrokerError,
         BrokerRefused,
@@ -43,17 +42,18 @@ if TYPE_CHECKING:
         StateError,
         TrainerError,
     )
-    from schemas.messages import TrainingConfig
-    from schemas.parameters import Parameters
-    from studies.classification import Softmax
-    from studies.keras_problem import KerasProblem
-    from studies.population import Population
-    from studies.quadratics import Quadratics
-    from studies.recorded_engine import replay
-    from studies.settings import StudyRun
-    from studies.study import Contender, Study
-    from studies.synthetic import Synthetic
-    from studies.tuning import Tuning
+    from fedmq.schemas.messages import TrainingConfig
+    from fedmq.schemas.parameters import Parameters
+    from fedmq.studies.engine.recorded import replay
+    from fedmq.studies.engine.settings import StudyRun
+    from fedmq.studies.population.population import Population
+    from fedmq.studies.problems.classification import Softmax
+    from fedmq.studies.problems.keras.problem import KerasProblem
+    from fedmq.studies.problems.quadratics import Quadratics
+    from fedmq.studies.problems.synthetic import Synthetic
+    from fedmq.studies.sweep.study import Contender, Study
+    from fedmq.studies.sweep.tuning import Tuning
+    from fedmq.study.app_problem import AppProblem
 
 __version__ = version("fedmq")
 
@@ -67,26 +67,26 @@ _STRATEGIES = (
 )  # fmt: skip
 _HOMES = {
     **dict.fromkeys(
-        ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric"), "coordinator.settings"
+        ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric"), "fedmq.coordinator.settings"
     ),
-    **dict.fromkeys(_STRATEGIES, "coordinator.strategies"),
-    **dict.fromkeys(("FederationConfig", "load_config"), "fedmq.config"),
-    "load_mnist": "fedmq.data",
-    **dict.fromkeys(("Contender", "Study"), "studies.study"),
-    "AppProblem": "fedmq.study_app",
-    "KerasProblem": "studies.keras_problem",
-    "Quadratics": "studies.quadratics",
-    "Softmax": "studies.classification",
-    "Synthetic": "studies.synthetic",
-    "Population": "studies.population",
-    "replay": "studies.recorded_engine",
-    "StudyRun": "studies.settings",
-    "Tuning": "studies.tuning",
-    "KerasTrainer": "participant.keras_trainer",
-    **dict.fromkeys(("TrainResult", "Trainer"), "participant.trainer"),
-    **dict.fromkeys(_ERRORS, "schemas.errors"),
-    "TrainingConfig": "schemas.messages",
-    "Parameters": "schemas.parameters",
+    **dict.fromkeys(_STRATEGIES, "fedmq.coordinator.strategies"),
+    **dict.fromkeys(("FederationConfig", "load_config"), "fedmq.config.file"),
+    "load_mnist": "fedmq.demo.data",
+    **dict.fromkeys(("Contender", "Study"), "fedmq.studies.sweep.study"),
+    "AppProblem": "fedmq.study.app_problem",
+    "KerasProblem": "fedmq.studies.problems.keras.problem",
+    "Quadratics": "fedmq.studies.problems.quadratics",
+    "Softmax": "fedmq.studies.problems.classification",
+    "Synthetic": "fedmq.studies.problems.synthetic",
+    "Population": "fedmq.studies.population.population",
+    "replay": "fedmq.studies.engine.recorded",
+    "StudyRun": "fedmq.studies.engine.settings",
+    "Tuning": "fedmq.studies.sweep.tuning",
+    "KerasTrainer": "fedmq.participant.training.keras.trainer",
+    **dict.fromkeys(("TrainResult", "Trainer"), "fedmq.participant.trainer"),
+    **dict.fromkeys(_ERRORS, "fedmq.schemas.errors"),
+    "TrainingConfig": "fedmq.schemas.messages",
+    "Parameters": "fedmq.schemas.parameters",
 }
 
 __all__ = [

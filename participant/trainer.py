@@ -25,8 +25,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 
 @dataclass(frozen=True, slots=True)

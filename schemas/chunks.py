@@ -13,8 +13,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from schemas.errors import MalformedMessage, shown
-from schemas.messages import ChunkedPayload
+from fedmq.schemas.errors import MalformedMessage, shown
+from fedmq.schemas.messages import ChunkedPayload
 
 DIGEST_BYTES = 32
 PAYLOAD_ID, INDEX, DIGEST = "payload_id", "chunk", "digest"

@@ -17,12 +17,20 @@ from typing import Any
 import msgpack
 from pydantic import ValidationError
 
-from schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, PeerError, UnsupportedVersion, shown
-from schemas.limits import DEFAULT_LIMITS, Limits
-from schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Task, Update
-from schemas.parameters import Parameters
-from schemas.tensors import ModelSpec, pack, read_entries, spec_of, unpack
-from schemas.tensors import check_finite as check_tensors_finite
+from fedmq.schemas.errors import (
+    AppError,
+    LimitExceeded,
+    MalformedMessage,
+    NotFinite,
+    PeerError,
+    UnsupportedVersion,
+    shown,
+)
+from fedmq.schemas.limits import DEFAULT_LIMITS, Limits
+from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Task, Update
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import ModelSpec, pack, read_entries, spec_of, unpack
+from fedmq.schemas.tensors import check_finite as check_tensors_finite
 
 __all__ = ["DEFAULT_LIMITS", "Decoded", "Limits", "decode", "encode"]
 

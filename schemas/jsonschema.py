@@ -1,6 +1,7 @@
 """The wire contract as JSON Schema, for people and for peers in other languages.
 
-`python -m schemas.jsonschema` writes `schemas/json/`; `--check` only says whether the files there are current, and
+`python -m fedmq.schemas.jsonschema` writes `schemas/json/`; `--check` only says whether the files there are current,
+and
 exits with 1 where they are not. `<kind>.json` describes the "body" of a header of that kind, `tensor.json` one entry
 of "tensors", and `envelope.json` the header as a whole. (A schema cannot say that metrics must be finite.)
 """
@@ -12,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.limits import DEFAULT_LIMITS
-from schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION
-from schemas.tensors import TensorEntry
+from fedmq.schemas.limits import DEFAULT_LIMITS
+from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION
+from fedmq.schemas.tensors import TensorEntry
 
 FOLDER = Path(__file__).parent / "json"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -87,14 +88,14 @@ def _text(schema: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command: write the files, or check them."""
-    parser = argparse.ArgumentParser(prog="python -m schemas.jsonschema", description="Write schemas/json/")
+    parser = argparse.ArgumentParser(prog="python -m fedmq.schemas.jsonschema", description="Write schemas/json/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
     if not parser.parse_args().check:
         write()
         return 0
     outdated = differences()
     if outdated:
-        print(f"not current: {', '.join(outdated)}; run: python -m schemas.jsonschema")
+        print(f"not current: {', '.join(outdated)}; run: python -m fedmq.schemas.jsonschema")
     return 1 if outdated else 0
 
 

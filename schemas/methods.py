@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from schemas.errors import AppError, SpecMismatch, shown
-from schemas.messages import Reply
-from schemas.parameters import Parameters, is_floating
-from schemas.tensors import ModelSpec, TensorSpec, averaged_spec
+from fedmq.schemas.errors import AppError, SpecMismatch, shown
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters, is_floating
+from fedmq.schemas.tensors import ModelSpec, TensorSpec, averaged_spec
 
 CONTROL = "control"
 """SCAFFOLD's control variates: c in a task, the change of c_i in an update."""

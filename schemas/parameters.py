@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from schemas.layout import Layout, layout_of
+from fedmq.schemas.layout import Layout, layout_of
 
 Array = npt.NDArray[Any]
 

@@ -18,10 +18,10 @@ import ml_dtypes
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, SpecMismatch, shown
-from schemas.layout import Layout, layout
-from schemas.limits import Limits
-from schemas.parameters import Array, Parameters, is_floating
+from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, SpecMismatch, shown
+from fedmq.schemas.layout import Layout, layout
+from fedmq.schemas.limits import Limits
+from fedmq.schemas.parameters import Array, Parameters, is_floating
 
 DtypeName = Literal[
     "float16", "float32", "float64", "bfloat16",

@@ -10,20 +10,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coordinator.server_optimizers import AnyServerOptimizer
-from coordinator.staleness import AnyStaleness
-from coordinator.strategies.area import Area
-from coordinator.strategies.ca2fl import Ca2fl
-from coordinator.strategies.fadas import Fadas
-from coordinator.strategies.fedasync import FedAsync
-from coordinator.strategies.fedavg import FedAvg
-from coordinator.strategies.fedbuff import FedBuff
-from coordinator.strategies.fedcompass import FedCompass
-from coordinator.strategies.fednova import FedNova
-from coordinator.strategies.fedstaleweight import FedStaleWeight
-from coordinator.strategies.participation import ParticipationCorrection
-from coordinator.strategies.port import Port
-from coordinator.strategies.scaffold import Scaffold
+from fedmq.coordinator.strategies.area import Area
+from fedmq.coordinator.strategies.ca2fl import Ca2fl
+from fedmq.coordinator.strategies.fadas import Fadas
+from fedmq.coordinator.strategies.fedasync import FedAsync
+from fedmq.coordinator.strategies.fedavg import FedAvg
+from fedmq.coordinator.strategies.fedbuff import FedBuff
+from fedmq.coordinator.strategies.fedcompass import FedCompass
+from fedmq.coordinator.strategies.fednova import FedNova
+from fedmq.coordinator.strategies.fedstaleweight import FedStaleWeight
+from fedmq.coordinator.strategies.math.server_optimizers import AnyServerOptimizer
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.participation import ParticipationCorrection
+from fedmq.coordinator.strategies.port import Port
+from fedmq.coordinator.strategies.scaffold import Scaffold
 
 BuiltIn = (
     FedAsync | FedBuff | FedAvg | Fadas | FedNova | FedStaleWeight | ParticipationCorrection | Port | Ca2fl | Area

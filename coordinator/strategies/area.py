@@ -33,14 +33,14 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.strategies.base import MEMORY, Arrays, ClientUpdate
-from coordinator.strategies.buffer import check_coefficient, check_payload
-from coordinator.strategies.forms import Buffered
-from coordinator.strategies.memory import GIB, check_memory, memories_in, own_copy
-from schemas.errors import CheckpointError
-from schemas.messages import Reply
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.protocol import MEMORY, Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.buffer import check_coefficient, check_payload
+from fedmq.coordinator.strategies.states.per_participant import GIB, check_memory, memories_in, own_copy
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Array, Parameters
 
 
 @plain_dataclass(slots=True)

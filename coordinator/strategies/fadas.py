@@ -23,13 +23,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.server_optimizers import AmsGrad, Decay, Positive
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import BufferState, scaled
-from coordinator.strategies.forms import Buffered
-from schemas.messages import Reply
-from schemas.parameters import Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.server_optimizers import AmsGrad, Decay, Positive
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.buffer import BufferState, scaled
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters
 
 
 @plain_dataclass

@@ -19,15 +19,15 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.staleness import AnyStaleness, Polynomial
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import check_coefficient, check_payload
-from coordinator.strategies.version import blocks, next_version
-from schemas.errors import CheckpointError
-from schemas.layout import Layout, layout_of
-from schemas.messages import Reply
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.next_version import blocks, next_version
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Polynomial
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.states.buffer import check_coefficient, check_payload
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.layout import Layout, layout_of
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Array, Parameters
 
 
 @plain_dataclass(slots=True)

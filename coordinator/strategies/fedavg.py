@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.server_optimizers import AnyServerOptimizer
-from coordinator.strategies.base import Arrays, ClientUpdate, Cohort
-from coordinator.strategies.buffer import BufferState
-from coordinator.strategies.version import next_version
-from schemas.messages import Reply
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.next_version import next_version
+from fedmq.coordinator.strategies.math.server_optimizers import AnyServerOptimizer
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate, Cohort
+from fedmq.coordinator.strategies.states.buffer import BufferState
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Array, Parameters
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

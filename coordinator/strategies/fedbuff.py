@@ -18,15 +18,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.server_optimizers import AnyServerOptimizer
-from coordinator.staleness import AnyStaleness, Polynomial
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import BufferState, scaled
-from coordinator.strategies.forms import Buffered
-from coordinator.strategies.version import next_version
-from schemas.messages import Reply
-from schemas.parameters import Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.next_version import next_version
+from fedmq.coordinator.strategies.math.server_optimizers import AnyServerOptimizer
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Polynomial
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.buffer import BufferState, scaled
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -2,8 +2,8 @@
 
 Li et al. 2024, "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices Using a Computing
 Power Aware Scheduler" (ICLR). Who is asked for how many steps, and who waits for whom, is decided by the core
-(coordinator.arrival_groups, with the scheduler's rules). The strategy adds a group's updates up when it ends, with
-those that came late for an earlier one, and with client weights q:
+(coordinator.decisions.arrival_groups, with the scheduler's rules). The strategy adds a group's updates up when it
+ends, with those that came late for an earlier one, and with client weights q:
 
     x ← x + η_g·(1/N)·Σ s(τ_i)·q_i·Δ_i
 
@@ -31,12 +31,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator.staleness import AnyStaleness, Polynomial
-from coordinator.strategies.base import Arrays, Arrivals, ClientUpdate
-from coordinator.strategies.buffer import BufferState
-from schemas.errors import CheckpointError
-from schemas.messages import Reply
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Polynomial
+from fedmq.coordinator.strategies.protocol import Arrays, Arrivals, ClientUpdate
+from fedmq.coordinator.strategies.states.buffer import BufferState
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Array, Parameters
 
 LATE = "late"
 """The buffer of what came late; a group's is called by its number."""

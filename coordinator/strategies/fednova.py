@@ -24,14 +24,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.server_optimizers import Decay
-from coordinator.staleness import AnyStaleness
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import BufferState, check_coefficient, check_payload
-from coordinator.strategies.forms import TwoForms
-from schemas.messages import Reply
-from schemas.parameters import Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.server_optimizers import Decay
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import TwoForms
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, check_payload
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters
 
 
 @plain_dataclass

@@ -31,11 +31,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.forms import Buffered
-from coordinator.strategies.tally import TallyState
-from schemas.messages import Reply
-from schemas.parameters import Parameters
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.participation_counts import TallyState
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters
 
 SHORTEST_S = 1e-6
 """What a training of no measured duration counts as."""

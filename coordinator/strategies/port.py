@@ -23,15 +23,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.server_optimizers import Positive
-from coordinator.staleness import NonNegative
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import BufferState, check_payload
-from coordinator.strategies.forms import Buffered
-from schemas.errors import CheckpointError
-from schemas.messages import Reply
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.server_optimizers import Positive
+from fedmq.coordinator.strategies.math.staleness_weights import NonNegative
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_payload
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Array, Parameters
 
 
 @plain_dataclass

@@ -30,15 +30,15 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from coordinator import arithmetic
-from coordinator.staleness import AnyStaleness
-from coordinator.strategies.base import Arrays, ClientUpdate
-from coordinator.strategies.buffer import BufferState, check_coefficient, check_payload
-from coordinator.strategies.forms import TwoForms
-from schemas.errors import CheckpointError
-from schemas.messages import Reply
-from schemas.methods import CONTROL, trained
-from schemas.parameters import Array, Parameters
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import TwoForms
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, check_payload
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.methods import CONTROL, trained
+from fedmq.schemas.parameters import Array, Parameters
 
 _CONTROLS, _CHANGES = "controls/", "changes/"
 

@@ -5,7 +5,7 @@ import zlib
 
 import keras
 
-from fedmq.data import dirichlet, load_mnist
+from fedmq.demo.data import dirichlet, load_mnist
 
 SHARES = 5
 

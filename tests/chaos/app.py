@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from broker_config.faults import fault
+from fedmq.broker_config.faults import fault
 
 SIZE = 257
 PAUSE_S = 0.0

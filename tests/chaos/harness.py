@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from broker_config.amqp import AmqpTransport
-from broker_config.backoff import Backoff
-from broker_config.topology import Queue, Topology
-from broker_config.transport import Delivery, TransportState
-from coordinator import audit, checkpoint
-from coordinator.desk import task_seed
-from coordinator.ledger_reader import LedgerReader
-from coordinator.ledger_rows import UpdateRow
-from coordinator.run_folder import RunFolder
-from coordinator.staleness import Polynomial
-from coordinator.strategies import FedBuff
-from coordinator.strategies.base import ClientUpdate
-from schemas.codec import decode
-from schemas.messages import Update
-from schemas.parameters import Parameters
-from studies import recorded_engine
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.topology import Queue, Topology
+from fedmq.broker_config.transport import Delivery, TransportState
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.rows import UpdateRow
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.schemas.codec import decode
+from fedmq.schemas.messages import Update
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.engine import recorded as recorded_engine
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
 

@@ -26,10 +26,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from broker_config.amqp import AmqpTransport
-from broker_config.backoff import Backoff
-from broker_config.node import PrivateNode, find_server
-from schemas.errors import BrokerError
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.node.node import PrivateNode, find_server
+from fedmq.schemas.errors import BrokerError
 from tests.chaos.harness import Federation
 from tests.chaos.vitals import Life, table
 from tests.integration.front.terminal import Terminal

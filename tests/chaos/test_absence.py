@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from broker_config.amqp import remove
-from participant.spool import Spool
+from fedmq.broker_config.amqp.transport import remove
+from fedmq.participant.spool.spool import Spool
 from tests.chaos.gate import Gate
 from tests.chaos.harness import Federation, died_at, seeds_of
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from coordinator import audit, checkpoint
-from coordinator.run_folder import RunFolder
-from studies import recorded_engine
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.studies.engine import recorded as recorded_engine
 from tests.chaos.harness import FULL, died_at
 from tests.chaos.test_coordinator import POINTS
 

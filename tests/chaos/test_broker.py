@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 from tests.chaos.harness import FULL, Federation
 from tests.support.rabbitmq import require_server
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 from tests.chaos.harness import FULL, Federation, died_at
 from tests.support.rabbitmq import require_server
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from coordinator import checkpoint
-from coordinator.desk import task_seed
-from coordinator.strategies import Area
-from coordinator.strategies.base import ClientUpdate
-from schemas.parameters import Parameters
+from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.strategies import Area
+from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.schemas.parameters import Parameters
 from tests.chaos import app
 from tests.chaos.harness import died_at
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from broker_config.amqp import AmqpTransport
+from fedmq.broker_config.amqp.transport import AmqpTransport
 from tests.chaos import unwitnessed
 from tests.chaos.harness import DEADLINE_S
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from coordinator import checkpoint
-from coordinator.desk import task_seed
-from coordinator.ledger_rows import UpdateRow
-from schemas.parameters import Parameters
+from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.ledger.rows import UpdateRow
+from fedmq.schemas.parameters import Parameters
 from tests.chaos import app
 from tests.chaos.harness import Federation, replay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.errors import BrokerError, BrokerUnavailable, TopologyConflict, TransportClosed, Unroutable
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, TopologyConflict, TransportClosed, Unroutable
 from tests.contract.world import WAIT_S, States, World, outcome
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker_config.topology import Topology
-from broker_config.transport import Delivery
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery
 from tests.contract.world import World
 
 KINDS = pytest.mark.parametrize("kind", ["classic", "quorum"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from broker_config.topology import Topology
-from broker_config.transport import Transport
-from schemas.errors import BrokerError, TopologyConflict, TransportClosed, Unroutable
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Transport
+from fedmq.schemas.errors import BrokerError, TopologyConflict, TransportClosed, Unroutable
 from tests.contract.world import WAIT_S, States, World, ask_until, outcome
 
 

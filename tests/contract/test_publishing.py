@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker_config.transport import Delivery, Message
-from schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
+from fedmq.broker_config.transport import Delivery, Message
+from fedmq.schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
 from tests.contract.world import WAIT_S, World, ask_until, outcome
 
 

@@ -7,7 +7,7 @@ from queue import Queue
 
 import pytest
 
-from schemas.errors import BrokerUnavailable, TopologyConflict, TransportClosed
+from fedmq.schemas.errors import BrokerUnavailable, TopologyConflict, TransportClosed
 from tests.contract.world import WAIT_S, States, World, ask_until, outcome
 
 

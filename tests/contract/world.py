@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 import pika
 
-from broker_config import topology
-from broker_config.backoff import Backoff
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
-from schemas.errors import PublishError
+from fedmq.broker_config import topology
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
+from fedmq.schemas.errors import PublishError
 from tests.chaos.proxy import Proxy
 
 WAIT_S = 20.0
@@ -224,7 +224,7 @@ class AmqpWorld(World):
         self._is_up = True
 
     def _new_transport(self, name: str) -> Transport:
-        from broker_config.amqp import AmqpTransport
+        from fedmq.broker_config.amqp.transport import AmqpTransport
 
         proxy = self._proxies[name] = Proxy(self._port)
         proxy.set_up(self._is_up)

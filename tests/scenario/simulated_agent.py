@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.events import IssueTask, ParticipantSeen, TaskDeclined
-from schemas.messages import Hello, Update, update_id
-from schemas.parameters import Parameters
+from fedmq.coordinator.decisions.events import IssueTask, ParticipantSeen, TaskDeclined
+from fedmq.schemas.messages import Hello, Update, update_id
+from fedmq.schemas.parameters import Parameters
 
 if TYPE_CHECKING:
     from tests.scenario.simulator import Simulation

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.core import Core
-from coordinator.events import (
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import (
     Accept,
     ClosedTask,
     Command,
@@ -35,11 +35,11 @@ from coordinator.events import (
     UpdateArrived,
     Withdraw,
 )
-from coordinator.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
-from coordinator.settings import RunSettings
-from coordinator.strategies.base import ClientUpdate, Strategy, arrivals
-from schemas.messages import TrainingConfig, Update
-from schemas.parameters import Parameters
+from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
+from fedmq.coordinator.settings import RunSettings
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals
+from fedmq.schemas.messages import TrainingConfig, Update
+from fedmq.schemas.parameters import Parameters
 from tests.scenario.simulated_agent import Agent, Plan
 
 RUN_UID = "5eed0001"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.settings import RunSettings, StopSettings
-from coordinator.strategies.fedasync import FedAsync
-from coordinator.strategies.fedavg import FedAvg
-from coordinator.strategies.fedbuff import FedBuff
-from coordinator.strategies.fedcompass import FedCompass
+from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.coordinator.strategies.fedasync import FedAsync
+from fedmq.coordinator.strategies.fedavg import FedAvg
+from fedmq.coordinator.strategies.fedbuff import FedBuff
+from fedmq.coordinator.strategies.fedcompass import FedCompass
 from tests.scenario.simulated_agent import Plan
 from tests.scenario.simulator import Faults, Simulation
 

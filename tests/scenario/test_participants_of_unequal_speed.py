@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.staleness import Constant
-from coordinator.strategies import Area, Ca2fl, FedBuff, FedStaleWeight, ParticipationCorrection
-from tests.unit.strategies.twins import model, update
+from fedmq.coordinator.strategies import Area, Ca2fl, FedBuff, FedStaleWeight, ParticipationCorrection
+from fedmq.coordinator.strategies.math.staleness_weights import Constant
+from tests.unit.coordinator.strategies.twins import model, update
 
 NUMBER, RATE, UPDATES = 8, 0.02, 16_000
 DURATIONS, OPTIMA = np.linspace(1, 8, NUMBER), np.linspace(0, 1, NUMBER)

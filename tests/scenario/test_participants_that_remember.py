@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.events import (
+from fedmq.coordinator.decisions.events import (
     Accept,
     Discard,
     IssueTask,
@@ -27,15 +27,15 @@ from coordinator.events import (
     UpdateArrived,
     Withdraw,
 )
-from coordinator.settings import StopSettings
-from coordinator.strategies import Area
-from participant import events as ev
-from participant.agent import Agent
-from participant.methods import Remembered, begin, make, run_uid
-from participant.settings import ParticipantSettings
-from schemas.messages import Notice, Receipt, Task, Update, update_id
-from schemas.parameters import Parameters
-from tests.unit.core.harness import Bench
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.strategies import Area
+from fedmq.participant.decisions import events as ev
+from fedmq.participant.decisions.agent import Agent
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.training.methods import Remembered, begin, make, run_uid
+from fedmq.schemas.messages import Notice, Receipt, Task, Update, update_id
+from fedmq.schemas.parameters import Parameters
+from tests.unit.coordinator.decisions.harness import Bench
 
 NAMES = ("a", "b", "c")
 SETTINGS = ParticipantSettings(hello_interval_s=3.0)
@@ -62,7 +62,7 @@ class Disk:
 
 
 class Person:
-    """What participant.service does around the agent, over a disk of dictionaries."""
+    """What participant.service.service does around the agent, over a disk of dictionaries."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.disk = world, name, Disk()

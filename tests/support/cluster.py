@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from broker_config.node import PrivateNode
-from broker_config.node_processes import PortMapper
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.node.processes import PortMapper
 
 SIZE = 3
 

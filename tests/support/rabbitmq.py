@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.node import PrivateNode, find_server
+from fedmq.broker_config.node.node import PrivateNode, find_server
 
 NO_SERVER = (
     "NO RABBITMQ: rabbitmq-server is not installed here, so nothing that needs a broker is tested "

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.node import PrivateNode
-from broker_config.node_processes import free_port
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.node.processes import free_port
 from tests.support.rabbitmq import require_server
 
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from broker_config.node import PrivateNode
-from broker_config.transport import Delivery
-from schemas.errors import PublishTimeout, TransportClosed
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.transport import Delivery
+from fedmq.schemas.errors import PublishTimeout, TransportClosed
 from tests.integration.broker.traffic import WAIT_S, Corner, News, alive
 
 pytestmark = pytest.mark.broker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pika.adapters.utils import io_services_utils
 
-from broker_config.node import PrivateNode
+from fedmq.broker_config.node.node import PrivateNode
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 
 

@@ -13,11 +13,11 @@ import pytest
 from pika.adapters.utils import io_services_utils
 from pika.exceptions import ChannelClosedByBroker
 
-from broker_config.amqp import AmqpTransport
-from broker_config.backoff import Backoff
-from broker_config.node import PrivateNode
-from broker_config.node_processes import free_port
-from schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, TopologyConflict
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.node.processes import free_port
+from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, TopologyConflict
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 
 pytestmark = pytest.mark.broker
@@ -134,7 +134,7 @@ def test_missing_permissions_are_told_for_declaring_and_for_publishing(
 def test_the_broker_vouches_for_the_user_that_a_message_names(
     rabbitmq_node: PrivateNode, prefix: str, reader: str
 ) -> None:
-    """What coordinator.senders believes."""
+    """What coordinator.decisions.identity believes."""
     own, news = Corner(f"{prefix}.own"), News()
     transport = own.open(reader)
     transport.publish(own.message("1")).result(WAIT_S)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker_config.amqp import AmqpTransport
-from broker_config.node import PrivateNode
-from schemas.errors import BrokerUnavailable
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.schemas.errors import BrokerUnavailable
 from tests.chaos.proxy import Proxy
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 

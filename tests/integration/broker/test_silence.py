@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from broker_config import amqp_answers
-from broker_config.amqp import AmqpTransport
-from broker_config.backoff import Backoff
-from broker_config.node import PrivateNode
-from schemas.errors import BrokerUnavailable
+from fedmq.broker_config.amqp import answers as amqp_answers
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.schemas.errors import BrokerUnavailable
 from tests.chaos.proxy import Proxy
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker_config.node import PrivateNode
-from schemas.errors import PublishTimeout
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.schemas.errors import PublishTimeout
 from tests.chaos.proxy import Proxy
 from tests.contract.world import ask_until
 from tests.integration.broker.traffic import WAIT_S, Corner

@@ -9,8 +9,8 @@ from typing import Any
 import pika
 import pytest
 
-from broker_config.node import PrivateNode
-from broker_config.topology import Queue
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.topology import Queue
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 
 pytestmark = pytest.mark.broker

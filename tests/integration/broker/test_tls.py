@@ -1,8 +1,8 @@
 import pytest
 
-from broker_config.amqp import AmqpTransport
-from broker_config.node import PrivateNode
-from schemas.errors import BrokerRefused
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.schemas.errors import BrokerRefused
 from tests.integration.broker.conftest import Tls
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 

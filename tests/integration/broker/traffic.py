@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from broker_config.amqp import AmqpTransport
-from broker_config.backoff import Backoff
-from broker_config.topology import Exchange, Queue
-from broker_config.transport import Delivery, Message, TransportState
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.transport import Delivery, Message, TransportState
 
 WAIT_S = 30.0
 """For what must happen; only a failing test waits this long."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
 from tests.integration.chunks.federation import Federation
 
 
@@ -24,8 +24,8 @@ def federation(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federation]:
 
 @pytest.fixture
 def amqp_federation(tmp_path: Path, amqp_url: str, prefix: str) -> Iterator[Federation]:
-    from broker_config.amqp import AmqpTransport, remove
-    from broker_config.backoff import Backoff
+    from fedmq.broker_config.amqp.transport import AmqpTransport, remove
+    from fedmq.broker_config.backoff import Backoff
 
     quick = Backoff(base_s=0.05, cap_s=0.2)
     one = Federation(tmp_path, Topology(prefix), lambda name: AmqpTransport(amqp_url, name=name, backoff=quick))

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from broker_config.topology import Topology
-from broker_config.transport import Message, Transport
-from coordinator import audit, checkpoint
-from coordinator.ledger_reader import LedgerReader
-from coordinator.run_folder import RunFolder
-from coordinator.service import CoordinatorService, RunSummary
-from coordinator.settings import CommitSettings, RunSettings, StopSettings
-from coordinator.strategies import FedBuff
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Message, Transport
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.service.service import CoordinatorService, RunSummary
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 DEADLINE_S = 60.0
 MAX_MESSAGE_BYTES = 16_384

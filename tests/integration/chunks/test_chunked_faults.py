@@ -12,16 +12,18 @@ from typing import Any, cast
 
 import pytest
 
-from broker_config.backoff import Backoff
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
-from broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
-from coordinator import intake
-from coordinator.service import RunSummary
-from participant import agent, download, outbox, waiting
-from schemas import chunks
-from schemas.codec import decode, encode
-from schemas.messages import Notice, Task, Update
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.coordinator.service import intake
+from fedmq.coordinator.service.service import RunSummary
+from fedmq.participant.decisions import agent, outbox
+from fedmq.participant.decisions import retries as waiting
+from fedmq.participant.service import download
+from fedmq.schemas import chunks
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.messages import Notice, Task, Update
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, is_chunk, until
 from tests.integration.chunks.test_chunked_runs import Meddling, payload_queues
 

@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.transport import Delivery, Message
-from coordinator import intake, service
-from participant import agent
-from participant.chunk_files import PayloadFile
-from participant.download import Download
-from schemas import chunks
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.transport import Delivery, Message
+from fedmq.coordinator.service import intake, service
+from fedmq.participant.decisions import agent
+from fedmq.participant.service.download import Download
+from fedmq.participant.spool.chunk_journal import PayloadFile
+from fedmq.schemas import chunks
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, is_chunk, until
 
 CHUNKS = 25

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
-from broker_config.transport import Delivery, Message
-from coordinator import checkpoint
-from coordinator.ledger_reader import LedgerReader
-from coordinator.service import CoordinatorService, RunSummary
-from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
-from coordinator.staleness import Polynomial
-from coordinator.strategies import FedBuff
-from coordinator.strategies.base import ClientUpdate
-from schemas.codec import decode, encode
-from schemas.messages import Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update, update_id
-from schemas.parameters import Parameters
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery, Message
+from fedmq.coordinator.service.service import CoordinatorService, RunSummary
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.messages import Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update, update_id
+from fedmq.schemas.parameters import Parameters
 
 DEADLINE_S = 30.0
 RUN_ID = "r1"

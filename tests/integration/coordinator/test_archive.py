@@ -6,17 +6,18 @@ from functools import partial
 
 import pytest
 
-from coordinator import archive, audit
-from coordinator import commit as commits
-from coordinator import service as services
-from coordinator.archive import Archive
-from coordinator.ledger_reader import LedgerReader
-from coordinator.run_folder import RunFolder
-from coordinator.settings import ArchiveSettings, CommitSettings, StopSettings
-from coordinator.staleness import Polynomial
-from coordinator.strategies import Area, Ca2fl, Fadas, FedAsync, FedAvg, FedBuff, FedCompass, Port
-from schemas.clocks import Moment
-from schemas.errors import CheckpointError
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.service import commit as commits
+from fedmq.coordinator.service import service as services
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, StopSettings
+from fedmq.coordinator.state import archive
+from fedmq.coordinator.state.archive import Archive
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import Area, Ca2fl, Fadas, FedAsync, FedAvg, FedBuff, FedCompass, Port
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.local.clocks import Moment
 from tests.integration.coordinator.federation import DEADLINE_S, FullDisk, delta, same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 from tests.integration.coordinator.test_damaged_checkpoints import flip

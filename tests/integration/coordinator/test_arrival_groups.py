@@ -6,13 +6,13 @@ import sqlite3
 
 import pytest
 
-from coordinator import audit
-from coordinator.run_folder import RunFolder
-from coordinator.settings import ArchiveSettings, StopSettings
-from coordinator.strategies import FedCompass
-from fedmq.commands import explain
-from schemas.messages import Decline, Task
-from studies.recorded_engine import replay
+from fedmq.cli.commands import explain
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.settings import ArchiveSettings, StopSettings
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedCompass
+from fedmq.schemas.messages import Decline, Task
+from fedmq.studies.engine.recorded import replay
 from tests.integration.coordinator.federation import DEADLINE_S, Federation, Participant, same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 

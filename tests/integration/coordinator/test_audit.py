@@ -5,12 +5,12 @@ import sqlite3
 
 import pytest
 
-from coordinator import audit
-from coordinator.run_folder import RunFolder
-from coordinator.settings import StopSettings
-from coordinator.strategies import FedAsync, FedAvg
-from fedmq.cli import main
-from schemas.errors import LedgerError
+from fedmq.cli.cli import main
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import FedAsync, FedAvg
+from fedmq.schemas.errors import LedgerError
 from tests.integration.coordinator.federation import DEADLINE_S
 
 

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
-from broker_config.embedded import EmbeddedTransport
-from coordinator.settings import RunSettings, StopSettings
-from fedmq.status import read_status
-from schemas.codec import encode
-from schemas.messages import Decline, Notice
-from schemas.parameters import Parameters
+from fedmq.broker_config.embedded.transport import EmbeddedTransport
+from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.schemas.codec import encode
+from fedmq.schemas.messages import Decline, Notice
+from fedmq.schemas.parameters import Parameters
+from fedmq.views.status import read_status
 from tests.integration.coordinator.federation import DEADLINE_S, RUN_ID, TOPOLOGY, delta, same_bits, update_for
 
 

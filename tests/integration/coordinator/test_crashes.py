@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from broker_config.embedded import EmbeddedTransport
-from coordinator import commit, loop, publishing
-from coordinator.ledger import Ledger
-from coordinator.settings import CommitSettings, StopSettings
-from coordinator.strategies import Area, Ca2fl
+from fedmq.broker_config.embedded.transport import EmbeddedTransport
+from fedmq.coordinator.service import commit, loop, publishing
+from fedmq.coordinator.settings import CommitSettings, StopSettings
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.strategies import Area, Ca2fl
 from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, FullDisk, delta, same_bits, update_for
 
 POINTS = (
@@ -184,8 +184,8 @@ def test_a_participant_whose_queue_is_gone_costs_its_slot_nothing(federation):
 def test_a_transport_that_failed_for_good_ends_the_service_with_its_error(federation):
     class Doomed(EmbeddedTransport):
         def consume(self, queue, on_delivery, prefetch):
-            from broker_config.transport import TransportState
-            from schemas.errors import TopologyConflict
+            from fedmq.broker_config.transport import TransportState
+            from fedmq.schemas.errors import TopologyConflict
 
             self._on_state(TransportState("failed", "x", TopologyConflict("queue x has other arguments")))
 

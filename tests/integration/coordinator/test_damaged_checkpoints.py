@@ -2,9 +2,10 @@
 
 import pytest
 
-from coordinator import audit, commit
-from coordinator.run_folder import RunFolder
-from coordinator.settings import CommitSettings
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.service import commit
+from fedmq.coordinator.settings import CommitSettings
+from fedmq.coordinator.state.run_folder import RunFolder
 from tests.integration.coordinator.federation import same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 

@@ -2,8 +2,8 @@
 
 import logging
 
-from coordinator.settings import StopSettings
-from coordinator.strategies import Area
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.strategies import Area
 from tests.integration.coordinator.federation import DEADLINE_S
 
 

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from broker_config.embedded import EmbeddedTransport
-from coordinator.settings import RunSettings, StopSettings
-from schemas.messages import Decline, Hello
+from fedmq.broker_config.embedded.transport import EmbeddedTransport
+from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.schemas.messages import Decline, Hello
 from tests.integration.coordinator.federation import DEADLINE_S, RUN_ID, TOPOLOGY, delta, update_for
 
 

@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
-from coordinator import commit, leadership, loop, publishing, standby
-from coordinator.ledger import Ledger
-from coordinator.settings import StopSettings
-from schemas.errors import ConfigError, LedgerError
-from schemas.messages import TrainingConfig
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.coordinator.service import commit, leadership, loop, publishing, standby
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.schemas.errors import ConfigError, LedgerError
+from fedmq.schemas.messages import TrainingConfig
 from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, same_bits
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker_config.embedded import EmbeddedTransport
-from coordinator import checkpoint
-from coordinator.events import EvaluationArrived
-from coordinator.settings import StopSettings
-from coordinator.strategies import FedAsync
-from schemas.errors import CheckpointError, ConfigError
-from schemas.messages import TrainingConfig, update_id
+from fedmq.broker_config.embedded.transport import EmbeddedTransport
+from fedmq.coordinator.decisions.events import EvaluationArrived
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.strategies import FedAsync
+from fedmq.schemas.errors import CheckpointError, ConfigError
+from fedmq.schemas.messages import TrainingConfig, update_id
 from tests.integration.coordinator.federation import RUN_ID, TOPOLOGY, initial, same_bits
 
 

@@ -8,12 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from broker_config.amqp import AmqpTransport
-from broker_config.topology import Topology
-from broker_config.transport import Message
-from schemas.codec import decode, encode
-from schemas.messages import Hello, Receipt, Task, Update, update_id
-from schemas.parameters import Parameters
+from fedmq.broker_config.amqp.transport import AmqpTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Message
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.messages import Hello, Receipt, Task, Update, update_id
+from fedmq.schemas.parameters import Parameters
 from tests.integration.front.test_commands import APP, CONFIG
 
 WAIT_S = 60.0

@@ -6,9 +6,9 @@ import signal
 import numpy as np
 import pytest
 
-from coordinator.ledger_reader import LedgerReader
-from fedmq.child import write_parameters
-from schemas.parameters import Parameters
+from fedmq.app.model_worker import write_parameters
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.schemas.parameters import Parameters
 from tests.support.rabbitmq import require_server
 
 APP = """

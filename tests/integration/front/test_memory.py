@@ -13,21 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from coordinator import audit, checkpoint
-from coordinator.desk import task_seed
-from coordinator.ledger_reader import LedgerReader
-from coordinator.run_folder import RunFolder
-from coordinator.service import CoordinatorService
-from coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
-from coordinator.strategies import Area, Scaffold
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
-from participant.trainer import TrainResult
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
-from studies.recorded_engine import replay
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import Area, Scaffold
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.trainer import TrainResult
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.engine.recorded import replay
 
 DEADLINE_S = 30.0
 TOPOLOGY = Topology()

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from coordinator.settings import StopSettings
-from fedmq.cli import main
-from fedmq.study_file import load_study
-from fedmq.study_from_run import population_table
-from studies.engine import simulate
+from fedmq.cli.cli import main
+from fedmq.coordinator.settings import StopSettings
+from fedmq.studies.engine.engine import simulate
+from fedmq.study.file import load_study
+from fedmq.study.from_run import population_table
 from tests.integration.coordinator.federation import Federation
 
 APP = """

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
 from tests.integration.participant.scripted import DEADLINE_S, ScriptedCoordinator
 
 TOPOLOGY = Topology()

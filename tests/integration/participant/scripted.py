@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
-from broker_config.transport import Delivery, Message
-from schemas.codec import Decoded, decode, encode
-from schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
-from schemas.parameters import Parameters
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery, Message
+from fedmq.schemas.codec import Decoded, decode, encode
+from fedmq.schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
+from fedmq.schemas.parameters import Parameters
 
 DEADLINE_S = 30.0
 BASE = Parameters({"w": np.array([1.0, 2.0], np.float32)})

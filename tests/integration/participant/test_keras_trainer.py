@@ -12,13 +12,13 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from schemas.errors import AppError, ConfigError, TrainerError
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
+from fedmq.schemas.errors import AppError, ConfigError, TrainerError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 keras = pytest.importorskip("keras")
-from participant.keras_model import built_model, parameters_of, set_parameters  # noqa: E402  after the skip
-from participant.keras_trainer import KerasTrainer  # noqa: E402
+from fedmq.participant.training.keras.model import built_model, parameters_of, set_parameters  # noqa: E402  after the skip
+from fedmq.participant.training.keras.trainer import KerasTrainer  # noqa: E402
 
 layers = keras.layers
 

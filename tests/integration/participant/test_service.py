@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker_config.embedded import EmbeddedBroker
-from participant.settings import ParticipantSettings
-from participant.spool import Spool
-from participant.trainer import TrainResult
-from schemas.clocks import moment_now
-from schemas.codec import encode
-from schemas.errors import AppError, SpoolError
-from schemas.messages import ChunkedPayload, Decline, Hello, Notice, TrainingConfig, Update
-from schemas.parameters import Parameters
+from fedmq.broker_config.embedded.transport import EmbeddedBroker
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.spool.spool import Spool
+from fedmq.participant.trainer import TrainResult
+from fedmq.schemas.codec import encode
+from fedmq.schemas.errors import AppError, SpoolError
+from fedmq.schemas.local.clocks import moment_now
+from fedmq.schemas.messages import ChunkedPayload, Decline, Hello, Notice, TrainingConfig, Update
+from fedmq.schemas.parameters import Parameters
 from tests.integration.chunks.federation import until
 from tests.integration.participant.conftest import TOPOLOGY, Running
 from tests.integration.participant.scripted import BASE, DEADLINE_S, ScriptedCoordinator
@@ -250,8 +250,8 @@ def test_a_disk_that_refuses_the_task_gives_a_decline(
 def test_conditions_that_do_not_hold_decline_and_an_accepting_hello_follows_when_they_do(
     coordinator: ScriptedCoordinator, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("participant.service.FRESH_CONDITIONS_S", 0.0)
-    monkeypatch.setattr("participant.service.CONDITIONS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("fedmq.participant.service.service.FRESH_CONDITIONS_S", 0.0)
+    monkeypatch.setattr("fedmq.participant.service.service.CONDITIONS_INTERVAL_S", 0.0)
     unmet: list[str | None] = ["on battery"]
     start(AddOne(), conditions=lambda: unmet[0])
     assert coordinator.wait_for(Hello).accepting is False

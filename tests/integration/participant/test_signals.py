@@ -11,11 +11,11 @@ import pytest
 
 PROCESS = """
 import pathlib, sys, threading
-from broker_config.embedded import EmbeddedBroker, EmbeddedTransport
-from broker_config.topology import Topology
-from participant.service import ParticipantService
-from participant.settings import ParticipantSettings
-from schemas.messages import Hello
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.participant.service.service import ParticipantService
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.schemas.messages import Hello
 from tests.integration.participant.scripted import ScriptedCoordinator
 
 class Endless:

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from coordinator.strategies import FedAsync
-from schemas.errors import AppError, ConfigError
-from schemas.messages import TrainingConfig
-from schemas.parameters import Parameters
-from studies import choices, keras_kept, keras_vectorised
-from studies.keras_cohort import KerasCohort, KerasFederation
-from studies.laws import Exponential
-from studies.training import Job
+from fedmq.coordinator.strategies import FedAsync
+from fedmq.schemas.errors import AppError, ConfigError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.population.laws import Exponential
+from fedmq.studies.problems.keras import compiled_cache as keras_kept
+from fedmq.studies.problems.keras import path_choice as choices
+from fedmq.studies.problems.keras import vectorised as keras_vectorised
+from fedmq.studies.problems.keras.cohort import KerasCohort, KerasFederation
+from fedmq.studies.problems.lazy_training import Job
 from tests.scenario.studies.federations import Given, population, simulate, until
 
 SIZES = (1, 7, 10, 25, 12, 12)  # with batches of 10: full and short ones, and different numbers of steps

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fedmq
-from fedmq.study_app import AppProblem
-from schemas.errors import AppError
-from studies import keras_kept
-from studies.engine import simulate
+from fedmq.schemas.errors import AppError
+from fedmq.studies.engine.engine import simulate
+from fedmq.studies.problems.keras import compiled_cache as keras_kept
+from fedmq.study.app_problem import AppProblem
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
 

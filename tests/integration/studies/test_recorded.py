@@ -3,18 +3,18 @@ other strategies would have made of it."""
 
 import pytest
 
-from coordinator.server_optimizers import Adam
-from coordinator.settings import ArchiveSettings, StopSettings
-from coordinator.staleness import Polynomial
-from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, FedBuff, FedCompass, FedNova
-from schemas.errors import InputError, StateError
-from schemas.messages import TrainingConfig
-from studies.engine import simulate
-from studies.population import Population
-from studies.quadratics import Quadratics
-from studies.recorded import histories, lanes
-from studies.recorded_engine import replay
-from studies.settings import StudyRun
+from fedmq.coordinator.settings import ArchiveSettings, StopSettings
+from fedmq.coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, FedBuff, FedCompass, FedNova
+from fedmq.coordinator.strategies.math.server_optimizers import Adam
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.schemas.errors import InputError, StateError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.engine import simulate
+from fedmq.studies.engine.recorded import replay
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.population import Population
+from fedmq.studies.population.recorded_runs import histories, lanes
+from fedmq.studies.problems.quadratics import Quadratics
 from tests.integration.coordinator.federation import Federation, same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.settings import StopSettings
-from coordinator.staleness import Constant as NoStaleness
-from coordinator.strategies import FedBuff
-from schemas.messages import TrainingConfig
-from studies.engine import simulate
-from studies.laws import Constant
-from studies.population import Compute, Population
-from studies.quadratics import QuadraticFederation, Quadratics
-from studies.settings import StudyRun
-from studies.softmax import SoftmaxFederation
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.strategies.math.staleness_weights import Constant as NoStaleness
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.engine import simulate
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.laws import Constant
+from fedmq.studies.population.population import Compute, Population
+from fedmq.studies.problems.quadratics import QuadraticFederation, Quadratics
+from fedmq.studies.problems.softmax import SoftmaxFederation
 
 STEP = TrainingConfig(learning_rate=0.1)
 

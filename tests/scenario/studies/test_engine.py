@@ -3,14 +3,14 @@ import weakref
 import numpy as np
 import pytest
 
-from coordinator.core import Core
-from coordinator.events import IssueTask, UpdateArrived
-from coordinator.strategies import Area, FedAsync, FedAvg
-from schemas.errors import InputError
-from schemas.messages import Update
-from studies.engine import Stuck
-from studies.laws import Constant, Exponential, LogNormal, Uniform
-from studies.population import Availability, Dropout, Population
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import IssueTask, UpdateArrived
+from fedmq.coordinator.strategies import Area, FedAsync, FedAvg
+from fedmq.schemas.errors import InputError
+from fedmq.schemas.messages import Update
+from fedmq.studies.engine.engine import Stuck
+from fedmq.studies.population.laws import Constant, Exponential, LogNormal, Uniform
+from fedmq.studies.population.population import Availability, Dropout, Population
 from tests.scenario.studies.federations import (
     STEP,
     Given,

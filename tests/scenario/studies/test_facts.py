@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.staleness import Constant as NoStaleness
-from coordinator.staleness import Polynomial
-from coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, Scaffold
-from schemas.messages import TrainingConfig
-from studies.laws import Constant, Exponential, HalfNormal
-from studies.quadratics import QuadraticFederation, Quadratics, weighted_mean
+from fedmq.coordinator.strategies import Area, Ca2fl, FedAsync, FedAvg, Scaffold
+from fedmq.coordinator.strategies.math.staleness_weights import Constant as NoStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.population.laws import Constant, Exponential, HalfNormal
+from fedmq.studies.problems.quadratics import QuadraticFederation, Quadratics, weighted_mean
 from tests.scenario.studies.federations import STEP, Given, fedbuff, population, simulate, until
 
 LAWS = [Constant(value=1), Exponential(mean=1), HalfNormal(mean=1)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator.strategies import FedBuff, FedCompass
-from studies.laws import Constant, Exponential, LogNormal, Uniform
-from studies.outcome import Outcome
-from studies.population import Availability, Compute, Dropout, Population
+from fedmq.coordinator.strategies import FedBuff, FedCompass
+from fedmq.studies.engine.outcome import Outcome
+from fedmq.studies.population.laws import Constant, Exponential, LogNormal, Uniform
+from fedmq.studies.population.population import Availability, Compute, Dropout, Population
 from tests.scenario.studies.federations import Given, Quadratics, TrainingConfig, Watched, quadratics, simulate, until
 
 TRAINING = TrainingConfig(learning_rate=0.05, batch_size=10)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.strategies import FedAvg
-from studies.population import Population
-from studies.recorded import History, RecordedTask
+from fedmq.coordinator.strategies import FedAvg
+from fedmq.studies.population.population import Population
+from fedmq.studies.population.recorded_runs import History, RecordedTask
 from tests.scenario.studies.federations import STEP, Quadratics, fedbuff, population, simulate, until
 
 

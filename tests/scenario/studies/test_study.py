@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import fedmq
-from coordinator.settings import TargetMetric
-from coordinator.staleness import Constant as NoStaleness
-from coordinator.staleness import Polynomial
-from schemas.errors import ConfigError, FedmqError
-from studies.intervals import mean_text
-from studies.laws import Constant, LogNormal
-from studies.measures import misplaced_share
-from studies.population import Compute, Population
+from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.strategies.math.staleness_weights import Constant as NoStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
+from fedmq.schemas.errors import ConfigError, FedmqError
+from fedmq.studies.population.laws import Constant, LogNormal
+from fedmq.studies.population.population import Compute, Population
+from fedmq.studies.sweep.intervals import mean_text
+from fedmq.studies.sweep.measures import misplaced_share
 from tests.scenario.studies.federations import STEP, Quadratics, TrainingConfig, fedbuff, population, until
 
 ROOT = Path(__file__).resolve().parents[3]

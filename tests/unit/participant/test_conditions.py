@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from participant.conditions import checker, first_unmet, metered, not_charging, not_idle
+from fedmq.participant.conditions import checker, first_unmet, metered, not_charging, not_idle
 
 
 def test_the_first_condition_that_does_not_hold_is_named_and_the_rest_not_asked() -> None:

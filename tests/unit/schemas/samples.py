@@ -7,8 +7,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
-from schemas.parameters import Parameters
+from fedmq.schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
+from fedmq.schemas.parameters import Parameters
 
 UPDATE_FIELDS: dict[str, Any] = {
     "update_id": "u-1", "task_id": "t-1", "run_id": "run", "participant_id": "sensor-1", "base_version": 3,

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import chunks
-from schemas.chunks import Assembly, Pieces
-from schemas.codec import decode, encode, encode_in_pieces
-from schemas.errors import MalformedMessage
-from schemas.messages import ChunkedPayload, Task, TrainingConfig
-from schemas.parameters import Parameters
-from schemas.tensors import packed_bytes, spec_of
+from fedmq.schemas import chunks
+from fedmq.schemas.chunks import Assembly, Pieces
+from fedmq.schemas.codec import decode, encode, encode_in_pieces
+from fedmq.schemas.errors import MalformedMessage
+from fedmq.schemas.messages import ChunkedPayload, Task, TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import packed_bytes, spec_of
 
 BODY = b"".join(chunks.digest_of(bytes([number])) for number in range(96))
 SIZE = 1024

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from schemas.codec import Decoded, Limits, decode, encode
-from schemas.errors import LimitExceeded, MalformedMessage, NotFinite, UnsupportedVersion
-from schemas.messages import Update
-from schemas.parameters import Parameters
+from fedmq.schemas.codec import Decoded, Limits, decode, encode
+from fedmq.schemas.errors import LimitExceeded, MalformedMessage, NotFinite, UnsupportedVersion
+from fedmq.schemas.messages import Update
+from fedmq.schemas.parameters import Parameters
 from tests.unit.schemas.samples import (
     PLAIN_MESSAGES,
     TASK,

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import Decoded, Limits, decode, encode
-from schemas.errors import MalformedMessage, NotFinite, PeerError, UnsupportedVersion
-from schemas.messages import AnyMessage
-from schemas.parameters import Parameters
-from schemas.tensors import DTYPES
+from fedmq.schemas.codec import Decoded, Limits, decode, encode
+from fedmq.schemas.errors import MalformedMessage, NotFinite, PeerError, UnsupportedVersion
+from fedmq.schemas.messages import AnyMessage
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import DTYPES
 from tests.unit.schemas.samples import (
     PLAIN_MESSAGES,
     TASK,

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from schemas.codec import decode, encode
-from schemas.layout import layout, layout_of
-from schemas.parameters import Parameters
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.layout import layout, layout_of
+from fedmq.schemas.parameters import Parameters
 from tests.unit.schemas.samples import UPDATE
 
 

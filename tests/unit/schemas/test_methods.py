@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from schemas.codec import decode, encode
-from schemas.errors import AppError, SpecMismatch
-from schemas.messages import Task, TrainingConfig
-from schemas.methods import check_groups, join, split, trained, update_spec
-from schemas.parameters import Parameters
-from schemas.tensors import spec_of
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.errors import AppError, SpecMismatch
+from fedmq.schemas.messages import Task, TrainingConfig
+from fedmq.schemas.methods import check_groups, join, split, trained, update_spec
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import spec_of
 
 MODEL = Parameters(
     {"w": np.ones(2, np.float32), "mean": np.zeros(1, np.float32), "steps": np.array(3)}, {"mean", "steps"}

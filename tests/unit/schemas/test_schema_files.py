@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from schemas import jsonschema
-from schemas.messages import MESSAGE_TYPES
+from fedmq.schemas import jsonschema
+from fedmq.schemas.messages import MESSAGE_TYPES
 
 
 def test_the_schema_files_are_current():
-    assert jsonschema.differences() == [], "run: python -m schemas.jsonschema"
+    assert jsonschema.differences() == [], "run: python -m fedmq.schemas.jsonschema"
 
 
 def test_there_is_one_schema_for_each_kind_and_for_the_envelope():

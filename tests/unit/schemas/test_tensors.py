@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas.codec import decode, encode
-from schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, SpecMismatch
-from schemas.parameters import Parameters
-from schemas.tensors import DTYPES, TensorSpec, averaged_spec, check_finite, check_spec, spec_of
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, NotFinite, SpecMismatch
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import DTYPES, TensorSpec, averaged_spec, check_finite, check_spec, spec_of
 from tests.unit.schemas.samples import UPDATE, entry, envelope, small_model, tensors_header
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]

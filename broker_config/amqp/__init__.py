@@ -1,0 +1,1 @@
+"""The transport over RabbitMQ. This is the only room that imports pika."""

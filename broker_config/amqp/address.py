@@ -1,0 +1,153 @@
+"""AMQP URLs, and what a broker's refusals mean. The password is in no repr and no message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from fedmq.schemas.errors import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    ConfigError,
+    PublishError,
+    TopologyConflict,
+    Unroutable,
+)
+
+_EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
+_BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
+"""AMQP 0-9-1 reply codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where the broker is and as whom to speak to it."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    vhost: str
+    tls: bool
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> BrokerAddress:
+        """From an amqp:// or amqps:// URL; port, user, password and virtual host default as in RabbitMQ.
+
+        Raises ConfigError for anything else, without the URL's text: there may be a password in it.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            # urllib quotes the text behind the colon, which is a password's end where an @ or / was not encoded.
+            why = "the port is not a number" if "port" in str(error).lower() else "it cannot be split into its parts"
+            raise ConfigError(f"the broker's URL cannot be read, {why}: {_EXPECTED}") from None
+        if parts.scheme not in ("amqp", "amqps"):
+            scheme = f"its scheme is {parts.scheme!r}" if "://" in url else "it has no scheme"
+            raise ConfigError(f"the broker's URL cannot be read, {scheme}: {_EXPECTED}")
+        if "," in (parts.hostname or ""):
+            raise ConfigError(f"the broker's URL names several hosts: write a whole URL for each, {_EXPECTED}")
+        if not parts.hostname:
+            raise ConfigError(f"the broker's URL names no host: {_EXPECTED}")
+        if parts.query or parts.fragment:
+            raise ConfigError(f"the broker's URL goes on after the virtual host with ? or #: {_EXPECTED}")
+        if "/" in (path := parts.path.removeprefix("/")):
+            raise ConfigError(f"the broker's URL has more than one / after the host: {_EXPECTED}")
+        tls = parts.scheme == "amqps"
+        return cls(
+            host=parts.hostname,
+            port=port or (5671 if tls else 5672),
+            user=unquote(parts.username or "guest"),
+            password=unquote(parts.password if parts.password is not None else "guest"),
+            vhost=unquote(path) or "/",
+            tls=tls,
+        )
+
+
+class Addresses:
+    """The nodes of one broker, of which one is in use; `next` goes round."""
+
+    def __init__(self, urls: str) -> None:
+        """From one URL, or several with commas between them: each in full, because each may have its own password.
+
+        Raises ConfigError as `BrokerAddress.parse` does, or where they do not belong together.
+        """
+        self._all = tuple(BrokerAddress.parse(url.strip()) for url in _BETWEEN_URLS.split(urls))
+        self._at = 0
+        if len(set(self._all)) < len(self._all):
+            raise ConfigError(f"the broker's URLs name {self} with one address twice: leave the second one out")
+        if len(vhosts := {address.vhost for address in self._all}) > 1:
+            found = " and ".join(repr(vhost) for vhost in sorted(vhosts))
+            raise ConfigError(f"the broker's URLs name virtual hosts {found}: expected one, that of the federation")
+
+    @property
+    def current(self) -> BrokerAddress:
+        return self._all[self._at]
+
+    def next(self) -> None:
+        """Go on to the next one, after the last one to the first."""
+        self._at = (self._at + 1) % len(self._all)
+
+    def __iter__(self) -> Iterator[BrokerAddress]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __str__(self) -> str:
+        return ", ".join(str(address) for address in self._all)
+
+
+def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRefused | None:
+    """What a connection.close during login means; None where trying again may help."""
+    if code == ACCESS_REFUSED:
+        advice = f"check the user {address.user!r} and the password in the broker's URL"
+        if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
+            advice += "; RabbitMQ lets 'guest' in from its own machine only, so make a user (rabbitmqctl add_user)"
+        return BrokerRefused(f"RabbitMQ at {address} refused the login of user {address.user!r} ({text}): {advice}")
+    if code == NOT_ALLOWED:
+        return BrokerRefused(
+            f"RabbitMQ at {address} refused virtual host {address.vhost!r} to user {address.user!r} ({text}): "
+            f"check the last part of the URL, or `rabbitmqctl add_vhost` and `rabbitmqctl set_permissions -p "
+            f"{address.vhost} {address.user} '.*' '.*' '.*'`"
+        )
+    return None
+
+
+def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str) -> BrokerError:
+    """What a channel.close in answer to a declaration means."""
+    if code == ACCESS_REFUSED:
+        return BrokerRefused(
+            f"RabbitMQ at {address} does not let user {address.user!r} declare {what} ({text}): give it configure, "
+            f"write and read permissions on the federation's prefix (`rabbitmqctl set_permissions -p {address.vhost} "
+            f"{address.user} ...`)"
+        )
+    if code in (RESOURCE_LOCKED, PRECONDITION_FAILED):
+        return TopologyConflict(
+            f"{what} does not fit what is on RabbitMQ at {address} ({text}): another version or another program made "
+            f"it; delete it there once it is empty (`rabbitmqctl delete_queue` for a queue), or choose another prefix"
+        )
+    if code == NOT_FOUND:  # a declaration makes what is not there: this is there, on a node of the cluster that is away
+        return BrokerUnavailable(
+            f"RabbitMQ at {address} cannot reach {what} ({text}): it comes back with its node; where the broker is a "
+            'cluster, [broker] participant_queues = "quorum" keeps the participants\' queues on several'
+        )
+    return BrokerUnavailable(f"RabbitMQ at {address} closed the channel while declaring {what} ({code} {text})")
+
+
+def publish_refusal(what: str, code: int, text: str) -> BrokerError:
+    """What a channel.close in answer to one publish means for that message."""
+    if code == NOT_FOUND:
+        return Unroutable(f"{what}: there is no such exchange ({text})")
+    if code == ACCESS_REFUSED:
+        return BrokerRefused(f"{what}: this user may not write there ({text}); see `rabbitmqctl set_permissions`")
+    return PublishError(f"{what}: the broker refused the message ({code} {text})")

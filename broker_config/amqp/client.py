@@ -1,0 +1,463 @@
+"""The transport over AMQP without pika: threads, life cycle, reconnecting. `broker_config.amqp.transport` adds the
+driver.
+
+One I/O thread owns everything below "the I/O thread's own". Callers hand over through an inbox; of the driver's
+loop only `add_callback_threadsafe` may be called from another thread. What is decided when is in the neighbours:
+`amqp_session` (connect, declare), `amqp_publisher` (window, confirms, resends), `amqp_consumer` (deliveries,
+settling), `amqp_consumers` (bringing them back), `amqp_chores` (queues that come and go), `amqp_retries` (connecting
+again), `amqp_address` (URLs, refusals).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
+from typing import Any, cast
+
+from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal
+from fedmq.broker_config.amqp.chores import Chore, Chores
+from fedmq.broker_config.amqp.consumer import Consumer, Token, Verdict
+from fedmq.broker_config.amqp.consumers import Consumers
+from fedmq.broker_config.amqp.publisher import Outgoing, Publisher, Window, describe
+from fedmq.broker_config.amqp.retries import Retries
+from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.dead_letters import dead_letter_of
+from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.schemas.errors import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    FedmqError,
+    PublishError,
+    TopologyConflict,
+    TransportClosed,
+)
+
+DEPTH_TIMEOUT_S = 5.0
+GIVE_BACK_DELAY_S = 0.5
+"""Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
+_CLOSE_GRACE_S = 2.0
+
+_log = logging.getLogger("fedmq.broker")
+
+
+class AmqpClient:
+    """See `broker_config.transport` for the rules. One transport is opened once and closed once.
+
+    Apart from rule 2's errors a publish may fail with BrokerRefused (no permission to write to the
+    exchange) and, as PublishError, with what the broker or AMQP itself says about the message.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        addresses: Addresses,
+        *,
+        name: str,
+        max_message_bytes: int,
+        backoff: Backoff,
+        window: Window,
+        rng: random.Random,
+    ) -> None:
+        self.name = name
+        self._addresses = addresses
+        self._driver = driver
+        self._max_message_bytes = max_message_bytes
+        self._gate = threading.Lock()  # orders what enters the inbox against close()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_pending = False
+        self._is_open = False
+        self._thread: threading.Thread | None = None
+        self._opened: Future[None] = Future()
+        self._last_problem = "no answer yet"
+        self._broker_id = ""
+        # Below: the I/O thread's own
+        self._loop = driver.loop
+        self._exchanges: tuple[Exchange, ...] = ()
+        self._queues: dict[str, Queue] = {}
+        self._on_state: OnState | None = None
+        self._session: Session | None = None
+        self._reported_connected = False
+        self._failure: TransportClosed | None = None
+        self._closing = False
+        """What was handed over is still done; nothing else begins."""
+        self._over = False
+        """Nothing is done any more but saying goodbye."""
+        self._stopped = False
+        self._retries = Retries(self._loop, addresses, backoff, rng, self._connect)
+        self._consumers = Consumers(driver, backoff, rng, self._report)
+        self._publisher = Publisher(self._loop, driver.properties, window, self._on_idle)
+        self._chores = Chores(driver, self._loop, self._chore_refused, on_done=self._chore_done, on_idle=self._on_idle)
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Of the node that is connected, or tried next."""
+        return self._addresses.current
+
+    # -- any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def broker_id(self) -> str:
+        """The cluster's name and the virtual host: the same at each node of a cluster, whatever its address."""
+        return self._broker_id
+
+    def open(
+        self,
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        on_state: OnState | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Connect and declare, trying again until timeout_s (None: for ever).
+
+        Raises BrokerUnavailable after timeout_s, BrokerRefused or TopologyConflict at once. The transport is
+        closed then.
+        """
+        with self._gate:
+            if self._thread is not None:
+                raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
+            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._queues = {queue.name: queue for queue in queues}
+            self._is_open = True
+            self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
+            self._thread.start()
+        try:
+            self._opened.result(timeout_s)
+        except FutureTimeoutError:
+            problem = self._last_problem
+            self.close(0.0)
+            raise BrokerUnavailable(
+                f"no RabbitMQ at {self._addresses} within {timeout_s:g} s ({problem}): "
+                "start it, check host and port in the broker's URL, or wait longer"
+            ) from None
+        except FedmqError:
+            self.close(0.0)
+            raise
+
+    def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+        """Hand over a message; see rule 2. Never blocks."""
+        size = len(message.body)
+        if size > self._max_message_bytes:
+            future: Future[None] = Future()
+            future.set_exception(
+                PublishError(
+                    f"{describe(message)} is larger than max_message_bytes, {self._max_message_bytes} bytes: "
+                    "raise [broker] max_message_bytes (and RabbitMQ's max_message_size), or send a smaller model"
+                )
+            )
+            return future
+        return self._publish(message, timeout_s)
+
+    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
+        """Start (and after every reconnect restart) consuming. A second call for a queue replaces the first."""
+        consumer = Consumer(queue, on_delivery, prefetch, on_lost=self._consumers.lost, on_failed=self._give_back_later)
+        if not self._enter(partial(self._consumers.add, consumer)):
+            raise self._closed_error()
+
+    def stop_consuming(self, queue: str) -> None:
+        """Consume no more; what is unsettled goes back."""
+        if not self._enter(partial(self._consumers.remove, queue)):
+            raise self._closed_error()
+
+    def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
+        """One more queue; resolves with the number of its ready messages."""
+        return self._do(Chore(queue.name, queue, timeout_s))
+
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
+        """Delete a queue with its messages, and forget it."""
+        return self._do(Chore(name, None, timeout_s))
+
+    def forget_queue(self, name: str) -> None:
+        """Declare this queue no more after a reconnect."""
+        self._enter(partial(self._forget, name))
+
+    def _do(self, chore: Chore) -> Future[int]:
+        if not self._enter(partial(self._begin_chore, chore)):
+            chore.done.set_exception(self._closed_error())
+        return chore.done
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Settle. False: settled before, or the delivery's connection is gone and it will come again."""
+        return self._settle(delivery, "ack")
+
+    def nack(self, delivery: Delivery, requeue: bool = True) -> bool:
+        """Give back, or reject to the queue's dead-letter exchange. False as for `ack`."""
+        return self._settle(delivery, "requeue" if requeue else "reject")
+
+    def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
+        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
+        copy = dead_letter_of(delivery, exchange, reason, detail)
+        # Not through publish(): what arrived may be larger than what we would send.
+        self._publish(copy, 30.0).add_done_callback(partial(self._dead_lettered, delivery))
+
+    def depth(self, queue: str) -> int:
+        """Messages ready in the queue. BrokerUnavailable without a connection, BrokerError for no such queue."""
+        found: Future[int] = Future()
+        if not self._enter(partial(self._ask_depth, queue, found)):
+            raise self._closed_error()
+        try:
+            return found.result(DEPTH_TIMEOUT_S)
+        except FutureTimeoutError:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self.address} did not say the depth of {queue!r} within {DEPTH_TIMEOUT_S:g} s"
+            ) from None
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Do what was handed over, over a new connection where this one is lost, then disconnect. Idempotent."""
+        with self._gate:
+            if self._is_open:
+                self._is_open = False
+                self._append(partial(self._begin_close, timeout_s))
+            thread = self._thread
+            if thread is None:
+                self._thread = threading.current_thread()  # never opened, and not to be opened any more
+                self._loop.close()
+                return
+        if thread is not threading.current_thread():
+            thread.join(timeout_s + 2 * _CLOSE_GRACE_S)
+            if thread.is_alive():
+                _log.warning("the I/O thread of transport %r did not end in time and is left behind", self.name)
+
+    def _enter(self, job: Callable[[], None]) -> bool:
+        with self._gate:
+            if self._is_open:
+                self._append(job)
+            return self._is_open
+
+    def _append(self, job: Callable[[], None]) -> None:
+        self._inbox.append(job)
+        if not self._wake_pending:  # many hand-overs, one wake-up
+            self._wake_pending = True
+            self._loop.add_callback_threadsafe(self._drain)
+
+    def _closed_error(self) -> TransportClosed:
+        return TransportClosed(f"transport {self.name!r} is not open: open() comes first, nothing goes after close()")
+
+    def _publish(self, message: Message, timeout_s: float) -> Future[None]:
+        item = Outgoing(message, Future(), timeout_s)
+        if not self._enter(partial(self._submit, item)):
+            item.future.set_exception(self._closed_error())
+        return item.future
+
+    def _settle(self, delivery: Delivery, verdict: Verdict) -> bool:
+        hold, tag = cast(Token, delivery.token)
+        # The order matters: once taken, the delivery is ours to settle.
+        return hold.take(tag) and self._enter(partial(hold.settle, tag, verdict))
+
+    def _dead_lettered(self, delivery: Delivery, published: Future[None]) -> None:
+        error = published.exception()
+        if error is None:
+            self.ack(delivery)
+        else:
+            _log.warning("could not dead-letter message %s, giving it back: %s", delivery.message_id, error)
+            self._enter(partial(self._give_back_later, delivery))
+
+    # -- the I/O thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._loop.add_callback_threadsafe(self._connect)
+        while not self._stopped:
+            try:
+                self._loop.start()
+            except Exception as error:  # noqa: BLE001  whatever it is, messages must go on
+                if (
+                    isinstance(error, ValueError)
+                    and isinstance(error.__context__, OSError)
+                    and self._session is not None
+                ):
+                    # A peer that hung up between pika's connecting and its first look at the socket.
+                    self._session.lose(error.__context__)
+                    continue
+                _log.exception("unexpected error on the I/O thread of transport %r; connecting afresh", self.name)
+                if self._session is not None:
+                    self._session.lose(error)
+                self._loop.add_callback_threadsafe(self._drain)  # what was behind a job that raised
+        self._loop.close()
+
+    def _drain(self) -> None:
+        self._wake_pending = False
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _connect(self) -> None:
+        if self._over or self._failure is not None:
+            return
+        self._session = Session(
+            self._driver,
+            self._publisher,
+            self._exchanges,
+            self._queues,
+            broker=str(self.address),
+            on_ready=self._ready,
+            on_declaration_refused=self._declaration_refused,
+            on_lost=self._lost,
+            on_blocked=self._blocked,
+        )
+
+    def _ready(self, session: Session) -> None:
+        self._retries.ready()
+        self._reported_connected = True
+        self._broker_id = self._driver.broker_id(session.consuming)
+        _log.info("connected to RabbitMQ at %s as %r (%s)", self.address, self.address.user, self.name)
+        self._report(TransportState("connected", f"RabbitMQ at {self.address}"))
+        if not self._opened.done():
+            self._opened.set_result(None)
+        self._chores.attach(session)
+        if not self._closing:
+            self._consumers.attach(session)
+
+    def _lost(self, session: Session, error: Exception) -> None:
+        if session is not self._session:
+            return
+        self._session = None
+        self._publisher.detach()
+        self._chores.detach()
+        self._consumers.detach()
+        ours = self._driver.explain(error)
+        self._last_problem = str(ours)
+        if isinstance(ours, TopologyConflict) or (isinstance(ours, BrokerRefused) and not self._opened.done()):
+            self._fail(ours)
+            return
+        if self._reported_connected:
+            self._reported_connected = False
+            self._report(TransportState("disconnected", str(ours), ours))
+        self._retries.lost(ours)
+
+    def _declaration_refused(self, session: Session, what: str, code: int, text: str) -> None:
+        session.lose(declaration_refusal(self.address, what, code, text))
+
+    def _fail(self, error: FedmqError) -> None:
+        """For good: this transport does nothing any more but close."""
+        self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
+        self._publisher.fail_all(self._failure)
+        self._chores.fail_all(self._failure)
+        if self._opened.done():
+            _log.error("%s", error)
+            self._report(TransportState("failed", str(error), error))
+        else:
+            self._opened.set_exception(error)
+
+    def _report(self, state: TransportState) -> None:
+        if self._on_state is None or self._closing:  # whoever closes wants no more news
+            return
+        try:
+            self._on_state(state)
+        except Exception:  # noqa: BLE001  a caller's mistake must not end the connection
+            _log.exception("the state callback of transport %r raised on %r", self.name, state.name)
+
+    # publishing
+
+    def _submit(self, item: Outgoing) -> None:
+        if self._failure is not None:
+            item.future.set_exception(self._failure)
+        else:
+            self._publisher.submit(item)
+
+    # queues that come and go
+
+    def _begin_chore(self, chore: Chore) -> None:
+        if self._failure is not None:
+            chore.done.set_exception(self._failure)
+            return
+        if chore.queue is None:
+            self._consumers.remove(chore.name)
+            self._queues.pop(chore.name, None)
+        self._chores.submit(chore)
+
+    def _forget(self, name: str) -> None:
+        self._queues.pop(name, None)
+
+    def _chore_refused(self, what: str, code: int, text: str) -> BrokerError:
+        return declaration_refusal(self.address, what, code, text)
+
+    def _chore_done(self, chore: Chore) -> None:
+        if chore.queue is None:
+            self._queues.pop(chore.name, None)
+        else:
+            self._queues[chore.name] = chore.queue
+
+    def _blocked(self, reason: str | None) -> None:
+        if reason is None:
+            _log.info("RabbitMQ at %s takes messages again", self.address)
+            self._publisher.unblock()
+            self._report(TransportState("unblocked"))
+        else:
+            _log.warning("RabbitMQ at %s takes no messages now: %s", self.address, reason)
+            self._publisher.block()
+            self._report(TransportState("blocked", reason))
+
+    # consuming
+
+    def _give_back_later(self, delivery: Delivery) -> None:
+        self._loop.call_later(GIVE_BACK_DELAY_S, lambda: void(self.nack(delivery)))
+
+    def _ask_depth(self, queue: str, found: Future[int]) -> None:
+        session = self._session
+        if session is None or not session.ready:
+            found.set_exception(BrokerUnavailable(f"no connection to RabbitMQ at {self.address}: {self._last_problem}"))
+            return
+
+        def opened(channel: Any) -> None:
+            def declared(frame: Any) -> None:
+                channel.close()
+                found.set_result(frame.method.message_count)
+
+            channel.queue_declare(queue, passive=True, callback=declared)
+
+        def refused(code: int, text: str) -> None:
+            found.set_exception(BrokerError(f"RabbitMQ at {self.address} has no depth of {queue!r} ({code} {text})"))
+
+        self._driver.channel(session.consuming, opened, refused)
+
+    # closing
+
+    def _begin_close(self, timeout_s: float) -> None:
+        self._closing = True
+        if self._idle or timeout_s <= 0:
+            self._disconnect()
+        else:
+            self._retries.hurry()
+            self._loop.call_later(timeout_s, self._disconnect)
+
+    @property
+    def _idle(self) -> bool:
+        return self._publisher.idle and self._chores.idle
+
+    def _on_idle(self) -> None:
+        if self._closing and self._idle:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        session, self._session = self._session, None
+        closed = TransportClosed(f"transport {self.name!r} was closed before the broker confirmed")
+        self._publisher.fail_all(closed)
+        self._chores.fail_all(closed)
+        self._consumers.detach()
+        if session is not None:
+            session.close()
+        self._loop.call_later(_CLOSE_GRACE_S, self._abort)
+        self._driver.when_all_closed(self._stop)
+
+    def _abort(self) -> None:
+        """The broker does not answer our goodbye."""
+        self._driver.abort()
+        self._loop.add_callback_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._loop.stop()
+
+
+def void(_: object) -> None:
+    """For callbacks that must return nothing."""

@@ -1,0 +1,144 @@
+"""One consumer on its own channel, and the settling of its deliveries from any thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from fedmq.broker_config.transport import Delivery, OnDelivery
+
+_log = logging.getLogger("fedmq.broker")
+
+Verdict = Literal["ack", "requeue", "reject"]
+_COUNT = "x-delivery-count"
+
+
+class Hold:
+    """The deliveries of one channel that are not settled yet. A lost channel holds none: they come again.
+
+    `take` may race with `clear` from the I/O thread: set operations are atomic, one of the two wins.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self._tags: set[int] = set()
+
+    def add(self, tag: int) -> None:
+        self._tags.add(tag)
+
+    def take(self, tag: int) -> bool:
+        """Whether the delivery was still ours to settle; it is not any more."""
+        try:
+            self._tags.remove(tag)
+        except KeyError:
+            return False
+        return True
+
+    def clear(self) -> None:
+        self._tags.clear()
+
+    def settle(self, tag: int, verdict: Verdict) -> None:
+        """On the I/O thread, after `take`."""
+        if not self.channel.is_open:
+            return
+        if verdict == "ack":
+            self.channel.basic_ack(tag)
+        else:
+            self.channel.basic_nack(tag, requeue=verdict == "requeue")
+
+
+class Token(NamedTuple):
+    """What `Delivery.token` is with AMQP."""
+
+    hold: Hold
+    tag: int
+
+
+class Consumer:
+    """Consumes one queue. `start` on every new connection; `on_lost` says that the broker ended it."""
+
+    def __init__(
+        self,
+        queue: str,
+        on_delivery: OnDelivery,
+        prefetch: int,
+        *,
+        on_lost: Callable[[Consumer, str], None],
+        on_failed: Callable[[Delivery], None],
+    ) -> None:
+        """`on_failed` gets a delivery whose `on_delivery` raised."""
+        self.queue = queue
+        self.failures = 0
+        """Since consuming last worked."""
+        self._on_delivery = on_delivery
+        self._prefetch = prefetch
+        self._on_lost = on_lost
+        self._on_failed = on_failed
+        self._hold: Hold | None = None
+
+    @property
+    def active(self) -> bool:
+        return self._hold is not None
+
+    def start(self, channel: Any, on_works: Callable[[], None] = lambda: None) -> None:
+        """On a fresh channel. One that is still open is closed: two would deal the queue's messages between them, and
+        what the first one brings would never be settled. `on_works` is called when the broker says that it is one."""
+        self.stop()
+        hold = self._hold = Hold(channel)
+
+        def works() -> None:
+            self.failures = 0
+            on_works()
+
+        channel.add_on_cancel_callback(lambda _frame: self._cancelled(hold))
+        # global_qos stays off: RabbitMQ 4 has no such thing.
+        channel.basic_qos(prefetch_count=self._prefetch)
+        channel.basic_consume(self.queue, partial(self._arrived, hold), callback=lambda _frame: works())
+
+    def channel_closed(self, code: int, text: str) -> None:
+        """By the broker: no such queue, no permission, a delivery held too long."""
+        self.detach()
+        self._on_lost(self, f"the broker closed the consumer of queue {self.queue!r} ({code} {text})")
+
+    def detach(self) -> None:
+        """The channel is gone: what was not settled comes again."""
+        if self._hold is not None:
+            self._hold.clear()
+            self._hold = None
+
+    def stop(self) -> None:
+        """Consume no more; what is not settled goes back to the queue."""
+        hold = self._hold
+        self.detach()
+        if hold is not None and hold.channel.is_open:
+            hold.channel.close()
+
+    def _cancelled(self, hold: Hold) -> None:
+        if hold is self._hold:
+            self.stop()
+            self._on_lost(self, f"the broker cancelled the consumer: queue {self.queue!r} was deleted")
+
+    def _arrived(self, hold: Hold, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        if hold is not self._hold:
+            return
+        hold.add(method.delivery_tag)
+        headers: Mapping[str, object] = properties.headers or {}
+        count = headers.get(_COUNT, 0)
+        delivery = Delivery(
+            queue=self.queue,
+            body=body,
+            message_id=properties.message_id,
+            correlation_id=properties.correlation_id,
+            user_id=properties.user_id,
+            headers={key: value for key, value in headers.items() if key != _COUNT},
+            redelivered=bool(method.redelivered),
+            delivery_count=count if isinstance(count, int) else 0,
+            token=Token(hold, method.delivery_tag),
+        )
+        try:
+            self._on_delivery(delivery)
+        except Exception:  # noqa: BLE001  a caller's mistake must not end the connection
+            _log.exception("the consumer of queue %r raised; its message is given back", self.queue)
+            self._on_failed(delivery)

@@ -1,0 +1,112 @@
+"""All consumers of a transport: started on every new session, brought back when the broker ends one of them."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from fedmq.broker_config.amqp.answers import Answer
+from fedmq.broker_config.amqp.consumer import Consumer
+from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.transport import TransportState
+
+_log = logging.getLogger("fedmq.broker")
+
+
+class Consumers:
+    """One consumer a queue. Everything here runs on the I/O thread."""
+
+    def __init__(
+        self, driver: Driver, backoff: Backoff, rng: random.Random, report: Callable[[TransportState], None]
+    ) -> None:
+        self._driver = driver
+        self._backoff = backoff
+        self._rng = rng
+        self._report = report
+        self._session: Session | None = None
+        self._by_queue: dict[str, Consumer] = {}
+        self._answers: dict[str, Answer] = {}
+        """By queue, of the newest try: whether the broker says that its consumer is one."""
+
+    def add(self, consumer: Consumer) -> None:
+        """Replaces the queue's former consumer."""
+        former = self._by_queue.get(consumer.queue)
+        if former is not None:
+            former.stop()
+        self._by_queue[consumer.queue] = consumer
+        self._start(consumer)
+
+    def remove(self, queue: str) -> None:
+        """Consume it no more; what is unsettled goes back."""
+        former = self._by_queue.pop(queue, None)
+        self._await_no_more(queue)
+        if former is not None:
+            former.stop()
+
+    def attach(self, session: Session) -> None:
+        """A session that is ready."""
+        self._session = session
+        for consumer in self._by_queue.values():
+            self._start(consumer)
+
+    def detach(self) -> None:
+        """The session is gone: what was not settled comes again."""
+        self._session = None
+        for consumer in self._by_queue.values():
+            consumer.detach()
+            self._await_no_more(consumer.queue)
+
+    def lost(self, consumer: Consumer, why: str) -> None:
+        """The broker ended one consumer: declare everything again and consume, after a while."""
+        session = self._session
+        if session is None or self._by_queue.get(consumer.queue) is not consumer:
+            return
+        delay_s = self._backoff.delay_s(consumer.failures, self._rng)
+        consumer.failures += 1
+        detail = f"{why}; declaring and consuming again in {delay_s:.1f} s"
+        _log.warning("%s", detail)
+        self._report(TransportState("consumer_lost", detail))
+
+        def again() -> None:
+            if session is self._session:
+                session.declare(lambda: self._start(consumer))
+
+        self._driver.loop.call_later(delay_s, again)
+
+    def _start(self, consumer: Consumer) -> None:
+        session = self._session
+        if session is None:
+            return
+
+        def is_current() -> bool:
+            return self._answers.get(consumer.queue) is answer
+
+        def opened(channel: Any) -> None:
+            if is_current():
+                consumer.start(channel, on_works=answer.stop)
+            else:
+                channel.close()
+
+        def closed(code: int, text: str) -> None:
+            # Of a channel that was given up it may come late, and the consumer has another one by then.
+            if is_current():
+                answer.stop()
+                consumer.channel_closed(code, text)
+
+        def silent(silence: str) -> None:
+            self._await_no_more(consumer.queue)
+            consumer.stop()
+            self.lost(consumer, silence)
+
+        self._await_no_more(consumer.queue)
+        answer = self._answers[consumer.queue] = session.answer(session.consuming, silent)
+        answer.wait(f"the consumer of queue {consumer.queue!r}")
+        self._driver.channel(session.consuming, opened, closed)
+
+    def _await_no_more(self, queue: str) -> None:
+        former = self._answers.pop(queue, None)
+        if former is not None:
+            former.stop()

@@ -1,0 +1,276 @@
+"""One life of the two connections to RabbitMQ: connect, declare, be ready, be lost. pika's types stay in `amqp`.
+
+Two connections, because the broker holds back a publisher's whole connection under a memory or disk
+alarm: on the other one deliveries and acks go on. They live and die together, so that there is one generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from fedmq.broker_config.amqp.address import NOT_FOUND
+from fedmq.broker_config.amqp.answers import Answer
+from fedmq.broker_config.amqp.publisher import Publisher, Timers
+from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.transport import Message
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable
+
+MOST_TRIES = 3
+OnOpen = Callable[[Any], None]
+OnRefused = Callable[[int, str], None]
+OnLost = Callable[[Exception], None]
+OnBlocked = Callable[[str | None], None]
+"""With the broker's reason; None when it takes messages again."""
+
+
+class Loop(Timers, Protocol):
+    """What of pika's IOLoop is used."""
+
+    def add_callback_threadsafe(self, callback: Callable[[], None]) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Driver(Protocol):
+    """The part of `broker_config.amqp.transport` that touches pika. Connections and channels are pika's, passed
+    around."""
+
+    @property
+    def loop(self) -> Loop: ...
+
+    def connect(self, purpose: str, on_open: OnOpen, on_lost: OnLost, on_blocked: OnBlocked) -> Any:
+        """Start a connection; on_lost is called once, whether it was ever open or not."""
+
+    def channel(self, connection: Any, on_open: OnOpen, on_refused: OnRefused) -> None:
+        """Open a channel; on_refused(code, text) when the broker closes it.
+
+        Nothing is called where the connection is not open, or lost: on_lost of the connection tells that.
+        """
+
+    def confirm(self, channel: Any, publisher: Publisher, on_ready: Callable[[], None]) -> None:
+        """Put a channel into confirm mode and hand its confirms and returns to the publisher."""
+
+    def broker_id(self, connection: Any) -> str:
+        """The cluster's name and the virtual host of an open connection."""
+
+    def unwritten_bytes(self, connection: Any) -> int:
+        """What has been sent on the connection and has not reached the broker's machine yet."""
+
+    def moved_bytes(self, connection: Any) -> int:
+        """What has gone over the connection so far, both ways, frames that are half here among them."""
+
+    def properties(self, message: Message) -> Any:
+        """The AMQP properties of a message."""
+
+    def explain(self, error: Exception) -> BrokerError:
+        """pika's error as ours."""
+
+    def when_all_closed(self, then: Callable[[], None]) -> None:
+        """Call `then` when no connection is left."""
+
+    def drop(self, connection: Any) -> None:
+        """End a connection without a goodbye; on_lost is called later."""
+
+    def abort(self) -> None:
+        """Drop all connections."""
+
+
+class Session:
+    """`on_ready` once both connections are up and everything is declared; `on_lost` once, at any time, also where the
+    broker does not answer."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        publisher: Publisher,
+        exchanges: tuple[Exchange, ...],
+        queues: Mapping[str, Queue],
+        *,
+        broker: str,
+        on_ready: Callable[[Session], None],
+        on_declaration_refused: Callable[[Session, str, int, str], None],
+        on_lost: Callable[[Session, Exception], None],
+        on_blocked: OnBlocked,
+    ) -> None:
+        """`queues` by name; what it holds at the time is declared. `broker` is its name in messages."""
+        self._broker = broker
+        self._driver = driver
+        self._publisher = publisher
+        self._exchanges = exchanges
+        self._queues = queues
+        self._on_ready = on_ready
+        self._on_declaration_refused = on_declaration_refused
+        self._on_lost = on_lost
+        self._on_blocked = on_blocked
+        self._publishing: Any = None
+        self._publish_try: object = None
+        """A mark of the newest publish channel: what comes late of one that was given up is not for it."""
+        self._blocked = False
+        self.ready = False
+        self.over = False
+        self.consuming: Any = driver.connect("consume", self._consuming_is_open, self.lose, on_blocked)
+
+    def answer(self, connection: Any, on_silence: Callable[[str], None]) -> Answer:
+        """For questions to the broker on one of our connections; `on_silence` gets what is wrong."""
+        moved_bytes = partial(self._driver.moved_bytes, connection)
+
+        def silent(what: str) -> None:
+            on_silence(f"RabbitMQ at {self._broker} {what}, though the connection lives: see the broker's log")
+
+        return Answer(self._driver.loop, moved_bytes, silent)
+
+    def _hangs(self, silence: str) -> None:
+        connections = self._open_connections()
+        self.lose(BrokerUnavailable(silence))
+        for connection in connections:  # a goodbye would not be answered either
+            self._driver.drop(connection)
+
+    def lose(self, error: Exception) -> None:
+        """Give the session up: because a connection is gone, or because it is of no use."""
+        if self.over:
+            return
+        self.over = True
+        self.ready = False
+        self._on_lost(self, error)
+        for connection in self._open_connections():
+            # A goodbye would wait behind an upload that the next session makes again, on what may be a slow link.
+            if self._driver.unwritten_bytes(connection):
+                self._driver.drop(connection)
+        self.close()
+
+    def close(self) -> None:
+        """Close both connections; nothing is called back any more."""
+        self.over = True
+        self.ready = False
+        for connection in self._open_connections():
+            connection.close()
+
+    def _open_connections(self) -> list[Any]:
+        both = [connection for connection in (self._publishing, self.consuming) if connection is not None]
+        return [connection for connection in both if not (connection.is_closing or connection.is_closed)]
+
+    def declare(self, then: Callable[[], None], tries: int = MOST_TRIES) -> None:
+        """Declare everything (again), then call `then`.
+
+        A queue may be deleted between its declaration and its binding: RabbitMQ 4.0 tells its consumers, who come here,
+        before it is done with deleting it. Then all is declared once more."""
+        steps = _steps(self._exchanges, tuple(self._queues.values()))
+        current, binding = ["a channel"], [False]
+        answer = self.answer(self.consuming, self._hangs)
+
+        def opened(channel: Any) -> None:
+            def advance(_frame: object = None) -> None:
+                answer.stop()
+                if self.over:
+                    return
+                step = next(steps, None)
+                if step is None:
+                    channel.close()
+                    then()
+                    return
+                current[0], method, arguments = step
+                binding[0] = method == "queue_bind"
+                answer.wait(f"the declaration of {current[0]}")
+                getattr(channel, method)(**arguments, callback=advance)
+
+            advance()
+
+        def refused(code: int, text: str) -> None:
+            answer.stop()
+            if self.over:
+                return
+            if code == NOT_FOUND and binding[0] and tries > 1:
+                self.declare(then, tries - 1)
+            else:
+                self._on_declaration_refused(self, current[0], code, text)
+
+        answer.wait("the opening of a channel")
+        self._driver.channel(self.consuming, opened, refused)
+
+    def _consuming_is_open(self, connection: Any) -> None:
+        self.consuming = connection
+        if not self.over:
+            self.declare(self._declared)
+
+    def _declared(self) -> None:
+        self._publishing = self._driver.connect("publish", self._publishing_is_open, self.lose, self._news_of_alarms)
+
+    def _news_of_alarms(self, reason: str | None) -> None:
+        self._blocked = reason is not None
+        self._on_blocked(reason)
+
+    def _publishing_is_open(self, connection: Any) -> None:
+        self._publishing = connection
+        self._open_publish_channel()
+
+    def _open_publish_channel(self) -> None:
+        if self.over:
+            return
+        what = "the opening of a channel to publish on"
+        mark = self._publish_try = object()
+
+        def silent(silence: str) -> None:
+            if self._blocked:  # it does not even read what we ask
+                answer.wait(what)
+            else:
+                self._hangs(silence)
+
+        def closed(code: int, text: str) -> None:
+            answer.stop()
+            if mark is self._publish_try:
+                self._publish_channel_closed(code, text)
+
+        answer = self.answer(self._publishing, silent)
+        answer.wait(what)
+        self._driver.channel(self._publishing, partial(self._publish_channel_is_open, answer), closed)
+
+    def _publish_channel_is_open(self, answer: Answer, channel: Any) -> None:
+        def confirming() -> None:
+            answer.stop()
+            if self.over:
+                return
+            self._publisher.on_silence = partial(self._reopen_publish_channel, channel)
+            self._publisher.attach(channel, partial(self._driver.unwritten_bytes, self._publishing))
+            if not self.ready:
+                self.ready = True
+                self._on_ready(self)
+
+        self._driver.confirm(channel, self._publisher, confirming)
+
+    def _reopen_publish_channel(self, silent: Any) -> None:
+        if silent.is_open:
+            silent.close()
+        self._open_publish_channel()
+
+    def _publish_channel_closed(self, code: int, text: str) -> None:
+        if self.over:
+            return
+        self._publisher.channel_closed(code, text)
+        self._open_publish_channel()
+
+
+def _steps(exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> Any:
+    """The declarations in order: what it is for people, the channel's method, its arguments."""
+    for exchange in exchanges:
+        yield (
+            f"exchange {exchange.name!r}",
+            "exchange_declare",
+            {"exchange": exchange.name, "exchange_type": "direct", "durable": True},
+        )
+    for queue in queues:
+        yield (
+            f"queue {queue.name!r}",
+            "queue_declare",
+            {"queue": queue.name, "durable": True, "arguments": queue.arguments()},
+        )
+        yield (
+            f"the binding of queue {queue.name!r} to exchange {queue.exchange!r}",
+            "queue_bind",
+            {"queue": queue.name, "exchange": queue.exchange, "routing_key": queue.routing_key},
+        )

@@ -1,0 +1,363 @@
+"""The transport over RabbitMQ: the only module that imports pika."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import logging
+import random
+import re
+import ssl
+import termios
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.channel import ContentFrameAssembler
+from pika.exceptions import AMQPError, BodyTooLongError, ChannelClosedByBroker
+
+from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, connection_refusal
+from fedmq.broker_config.amqp.client import AmqpClient
+from fedmq.broker_config.amqp.publisher import Publisher, Window
+from fedmq.broker_config.amqp.session import OnBlocked, OnLost, OnOpen, OnRefused
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES
+from fedmq.broker_config.transport import Message
+from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
+
+CONTENT_TYPE = "application/x-msgpack"
+_RECEIVE_BYTES = 256 * 1024
+_CLOSED_BY_BROKER = re.compile(r"ConnectionClosedByBroker: \((\d+)\) (.*)", re.DOTALL)
+
+
+class AmqpTransport(AmqpClient):
+    """See `broker_config.transport` for the rules. One transport is opened once and closed once.
+
+    Apart from rule 2's errors a publish may fail with BrokerRefused (no permission to write to the
+    exchange) and, as PublishError, with what the broker or AMQP itself says about the message.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        heartbeat_s: int = 30,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        backoff: Backoff | None = None,
+        window: Window | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`url` is one, or one for each node of a cluster with commas between: the first that answers is taken, after
+        a loss the next one. `name` is what RabbitMQ shows for our connections.
+
+        Raises ConfigError for a URL or a TLS file that cannot be used.
+        """
+        addresses = Addresses(url)
+        tls = {address: _tls_options(address, ca_file, cert_file, key_file) for address in addresses}
+        super().__init__(
+            PikaDriver(addresses, name, heartbeat_s, tls),
+            addresses,
+            name=name,
+            max_message_bytes=max_message_bytes,
+            backoff=backoff or Backoff(),
+            window=window or Window(),
+            rng=rng or random.Random(),  # noqa: S311  jitter, not a secret
+        )
+
+
+def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None:
+    """Delete queues, with what is in them, and exchanges, by name: of a federation that is over. What is not there is
+    no error.
+
+    Raises BrokerError where the broker does not answer or does not let us.
+    """
+    addresses = Addresses(url)
+    driver = PikaDriver(
+        addresses, "fedmq", 30, {address: _tls_options(address, None, None, None) for address in addresses}
+    )
+    try:
+        with pika.BlockingConnection([driver.parameters("removal", address) for address in addresses]) as connection:
+            channel = connection.channel()
+            for queue in queues:
+                channel.queue_delete(queue)
+            for exchange in exchanges:
+                channel.exchange_delete(exchange)
+    except (AMQPError, OSError) as error:
+        raise driver.explain(error) from error
+    finally:
+        driver.loop.close()
+
+
+class PikaDriver:
+    """Everything that touches pika, see `amqp_session.Driver`."""
+
+    def __init__(
+        self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
+    ) -> None:
+        _quieten_pika()
+        pika.spec.props[pika.BasicProperties.INDEX] = _Properties
+        self.loop = IOLoop()
+        self._addresses = addresses
+        self._name = name
+        self._heartbeat_s = heartbeat_s
+        self._tls = tls
+        self._connections: set[Any] = set()
+        self._on_all_closed: Callable[[], None] | None = None
+
+    def connect(self, purpose: str, on_open: OnOpen, on_lost: OnLost, on_blocked: OnBlocked) -> Any:
+        """Start a connection."""
+
+        def opened(connection: Any) -> None:
+            _read_in_large_pieces(connection)
+            on_open(connection)
+
+        def ended(connection: Any, error: Exception) -> None:
+            self._connections.discard(connection)
+            on_lost(error)
+            if self._on_all_closed is not None and not self._connections:
+                self._on_all_closed()
+
+        parameters = self.parameters(purpose, self._addresses.current)
+        connection = pika.SelectConnection(parameters, opened, ended, ended, custom_ioloop=self.loop)
+        connection.add_on_connection_blocked_callback(lambda _, frame: on_blocked(str(frame.method.reason)))
+        connection.add_on_connection_unblocked_callback(lambda _, _frame: on_blocked(None))
+        self._connections.add(connection)
+        return connection
+
+    def channel(self, connection: Any, on_open: OnOpen, on_refused: OnRefused) -> None:
+        """Open a channel."""
+
+        def opened(channel: Any) -> None:
+            if isinstance(getattr(channel, "_content_assembler", None), ContentFrameAssembler):
+                channel._content_assembler = _AssemblerInPlace()
+            channel.add_on_close_callback(closed)
+            on_open(channel)
+
+        def closed(_channel: Any, reason: Exception) -> None:
+            if isinstance(reason, ChannelClosedByBroker):
+                on_refused(reason.reply_code, reason.reply_text)
+
+        if connection.is_open:
+            connection.channel(on_open_callback=opened)
+
+    def confirm(self, channel: Any, publisher: Publisher, on_ready: Callable[[], None]) -> None:
+        """Confirm mode; confirms and returns go to the publisher while it uses this channel.
+
+        Those of a channel that was given up (the publisher's rule 5, or a session that we closed) may still come in
+        after the next one is attached, and its delivery tags begin at 1 again: taken for the new channel's, they would
+        confirm messages that the broker never had.
+        """
+
+        def confirmed(frame: Any) -> None:
+            method = frame.method
+            if publisher.uses(channel):
+                publisher.confirmed(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
+
+        def returned(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+            if publisher.uses(channel):
+                publisher.returned(
+                    method.reply_code, method.reply_text, method.exchange, method.routing_key, properties.message_id
+                )
+
+        channel.add_on_return_callback(returned)
+        channel.confirm_delivery(confirmed, callback=lambda _frame: on_ready())
+
+    def properties(self, message: Message) -> pika.BasicProperties:
+        """Persistent, ours, of fedmq's content type."""
+        return pika.BasicProperties(
+            content_type=CONTENT_TYPE,
+            delivery_mode=pika.DeliveryMode.Persistent.value,
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            user_id=self._addresses.current.user,
+            headers=dict(message.headers),
+            expiration=None if message.expiration_s is None else str(int(message.expiration_s * 1000)),
+        )
+
+    def broker_id(self, connection: Any) -> str:
+        """The cluster's name and the virtual host of an open connection."""
+        cluster = (connection.server_properties or {}).get("cluster_name", "")
+        return f"{cluster}/{connection.params.virtual_host}"
+
+    def unwritten_bytes(self, connection: Any) -> int:
+        """What waits to be written to the connection's socket, and what the broker's machine has not acknowledged of
+        what was: on a slow link megabytes wait in the kernel."""
+        stream = getattr(connection, "_transport", None)
+        return 0 if stream is None else int(stream.get_write_buffer_size()) + _unacknowledged_bytes(stream)
+
+    def moved_bytes(self, connection: Any) -> int:
+        """pika counts whole frames only; a frame of a large body takes its time on a slow link."""
+        received = int(connection.bytes_received) + len(getattr(connection, "_frame_buffer", b""))
+        return received + int(connection.bytes_sent) - self.unwritten_bytes(connection)
+
+    def when_all_closed(self, then: Callable[[], None]) -> None:
+        """Call `then` when no connection is left, at once where there is none."""
+        self._on_all_closed = then
+        if not self._connections:
+            then()
+
+    def drop(self, connection: Any) -> None:
+        """End a connection without a goodbye."""
+        stream = getattr(connection, "_transport", None)
+        if stream is not None:
+            stream.abort()
+
+    def abort(self) -> None:
+        """Drop the sockets of a broker that does not answer our goodbye."""
+        for connection in self._connections:
+            self.drop(connection)
+
+    def explain(self, error: Exception) -> BrokerError:
+        """pika's error as ours."""
+        return error if isinstance(error, BrokerError) else _classify(error, self._addresses.current)
+
+    def parameters(self, purpose: str, address: BrokerAddress) -> pika.ConnectionParameters:
+        """How to connect; `purpose` is for RabbitMQ's list of connections."""
+        return pika.ConnectionParameters(
+            host=address.host,
+            port=address.port,
+            virtual_host=address.vhost,
+            credentials=pika.PlainCredentials(address.user, address.password),
+            heartbeat=self._heartbeat_s,
+            # An alarm may last for hours. Deadlines of the messages and heartbeats bound what matters.
+            blocked_connection_timeout=None,
+            ssl_options=self._tls[address],
+            client_properties={"connection_name": f"{self._name} {purpose}"},
+            connection_attempts=1,
+            socket_timeout=10,
+            stack_timeout=15,
+        )
+
+
+def _tls_options(
+    address: BrokerAddress, ca_file: str | None, cert_file: str | None, key_file: str | None
+) -> pika.SSLOptions | None:
+    if not address.tls:
+        if ca_file or cert_file or key_file:
+            raise ConfigError("a TLS file is given but the broker's URL begins with amqp://: use amqps://")
+        return None
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file)
+    except OSError as error:
+        files = ", ".join(repr(name) for name in (ca_file, cert_file, key_file) if name)
+        raise ConfigError(f"the TLS files cannot be used ({files}): {error}; expected PEM files") from error
+    return pika.SSLOptions(context, address.host)
+
+
+def _read_in_large_pieces(connection: Any) -> None:
+    """pika reads 4 KiB at a time, which more than doubles the CPU time of large bodies.
+
+    There is no public setting, so the attribute is set on our own connections' streams alone; a pika without
+    it is merely slower.
+    """
+    stream = getattr(connection, "_transport", None)
+    if stream is not None and hasattr(stream, "_MAX_RECV_BYTES"):
+        stream._MAX_RECV_BYTES = _RECEIVE_BYTES
+
+
+def _unacknowledged_bytes(stream: Any) -> int:
+    """Of a pika stream's socket; 0 where the system does not tell."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(stream._sock.fileno(), termios.TIOCOUTQ, count)
+    except (AttributeError, OSError, ValueError):  # another pika, a system without, a socket that was closed
+        return 0
+    return count[0]
+
+
+class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]
+    """Writes the pieces of a body where they belong as they come in. pika keeps them all and joins them at the end, so
+    that a large body needs its memory twice.
+
+    As with the read size there is no public setting; a pika that has no such assembler keeps its own.
+    """
+
+    _body_fragments: list[Any]
+    _seen_so_far: int
+    _header_frame: Any
+    _method_frame: Any
+
+    def _handle_body_frame(self, body_frame: Any) -> Any:
+        piece, size = body_frame.fragment, self._header_frame.body_size
+        if not self._body_fragments:
+            if len(piece) == size:  # most messages: nothing to assemble
+                return super()._handle_body_frame(body_frame)
+            self._body_fragments = [bytearray(size)]
+        end = self._seen_so_far + len(piece)
+        if end > size:
+            raise BodyTooLongError(end, size)
+        self._body_fragments[0][self._seen_so_far : end] = piece
+        self._seen_so_far = end
+        return self._finish() if end == size else None
+
+    def _finish(self) -> Any:
+        if len(self._body_fragments) == 1:
+            whole = (self._method_frame, self._header_frame, self._body_fragments[0])
+            self._reset()
+            return whole
+        return super()._finish()
+
+
+class _Properties(pika.BasicProperties):  # type: ignore[misc]
+    """What cannot be read (a timestamp in the year 10^11 is enough) is left out. pika gives the whole connection up for
+    it, and the next one as well: the broker would deliver the same message again and again."""
+
+    def decode(self, encoded: bytes, offset: int = 0) -> Any:
+        try:
+            return super().decode(encoded, offset)
+        except Exception:  # noqa: BLE001  whatever a stranger wrote
+            self.__init__()  # type: ignore[misc]
+            return self
+
+
+def _quieten_pika() -> None:
+    """pika logs every lost connection as several errors with tracebacks. We report each once, with its cause.
+
+    A level that somebody has set is left alone.
+    """
+    logger = logging.getLogger("pika")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that pika has wrapped in it."""
+    yield error
+    inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
+    for cause in inner:
+        if isinstance(cause, BaseException):
+            yield from _causes(cause)
+
+
+def _classify(error: Exception, address: BrokerAddress) -> BrokerError:
+    """pika's error as ours."""
+    causes = list(_causes(error))
+    # During login pika keeps the broker's own words only as the repr of the error inside another one.
+    if found := _CLOSED_BY_BROKER.search(str(error) if len(causes) == 1 else repr(causes)):
+        code, text = int(found[1]), found[2].strip("'\")]")
+        refusal = connection_refusal(address, code, text)
+        return refusal or BrokerUnavailable(f"RabbitMQ at {address} closed the connection ({code} {text})")
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return BrokerRefused(
+                f"the certificate of RabbitMQ at {address} is not trusted ({cause.verify_message}): "
+                "set [broker] ca_file to its certificate authority"
+            )
+        if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            return BrokerRefused(
+                f"there is no TLS at {address}: RabbitMQ's TLS port is 5671 by default; for plain AMQP write amqp://"
+            )
+        if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
+            return BrokerUnavailable(
+                f"RabbitMQ at {address} is not answering ({(cause.strerror or str(cause)).lower()})"
+            )
+    if any("Timeout" in type(cause).__name__ for cause in causes):
+        return BrokerUnavailable(f"RabbitMQ at {address} is not answering ({type(causes[-1]).__name__})")
+    return BrokerUnavailable(f"the connection to RabbitMQ at {address} is lost ({error})")

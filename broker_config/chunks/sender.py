@@ -1,0 +1,190 @@
+"""Sends one payload in chunks into a queue of its own, a window at a time; both roles use it.
+
+Rules
+1. The queue is declared first. Its depth says whether what was confirmed before (`digests`) is still there; where less
+   is, it is deleted and everything sent from the start. Chunks beyond that are sent again and known by their index.
+2. At most `WINDOW` chunks are unconfirmed, so that memory holds no more of the payload.
+3. When all are confirmed the depth is looked at once more; only then the payload may be announced. Where chunks are
+   gone, because a broker lost the queue, they are sent again, `MOST_TRIES` times in all.
+4. A lost connection ends nothing: the transport declares and sends again by itself. Once it is over it declares the
+   queue no more: that would bring back those of all payloads that were ever sent, and hide that one was lost.
+
+Everything happens on the owner's thread: what the transport answers comes to `put` as News, and goes to `take`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedmq.broker_config.topology import Queue
+from fedmq.broker_config.transport import Message, Transport
+from fedmq.schemas import chunks
+from fedmq.schemas.errors import PublishError, TopologyConflict
+from fedmq.schemas.messages import ChunkedPayload
+
+WINDOW = 8
+MOST_TRIES = 3
+ANSWER_S = 3600.0
+"""A slow link may take minutes for a window, a broker that is away hours: only the owner gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """An answer for `sender`, from the transport's thread."""
+
+    sender: ChunkSender
+    turn: int
+    what: Literal["declared", "deleted", "sent", "looked"]
+    count: int
+    """Of messages in the queue; for "sent" the chunk's index."""
+    error: BaseException | None
+
+
+class ChunkSender:
+    """See the module docstring. `read(start, length)` gives the payload's bytes; an OSError of it ends the sending."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        queue: Queue,
+        *,
+        payload_id: str,
+        task_id: str,
+        num_bytes: int,
+        chunk_bytes: int,
+        read: Callable[[int, int], bytes],
+        put: Callable[[News], None],
+        on_done: Callable[[ChunkedPayload | BaseException], None],
+        on_confirmed: Callable[[Sequence[bytes]], None] = lambda _digests: None,
+        digests: Sequence[bytes] = (),
+    ) -> None:
+        """`digests` of the chunks that were confirmed before. `on_confirmed` gets those of all that are confirmed
+        without a gap, each time that a window of them is; an empty list says that the start is the start again."""
+        self.queue = queue
+        self.sent = 0
+        """Chunks published, repeats included."""
+        self._transport = transport
+        self._payload_id = payload_id
+        self._task_id = task_id
+        self._num_bytes = num_bytes
+        self._chunk_bytes = chunk_bytes
+        self._count = -(-num_bytes // chunk_bytes)
+        self._read = read
+        self._put = put
+        self._on_done = on_done
+        self._on_confirmed = on_confirmed
+        self._digests = list(digests)[: self._count]
+        self._confirmed: set[int] = set(range(len(self._digests)))
+        self._next = self._told = self._without_gap = len(self._digests)
+        self._turn = 0
+        self._tries = 1
+        self._over = False
+
+    def begin(self) -> None:
+        self._ask("declared", self._transport.declare(self.queue, ANSWER_S))
+
+    def cancel(self) -> None:
+        """Send no more. What is in the queue stays; `on_done` is not called any more."""
+        self._over = True
+
+    def take(self, news: News) -> None:
+        """The transport's answer."""
+        if self._over or news.turn != self._turn:
+            return
+        if news.error is not None:
+            if isinstance(news.error, TopologyConflict) and news.what == "declared" and self._tries < MOST_TRIES:
+                self._start_over()  # left by somebody with other settings
+            else:
+                self._finish(news.error)
+        elif news.what == "deleted":
+            self.begin()
+        elif news.what == "sent":
+            self._took(news.count)
+        elif news.what == "declared":
+            if news.count < len(self._confirmed) or (news.count and not self._confirmed):
+                self._start_over()
+            elif len(self._confirmed) == self._count:
+                self._announce()
+            else:
+                self._pump()
+        elif news.count >= self._count:
+            self._announce()
+        elif self._tries < MOST_TRIES:
+            self._start_over()
+        else:
+            self._finish(
+                PublishError(f"queue {self.queue.name!r} lost chunks {MOST_TRIES} times: see the broker's log")
+            )
+
+    def _start_over(self) -> None:
+        self._tries += 1
+        self._turn += 1
+        self._digests, self._confirmed = [], set()
+        self._next = self._told = self._without_gap = 0
+        self._on_confirmed(())
+        self._ask("deleted", self._transport.delete_queue(self.queue.name, ANSWER_S))
+
+    def _pump(self) -> None:
+        while self._next < self._count and self._next - len(self._confirmed) < WINDOW:
+            index = self._next
+            start = index * self._chunk_bytes
+            try:
+                body = self._read(start, min(self._chunk_bytes, self._num_bytes - start))
+            except OSError as error:
+                self._finish(error)
+                return
+            digest = chunks.digest_of(body)
+            self._digests.append(digest)
+            self._next += 1
+            self.sent += 1
+            message = Message(
+                exchange=self.queue.exchange,
+                routing_key=self.queue.routing_key,
+                body=body,
+                message_id=f"{self._payload_id}.{index}",
+                correlation_id=self._task_id,
+                headers=chunks.headers(self._payload_id, index, digest),
+            )
+            self._ask("sent", self._transport.publish(message, ANSWER_S), index)
+
+    def _took(self, index: int) -> None:
+        self._confirmed.add(index)
+        while self._without_gap in self._confirmed:
+            self._without_gap += 1
+        whole = len(self._confirmed) == self._count
+        if whole or self._without_gap - self._told >= WINDOW:
+            self._told = self._without_gap
+            self._on_confirmed(self._digests[: self._without_gap])
+        if whole:
+            self._ask("looked", self._transport.declare(self.queue, ANSWER_S))
+        else:
+            self._pump()
+
+    def _announce(self) -> None:
+        self._finish(
+            ChunkedPayload(
+                payload_id=self._payload_id,
+                num_bytes=self._num_bytes,
+                chunk_bytes=self._chunk_bytes,
+                count=self._count,
+                digest=chunks.digest_of_all(self._digests),
+            )
+        )
+
+    def _finish(self, outcome: ChunkedPayload | BaseException) -> None:
+        self._over = True
+        self._transport.forget_queue(self.queue.name)
+        self._on_done(outcome)
+
+    def _ask(self, what: Any, future: Future[Any], index: int = 0) -> None:
+        turn = self._turn
+
+        def answered(done: Future[Any]) -> None:
+            error = done.exception()
+            count = index if what == "sent" or error is not None else done.result()
+            self._put(News(self, turn, what, count, error))
+
+        future.add_done_callback(answered)

@@ -1,0 +1,370 @@
+"""The embedded broker: exchanges, bindings and queues in memory, shared by the transports of one process.
+
+It has no thread of its own. Operations run on the caller's thread under one lock and push deliveries and news into the
+inboxes of the connections concerned; what falls due by time alone (expiry) is done by the dispatcher of the oldest
+connection, the timekeeper. Messages survive `drop_connections` and `pause`, as durable ones survive a broker's restart.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from fedmq.broker_config.embedded.connection import (
+    Arrived,
+    Cancelled,
+    Connection,
+    Disconnected,
+    Lost,
+    Subscription,
+    Token,
+)
+from fedmq.broker_config.embedded.queue import Consumer, Content, Handout, QueueModel, dead_lettered
+from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.transport import Delivery, Message, OnDelivery
+from fedmq.schemas.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    PublishError,
+    PublishRejected,
+    TopologyConflict,
+    Unroutable,
+)
+
+Settlement = Literal["ack", "requeue", "reject"]
+Confirm = Literal["confirmed", "withheld"]
+
+
+class EmbeddedBroker:
+    """Holds everything; `clock` (seconds, never backwards) is the only source of time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.broker_id = f"embedded {uuid.uuid4().hex}"
+        self._lock = threading.RLock()
+        self._up = True
+        self._exchanges: set[str] = set()
+        self._queues: dict[str, QueueModel] = {}
+        self._bindings: dict[tuple[str, str], list[str]] = {}
+        self._connections: list[Connection] = []
+        self._waiting: list[SimpleQueue[Any]] = []
+        self._due: list[tuple[float, int, QueueModel]] = []
+        self._armed: dict[QueueModel, float] = {}
+        self._numbers = itertools.count()
+
+    # Faults and views, for tests and demonstrations
+
+    def drop_connections(self, name: str | None = None, detail: str = "connection reset by peer") -> int:
+        """Sever all connections, or those of the transports called `name`; they reconnect by themselves.
+
+        Returns how many there were, so that a test can assert that its fault happened.
+        """
+        with self._lock:
+            severed = [c for c in self._connections if name is None or c.name == name]
+            self._sever(severed, detail)
+            return len(severed)
+
+    def pause(self) -> None:
+        """The broker goes down, with its messages kept; nobody can connect until `resume`."""
+        with self._lock:
+            self._up = False
+            self._sever(list(self._connections), "the broker went down")
+
+    def resume(self) -> None:
+        """The broker is up again; waiting transports connect."""
+        with self._lock:
+            self._up = True
+            for model in self._queues.values():
+                model.touch(self.clock())
+            self._advance(self._queues.values())
+            for inbox in self._waiting:
+                inbox.put(None)
+            self._waiting.clear()
+
+    def withhold_confirms(self, name: str | None = None) -> None:
+        """What the connections open now publish is taken over but never confirmed: it times out, or is sent again once
+        they are dropped. With a name, only those of the transports called so."""
+        with self._lock:
+            for connection in self._connections:
+                connection.mute = connection.mute or name is None or connection.name == name
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue with its messages; its consumers are told (basic.cancel)."""
+        with self._lock:
+            self._delete(self._queues[name])
+
+    def run_due(self) -> None:
+        """Do what has fallen due by the clock, deadlines of publishes included: for clocks that tests advance."""
+        with self._lock:
+            self.do_due()
+            for inbox in [*(connection.inbox for connection in self._connections), *self._waiting]:
+                inbox.put(None)
+
+    def unsettled(self, queue: str) -> int:
+        """Messages delivered and not settled yet."""
+        with self._lock:
+            return self._queues[queue].num_unsettled
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(self._queues)
+
+    # What transports use
+
+    def connect(
+        self,
+        name: str,
+        inbox: SimpleQueue[Any],
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        user: str = "guest",
+    ) -> Connection | None:
+        """A new connection with everything declared; None while the broker is down (the inbox gets a None later)."""
+        with self._lock:
+            if not self._up:
+                if inbox not in self._waiting:
+                    self._waiting.append(inbox)
+                return None
+            self._declare(exchanges, queues)
+            connection = Connection(name, inbox, user)
+            self._connections.append(connection)
+            return connection
+
+    def disconnect(self, connection: Connection | None, inbox: SimpleQueue[Any]) -> None:
+        """Goodbye: unsettled deliveries go back."""
+        with self._lock:
+            if inbox in self._waiting:
+                self._waiting.remove(inbox)
+            if connection is not None and connection.alive:
+                self._sever([connection], "closed")
+
+    def declare(self, connection: Connection, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
+        """Declare (again) on a live connection."""
+        with self._lock:
+            self._check(connection)
+            self._declare(exchanges, queues)
+
+    def remove(self, connection: Connection, name: str) -> int:
+        """Delete a queue, if it is there; how many messages were ready in it."""
+        with self._lock:
+            self._check(connection)
+            model = self._queues.get(name)
+            if model is None:
+                return 0
+            count = len(model)
+            self._delete(model)
+            return count
+
+    def consume(self, connection: Connection, queue: str, on_delivery: OnDelivery, prefetch: int) -> bool:
+        """Start consuming; False where the queue does not exist."""
+        with self._lock:
+            self._check(connection)
+            model = self._queues.get(queue)
+            if model is None:
+                return False
+            consumer = Consumer(Subscription(connection, on_delivery), prefetch)
+            connection.consumers.append((model, consumer))
+            model.attach(consumer)
+            self._advance([model])
+            return True
+
+    def cancel(self, connection: Connection, queue: str) -> None:
+        """Stop consuming a queue; what is unsettled goes back."""
+        with self._lock:
+            for model, consumer in [found for found in connection.consumers if found[0].queue.name == queue]:
+                connection.consumers.remove((model, consumer))
+                model.detach(consumer, self.clock())
+                self._advance([model])
+
+    def publish(self, connection: Connection, message: Message) -> PublishError | Confirm:
+        """Route a persistent, mandatory message; what the broker answers."""
+        content = Content(
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            body=bytes(message.body),  # bytes stay themselves, without a copy
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            user_id=connection.user,
+            headers=dict(message.headers),
+            expiration_s=message.expiration_s,
+        )
+        unwritable = [name for name, value in message.headers.items() if isinstance(value, float)]
+        if unwritable:
+            return PublishError(f"message {message.message_id} has headers that AMQP cannot carry: {unwritable}")
+        with self._lock:
+            self._check(connection)
+            targets = self._targets(content)
+            accepted = [model for model in targets if model.push(content, self.clock())]
+            self._advance(accepted)
+            if connection.mute:
+                return "withheld"
+        if not targets:
+            return Unroutable(
+                f"message {message.message_id} to exchange {message.exchange!r} with routing key "
+                f"{message.routing_key!r} reached no queue: declare and bind one first"
+            )
+        if len(accepted) < len(targets):
+            full = ", ".join(sorted(model.queue.name for model in targets if model not in accepted))
+            return PublishRejected(
+                f"message {message.message_id} was refused by the full queue {full}: send it again once it has drained"
+            )
+        return "confirmed"
+
+    def settle(self, token: Token, how: Settlement) -> bool:
+        """False where it was settled before, its connection is gone (which gave it back), or its queue."""
+        with self._lock:
+            model = token.queue
+            settled = {"ack": model.ack, "requeue": model.give_back, "reject": model.reject}[how](token.tag)
+            self._advance([model])
+            return settled
+
+    def depth(self, queue: str) -> int:
+        """Messages ready."""
+        with self._lock:
+            if not self._up:
+                raise BrokerUnavailable(f"the broker is down, so the depth of queue {queue!r} is unknown: ask later")
+            if queue not in self._queues:
+                raise BrokerError(f"queue {queue!r} does not exist: declare it with open()")
+            self._advance([self._queues[queue]])
+            return len(self._queues[queue])
+
+    def do_due(self) -> None:
+        """Let expire what has fallen due."""
+        with self._lock:
+            now = self.clock()
+            due: list[QueueModel] = []
+            while self._due and self._due[0][0] <= now:
+                model = heapq.heappop(self._due)[2]
+                self._armed.pop(model, None)
+                due.append(model)
+            self._advance(due)
+
+    def seconds_until_due(self, connection: Connection) -> float | None:
+        """How long the timekeeper may sleep; None for every other connection."""
+        with self._lock:
+            if not self._due or not self._connections or self._connections[0] is not connection:
+                return None
+            return max(0.0, self._due[0][0] - self.clock())
+
+    # All below runs under the lock
+
+    def _check(self, connection: Connection) -> None:
+        if not connection.alive:
+            raise Disconnected
+
+    def _sever(self, connections: list[Connection], detail: str) -> None:
+        touched: dict[QueueModel, None] = {}
+        for connection in connections:
+            connection.alive = False
+            self._connections.remove(connection)
+            for model, consumer in connection.consumers:
+                model.detach(consumer, self.clock())
+                touched[model] = None
+            connection.consumers.clear()  # its transport may still want to cancel them, before it hears of this
+            connection.inbox.put(Lost(connection, detail))
+        self._advance(touched)
+        if self._connections:
+            self._connections[0].inbox.put(None)  # it may be the timekeeper from now on
+
+    def _declare(self, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
+        self._exchanges.update(exchange.name for exchange in exchanges)
+        for queue in queues:
+            self._declare_queue(queue)
+
+    def _declare_queue(self, queue: Queue) -> None:
+        if queue.exchange not in self._exchanges:
+            raise TopologyConflict(
+                f"queue {queue.name!r} is bound to exchange {queue.exchange!r}, which does not exist: declare it too"
+            )
+        model = self._queues.get(queue.name)
+        if model is None:
+            model = self._queues[queue.name] = QueueModel(queue, self.clock())
+        theirs, ours = model.queue.arguments(), queue.arguments()
+        for argument in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(argument) != ours.get(argument):
+                raise TopologyConflict(
+                    f"queue {queue.name!r} exists with {argument} = {theirs.get(argument)!r}, expected "
+                    f"{ours.get(argument)!r}: delete the queue once it is empty, or use another prefix"
+                )
+        model.touch(self.clock())
+        bound = self._bindings.setdefault((queue.exchange, queue.routing_key), [])
+        if queue.name not in bound:
+            bound.append(queue.name)
+        self._arm(model)
+
+    def _delete(self, model: QueueModel) -> None:
+        name = model.queue.name
+        del self._queues[name]
+        self._armed.pop(model, None)
+        for key in list(self._bindings):
+            self._bindings[key] = [bound for bound in self._bindings[key] if bound != name]
+        for consumer in model.consumers:
+            connection: Connection = consumer.owner.connection
+            connection.consumers.remove((model, consumer))
+            model.detach(consumer, self.clock())  # so that what it holds cannot be settled any more
+            connection.inbox.put(Cancelled(connection, name))
+
+    def _targets(self, content: Content) -> list[QueueModel]:
+        """The queues that a message is routed to; the default exchange knows every queue by its name."""
+        if content.exchange == "":
+            names = [content.routing_key] if content.routing_key in self._queues else []
+        else:
+            names = self._bindings.get((content.exchange, content.routing_key), [])
+        return [self._queues[name] for name in names]
+
+    def _advance(self, models: Iterable[QueueModel]) -> None:
+        """Let queues hand out and expire, and the dead go where they belong, until all is still."""
+        work = deque(models)
+        while work:
+            model = work.popleft()
+            if self._queues.get(model.queue.name) is not model:
+                continue
+            now = self.clock()
+            if model.expired(now):
+                self._delete(model)
+                continue
+            outcome = model.advance(now)
+            for handout in outcome.handouts:
+                self._deliver(model, handout)
+            for dead in outcome.dead:
+                content = dead_lettered(dead, model.queue)
+                if content is not None:
+                    work.extend(target for target in self._targets(content) if target.push(content, now))
+            self._arm(model)
+
+    def _deliver(self, model: QueueModel, handout: Handout) -> None:
+        consumer, tag, stored = handout
+        subscription: Subscription = consumer.owner
+        content = stored.content
+        delivery = Delivery(
+            queue=model.queue.name,
+            body=content.body,
+            message_id=content.message_id,
+            correlation_id=content.correlation_id,
+            user_id=content.user_id,
+            headers=dict(content.headers),
+            redelivered=stored.redelivered,
+            delivery_count=stored.delivery_count,
+            token=Token(model, tag),
+        )
+        connection = subscription.connection
+        connection.inbox.put(Arrived(connection, delivery, subscription.on_delivery))
+
+    def _arm(self, model: QueueModel) -> None:
+        """Remember when the queue has something to do; an entry that comes too early does no harm."""
+        due_s = model.next_due_s()
+        armed_s = self._armed.get(model)
+        if due_s is None or (armed_s is not None and armed_s <= due_s):
+            return
+        self._armed[model] = due_s
+        heapq.heappush(self._due, (due_s, next(self._numbers), model))
+        if self._due[0][2] is model and self._connections:
+            self._connections[0].inbox.put(None)

@@ -1,0 +1,63 @@
+"""What an embedded broker and its transports share: connections, and what these find in their inboxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from fedmq.broker_config.embedded.queue import Consumer, QueueModel
+from fedmq.broker_config.transport import Delivery, OnDelivery
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """What the broker knows of one connected transport. A new one after each reconnect makes older deliveries stale."""
+
+    name: str
+    inbox: SimpleQueue[Any]
+    user: str
+    alive: bool = True
+    mute: bool = False
+    """Takes messages over without ever confirming."""
+    consumers: list[tuple[QueueModel, Consumer]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """The owner of a `Consumer`: whose it is, and what to call."""
+
+    connection: Connection
+    on_delivery: OnDelivery
+
+
+class Token(NamedTuple):
+    """What `Delivery.token` is here. A tag is never used twice, so that a stale one settles nothing."""
+
+    queue: QueueModel
+    tag: int
+
+
+# What a connection finds in its inbox, beside the transport's own items; None only wakes it.
+
+
+class Arrived(NamedTuple):
+    connection: Connection
+    delivery: Delivery
+    on_delivery: OnDelivery
+
+
+class Lost(NamedTuple):
+    connection: Connection
+    detail: str
+
+
+class Cancelled(NamedTuple):
+    """basic.cancel: the queue was deleted under its consumers."""
+
+    connection: Connection
+    queue: str
+
+
+class Disconnected(Exception):
+    """The connection was severed before the operation. Never leaves the embedded transport."""

@@ -1,0 +1,373 @@
+"""The embedded transport: RabbitMQ's behaviour within one process, for the demo, for tests and for users' own.
+
+It is a real transport (see `broker_config.transport` for the rules): bodies are bytes, messages expire, dead-letter and
+come again, connections break. Each transport has one dispatcher thread, on which all callbacks run, also those of its
+futures; everything reaches that thread through one inbox, so nothing here holds a lock while it calls anybody.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar, cast
+
+from fedmq.broker_config.dead_letters import dead_letter_of
+from fedmq.broker_config.embedded.broker import EmbeddedBroker
+from fedmq.broker_config.embedded.chores import Chore, Chores
+from fedmq.broker_config.embedded.connection import Arrived, Cancelled, Connection, Disconnected, Lost, Token
+from fedmq.broker_config.embedded.publisher import Publish, Publisher
+from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.schemas.errors import BrokerUnavailable, FedmqError, TopologyConflict, TransportClosed
+
+__all__ = ["EmbeddedBroker", "EmbeddedTransport"]
+
+GIVE_BACK_DELAY_S = 0.5
+"""So that what could not be handled does not come again in a tight loop."""
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+T = TypeVar("T")
+
+
+class _Consume(NamedTuple):
+    queue: str
+    on_delivery: OnDelivery
+    prefetch: int
+
+
+class _GiveBack(NamedTuple):
+    """A delivery that could not be handled, to be given back after GIVE_BACK_DELAY_S."""
+
+    delivery: Delivery
+
+
+class _StopConsuming(NamedTuple):
+    queue: str
+
+
+class _Forget(NamedTuple):
+    queue: str
+
+
+class _Close(NamedTuple):
+    deadline_s: float
+
+
+class EmbeddedTransport:
+    """One connection to an `EmbeddedBroker`; `broker.drop_connections(name)` severs it by its name."""
+
+    def __init__(self, broker: EmbeddedBroker, name: str | None = None, user: str = "guest") -> None:
+        """`user` is what the broker says of the sender of our messages."""
+        self._user = user
+        self.name = name or f"embedded-{next(_numbers)}"
+        self._broker = broker
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._gate = threading.Lock()  # orders what enters the inbox against close(); never held while calling out
+        self._is_open = False
+        self._thread: threading.Thread | None = None
+        # Below: the dispatcher's own
+        self._exchanges: tuple[Exchange, ...] = ()
+        self._queues: dict[str, Queue] = {}
+        self._on_state: OnState | None = None
+        self._opened: Future[None] = Future()
+        self._connection: Connection | None = None
+        self._consumers: dict[str, _Consume] = {}
+        self._chores = Chores(broker, self._queues)
+        self._publisher = Publisher(broker)
+        self._give_back: deque[tuple[float, Delivery]] = deque()
+        self._failure: TransportClosed | None = None
+        self._close_deadline_s: float | None = None
+
+    @property
+    def broker_id(self) -> str:
+        """Of the broker in this process."""
+        return self._broker.broker_id
+
+    def open(
+        self,
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        on_state: OnState | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Connect and declare; raises BrokerUnavailable after timeout_s, TopologyConflict at once."""
+        with self._gate:
+            if self._thread is not None:
+                raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
+            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._queues.update((queue.name, queue) for queue in queues)
+            self._is_open = True
+            self._thread = threading.Thread(target=self._dispatch, name=f"fedmq-{self.name}", daemon=True)
+            self._thread.start()
+        try:
+            self._opened.result(timeout_s)
+        except FutureTimeoutError:
+            self.close(0.0)
+            raise BrokerUnavailable(f"no broker within {timeout_s} s: start it, or wait longer") from None
+        except FedmqError:
+            self.close(0.0)
+            raise
+
+    def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
+        """Hand over a message; the future resolves as rule 2 says. Never blocks."""
+        future: Future[None] = Future()
+        if not self._enter(Publish(message, timeout_s, self._broker.clock() + timeout_s, future)):
+            future.set_exception(self._closed())
+        return future
+
+    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
+        """Start (and after every reconnect restart) consuming. A second call for a queue replaces the first.
+
+        A delivery whose `on_delivery` raises is given back after a moment.
+        """
+        if not self._enter(_Consume(queue, on_delivery, prefetch)):
+            raise self._closed()
+
+    def stop_consuming(self, queue: str) -> None:
+        """Consume no more; what is unsettled goes back."""
+        if not self._enter(_StopConsuming(queue)):
+            raise self._closed()
+
+    def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
+        """One more queue; resolves with the number of its ready messages."""
+        return self._do(queue.name, queue, timeout_s)
+
+    def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
+        """Delete a queue with its messages, and forget it."""
+        return self._do(name, None, timeout_s)
+
+    def forget_queue(self, name: str) -> None:
+        """Declare this queue no more after a reconnect."""
+        self._enter(_Forget(name))
+
+    def _do(self, name: str, queue: Queue | None, timeout_s: float) -> Future[int]:
+        chore = Chore(name, queue, timeout_s, self._broker.clock() + timeout_s, Future())
+        if not self._enter(chore):
+            chore.future.set_exception(self._closed())
+        return chore.future
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Settle. False: the delivery's connection is gone, it will come again."""
+        return self._broker.settle(cast(Token, delivery.token), "ack")
+
+    def nack(self, delivery: Delivery, requeue: bool = True) -> bool:
+        """Give back, or reject to the queue's dead-letter exchange. False as for `ack`."""
+        return self._broker.settle(cast(Token, delivery.token), "requeue" if requeue else "reject")
+
+    def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
+        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
+        copy = dead_letter_of(delivery, exchange, reason, detail)
+        self.publish(copy).add_done_callback(partial(self._dead_lettered, delivery))
+
+    def depth(self, queue: str) -> int:
+        """Messages ready in the queue. BrokerUnavailable while the broker is down, BrokerError for no such queue."""
+        if not self._is_open:
+            raise self._closed()
+        return self._broker.depth(queue)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is queued for sending, then disconnect. Unsettled deliveries go back. Idempotent."""
+        with self._gate:
+            if self._is_open:
+                self._is_open = False
+                self._inbox.put(_Close(time.monotonic() + timeout_s))
+            if self._thread is None:
+                self._thread = threading.current_thread()  # never opened, and not to be opened any more
+            thread = self._thread
+        if thread is not threading.current_thread():
+            thread.join()
+
+    # Any thread
+
+    def _enter(self, item: Publish | _Consume | _StopConsuming | _Forget | Chore | _GiveBack) -> bool:
+        with self._gate:
+            if self._is_open:
+                self._inbox.put(item)
+            return self._is_open
+
+    def _closed(self) -> TransportClosed:
+        return TransportClosed(f"transport {self.name!r} is not open: open() comes first, nothing goes after close()")
+
+    def _dead_lettered(self, delivery: Delivery, published: Future[None]) -> None:
+        error = published.exception()
+        if error is None:
+            self.ack(delivery)
+        else:
+            _log.warning("could not dead-letter message %s, giving it back: %s", delivery.message_id, error)
+            self._enter(_GiveBack(delivery))
+
+    # The dispatcher thread
+
+    def _dispatch(self) -> None:
+        try:
+            while True:
+                self._connect()
+                self._work()
+                self._give_back_due()
+                if self._is_over():
+                    return
+                try:
+                    item = self._inbox.get(timeout=self._wait_s())
+                except Empty:
+                    self._broker.do_due()
+                else:
+                    self._take(item)
+        finally:
+            self._leave()
+
+    def _is_over(self) -> bool:
+        if self._close_deadline_s is None:
+            return False
+        return not (self._publisher or self._chores) or time.monotonic() >= self._close_deadline_s
+
+    def _wait_s(self) -> float | None:
+        waits = [] if self._connection is None else [self._broker.seconds_until_due(self._connection)]
+        given_back_s = self._give_back[0][0] if self._give_back else None
+        dues_s = (self._publisher.next_deadline_s(), self._chores.next_deadline_s(), given_back_s)
+        waits.extend(due_s - self._broker.clock() for due_s in dues_s if due_s is not None)
+        if self._close_deadline_s is not None:
+            waits.append(self._close_deadline_s - time.monotonic())
+        shortest_s = min((wait_s for wait_s in waits if wait_s is not None), default=None)
+        return None if shortest_s is None else min(max(shortest_s, 0.0), threading.TIMEOUT_MAX)
+
+    def _take(self, item: object) -> None:
+        match item:
+            case Arrived(connection, delivery, on_delivery):
+                consumer = self._consumers.get(delivery.queue)
+                wanted = consumer is not None and consumer.on_delivery is on_delivery
+                live = wanted and connection is self._connection and connection.alive
+                live = live and self._close_deadline_s is None
+                if live and not self._call(on_delivery, delivery):
+                    self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
+            case Publish():
+                if item.future.set_running_or_notify_cancel():
+                    self._publisher.add(item)
+            case _Consume():
+                self._stop(item.queue)
+                self._consumers[item.queue] = item
+                self._start(item)
+            case _StopConsuming(queue):
+                self._stop(queue)
+            case _Forget(queue):
+                self._queues.pop(queue, None)
+            case Chore():
+                if item.future.set_running_or_notify_cancel():
+                    if item.queue is None:
+                        self._stop(item.name)
+                        self._queues.pop(item.name, None)
+                    self._chores.add(item)
+            case _GiveBack(delivery):
+                self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
+            case Lost(connection, detail) if connection is self._connection:
+                self._connection = None
+                self._publisher.connection_lost()
+                self._report(TransportState("disconnected", detail))
+            case Cancelled(connection, queue) if connection is self._connection and queue in self._consumers:
+                self._report(TransportState("consumer_lost", f"queue {queue!r} was deleted: declaring it again"))
+                self._restore(queue)
+            case _Close(deadline_s):
+                self._close_deadline_s = deadline_s
+            case _:
+                pass  # woken, or news of an earlier connection
+
+    def _connect(self) -> None:
+        if self._connection is not None or self._failure is not None:
+            return
+        try:
+            connection = self._broker.connect(
+                self.name, self._inbox, self._exchanges, self._queues.values(), self._user
+            )
+        except TopologyConflict as error:
+            self._fail(error)
+            return
+        if connection is None:
+            return
+        self._connection = connection
+        self._report(TransportState("connected"))
+        if not self._opened.done():
+            self._opened.set_result(None)
+        if self._close_deadline_s is None:
+            for consumer in self._consumers.values():
+                self._start(consumer)
+
+    def _start(self, consumer: _Consume) -> None:
+        if self._connection is None:
+            return  # connecting starts it
+        with suppress(Disconnected):
+            if not self._broker.consume(self._connection, *consumer):
+                self._report(TransportState("consumer_lost", f"queue {consumer.queue!r} does not exist"))
+
+    def _stop(self, queue: str) -> None:
+        if self._consumers.pop(queue, None) is not None and self._connection is not None:
+            self._broker.cancel(self._connection, queue)
+
+    def _restore(self, queue: str) -> None:
+        """A queue was deleted under its consumer: declare it and consume again."""
+        assert self._connection is not None
+        try:
+            self._broker.declare(self._connection, self._exchanges, self._queues.values())
+        except Disconnected:
+            return
+        except TopologyConflict as error:
+            self._fail(error)
+        else:
+            self._start(self._consumers[queue])
+
+    def _work(self) -> None:
+        """Chores before messages, which may be for a queue that is to be declared."""
+        for work in (self._chores, self._publisher):
+            if self._failure is not None:
+                work.fail(self._failure)
+        if self._connection is not None:
+            self._chores.do(self._connection)
+            self._publisher.send(self._connection)
+        now = self._broker.clock()
+        self._chores.time_out(now)
+        self._publisher.time_out(now)
+
+    def _give_back_due(self) -> None:
+        while self._give_back and self._give_back[0][0] <= self._broker.clock():
+            self.nack(self._give_back.popleft()[1])
+
+    def _fail(self, error: TopologyConflict) -> None:
+        """For good: this transport does nothing any more but close."""
+        self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
+        self._broker.disconnect(self._connection, self._inbox)
+        self._connection = None
+        if self._opened.done():
+            self._report(TransportState("failed", str(error), error))
+        else:
+            self._opened.set_exception(error)
+
+    def _leave(self) -> None:
+        with self._gate:
+            self._is_open = False
+        self._broker.disconnect(self._connection, self._inbox)
+        self._publisher.fail(self._closed())
+        self._chores.fail(self._closed())
+        while not self._inbox.empty():
+            item = self._inbox.get_nowait()
+            if isinstance(item, Publish | Chore) and item.future.set_running_or_notify_cancel():
+                item.future.set_exception(self._closed())
+
+    def _report(self, state: TransportState) -> None:
+        if self._on_state is not None and self._close_deadline_s is None:  # whoever closes wants no more news
+            self._call(self._on_state, state)
+
+    def _call(self, callback: Callable[[T], None], argument: T) -> bool:
+        """Whether it went well: a callback that raises must not take the dispatcher down with it."""
+        try:
+            callback(argument)
+        except Exception:  # noqa: BLE001  whatever a user's code raises
+            _log.exception("a callback of transport %s raised; going on", self.name)
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Private RabbitMQ nodes. This is the only room that starts an Erlang process."""

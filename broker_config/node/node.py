@@ -1,0 +1,298 @@
+"""A private RabbitMQ: one node on free ports of the loopback interface, with its own data, cookie, epmd and password.
+
+The tests, the demo and the benchmarks run against it; nothing of a RabbitMQ that the machine may already
+run is read or touched. The server's own scripts are called (`rabbitmq_server-*/sbin`), because the wrappers
+that distributions put on the PATH switch to another user. Works with RabbitMQ 3.10 and 4.x.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from fedmq.broker_config.node.handshake import try_login
+from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError
+
+_HERE = Path(__file__).parent.parent
+DEFAULT_CONFIG = _HERE / "rabbitmq.conf"
+DEFAULT_DEFINITIONS = _HERE / "definitions.json"
+
+_PLACES = (
+    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
+    "/usr/local/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
+    "/usr/local/rabbitmq_server-*/sbin",
+    "/opt/rabbitmq_server-*/sbin",
+    "/opt/*/rabbitmq_server-*/sbin",
+    "/opt/rabbitmq/sbin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+)
+_USER = "fedmq"
+_POLL_S = 0.05
+_LOG_TAIL_BYTES = 4000
+
+
+def find_server() -> Path | None:
+    """The newest installed server's sbin directory, or None. FEDMQ_RABBITMQ_SBIN overrides the search.
+
+    Raises ConfigError where FEDMQ_RABBITMQ_SBIN is set but holds no server.
+    """
+    if named := os.environ.get("FEDMQ_RABBITMQ_SBIN"):
+        if not _is_sbin(Path(named)):
+            raise ConfigError(
+                f"FEDMQ_RABBITMQ_SBIN is {named!r}, where there is no rabbitmq-server with rabbitmq-env beside it: "
+                "name the sbin directory of an unpacked server, or unset it"
+            )
+        return Path(named)
+    found = [sbin for place in _PLACES for sbin in Path("/").glob(place.lstrip("/")) if _is_sbin(sbin)]
+    if on_path := shutil.which("rabbitmq-server"):
+        sbin = Path(on_path).resolve().parent
+        if _is_sbin(sbin):
+            found.append(sbin)
+    return max(found, key=_version, default=None)
+
+
+def _is_sbin(path: Path) -> bool:
+    # A wrapper has no rabbitmq-env beside it.
+    return (path / "rabbitmq-server").is_file() and (path / "rabbitmq-env").is_file()
+
+
+def _version(sbin: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", sbin.parent.name))
+
+
+class PrivateNode:
+    """One RabbitMQ node whose life is ours. start(), stop(), kill() and start() again keep data, ports and password.
+
+    The node goes down with this process, even where that is killed (`node_processes.Watchdog`).
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        password: str | None = None,
+        config: Path | None = None,
+        definitions: Path | None = None,
+        overrides: Mapping[str, str] | None = None,
+        name: str = _USER,
+        mapper: PortMapper | None = None,
+        cookie: str | None = None,
+    ) -> None:
+        """`config` and `definitions` default to fedmq's own; `overrides` are rabbitmq.conf keys that win over `config`.
+        Nodes that are to form a cluster share `mapper`, `cookie` and `password`, and differ in `name`.
+
+        Raises ConfigError where no rabbitmq-server is installed.
+        """
+        sbin = find_server()
+        if sbin is None:
+            raise ConfigError(
+                "no rabbitmq-server found: install the package rabbitmq-server (its service need not run), "
+                "or set FEDMQ_RABBITMQ_SBIN to the sbin directory of an unpacked server"
+            )
+        self._sbin = sbin
+        self.data_dir = data_dir.resolve()
+        self.port = port or free_port()
+        self._dist_port = free_port()
+        self.name = f"{name}@localhost"
+        self._mapper = mapper or PortMapper()
+        self._owns_mapper = mapper is None
+        self._cookie = cookie
+        self._password = password or secrets.token_urlsafe(18)
+        self._config = config or DEFAULT_CONFIG
+        self._definitions = definitions or DEFAULT_DEFINITIONS
+        self._overrides = dict(overrides or {})
+        self._server: subprocess.Popen[bytes] | None = None
+        self._watchdog: Watchdog | None = None
+
+    @property
+    def url(self) -> str:
+        """AMQP URL of the user `fedmq`, who may do everything in the virtual host "/"."""
+        return self.url_for()
+
+    def url_for(self, user: str = _USER, password: str | None = None, vhost: str = "/", port: int | None = None) -> str:
+        """The URL with parts changed: for tests of refusals, and for users made by ctl("add_user", ...)."""
+        secret = self._password if password is None else password
+        return f"amqp://{quote(user)}:{quote(secret, safe='')}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the Erlang machine, None while it is not running."""
+        return self._server.pid if self._server and self._server.poll() is None else None
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Start, and return when the node really takes a login. Raises BrokerUnavailable with the log's tail."""
+        if self.pid is not None:
+            return
+        self._end_processes()
+        self._write_files()
+        env = self._environment()
+        console = self.data_dir / "log" / "console.log"
+        with console.open("ab") as out:
+            epmd = self._mapper.start(self._sbin, env, out)
+            self._await(lambda: listens(self._mapper.port), epmd, time.monotonic() + timeout_s, "epmd")
+            self._server = spawn([str(self._sbin / "rabbitmq-server")], env, out)
+            self._watchdog = Watchdog(self._server.pid)
+        self._await(
+            lambda: try_login(self.port, _USER, self._password),
+            self._server,
+            time.monotonic() + timeout_s,
+            "rabbitmq-server",
+        )
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Shut down cleanly (SIGTERM; SIGKILL after timeout_s). Does nothing where it is not running."""
+        if self._server is not None and self._server.poll() is None:
+            self._server.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(timeout_s)
+        self._end_processes()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would. Returns when the process is gone."""
+        self._end_processes()
+
+    def ctl(self, *args: str, timeout_s: float = 60.0) -> str:
+        """Run rabbitmqctl against this node and return what it printed. Raises BrokerError where it fails."""
+        done = subprocess.run(  # noqa: S603  the arguments are ours
+            [str(self._sbin / "rabbitmqctl"), "--quiet", *args],
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BrokerError(f"rabbitmqctl {' '.join(args)} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+    def flush_new_queues(self) -> None:
+        """Have RabbitMQ write down at once which quorum queues exist.
+
+        It does so some seconds late: a kill before that loses a queue that was declared a moment ago,
+        confirmed messages included, and leaves it without a leader for good (seen with 3.10.8). A test that
+        declares, publishes and kills within seconds calls this after declaring.
+        """
+        self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self._end_processes()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def _write_files(self) -> None:
+        for name in ("home", "log", "mnesia", "conf.d", "generated"):
+            (self.data_dir / name).mkdir(parents=True, exist_ok=True)
+        (self.data_dir / "enabled_plugins").write_text("[].\n")
+        (self.data_dir / "advanced.config").write_text("[].\n")
+        (self.data_dir / "rabbitmq-env.conf").write_text("")
+        cookie = self.data_dir / "home" / ".erlang.cookie"
+        if self._cookie is not None and not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(self._cookie)
+            cookie.chmod(0o400)
+        (self.data_dir / "rabbitmq.conf").write_text(self._config_text())
+        # Holds the hash of the password: for our own eyes.
+        definitions = self.data_dir / "definitions.json"
+        definitions.touch(mode=0o600)
+        definitions.write_text(json.dumps(self._definitions_with_user(), indent=1))
+
+    def _config_text(self) -> str:
+        ours = {
+            "load_definitions": str(self.data_dir / "definitions.json"),
+            # The alarm of a full disk has its own tests; a small disk must not fail the others.
+            "disk_free_limit.absolute": "50MB",
+            **self._overrides,
+        }
+        kept = [line for line in self._config.read_text().splitlines() if line.split("=")[0].strip() not in ours]
+        return "\n".join([*kept, *(f"{key} = {value}" for key, value in ours.items()), ""])
+
+    def _definitions_with_user(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._definitions.read_text())
+        salt = secrets.token_bytes(4)
+        hashed = base64.b64encode(salt + hashlib.sha256(salt + self._password.encode()).digest()).decode()
+        user = {
+            "name": _USER,
+            "password_hash": hashed,
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+            "tags": ["administrator"],
+        }
+        permission = {"user": _USER, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+        found["users"] = [*found.get("users", []), user]
+        found["permissions"] = [*found.get("permissions", []), permission]
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_", "ERLANG_"))}
+        return {
+            **kept,
+            "HOME": str(self.data_dir / "home"),  # of the Erlang cookie, which is made where we give none
+            "LC_ALL": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._mapper.port),
+            "RABBITMQ_NODENAME": self.name,  # names are unique per epmd, and the epmd is ours
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.data_dir / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.data_dir / "log"),
+            "RABBITMQ_PID_FILE": str(self.data_dir / "node.pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.data_dir / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.data_dir / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(self.data_dir / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.data_dir / "advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.data_dir / "rabbitmq-env.conf"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self.data_dir / "generated"),
+            # A server that refuses its configuration leaves one, in the working directory by default.
+            "ERL_CRASH_DUMP": str(self.data_dir / "log" / "erl_crash.dump"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # Makes the script become the Erlang machine instead of watching over it: its pid is ours to signal.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    # -- processes ---------------------------------------------------------------------------------------------
+
+    def _await(self, ready: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, what: str) -> None:
+        while not ready():
+            if (code := process.poll()) is not None:
+                self._end_processes()
+                raise BrokerUnavailable(f"{what} ended with code {code} while starting; its log ends:\n{self._tail()}")
+            if time.monotonic() > deadline:
+                self._end_processes()
+                raise BrokerUnavailable(f"{what} was not ready in time; its log ends:\n{self._tail()}")
+            time.sleep(_POLL_S)
+
+    def _tail(self) -> str:
+        logs = sorted((self.data_dir / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        return "\n".join(path.read_text(errors="replace")[-_LOG_TAIL_BYTES:] for path in logs[-2:])
+
+    def _end_processes(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.dismiss()
+        end(self._server)
+        self._server = self._watchdog = None
+        if self._owns_mapper:
+            self._mapper.stop()

@@ -1,0 +1,1 @@
+"""Checks of a run. They read its state and decide nothing."""

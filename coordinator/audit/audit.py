@@ -1,0 +1,272 @@
+"""Whether a run's ledger and checkpoints agree with each other, and what made one version.
+
+Without payloads the ledger's rows go through the run's own strategy over a model of one number, which gives
+the same weights as the real one, because weights follow from staleness, client weights and counts. (`port` compares
+payloads, and strategies of the user's own are not known here: their weights are left out, aloud.) What the parameters
+themselves should be is known only from the payloads. Where the run has an archive they are replayed (audit_replay.py);
+elsewhere the checkpoints' digests say that nobody has altered them since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from fedmq.coordinator.audit import groups as audit_groups
+from fedmq.coordinator.audit.replay_check import Kept, stretches
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies import AnyStrategy
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals
+from fedmq.schemas.errors import CheckpointError, LedgerError
+from fedmq.schemas.messages import update_id
+from fedmq.schemas.methods import METHODS
+from fedmq.schemas.parameters import Parameters
+
+BY_PAYLOAD = ("port",)
+"""Strategies whose weights depend on what the updates carry."""
+NO_ARCHIVE = "their tensors are not kept: the run has no [archive]"
+_MOST_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `wrong` is empty where it holds; `left_out` is why it was not looked at."""
+
+    name: str
+    wrong: tuple[str, ...] = ()
+    left_out: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What made a version."""
+
+    point: VersionRow
+    updates: tuple[UpdateRow, ...]
+    metrics: Mapping[str, float]
+    """Of its central evaluation; empty where there was none."""
+
+
+def explain(ledger: LedgerReader, version: int) -> Explanation:
+    """The updates, with staleness and weights, that made this version. Raises LedgerError where there is none."""
+    with ledger.at_one_moment():
+        points = [point for point in ledger.versions(version - 1) if point.version == version]
+        if not points:
+            newest = ledger.version()
+            there = f"it has versions 1 to {newest}" if newest else "it has made none yet"
+            raise LedgerError(f"the run in {ledger.path.parent} has no version {version} that updates made: {there}")
+        metrics = [row.metrics for row in ledger.evaluations() if row.version == version and row.metrics]
+        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {})
+
+
+def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:
+    """Everything that can be checked of a run, also while it goes on. Raises LedgerError where it cannot be read.
+
+    `strategy` is needed for a replay where the run's is of the user's own; `replay=False` leaves the replay out.
+    """
+    with LedgerReader(folder.ledger) as ledger:
+        with ledger.at_one_moment():
+            rows, points = ledger.updates(), ledger.versions()
+            run = ledger.run()
+            checks = [
+                Check("orders and versions without gaps", tuple(_gaps(rows, points))),
+                Check("each update once, for its own task", tuple(_identities(ledger, run.run_id, rows))),
+                Check("staleness follows from the versions", tuple(_staleness(rows, ledger.version()))),
+                _weights(run.settings["strategy"], rows),
+                Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows))),
+            ]
+            kept = Kept.of(ledger, rows)
+        checks += _files(folder, ledger)
+        if replay:
+            checks += _replayed(folder, ledger, kept, strategy or built_in(run.settings["strategy"]))
+        return checks
+
+
+def _gaps(rows: list[UpdateRow], points: list[VersionRow]) -> Iterator[str]:
+    for at, row in enumerate(rows, start=1):
+        if row.accepted_order != at:
+            yield f"update {row.update_id} is number {row.accepted_order}, expected {at}"
+            break
+    for at, point in enumerate(points, start=1):
+        if point.version != at:
+            yield f"after version {at - 1} comes {point.version}"
+            break
+    found = Counter(row.version for row in rows)
+    found.pop(None, None)
+    for point in points:
+        if found.pop(point.version, 0) != point.num_updates:
+            yield f"version {point.version} was made of {point.num_updates} updates, the ledger holds others"
+    for version, count in found.items():
+        yield f"{count} updates are in version {version}, which was never made"
+    if audit_groups.has_groups(rows):
+        yield from audit_groups.other_versions(rows)
+        return
+    in_order = [math.inf if row.version is None else row.version for row in rows]
+    if in_order != sorted(in_order):
+        yield "updates are in other versions than the order of their acceptance gives"
+
+
+def _identities(ledger: LedgerReader, run_id: str, rows: list[UpdateRow]) -> Iterator[str]:
+    tasks = {task.task_id: task for task in ledger.accepted_tasks()}
+    for row in rows:
+        if row.update_id != update_id(run_id, row.task_id, row.participant_id):
+            yield f"update {row.update_id} is not the one of task {row.task_id} and {row.participant_id}"
+        task = tasks.pop(row.task_id, None)
+        if task is None or (task.participant_id, task.base_version) != (row.participant_id, row.base_version):
+            yield f"update {row.update_id}: task {row.task_id} was not closed by it"
+    yield from (f"task {task_id} is closed as accepted, and no update of it is" for task_id in tasks)
+    accepted = {row.update_id for row in rows}
+    for uid, reason in ledger.discarded_updates():
+        if uid in accepted and reason != "duplicate":
+            yield f"update {uid} was accepted, and discarded as {reason}"
+
+
+def _staleness(rows: list[UpdateRow], newest: int) -> Iterator[str]:
+    if audit_groups.has_groups(rows):
+        yield from audit_groups.other_staleness(rows, newest)
+        return
+    for row in rows:
+        current = newest if row.version is None else row.version - 1
+        if row.staleness != current - row.base_version:
+            yield f"update {row.update_id} has staleness {row.staleness}, {current} - {row.base_version} expected"
+
+
+def _weights(settings: Mapping[str, Any], rows: list[UpdateRow]) -> Check:
+    name = "weights follow from the strategy"
+    if settings.get("name") in BY_PAYLOAD:
+        return Check(name, left_out=f"{settings['name']} weighs by the payloads")
+    strategy = built_in(settings)
+    if strategy is None:
+        return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
+    return Check(name, tuple(_other_weights(strategy, rows)))
+
+
+def built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
+    """The run's strategy; None where it is of the user's own."""
+    fields = {key: value for key, value in settings.items() if key != "type"}
+    try:
+        strategy: Strategy[Any] = TypeAdapter(AnyStrategy).validate_python(fields)
+    except ValidationError:
+        return None
+    return strategy if type(strategy).__qualname__ == settings.get("type") else None
+
+
+def _replayed(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Strategy[Any] | None) -> Iterator[Check]:
+    name = "the updates make the versions"
+    if not kept.bases:
+        yield Check(name, left_out=NO_ARCHIVE)
+        return
+    if strategy is None:
+        yield Check(name, left_out="the strategy is of the user's own: name its federation file with --config")
+        return
+    for found in stretches(folder, ledger, kept, strategy):
+        which = f"updates {found.first} to {found.last}"
+        if found.wrong:
+            yield Check(f"{which} were replayed", (found.wrong,))
+        elif found.why_not:
+            yield Check(f"{which} were replayed", left_out=found.why_not)
+        else:
+            what = f"make {found.versions} versions and {found.states} committed states, bit for bit"
+            yield Check(f"{which} {what}" if found.last >= found.first else "the archive begins with the newest state")
+
+
+def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow]) -> Iterator[str]:
+    if arrivals(strategy) is not None:
+        yield from audit_groups.other_weights(strategy, rows, lambda row: _over_one_number(row, strategy))
+        return
+    parameters = Parameters({"one": np.zeros(1, np.float32)})
+    state = strategy.init(parameters)
+    group: list[UpdateRow] = []
+    for at, row in enumerate(rows):
+        if row.version is None:
+            return
+        state = strategy.accumulate(state, _over_one_number(row, strategy), row.staleness)
+        group.append(row)
+        if at + 1 == len(rows) or rows[at + 1].version != row.version:
+            for made, weight in zip(group, strategy.weights(state), strict=True):
+                if made.weight != weight:
+                    yield f"update {made.update_id} has weight {made.weight} in version {made.version}, not {weight}"
+            state, parameters = strategy.aggregate(state, parameters)
+            group = []
+
+
+def _over_one_number(row: UpdateRow, strategy: Strategy[Any]) -> ClientUpdate:
+    zero = Parameters({"one": np.zeros(1, np.float32)})
+    return ClientUpdate(
+        update_id=row.update_id,
+        participant_id=row.participant_id,
+        base_version=row.base_version,
+        payload=zero,
+        beside=dict.fromkeys(METHODS[strategy.reply].update, zero),
+        num_examples=row.num_examples,
+        num_steps=row.num_steps,
+        metrics=row.metrics,
+        client_weight=row.client_weight,
+        train_s=row.train_s,
+        group=row.arrival_group,
+    )
+
+
+def _newest_state(ledger: LedgerReader, rows: list[UpdateRow]) -> Iterator[str]:
+    state = ledger.checkpoints()[0]
+    expected = (ledger.version(), len(rows))
+    row, scalars = (state.version, state.accepted), (state.scalars["version"], state.scalars["accepted"])
+    for what, found in (("row", row), ("state", scalars)):
+        if found != expected:
+            yield f"its {what} has (version, updates) {found}, the ledger {expected}"
+    buffered = [row.update_id for row in rows if row.version is None]
+    if list(state.scalars["buffer_ids"]) != buffered:
+        yield f"its buffer holds {len(state.scalars['buffer_ids'])} updates, the ledger {len(buffered)} without version"
+
+
+def _files(folder: RunFolder, ledger: LedgerReader) -> Iterator[Check]:
+    files = CheckpointFiles.of_run(folder, ledger.run())
+    newest: dict[str, Any] = {}
+    rows = ledger.checkpoints()
+    for row in rows:
+        places = files.places(row.file, newest=row is rows[0])
+        for place in places:
+            name = f"checkpoint {row.file}" + (", its copy" if place is not places[0] else "")
+            try:
+                found = checkpoint.read(place, row.digest)
+            except CheckpointError as error:
+                now = ledger.checkpoints()  # a running coordinator takes older files away
+                if now[0].seq == row.seq or (place is places[0] and row.seq in {one.seq for one in now}):
+                    yield Check(name, (str(error),))
+                continue
+            newest = newest or dict(found.arrays)
+            yield Check(name)
+    if folder.final_parameters.exists() and newest:
+        yield Check("the final model is the newest checkpoint's", tuple(_final(folder, newest)))
+
+
+def _final(folder: RunFolder, newest: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        final = checkpoint.read(folder.final_parameters).arrays
+    except CheckpointError as error:
+        yield str(error)
+        return
+    for name, array in final.items():
+        same = newest.get(f"parameters/{name}")
+        if same is None or same.tobytes() != array.tobytes():
+            yield f"tensor {name!r} differs"
+
+
+def shown(check: Check) -> str:
+    """For a person: the first few of what is wrong."""
+    more = len(check.wrong) - _MOST_SHOWN
+    return "; ".join(check.wrong[:_MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")

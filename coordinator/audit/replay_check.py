@@ -1,0 +1,114 @@
+"""The part of `fedmq verify` that needs the archive: do the kept updates make the models that the ledger claims?
+
+Every commit's digest of the whole state stays in the ledger, so each of these states is held against what the replay
+has at that point, and each version's weights against the ledger's. The versions between two commits have no digest of
+their own (one would cost a pass over the model for every version, and FedAsync makes one of each update): the next
+commit's proves them, because what follows from a wrong version is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedmq.coordinator.audit.replay import Point, replay
+from fedmq.coordinator.state import archive
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base, UpdateRow
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies.protocol import Strategy
+from fedmq.schemas.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the ledger says, at one moment, of what a replay needs."""
+
+    rows: Sequence[UpdateRow]
+    states: Mapping[tuple[int, int], str]
+    bases: Sequence[Base]
+    archived: Mapping[int, ArchivedUpdate]
+    weights: Mapping[int, list[float | None]]
+    """Of the updates of each version."""
+
+    @classmethod
+    def of(cls, ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Kept:
+        archived = {row.accepted_order: row for row in ledger.archived(0, len(rows))}
+        weights: dict[int, list[float | None]] = {}
+        for row in rows:
+            if row.version is not None:
+                weights.setdefault(row.version, []).append(row.weight)
+        return cls(rows, ledger.states(), ledger.bases(), archived, weights)
+
+
+@dataclass(slots=True)
+class Stretch:
+    """What became of the updates `first` to `last`. `why_not` says why they could not be replayed."""
+
+    first: int
+    last: int
+    versions: int = 0
+    states: int = 0
+    """How many of them were the ledger's, bit for bit."""
+    wrong: str = ""
+    why_not: str = ""
+
+
+def stretches(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Strategy[Any]) -> Iterator[Stretch]:
+    """All accepted updates in their order."""
+    done = 0
+    why_not = "their tensors are not kept any more"
+    for base in kept.bases:
+        if base.accepted < done or (base.accepted == done and done and not why_not):
+            continue
+        if base.accepted > done:
+            yield Stretch(done + 1, base.accepted, why_not=why_not)
+            done = base.accepted
+        found = _from_base(folder, kept, base, strategy)
+        why_not = "their tensors are not kept"
+        if found.wrong and base.accepted not in {now.accepted for now in ledger.bases()}:
+            found.wrong, found.why_not = "", "the coordinator, which goes on, let go of them meanwhile"
+        if found.wrong:
+            why_not = "what comes before them is damaged"
+        yield found
+        done = found.last
+    if done < len(kept.rows):
+        yield Stretch(done + 1, len(kept.rows), why_not=why_not)
+
+
+def _from_base(folder: RunFolder, kept: Kept, base: Base, strategy: Strategy[Any]) -> Stretch:
+    up_to = base.accepted
+    while up_to + 1 in kept.archived:
+        up_to += 1
+    found = Stretch(base.accepted + 1, base.accepted)
+    try:
+        points = replay(
+            strategy,
+            archive.read_base(folder.archive, base),
+            kept.rows,
+            lambda order: archive.read_update(folder.archive, kept.archived[order]),
+            up_to,
+        )
+        for point in points:
+            found.last = point.accepted
+            found.wrong = _difference(point, kept)
+            if found.wrong:
+                return found
+            found.versions += bool(point.weights)
+            found.states += (point.accepted, point.version) in kept.states
+    except CheckpointError as error:
+        found.wrong = str(error)
+    return found
+
+
+def _difference(point: Point, kept: Kept) -> str:
+    place = f"after update {point.accepted}, version {point.version}, the replay has"
+    if point.weights:
+        theirs = kept.weights.get(point.version, [])
+        if theirs != list(point.weights):
+            return f"{place} the weights {point.weights[:3]}..., the ledger {theirs[:3]}..."
+    digest = kept.states.get((point.accepted, point.version))
+    if digest is not None and point.digest() != digest:
+        return f"{place} another state than the one that was committed"
+    return ""

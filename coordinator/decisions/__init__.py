@@ -1,0 +1,1 @@
+"""The decision core. It is pure: no clock, disk, broker, thread or log."""

@@ -1,0 +1,122 @@
+"""The model in the making: the newest version's parameters, and what the strategy holds towards the next version.
+
+The core makes each version with it and a replay makes each version again, so both do the same to the last bit. Whether
+an update is accepted and when a version is due is for them to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.state.ledger.rows import UpdateRow
+from fedmq.coordinator.strategies.protocol import (
+    ClientUpdate,
+    Grouped,
+    RemembersParticipants,
+    SendsBeside,
+    State,
+    Strategy,
+    Synchronous,
+)
+from fedmq.schemas.messages import Update
+from fedmq.schemas.methods import METHODS, join, split
+from fedmq.schemas.parameters import Array, Parameters
+
+_PARAMETERS, _STRATEGY = "parameters/", "strategy/"
+
+
+class Model:
+    """See the module docstring."""
+
+    def __init__(self, strategy: Strategy[Any], parameters: Parameters, state: State | None = None) -> None:
+        self._strategy = strategy
+        self._method = METHODS[strategy.reply]
+        self._task_tensors: Parameters | None = None
+        self.parameters = parameters
+        """Of the newest version; never changed in place."""
+        self.state: State = strategy.init(parameters) if state is None else state
+        """The strategy's own."""
+
+    @classmethod
+    def restored(cls, strategy: Strategy[Any], snapshot: Snapshot) -> Model:
+        """The one whose `arrays` and `scalars` the snapshot has, with the memories as
+        strategy/memory/{participant_id}/{tensor}."""
+        scalars: Mapping[str, Any] = snapshot.scalars
+        tensors = {name: snapshot.arrays[_PARAMETERS + name] for name in scalars["tensors"]}
+        parameters = Parameters(tensors, frozenset(scalars["non_trainable"]))
+        arrays = {name.removeprefix(_STRATEGY): a for name, a in snapshot.arrays.items() if name.startswith(_STRATEGY)}
+        return cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters))
+
+    @property
+    def task_tensors(self) -> Parameters:
+        """What a task of the newest version carries: its parameters, and the method's groups beside them."""
+        if not self._method.task:
+            return self.parameters
+        if self._task_tensors is None:
+            self._task_tensors = join(self.parameters, cast(SendsBeside, self.state).beside(self.parameters))
+        return self._task_tensors
+
+    def take(
+        self,
+        update: Update | UpdateRow,
+        tensors: Parameters,
+        staleness: int,
+        client_weight: float,
+        *,
+        first: bool,
+        group: int | None = None,
+    ) -> None:
+        """Accumulate an accepted update. `first`: of its participant, for methods whose participants remember."""
+        payload, beside = split(tensors, self._method.update)
+        self.state = self._strategy.accumulate(
+            self.state,
+            ClientUpdate(
+                update_id=update.update_id,
+                participant_id=update.participant_id,
+                base_version=update.base_version,
+                payload=payload,
+                num_examples=update.num_examples,
+                num_steps=update.num_steps,
+                metrics=update.metrics,
+                client_weight=client_weight,
+                train_s=update.train_s,
+                beside=beside,
+                first=first,
+                group=group,
+            ),
+            staleness,
+        )
+
+    def open_round(self, now: float) -> None:
+        """Of a synchronous strategy."""
+        self.state = cast(Synchronous[Any], self._strategy).open_round(self.state, now)
+
+    def make_version(self, group: int | None = None) -> tuple[float, ...]:
+        """Make the next version of what was taken, with arrival groups of this `group` and of late ones; the weight of
+        each update inside, in order of arrival."""
+        if group is not None:
+            self.state = cast(Grouped[Any], self._strategy).close_group(self.state, group)
+        weights = self._strategy.weights(self.state)
+        self.state, self.parameters = self._strategy.aggregate(self.state, self.parameters)
+        self._task_tensors = None
+        return weights
+
+    def arrays(self) -> dict[str, Array]:
+        """For the checkpoint. Live: write, copy or compare them before anything else is taken."""
+        return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | {
+            f"{_STRATEGY}{name}": a for name, a in self.state.arrays().items()
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        """For the checkpoint, as JSON values."""
+        return {
+            "tensors": list(self.parameters),
+            "non_trainable": sorted(self.parameters.non_trainable),
+            "strategy": self.state.scalars(),
+        }
+
+    def changed_memories(self) -> Mapping[str, Mapping[str, Array]]:
+        """What the strategy remembers of participants, of those that changed since the last call."""
+        return self.state.changed_memories() if isinstance(self.state, RemembersParticipants) else {}

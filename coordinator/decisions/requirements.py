@@ -1,0 +1,43 @@
+"""What a strategy needs of a run's other settings: refused at the start, where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fedmq.coordinator.settings import RunSettings, StepAssignment
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.methods import METHODS
+
+
+def unmet(
+    client_weights: str, strategy: Strategy[Any], training: TrainingConfig, steps: StepAssignment | None = None
+) -> Iterator[tuple[str, str]]:
+    """What the strategy's method lacks: the place in a federation file, and what to do."""
+    if METHODS[strategy.reply].corrected and training.learning_rate is None:
+        why = "participants divide by it to tell their mean gradient"
+        yield "training.learning_rate", f"missing, expected a number above 0: with {strategy.name} {why}"
+    if strategy.reply == "change" and client_weights != "equal":
+        text = f"got {client_weights!r}, allowed: 'equal', where {strategy.name} has its memory on the participants"
+        yield "run.client_weights", text
+    if arrivals(strategy) is not None:
+        by_itself = f"leave it out: {strategy.name} says how many steps a task has, within its min_steps and max_steps"
+        if steps is not None:
+            yield "run.steps", by_itself
+        if training.max_steps is not None:
+            yield "training.max_steps", by_itself
+
+
+def check_requirements(
+    settings: RunSettings, strategy: Strategy[Any], training: TrainingConfig, *, evaluates: bool
+) -> None:
+    """Raise ConfigError, saying what to set."""
+    if not evaluates and (settings.stop.target or settings.stop.patience):
+        raise ConfigError(
+            "stop.target and stop.patience need a central evaluation, and there is none: "
+            "give the app file a load_test_data(), or stop by max_versions, max_updates or max_time_s"
+        )
+    for place, text in unmet(settings.client_weights, strategy, training, settings.steps):
+        raise ConfigError(f"{place}: {text}")

@@ -1,0 +1,317 @@
+"""The task desk: the half of the core that deals with participants and tasks (the rules are numbered in core.py).
+
+It issues, repeats, lapses, withdraws and closes tasks, and takes hellos, declines and undeliverable tasks. It knows the
+time and the current version, which the core keeps up to date, and writes its commands into the core's list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.events import (
+    CloseTask,
+    Command,
+    IssueTask,
+    RepeatReceipts,
+    TaskDeclined,
+    TaskUndeliverable,
+    Withdraw,
+)
+from fedmq.coordinator.decisions.participants import Participant, Roster
+from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
+from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook
+from fedmq.coordinator.settings import RunSettings
+from fedmq.coordinator.strategies.math.client_weights import ClientWeights
+from fedmq.coordinator.strategies.protocol import Arrivals
+from fedmq.schemas.messages import Hello, Reply, TrainingConfig
+from fedmq.schemas.methods import METHODS
+
+_LARGEST = sys.float_info.max
+MIN_GRACE_S = 2.0
+GRACE_OF_LEASE = 0.1
+"""A hello of the same session may cross a task on a slow link for this part of the lease, and at least MIN_GRACE_S."""
+MAX_LAPSED = 4
+"""Lapsed tasks of one participant whose updates are still welcome."""
+MAX_BACKOFF_S = 600.0
+FAILURES = frozenset({"trainer_error", "no_data", "unsupported"})
+"""Declines that will come again: asking at once would spin."""
+
+
+class TaskDesk:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        reply: Reply,
+        training: TrainingConfig,
+        run_uid: str,
+        rng: np.random.Generator,
+        *,
+        max_participants: int | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        self.settings = settings
+        self.roster = Roster(settings, reply, rng, max_participants)
+        self.groups = None if arrivals is None else ArrivalGroups(arrivals, self.roster.get)
+        self.tasks = TaskBook(settings.max_staleness)
+        self.client_weights = ClientWeights(settings.client_weights)
+        self.now = 0.0
+        self.version = 0
+        self.last_task_seq = 0
+        self.commands: list[Command] = []
+        self._doubted: set[str] = set()
+        self._reply = reply
+        self._training = training
+        self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
+        self._run_uid = run_uid
+
+    # Time
+
+    def pass_time(self) -> None:
+        """Leases, absences and back-offs that are over by now."""
+        for task in self.tasks.leases_over(self.now):
+            self.lapse(task, "lease over")
+        self.roster.pass_time(self.now, self.version)
+
+    def next_due(self) -> float | None:
+        """When `pass_time` may next have something to do."""
+        lease_end, other = self.tasks.next_lease_end(), self.roster.next_due()
+        if lease_end is None or other is None:
+            return other if lease_end is None else lease_end
+        return min(lease_end, other)
+
+    def doubt_all(self) -> None:
+        """After a restart tasks, and repeats of tasks, may have been committed and never sent: the next hello decides,
+        without a grace."""
+        self._doubted = {task.task_id for task in self.tasks.open() if task.state == "out"}
+
+    # What participants say
+
+    def take_hello(self, hello: Hello, user: str | None = "") -> None:
+        p = self.roster.get(hello.participant_id)
+        if p is None:
+            p = self.roster.add(hello, self.now)
+            new_session = True
+        else:
+            new_session = hello.session_id != p.session_id
+            p.session_id, p.replies, p.reachable = hello.session_id, hello.replies, True
+            p.last_seen_s = self.now
+            if new_session or (hello.accepting and not p.failures):
+                p.asked_again_at_s = None
+        p.user = user
+        self.observe(p, hello.num_examples, None)
+        if p.out is not None:
+            doubted = p.out.task_id in self._doubted
+            self._doubted.discard(p.out.task_id)
+            if p.out.task_id not in hello.task_ids:
+                self._on_lost(p, p.out, new_session or doubted, hello.accepting)
+        p.accepting = hello.accepting and p.out is None
+        if METHODS[self._reply].remembers:
+            self._settle_overdue(p, hello)
+        self.settle(p)
+        over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
+        if over:
+            self.commands.append(RepeatReceipts(p.participant_id, over))
+
+    def _settle_overdue(self, p: Participant, hello: Hello) -> None:
+        """Where participants remember, one that waits for a verdict takes no other task: it gets one, in the end."""
+        for task in list(p.lapsed):
+            if task.task_id in hello.task_ids and self.now >= task.lease_until_s + self.settings.lease_s:
+                self.withdraw(task, "lapsed for a second lease, and its participant waits for a verdict")
+
+    def _on_lost(self, p: Participant, task: HeldTask, certain: bool, accepting: bool) -> None:
+        if not certain and (task.repeats or self.now - task.sent_s < self._grace_s()):
+            return
+        if not accepting or task.base_version != self.version or self._reply not in p.replies:
+            self.lapse(task, "lost by its participant")
+            return
+        task.repeats += 1
+        task.sent_s = self.now
+        self.tasks.touch(task)
+        self.commands.append(self._order(task, task.lease_until_s - self.now, again=True))
+
+    def _is_over(self, task_id: str, p: Participant) -> bool:
+        """Not open, and its verdict (if it has one) already with the ledger."""
+        task = self.tasks.get(task_id) or self.tasks.just_closed(task_id)
+        return task is None or task.participant_id != p.participant_id
+
+    def take_decline(self, event: TaskDeclined) -> None:
+        p = self.roster.get(event.participant_id)
+        if p is None or event.run_id != self.settings.run_id:
+            return
+        p.last_seen_s = self.now
+        task = self.tasks.get(event.task_id)
+        if task is not None and task.participant_id == p.participant_id:
+            p.declined += 1
+            detail = f"{event.reason}: {event.detail}" if event.detail else event.reason
+            if not task.repeats:
+                self.close(task, "declined", detail)
+                self.commands.append(CloseTask(task.task_id, "declined", detail))
+            elif task.state == "out":
+                self.lapse(task, detail)
+            if p.out is None:
+                p.accepting = True
+                if event.reason in FAILURES:
+                    self._failed(p, event.retry_after_s or 0.0)
+                else:
+                    wait_s = event.retry_after_s
+                    self.roster.back_off(p, self.now + (self.settings.decline_backoff_s if wait_s is None else wait_s))
+        self.settle(p)
+
+    def take_undeliverable(self, event: TaskUndeliverable) -> None:
+        task = self.tasks.get(event.task_id)
+        if task is not None:
+            p = self.owner(task)
+            p.reachable = False
+            if task.state == "out":
+                self.lapse(task, f"undeliverable: {event.detail}")
+            self.settle(p)
+
+    def observe(self, p: Participant, num_examples: int, loss: float | None) -> None:
+        """Take in what a hello or an update says of its participant; `loss` None where it says nothing."""
+        p.num_examples = num_examples
+        metrics = {}
+        if loss is not None:
+            metrics["loss"] = p.client_loss = _bounded(loss)
+        self.client_weights.observe(p.participant_id, num_examples, metrics)
+
+    def _failed(self, p: Participant, at_least_s: float = 0.0) -> None:
+        """A task of it came to nothing in a way that will come again."""
+        p.failures += 1
+        wait_s = max(self.settings.decline_backoff_s, 1.0) * 2.0 ** min(p.failures - 1, 20)
+        self.roster.back_off(p, self.now + max(min(wait_s, MAX_BACKOFF_S), at_least_s))
+
+    def _grace_s(self) -> float:
+        return max(MIN_GRACE_S, GRACE_OF_LEASE * self.settings.lease_s)
+
+    # Tasks
+
+    def issue_to(self, p: Participant) -> None:
+        self.last_task_seq += 1
+        lease_s = self.settings.lease_s
+        task = HeldTask(
+            task_id=f"{self._run_uid}-{self.last_task_seq}",
+            seq=self.last_task_seq,
+            participant_id=p.participant_id,
+            base_version=self.version,
+            issued_s=self.now,
+            lease_until_s=self.now + lease_s,
+            sent_s=self.now,
+        )
+        self.tasks.add(task)
+        if self.groups is not None:
+            self.groups.assign(p, task.task_id, self.now)
+        p.out = task
+        p.accepting = False  # until it says otherwise
+        p.tasks_issued += 1
+        self.settle(p)
+        self.commands.append(self._order(task, lease_s, again=False))
+
+    def _order(self, task: HeldTask, lease_s: float, again: bool) -> IssueTask:
+        seed = task_seed(self.settings.seed, task.seq)
+        values = {**self._training_values, "seed": seed, "max_steps": self._max_steps(task)}
+        if self.groups is not None:
+            values["epochs"] = values["max_steps"]  # an epoch has a step at least
+        training = TrainingConfig.trusted(values)
+        return IssueTask(task.task_id, task.seq, task.participant_id, task.base_version, training, lease_s, again)
+
+    def _max_steps(self, task: HeldTask) -> int | None:
+        """Of its participant, by its speed where the run says so; never above the training's own limit."""
+        if self.groups is not None:
+            return self.groups.steps(task.task_id)
+        limit = self._training.max_steps
+        if self.settings.steps is None:
+            return limit
+        steps = self.settings.steps.steps(self.owner(task).step_s)
+        return steps if limit is None else min(steps, limit)
+
+    def lapse(self, task: HeldTask, detail: str) -> None:
+        """Free the slot; the update stays welcome."""
+        p = self.owner(task)
+        p.out = None
+        p.lapsed.append(task)
+        self.tasks.lapse(task, detail)
+        if self.groups is not None:
+            self.groups.leave(task.task_id, open_still=True)
+        if len(p.lapsed) > MAX_LAPSED:
+            self.withdraw(p.lapsed[0], f"more than {MAX_LAPSED} lapsed tasks")
+        self.settle(p)
+
+    def withdraw(self, task: HeldTask, detail: str) -> None:
+        self.settle(self.close(task, "withdrawn", detail))
+        self.commands.append(CloseTask(task.task_id, "withdrawn", detail))
+        self.commands.append(Withdraw(task.participant_id, task.task_id, detail))
+
+    def close(self, task: HeldTask, state: ClosedState, detail: str) -> Participant:
+        """Take the task from the book and from its participant, which the caller changes further and settles."""
+        p = self.owner(task)
+        if p.out is task:
+            p.out = None
+        else:
+            p.lapsed.remove(task)
+        self.tasks.close(task, state, detail)
+        if self.groups is not None:
+            self.groups.leave(task.task_id, open_still=False)
+        return p
+
+    def discard_task(self, task: HeldTask, reason: str, fault: bool) -> None:
+        """The task came back with an update that cannot be used."""
+        p = self.close(task, "discarded", reason)
+        self.commands.append(CloseTask(task.task_id, "discarded", reason))
+        if p.out is None:
+            p.accepting = True
+            if fault:
+                self._failed(p)
+        self.settle(p)
+
+    def owner(self, task: HeldTask) -> Participant:
+        p = self.roster.get(task.participant_id)
+        assert p is not None, "a task's participant is known"
+        return p
+
+    def settle(self, p: Participant) -> None:
+        self.roster.settle(p, self.now, self.version)
+
+    def load(
+        self, scalars: Mapping[str, Any], participants: Iterable[ParticipantRecord], open_tasks: Iterable[TaskRecord]
+    ) -> None:
+        """Take over what the snapshot and the ledger's tables hold."""
+        self.now, self.version = scalars["now"], scalars["version"]
+        self.last_task_seq = scalars["last_task_seq"]
+        rows = sorted(participants, key=lambda r: r.seq)
+        for row in rows:
+            self.roster.load(row)
+        for record in sorted(open_tasks, key=lambda r: r.seq):
+            task = self.tasks.load(record)
+            p = self.owner(task)
+            if task.state == "out":
+                p.out = task
+            else:
+                p.lapsed.append(task)
+        if self.groups is not None:
+            self.groups.load(scalars["arrival_groups"])
+        self.roster.restored(self.now, self.version)
+        self.client_weights = ClientWeights.restore(
+            self.settings.client_weights,
+            scalars["client_weights"],
+            ((r.participant_id, r.num_examples, r.client_loss) for r in rows),
+        )
+
+
+def task_seed(run_seed: int, task_seq: int) -> int:
+    """A task's training seed, in [0, 2^63): the same whenever the task is sent."""
+    digest = hashlib.blake2b(f"{run_seed}-{task_seq}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _bounded(loss: float) -> float:
+    """A loss that JSON and SQL can hold, with the same client weight: NaN counts as a very large one."""
+    return loss if -_LARGEST <= loss <= _LARGEST else math.copysign(_LARGEST, loss) if math.isinf(loss) else _LARGEST

@@ -1,0 +1,236 @@
+"""The group commit (design.md, section 6): the one place where the coordinator makes anything durable.
+
+Order: checkpoint files (where arrays changed), SQLite transaction, then the caller's acks and publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedmq.broker_config.faults import fault
+from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.audit.replay import checkpoint_meta
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import (
+    ClosedTask,
+    Command,
+    Discard,
+    Finish,
+    IssueTask,
+    RepeatReceipts,
+    SayHello,
+    Withdraw,
+)
+from fedmq.coordinator.decisions.records import OPEN_STATES, Snapshot
+from fedmq.coordinator.settings import CommitSettings
+from fedmq.coordinator.state.archive import Archive
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles, file_name
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group
+from fedmq.coordinator.state.ledger.writer import Ledger, in_doubt
+from fedmq.schemas.errors import Deposed
+from fedmq.schemas.messages import Notice, Receipt
+from fedmq.schemas.parameters import Parameters
+
+log = logging.getLogger("fedmq.coordinator")
+
+REST_FACTOR = 3.0
+"""A coordinator rests this many commit durations between commits, unless its window is full: they cost at most a
+quarter of its time."""
+MOST_REST_S = 60.0
+"""However long a commit took: one that stood still, with its disk or its process, must not keep everybody waiting three
+times as long."""
+SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
+"""Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
+writes the model, on a disk that the broker may need too."""
+CONTROL_WINDOW = 128
+"""Hellos and declines that one commit may hold."""
+RETRY_FIRST_S = 0.5
+RETRY_MOST_S = 30.0
+
+
+@dataclass(slots=True)
+class Pending:
+    """All that happened since the last commit: what to write, and what to do once it is written."""
+
+    since_s: float = float("inf")
+    """Run time of the first thing in here."""
+    group: Group = field(default_factory=Group)
+    num_updates: int = 0
+    num_control: int = 0
+    poison_bytes: int = 0
+    urgent: bool = False
+    """Somebody waits for it: a participant for its task, say. Not what only has to be acked."""
+    arrays_changed: bool = False
+    settle: list[Delivery] = field(default_factory=list)
+    """To ack, without their bodies."""
+    poison: list[tuple[Delivery, Discard]] = field(default_factory=list)
+    tasks: list[tuple[IssueTask, Parameters]] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    verdicts: list[tuple[str, str]] = field(default_factory=list)
+    """(participant_id, task_id) of receipts to be repeated from the ledger."""
+    payload_queues: list[str] = field(default_factory=list)
+    """Of updates in chunks that are over: to be deleted."""
+
+    def touch(self, now: float, commands: Sequence[Command]) -> None:
+        """Something is in here from now on, and these commands with it."""
+        self.since_s = min(self.since_s, now)
+        self.urgent = self.urgent or any(isinstance(command, SOMEBODY_WAITS) for command in commands)
+
+
+@dataclass(slots=True)
+class Pace:
+    """When to commit. `window` is how many updates the broker hands out unsettled, `poison_budget_bytes` how many
+    bytes of poison may be kept for the dead-letter queue."""
+
+    settings: CommitSettings
+    window: int
+    poison_budget_bytes: int
+    ended_s: float = float("-inf")
+    took_s: float = 0.0
+    retry_s: float = 0.0
+    """Nonzero after a failure: how long to wait before trying again."""
+
+    def due_s(self, pending: Pending, idle: bool) -> float:
+        """Run time at which `pending` is to be committed; `idle` says that nothing else is left to do."""
+        if self.retry_s:
+            return self.ended_s + self.retry_s
+        # Not the whole window: what is left of it keeps coming in while the commit is written.
+        full = pending.num_updates >= min(self.settings.commit_every_updates, self.window - self.window // 3)
+        if full or pending.num_control >= CONTROL_WINDOW or pending.poison_bytes > self.poison_budget_bytes:
+            return float("-inf")
+        rested_s = self.ended_s + min(REST_FACTOR * self.took_s, MOST_REST_S)
+        if idle and pending.urgent:
+            return max(pending.since_s, rested_s)
+        # Writing the state of a large model takes longer than the interval: it must not be all that is done.
+        return max(pending.since_s + self.settings.commit_interval_s, rested_s)
+
+    def succeeded(self, began_s: float, ended_s: float) -> None:
+        """A commit went through."""
+        self.ended_s, self.took_s, self.retry_s = ended_s, ended_s - began_s, 0.0
+
+    def failed(self, ended_s: float) -> None:
+        """A commit did not go through: try again later, and ever later."""
+        self.ended_s = ended_s
+        self.retry_s = min(RETRY_MOST_S, 2 * self.retry_s or RETRY_FIRST_S)
+
+
+class Committer:
+    """Writes checkpoints and the ledger of one run, in the ledger's epoch.
+
+    A checkpoint's name has its epoch, so that a coordinator which was paused and deposed writes over no file of its
+    successor's, and at its start it takes away what older epochs left, nothing newer: whatever it has read of the
+    ledger may be out of date by then.
+
+    A transaction that was refused because it could not be synced may be in the ledger all the same after a crash
+    (`ledger.in_doubt`). So the checkpoint that it names is neither written over nor removed until a later one is
+    committed: the next try uses it again, or writes under another name.
+    """
+
+    def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int, archive: Archive | None = None) -> None:
+        """`archive` is open."""
+        self._files = files
+        self._archive = archive
+        self._ledger = ledger
+        self._keep = keep
+        rows = ledger.checkpoints()
+        self._state = rows[0]
+        self._doubted: list[CheckpointRow] = []
+        """Of transactions that may be in the ledger after a crash."""
+        self._kept = [row.file for row in reversed(rows)]
+        left_over = files.left_over(self._kept, ledger.epoch)
+        cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
+        if cut_short:
+            log.warning(
+                "a commit was cut short: %s never reached the ledger and is removed; the run goes on from %s, and the "
+                "broker delivers the commit's updates again", ", ".join(cut_short), self._state.file,
+            )  # fmt: skip
+        files.remove(left_over)
+        for name in self._kept[:-1]:
+            files.supersede_copy(name)
+
+    @staticmethod
+    def first_checkpoint(files: CheckpointFiles, epoch: int, snapshot: Snapshot) -> CheckpointRow:
+        """Write version 0 of a new run."""
+        return _write(files, 0, 0, 0, snapshot, epoch=epoch)
+
+    @property
+    def keeps_payloads(self) -> bool:
+        """Whether there is an archive."""
+        return self._archive is not None
+
+    def keep_payload(self, order: int, payload: Parameters) -> None:
+        """An update was accepted: for the archive, where there is one."""
+        if self._archive is not None:
+            self._archive.keep(order, payload)
+
+    def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
+        """Make `pending` and the core's state durable. Raises OSError where the disk refuses: nothing was committed,
+        `pending` is as good as before. Raises Deposed where another coordinator has taken over: nothing was committed,
+        and nothing will be."""
+        pending.group.finished = core.finished
+        changes = core.changes()
+        pending.group.participants.update(changes.participants)
+        pending.group.tasks.update(changes.tasks)
+        pending.group.memories.update(changes.memories)
+        snapshot = core.snapshot()
+        state = self._state
+        if pending.arrays_changed:
+            state = self._written(core.version, state.accepted + len(pending.group.accepted), snapshot)
+            fault("after-checkpoint")
+        else:
+            state = CheckpointRow(
+                state.seq, state.file, state.digest, core.version, state.accepted, scalars=snapshot.scalars
+            )
+        if self._archive is not None:
+            pending.group.archived = self._archive.sync()
+        fault("before-ledger")
+        try:
+            self._ledger.commit(pending.group, state, clock(), time.time(), keep=self._keep)
+        except Deposed:
+            if state.seq != self._state.seq:
+                self._files.remove([state.file])
+            raise
+        except OSError as error:
+            if state.seq != self._state.seq and in_doubt(error):
+                self._doubted = [row for row in self._doubted if row.file != state.file] + [state]
+            raise
+        fault("after-ledger")
+        if state.seq != self._state.seq:
+            self._files.supersede_copy(self._state.file)
+            self._kept.append(state.file)
+            gone, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
+            self._files.remove(gone + [row.file for row in self._doubted if row.file != state.file])
+            self._doubted.clear()
+        self._state = state
+        if self._archive is not None:
+            self._archive.committed(snapshot, state.accepted, state.version)
+
+    def _written(self, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
+        """The checkpoint of this state; the arrays of equal counts are equal."""
+        if self._doubted and (self._doubted[-1].version, self._doubted[-1].accepted) == (version, accepted):
+            return replace(self._doubted[-1], scalars=snapshot.scalars)
+        seq, epoch, again = self._state.seq + 1, self._ledger.epoch, len(self._doubted)
+        return _write(self._files, seq, version, accepted, snapshot, epoch=epoch, again=again)
+
+
+def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | None:
+    """What became of a task that the core no longer holds, committed or about to be."""
+    task = pending.group.tasks.get(task_id)
+    if task is None:
+        return ledger.closed_task(task_id)
+    if task.state in OPEN_STATES:
+        return None
+    return ClosedTask(task.task_id, task.participant_id, task.state)  # type: ignore[arg-type]
+
+
+def _write(
+    files: CheckpointFiles, seq: int, version: int, accepted: int, snapshot: Snapshot, *, epoch: int, again: int = 0
+) -> CheckpointRow:
+    fault("before-checkpoint")
+    name = file_name(seq, epoch, again)
+    digest = files.write(name, snapshot.arrays, checkpoint_meta(accepted, version))
+    return CheckpointRow(seq, name, digest, version, accepted, snapshot.scalars)

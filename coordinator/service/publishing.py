@@ -1,0 +1,265 @@
+"""What the coordinator sends: tasks within a window of bytes, receipts and notices as they come.
+
+A task is encoded only when the window has room, and until then it is a reference to an immutable version: a thousand
+tasks of a large model cost one model, not a thousand. What is too large for one message goes out in chunks, one task
+after the other, into a queue of its own; the task itself follows as their manifest, so that no participant waits for
+chunks that never come. Nothing here decides; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Collection
+from concurrent import futures
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from fedmq.broker_config.chunks.sender import ChunkSender, News
+from fedmq.broker_config.faults import fault
+from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.broker_config.transport import Message, Transport
+from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.schemas.chunks import Pieces
+from fedmq.schemas.codec import encode, encode_in_pieces
+from fedmq.schemas.errors import PublishRejected, Unroutable
+from fedmq.schemas.limits import CHUNK_BYTES
+from fedmq.schemas.messages import SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
+from fedmq.schemas.parameters import Parameters
+
+log = logging.getLogger("fedmq.coordinator")
+
+FINISHED_NEWS_S = 600.0
+"""How long the end of a run is news: whoever comes later may have come for the next one."""
+REFUSED_AGAIN_S, REFUSED_TRIES = 0.5, 30
+"""The end of a run that a nack met, as where the participant's queue elects a leader, is told again: nobody else will.
+For longer than a channel is kept that refuses for ever (broker_config.amqp.publisher, rule 7)."""
+_LEAST_EXPIRY_S, _MOST_EXPIRY_S = 60.0, 14 * 24 * 3600.0
+"""Chunks that nobody fetches go away with the task's lease, within these bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPublished:
+    """What became of a task's publish; `error` is None where the broker took it over."""
+
+    task_id: str
+    num_bytes: int
+    error: BaseException | None
+
+
+class Publisher:
+    """Sends to participants. Used from the coordinator's loop; `on_task` is called from the transport's thread."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topology: Topology,
+        *,
+        run_id: str,
+        reply: Reply,
+        window_bytes: int,
+        timeout_s: float,
+        on_task: Callable[[TaskPublished | News], None],
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        self._transport = transport
+        self._exchange = topology.tasks_exchange.name
+        self._run_id = run_id
+        self._reply = reply
+        self._window_bytes = window_bytes
+        self._timeout_s = timeout_s
+        self._on_task = on_task
+        self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
+        self._bytes_in_flight = 0
+        self._unanswered: deque[tuple[Receipt | Notice, Future[None]]] = deque()
+        """Receipts and notices, in the order in which they left; answered ones among them."""
+        self._refused: list[Notice] = []
+        """Ends of the run that got a nack."""
+        self._topology = topology
+        self._max_message_bytes = max_message_bytes
+        self._chunk_bytes = chunk_bytes
+        self._sending: tuple[IssueTask, ChunkSender] | None = None
+        """Whose chunks are going out."""
+
+    @property
+    def versions(self) -> set[int]:
+        """Of the tasks that are not sent yet: they keep these versions' parameters in memory."""
+        held = {command.base_version for command, _ in self._waiting}
+        return held | {self._sending[0].base_version} if self._sending else held
+
+    @property
+    def versions_waiting(self) -> int:
+        """How many model versions wait here to be sent, at most."""
+        if not self._waiting:
+            return 0
+        return min(len(self._waiting), self._waiting[-1][0].base_version - self._waiting[0][0].base_version + 1)
+
+    def task(self, command: IssueTask, parameters: Parameters) -> None:
+        """Send a task with the parameters of its base version, as soon as the window has room."""
+        self._waiting.append((command, parameters))
+
+    def withdraw(self, task_ids: Collection[str]) -> None:
+        """Do not send these tasks any more: they would come after the notices that withdraw them, and be trained in
+        vain. What has left is its participant's to drop."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0].task_id not in task_ids)
+        if self._sending is not None and self._sending[0].task_id in task_ids:
+            sender = self._sending[1]
+            self._sending = None
+            sender.cancel()
+            self._transport.delete_queue(sender.queue.name)
+
+    def withdraw_all(self) -> None:
+        """Send no more: who leads the run next sends what its participants miss, into queues of its own."""
+        self._waiting.clear()
+        if self._sending is not None:
+            self.withdraw({self._sending[0].task_id})
+
+    def pump(self) -> None:
+        """Send waiting tasks while the window has room; one always fits, however large."""
+        while self._waiting and self._sending is None:
+            more_bytes = self._bytes_in_flight + self._waiting[0][1].num_bytes
+            if self._bytes_in_flight and more_bytes > self._window_bytes:
+                return
+            self._send(*self._waiting.popleft())
+
+    def task_done(self, published: TaskPublished) -> None:
+        """Give a task's room in the window back."""
+        self._bytes_in_flight -= published.num_bytes
+        self.pump()
+
+    def _send(self, command: IssueTask, parameters: Parameters) -> None:
+        task = Task(
+            task_id=command.task_id,
+            run_id=self._run_id,
+            participant_id=command.participant_id,
+            base_version=command.base_version,
+            reply=self._reply,
+            training=command.training,
+            lease_s=command.lease_s,
+        )
+        pieces = Pieces(encode_in_pieces(task, parameters))
+        if pieces.num_bytes > self._max_message_bytes:
+            self._send_chunks(command, task, pieces)
+        else:
+            self._publish(task, pieces.read(0, pieces.num_bytes))
+
+    def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces) -> None:
+        """The parameters first, then the task itself."""
+        payload_id = uuid.uuid4().hex  # another for every try: nobody can mistake one's chunks for those of another
+        expires_s = min(max(task.lease_s, _LEAST_EXPIRY_S), _MOST_EXPIRY_S)
+        queue = self._topology.payload(task.participant_id, payload_id, expires_s)
+
+        def done(outcome: ChunkedPayload | BaseException) -> None:
+            self._sending = None
+            if isinstance(outcome, BaseException):
+                self._transport.delete_queue(queue.name)
+                self._on_task(TaskPublished(task.task_id, 0, outcome))
+                return
+            published = self._publish(task.model_copy(update={"chunks": outcome}))
+            published.add_done_callback(lambda sent: sent.exception() and self._transport.delete_queue(queue.name))
+            self.pump()
+
+        sender = ChunkSender(
+            self._transport,
+            queue,
+            payload_id=payload_id,
+            task_id=task.task_id,
+            num_bytes=pieces.num_bytes,
+            chunk_bytes=self._chunk_bytes,
+            read=pieces.read,
+            put=self._on_task,
+            on_done=done,
+        )
+        self._sending = command, sender
+        sender.begin()
+
+    def _publish(self, task: Task, body: bytes | None = None) -> Future[None]:
+        body = encode(task) if body is None else body
+        num_bytes = len(body)
+        self._bytes_in_flight += num_bytes
+        message = Message(
+            exchange=self._exchange,
+            routing_key=task.participant_id,
+            body=body,
+            message_id=task.task_id,
+            correlation_id=task.task_id,
+            headers={"schema_version": SCHEMA_VERSION, "kind": "task"},
+            expiration_s=task.lease_s,
+        )
+        fault("before-task-publish")
+        future = self._transport.publish(message, self._timeout_s)
+        fault("after-task-publish")
+        future.add_done_callback(lambda done: self._on_task(TaskPublished(task.task_id, num_bytes, done.exception())))
+        return future
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Send a verdict; a lost one is repeated when the participant's hello asks for it."""
+        self._small(receipt, receipt.update_id)
+
+    def notice(self, notice: Notice) -> None:
+        """Send news."""
+        self._small(notice, uuid.uuid4().hex, FINISHED_NEWS_S if notice.event == "run_finished" else None)
+
+    def _small(self, message: Receipt | Notice, message_id: str, expiration_s: float | None = None) -> None:
+        future = self._transport.publish(
+            Message(
+                exchange=self._exchange,
+                routing_key=message.participant_id,
+                body=encode(message),
+                message_id=message_id,
+                correlation_id=message.task_id,
+                headers={"schema_version": SCHEMA_VERSION, "kind": message.kind},
+                expiration_s=expiration_s,
+            ),
+            self._timeout_s,
+        )
+        future.add_done_callback(lambda done: _log_failure(message, done.exception()))
+        self._forget_answered()
+        self._unanswered.append((message, future))
+
+    def flush(
+        self,
+        patience_s: float,
+        wait: Callable[..., object] = futures.wait,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> int:
+        """Wait until the broker has answered all receipts and notices, or not the oldest of them for `patience_s`, and
+        tell the end of the run again where it was refused. Returns how many are left: a thousand may wait behind each
+        other, and are worth the time while they leave."""
+        left = self._await_answers(patience_s, wait)
+        for _ in range(REFUSED_TRIES):
+            if left or not self._refused:
+                break
+            pause(REFUSED_AGAIN_S)
+            refused, self._refused = self._refused, []
+            for notice in refused:
+                self.notice(notice)
+            left = self._await_answers(patience_s, wait)
+        return left + len(self._refused)
+
+    def _await_answers(self, patience_s: float, wait: Callable[..., object]) -> int:
+        self._forget_answered()
+        while self._unanswered:
+            future = self._unanswered[0][1]
+            wait([future], patience_s)
+            if not future.done():
+                break
+            self._forget_answered()
+        return len(self._unanswered)
+
+    def _forget_answered(self) -> None:
+        while self._unanswered and self._unanswered[0][1].done():
+            message, future = self._unanswered.popleft()
+            refused = isinstance(future.exception(), PublishRejected)
+            if refused and isinstance(message, Notice) and message.event == "run_finished":
+                self._refused.append(message)
+
+
+def _log_failure(message: Receipt | Notice, error: BaseException | None) -> None:
+    if isinstance(error, Unroutable):
+        log.debug("%s not delivered participant=%s: its queue is gone", message.kind, message.participant_id)
+    elif error is not None:
+        log.warning("%s not delivered participant=%s error=%s", message.kind, message.participant_id, error)

@@ -1,0 +1,336 @@
+"""The coordinator as a service: a run folder, a transport and the decision core, from start to summary."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Transport, TransportState
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.evaluator import Evaluator
+from fedmq.coordinator.service.commit import Committer, Pace
+from fedmq.coordinator.service.intake import Intake
+from fedmq.coordinator.service.leadership import Leadership
+from fedmq.coordinator.service.loop import Clocks, Loop
+from fedmq.coordinator.service.publishing import Publisher
+from fedmq.coordinator.service.standby import Stop, wait_to_lead
+from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
+from fedmq.coordinator.state import checkpoint, epochs
+from fedmq.coordinator.state.archive import Archive
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies.protocol import Strategy
+from fedmq.schemas.codec import Limits
+from fedmq.schemas.errors import Deposed, LedgerLocked, StateError
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.local.allocator import keep_freed_memory
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+
+log = logging.getLogger("fedmq.coordinator")
+
+MOST_PREFETCH = 512
+OPEN_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run stands. `finished` is the reason, None where it can be resumed; `model_path` is set once finished."""
+
+    run_id: str
+    version: int
+    accepted: int
+    discarded: Mapping[str, int]
+    finished: str | None
+    metrics: Mapping[str, float]
+    """Of the last central evaluation that succeeded."""
+    model_path: Path | None
+
+
+class CoordinatorService:
+    """Runs one run, new or resumed. The evaluator belongs to the caller; transports are opened and closed here."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        run: RunSettings,
+        commit: CommitSettings,
+        strategy: Strategy[Any],
+        training: TrainingConfig,
+        connect: Callable[[], Transport],
+        topology: Topology,
+        initial_parameters: Callable[[], Parameters],
+        max_message_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        check_model: Callable[[Parameters], None] | None = None,
+        archive: ArchiveSettings | None = None,
+        evaluator: Evaluator | None = None,
+        export: Callable[[Path], None] | None = None,
+        publish_timeout_s: float = 60.0,
+    ) -> None:
+        """`connect` makes a transport, not open yet: one for each time that this coordinator stands by.
+        `initial_parameters` is asked for a new run only. `check_model` gets the parameters of one that goes on, and
+        raises AppError where they are not those of its model. `export` gets the path of the final .safetensors and
+        writes final.keras beside it."""
+        self._folder = RunFolder(run_dir)
+        self._run_settings = run
+        self._commit_settings = commit
+        self._archive_settings = archive or ArchiveSettings()
+        self._strategy = strategy
+        self._training = training
+        self._connect = connect
+        self._topology = topology
+        self._initial_parameters = initial_parameters
+        self._first: Parameters | None = None
+        self._check_model = check_model
+        self._max_message_bytes = max_message_bytes
+        self._chunk_bytes = min(chunk_bytes, max_message_bytes)
+        self._max_payload_bytes = max_payload_bytes
+        self._evaluator = evaluator
+        self._export = export
+        self._publish_timeout_s = publish_timeout_s
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Commit and leave; the same run can be resumed. From any thread, or a signal handler."""
+        self._stopping = True
+        self._inbox.put(Stop())
+
+    def run(self) -> RunSummary:
+        """Block until the run finishes or `stop` is called: as the active coordinator, or as a standby while there is
+        another one. A run that is finished already only gives its summary.
+
+        Raises ConfigError, StateError or BrokerError where it cannot go on.
+        """
+        if self._is_over():
+            return self._summary()
+        keep_freed_memory()
+        if not self._folder.ledger.exists():
+            self._first = self._initial_parameters()  # whose mistakes should be told now, not when the broker is there
+        try:
+            while not self._term():
+                log.info("standing by again run=%s", self._run_settings.run_id)
+        except OSError as error:  # at the start and at the end; a commit in between is tried again
+            raise StateError(
+                f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk: "
+                "make room, and the same command goes on"
+            ) from error
+        finally:
+            self._folder.release()
+        return self._summary()
+
+    def _is_over(self) -> bool:
+        """Also refuses settings that are not the run's: a standby should hear of it at its start."""
+        reader = open_if_made(self._folder.ledger)
+        if reader is None:
+            return False
+        with reader as ledger:
+            if ledger.is_new():
+                return False
+            refuse_changes(ledger.run().settings, self._settings(), self._folder)
+            over = ledger.run().finished is not None and self._folder.final_parameters.exists()
+        if over:
+            log.info("the run is over already run=%s", self._run_settings.run_id)
+            self._export_model()
+        return over
+
+    def _term(self) -> bool:
+        """Wait for the broker and the lead, and lead the run; False where another coordinator has taken it over."""
+        inbox = self._inbox = SimpleQueue()
+        if self._stopping:
+            return True
+        transport = self._connect()
+        try:
+            if not self._opened(transport, inbox):
+                return True
+            self._folder.acquire(f"{transport.broker_id} with prefix {self._topology.prefix}")
+            leadership = Leadership(transport, self._topology.leader, inbox.put, time.monotonic)
+            if wait_to_lead(leadership, inbox, self._folder) and not self._is_over():
+                with Ledger(self._folder.ledger) as ledger:
+                    if self._take_over(ledger):
+                        self._lead(ledger, transport, leadership)
+                        # Who stands by must not find that the epoch has ended while we still hold the token.
+                        transport.close()
+                        with contextlib.suppress(OSError):  # it is for people only
+                            ledger.leave(time.time())
+        except Deposed as error:
+            log.warning("%s", error)
+            transport.close(0.0)
+            return False
+        finally:
+            transport.close()
+        return True
+
+    def _opened(self, transport: Transport, inbox: SimpleQueue[Any]) -> bool:
+        """Wait for the broker, on a thread of its own so that `stop` can end the wait; False where it did."""
+        opened: Future[None] = Future()
+
+        def news(state: TransportState) -> None:
+            if state.name == "disconnected":  # who is active is open now: the loop consumes again once that is clear
+                transport.stop_consuming(self._topology.control.name)
+                transport.stop_consuming(self._topology.updates.name)
+            inbox.put(state)
+
+        def work() -> None:
+            try:
+                transport.open(self._topology.exchanges, self._topology.coordinator_queues, news)
+            except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+                opened.set_exception(error)
+            else:
+                opened.set_result(None)
+
+        threading.Thread(target=work, name="open-transport", daemon=True).start()
+        while not opened.done() and not self._stopping:
+            wait([opened], OPEN_POLL_S)
+        if not opened.done():
+            return False
+        opened.result()
+        return True
+
+    def _take_over(self, ledger: Ledger) -> bool:
+        """Begin an epoch; False where `stop` comes first."""
+        while not self._stopping:
+            last = ledger.newest_epoch()
+            try:
+                epoch = ledger.take_over(socket.gethostname(), os.getpid(), time.time())
+            except LedgerLocked as error:
+                log.error(
+                    "cannot take over: %s. %s stands still in the middle of a commit: end it with kill -9, and this "
+                    "one goes on; trying again", error, epochs.shown(last) if last else "Another process",
+                )  # fmt: skip
+                continue
+            log.info(
+                "this coordinator is the active one run=%s epoch=%d%s", self._run_settings.run_id, epoch,
+                f", after {epochs.shown(last)}" if last else "",
+            )  # fmt: skip
+            return True
+        return False
+
+    def _lead(self, ledger: Ledger, transport: Transport, leadership: Leadership) -> None:
+        core = open_core(
+            self._folder,
+            ledger,
+            run=self._run_settings,
+            strategy=self._strategy,
+            training=self._training,
+            commit=self._commit_settings,
+            initial_parameters=self._take_first,
+            evaluates=self._evaluator is not None,
+            check_model=self._check_model,
+        )
+        if core.finished is None or not self._folder.final_parameters.exists():
+            # Without a final model a finished run was killed before its goodbye, or in the middle of it.
+            with self._archive(core, ledger) as archive:
+                self._loop(core, ledger, archive, transport, leadership).run()
+        if ledger.run().finished is not None:  # the core knows of it before its commit, which may have been refused
+            self._save_model(core)
+
+    @contextmanager
+    def _archive(self, core: Core, ledger: Ledger) -> Iterator[Archive | None]:
+        if not self._archive_settings.on:
+            yield None
+            return
+        archive = Archive(self._folder.archive, self._archive_settings, ledger)
+        try:
+            archive.open(core.snapshot(), core.accepted, core.version)
+            yield archive
+        finally:
+            archive.close()
+
+    def _loop(
+        self, core: Core, ledger: Ledger, archive: Archive | None, transport: Transport, leadership: Leadership
+    ) -> Loop:
+        run = ledger.run()
+        began_s = time.monotonic() - run.elapsed_s
+        files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
+        budget_bytes = self._commit_settings.memory_budget_bytes
+        # Of updates in chunks only manifests come through the window.
+        fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
+        return Loop(
+            run_id=self._run_settings.run_id,
+            core=core,
+            ledger=ledger,
+            committer=Committer(files, ledger, self._commit_settings.keep_checkpoints, archive),
+            pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
+            transport=transport,
+            topology=self._topology,
+            publisher=Publisher(
+                transport,
+                self._topology,
+                run_id=self._run_settings.run_id,
+                reply=self._strategy.reply,
+                window_bytes=budget_bytes // 2,
+                timeout_s=self._publish_timeout_s,
+                on_task=self._inbox.put,
+                max_message_bytes=self._max_message_bytes,
+                chunk_bytes=self._chunk_bytes,
+            ),
+            intake=Intake(transport, self._topology, put=self._inbox.put, payload_bytes=core.payload_bytes),
+            leadership=leadership,
+            evaluator=self._evaluator,
+            inbox=self._inbox,
+            limits=Limits(max_body_bytes=self._max_message_bytes),
+            payload_limits=Limits(max_body_bytes=self._max_payload_bytes),
+            clocks=Clocks(lambda: time.monotonic() - began_s, time.time),
+        )
+
+    def _take_first(self) -> Parameters:
+        """The new run's parameters, once."""
+        first, self._first = self._first, None
+        return self._initial_parameters() if first is None else first
+
+    def _save_model(self, core: Core) -> None:
+        """Once a run is over; again after a crash in between."""
+        path = self._folder.final_parameters
+        if not path.exists():
+            meta = {
+                "run_id": self._run_settings.run_id,
+                "version": core.version,
+                "non_trainable": sorted(core.parameters.non_trainable),
+            }
+            checkpoint.write(path, core.parameters, meta)
+        self._export_model()
+
+    def _export_model(self) -> None:
+        if self._export is not None and not self._folder.final_model.exists():
+            self._export(self._folder.final_parameters)
+
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self._run_settings, self._strategy, self._training, self._commit_settings)
+
+    def _summary(self) -> RunSummary:
+        run_id = self._run_settings.run_id
+        reader = open_if_made(self._folder.ledger)
+        if reader is None:
+            return RunSummary(run_id, 0, 0, {}, None, {}, None)
+        with reader as ledger, ledger.at_one_moment():
+            finished = None if ledger.is_new() else ledger.run().finished
+            models = [path for path in (self._folder.final_model, self._folder.final_parameters) if path.exists()]
+            metrics = [row.metrics for row in ledger.evaluations() if row.metrics]
+            return RunSummary(
+                run_id=run_id,
+                version=ledger.version(),
+                accepted=ledger.accepted(),
+                discarded=ledger.discarded(),
+                finished=finished,
+                metrics=metrics[-1] if metrics else {},
+                model_path=models[0] if models and finished is not None else None,
+            )

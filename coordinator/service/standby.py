@@ -1,0 +1,86 @@
+"""Until a coordinator is the active one: waiting for the token, and saying whom it waits for."""
+
+from __future__ import annotations
+
+import logging
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from fedmq.broker_config.transport import Delivery, TransportState
+from fedmq.coordinator.service.leadership import Leadership
+from fedmq.coordinator.state import epochs
+from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.rows import EpochRow
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.schemas.errors import BrokerRefused, LedgerError
+
+log = logging.getLogger("fedmq.coordinator")
+
+SURE_AFTER = 2
+"""Tokens that were put into the queue in vain before somebody else is taken to be active."""
+REFUSED_AFTER = 2
+"""More of them, while by this folder's ledger nobody is, before it is taken to be of another folder: whoever is about
+to begin or to end an epoch has the token a moment longer."""
+
+
+class Stop:
+    """In the inbox: commit and leave."""
+
+
+def wait_to_lead(leadership: Leadership, inbox: SimpleQueue[Any], folder: RunFolder) -> bool:
+    """Block until this coordinator is the active one; False where a Stop comes first.
+
+    Raises BrokerRefused where the broker is lost for good, and LedgerError where the active one has another folder.
+    """
+    leadership.begin()
+    waits_for: EpochRow | None = None
+    refused_at = 0
+    while not leadership.active:
+        leadership.pass_time()
+        if leadership.in_vain >= SURE_AFTER:
+            active = _active(folder)
+            if active is None:
+                refused_at = refused_at or leadership.in_vain + REFUSED_AFTER
+                if leadership.in_vain >= refused_at:
+                    raise _of_another_folder(folder)
+            else:
+                refused_at = 0
+                if active != waits_for:
+                    log.info("standby: waiting until %s leaves or dies, to take over", epochs.shown(active))
+                    waits_for = active
+        try:
+            item = inbox.get(timeout=leadership.wait_s())
+        except Empty:
+            item = None
+        if isinstance(item, Stop):
+            return False
+        if isinstance(item, Delivery):
+            leadership.take(item)
+        elif isinstance(item, TransportState):
+            _changed(leadership, item)
+    return True
+
+
+def _changed(leadership: Leadership, state: TransportState) -> None:
+    if state.name == "failed":
+        raise state.error or BrokerRefused(f"the broker is lost for good: {state.detail}")
+    if state.name in ("disconnected", "consumer_lost"):
+        log.warning("broker %s %s", state.name, state.detail)
+        leadership.doubt()
+
+
+def _active(folder: RunFolder) -> EpochRow | None:
+    """Who holds the token, by this folder's ledger."""
+    reader, found = open_if_made(folder.ledger), None
+    if reader is not None:
+        with reader as ledger:
+            found = ledger.newest_epoch()
+    return None if found is None or found.ended_wall_s is not None else found
+
+
+def _of_another_folder(folder: RunFolder) -> LedgerError:
+    return LedgerError(
+        f"another coordinator is active on this broker and prefix, and the run in {folder.path} is not its run: it "
+        "works on another run, or on another copy of this folder. Give each run a broker.prefix of its own; a "
+        "standby needs the very folder of the active one, not a copy"
+    )

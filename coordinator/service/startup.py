@@ -1,0 +1,134 @@
+"""A run's beginning: made new, or taken up where its ledger says that it stopped."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.service.commit import Committer
+from fedmq.coordinator.settings import CommitSettings, RunSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
+from fedmq.schemas.errors import CheckpointError, ConfigError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Array, Parameters
+
+log = logging.getLogger("fedmq.coordinator")
+
+FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
+"""Settings that a run keeps for life, beside its strategy and training: the ledger could not be replayed otherwise."""
+
+
+def open_core(
+    folder: RunFolder,
+    ledger: Ledger,
+    *,
+    run: RunSettings,
+    strategy: Strategy[Any],
+    training: TrainingConfig,
+    commit: CommitSettings,
+    initial_parameters: Callable[[], Parameters],
+    evaluates: bool,
+    check_model: Callable[[Parameters], None] | None = None,
+) -> Core:
+    """The core of a new run, or the restored one of a run that the ledger knows.
+
+    Raises ConfigError where the settings do not fit the run's, CheckpointError where its state is damaged, and what
+    `check_model` raises where the parameters that an unfinished run goes on with are not its model's.
+    """
+    settings = settings_of(run, strategy, training, commit)
+    if ledger.is_new():
+        run_uid = secrets.token_hex(4)
+        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates)
+        files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
+        files.prepare()
+        first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
+        ledger.create(run.run_id, run_uid, settings, time.time(), first)
+        log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
+        return core
+    refuse_changes(ledger.run().settings, settings, folder)
+    snapshot = _load(folder, ledger, commit, strategy)
+    participants = (row.record for row in ledger.participants())
+    core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
+    if check_model is not None and core.finished is None:
+        check_model(core.parameters)
+    ledger.resume(settings)
+    log.info("run resumed run=%s version=%d accepted=%d", run.run_id, core.version, core.accepted)
+    return core
+
+
+def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings, strategy: Strategy[Any]) -> Snapshot:
+    row, run = ledger.checkpoints()[0], ledger.run()
+    files = CheckpointFiles.of(folder, commit, run.run_id, run.run_uid)
+    files.prepare()
+    try:
+        arrays = files.read(row, CheckpointFiles.of_run(folder, run)).arrays
+    except CheckpointError as error:
+        arrays = _rebuild(folder, ledger, files, strategy, error)
+    memories = {
+        f"strategy/{MEMORY}{participant_id}/{tensor}": array
+        for participant_id, remembered in ledger.memories().items()
+        for tensor, array in remembered.items()
+    }
+    return Snapshot(arrays | memories, row.scalars)
+
+
+def _rebuild(
+    folder: RunFolder, ledger: Ledger, files: CheckpointFiles, strategy: Strategy[Any], error: CheckpointError
+) -> dict[str, Array]:
+    """The newest state from the archive. Raises CheckpointError, saying what is lost, where that cannot be."""
+    row, *older_rows = ledger.checkpoints()
+    found = rebuilt(folder, ledger, strategy)
+    if found is None:
+        older = ", ".join(f"{r.file} (version {r.version}, {r.accepted} updates)" for r in older_rows) or "none"
+        raise CheckpointError(
+            f"{error} It holds version {row.version} with {row.accepted} updates; older checkpoints lack updates that "
+            f"were acked since, and no archive has them: {older}"
+        ) from error
+    arrays, source = found
+    log.error(
+        "%s; version %d was made again from %s, the same bit for bit: the run goes on",
+        checkpoint.fault_of(error), row.version, source,
+    )  # fmt: skip
+    try:
+        files.write(row.file, arrays, checkpoint_meta(row.accepted, row.version))
+    except OSError as refused:
+        log.warning("it could not be written again (%s): the next commit does", refused)
+    return arrays
+
+
+def settings_of(
+    run: RunSettings, strategy: Strategy[Any], training: TrainingConfig, commit: CommitSettings
+) -> dict[str, Any]:
+    """As the ledger keeps them."""
+    return {
+        "run": to_jsonable_python(run),
+        "strategy": {"type": type(strategy).__qualname__, **to_jsonable_python(strategy)},
+        "training": to_jsonable_python(training),
+        "commit": to_jsonable_python(commit),
+    }
+
+
+def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise ConfigError where settings that a run keeps for life are others than when it began."""
+    pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
+    for table in ("strategy", "training"):
+        names = [*new[table], *(name for name in old[table] if name not in new[table])]
+        pairs |= {f"{table}.{name}": (old[table].get(name), new[table].get(name)) for name in names}
+    changed = [f"{name} was {was!r} and is now {now!r}" for name, (was, now) in pairs.items() if was != now]
+    if changed:
+        raise ConfigError(
+            f"the run in {folder.path} began with other settings: {'; '.join(changed)}. "
+            "Set them back to continue it, or choose another run_id for a new run"
+        )

@@ -1,0 +1,1 @@
+"""The run's folder on disk: checkpoints, archive, epochs and ledger."""

@@ -1,0 +1,294 @@
+"""The archive: the accepted updates' tensors, kept in the run's folder for replays. Off unless it is asked for.
+
+    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger says where which are
+    archive/<orders>-<epoch>-<token>.safetensors  a base: the whole state after so many updates; replays start there
+
+Rules
+ 1. An update is appended as it is accepted and synced before the transaction of its commit, whose rows say where it is
+    and what its checksum is. What no row names does not count.
+ 2. Each start appends to a file of its own, so that a coordinator that was deposed writes into nobody else's.
+ 3. A file whose sync failed is not synced again: the system may have dropped what it could not write, and the next sync
+    would succeed (as PostgreSQL found in 2018). What no transaction has is copied to a new file, held against its
+    checksums, and that is synced.
+ 4. There is always a base from which everything since is there. A new base is written when a quarter of the limits is
+    used up since the last one, but not before as many bytes of updates as a base costs. Then the oldest base goes, with
+    the updates up to the next one, as long as the limits are exceeded; the newest base and what follows it stay.
+ 5. Nothing goes for its age because a clock was set: within one boot of the machine the clock that nobody sets counts
+    (schemas.local.clocks). Across boots there is no other than the wall's; one that went back makes nothing old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.settings import ArchiveSettings
+from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.state.checkpoint_files import epoch_of
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.strategies.protocol import MEMORY
+from fedmq.schemas.errors import CheckpointError, FedmqError
+from fedmq.schemas.limits import Limits
+from fedmq.schemas.local.clocks import Moment, age_s, moment_now
+from fedmq.schemas.local.durable import sync_folder
+from fedmq.schemas.parameters import Array, Parameters
+from fedmq.schemas.tensors import TENSOR_ALIGNMENT_BYTES, pack, read_entries, spec_of, unpack
+
+log = logging.getLogger("fedmq.coordinator")
+
+PART_OF_LIMIT = 4
+"""A base is written each time that this part of a limit is used up: so much is forgotten at a time."""
+
+
+class Archive:
+    """The writing side, in the coordinator's thread. Everything in it is of one epoch, the ledger's."""
+
+    def __init__(
+        self, folder: Path, settings: ArchiveSettings, ledger: Ledger, now: Callable[[], Moment] = moment_now
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._ledger = ledger
+        self._now = now
+        self._name = ""
+        self._file: int | None = None
+        self._end = 0
+        self._broken = False
+        """A sync of the file has failed."""
+        self._named = False
+        """A transaction may name the file."""
+        self._waiting: list[tuple[int, Parameters]] = []
+        """Accepted, and not written yet because the disk refused."""
+        self._rows: list[ArchivedUpdate] = []
+        """Written, and not in the ledger yet."""
+        self._bases = ledger.bases()
+        self._since_bytes = ledger.archived_bytes(self._bases[-1].accepted) if self._bases else 0
+        self._updates_bytes = ledger.archived_bytes()
+
+    def open(self, snapshot: Snapshot, accepted: int, version: int) -> None:
+        """Begin to append, from the state that the run goes on with. Raises CheckpointError where the disk refuses."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in set(self._folder.iterdir()) - {self._folder / name for name in self._ledger.archive_files()}:
+                if epoch_of(path.name) <= self._ledger.epoch:  # what is newer is somebody's who has taken over since
+                    path.unlink(missing_ok=True)  # of no row
+            if not self._bases or self._ledger.archived_up_to() != accepted:
+                self._add_base(snapshot, accepted, version)  # a new archive, or one that was off for a while
+            self._next_file(accepted)
+        except OSError as error:
+            raise CheckpointError(
+                f"the archive in {self._folder} cannot be written: {error}. Make room, or leave the [archive] table out"
+            ) from error
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def keep(self, order: int, payload: Parameters) -> None:
+        """Append an accepted update. Where the disk refuses, it waits for `sync`."""
+        self._waiting.append((order, payload))
+        with contextlib.suppress(OSError):
+            self._write_waiting()
+
+    def sync(self) -> list[ArchivedUpdate]:
+        """Make all of it durable; rows for the transaction. Raises OSError where the disk refuses: nothing is lost, the
+        next try has the same updates. Raises CheckpointError where it has lost some of them: their updates are still
+        with the broker."""
+        self._write_waiting()
+        if self._rows and self._file is not None:
+            try:
+                os.fsync(self._file)
+            except OSError:
+                self._broken = True
+                raise
+            self._named = True
+        return list(self._rows)
+
+    def committed(self, snapshot: Snapshot, accepted: int, version: int) -> None:
+        """The rows are in the ledger, with this state: forget what is beyond the limits."""
+        new_bytes = sum(row.num_bytes for row in self._rows)
+        self._since_bytes += new_bytes
+        self._updates_bytes += new_bytes
+        self._rows.clear()
+        try:
+            if accepted > self._bases[-1].accepted and self._is_full(self._bases[-1]):
+                self._add_base(snapshot, accepted, version)
+                self._next_file(accepted)
+            self._forget()
+        except OSError as error:
+            log.warning("the archive could not begin a new part, and goes on with the old one: %s", error)
+
+    def _is_full(self, base: Base) -> bool:
+        limit = self._settings.max_bytes
+        full = limit is not None and base.num_bytes + self._since_bytes >= limit // PART_OF_LIMIT
+        return self._is_older(base, PART_OF_LIMIT) or (full and self._since_bytes >= base.num_bytes)
+
+    def _add_base(self, snapshot: Snapshot, accepted: int, version: int) -> None:
+        name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.safetensors"
+        memories = {
+            f"strategy/{MEMORY}{participant_id}/{tensor}": array
+            for participant_id, arrays in self._ledger.memories().items()
+            for tensor, array in arrays.items()
+        }
+        arrays = dict(snapshot.arrays) | memories
+        digest = checkpoint.write(self._folder / name, arrays, {"scalars": dict(snapshot.scalars)})
+        num_bytes = (self._folder / name).stat().st_size
+        base = Base(accepted, version, name, digest, num_bytes, self._now())
+        self._ledger.add_base(base)
+        self._bases = [*(old for old in self._bases if old.accepted < accepted), base]
+        self._since_bytes = 0
+
+    def _forget(self) -> None:
+        while len(self._bases) > 1 and self._beyond_limits():
+            gone = self._ledger.forget_archived(self._bases[1].accepted)
+            self._bases.pop(0)
+            self._updates_bytes = self._ledger.archived_bytes()
+            for name in gone:
+                with contextlib.suppress(OSError):  # of no row any more: the next start removes it
+                    (self._folder / name).unlink()
+
+    def _beyond_limits(self) -> bool:
+        limit = self._settings.max_bytes
+        used = sum(base.num_bytes for base in self._bases) + self._updates_bytes
+        # What follows the oldest base was all accepted before the next one was written.
+        return self._is_older(self._bases[1]) or (limit is not None and used > limit)
+
+    def _is_older(self, base: Base, part: int = 1) -> bool:
+        """Than this part of the limit, as far as the clocks can tell."""
+        limit_s, old_s = self._settings.max_age_s, age_s(base.made, self._now())
+        return limit_s is not None and old_s is not None and old_s > limit_s / part
+
+    def _next_file(self, accepted: int) -> None:
+        self._go_on_in(*self._new_file(accepted))
+
+    def _new_file(self, accepted: int) -> tuple[int, str]:
+        name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.updates"
+        file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            sync_folder(self._folder)
+        except OSError:
+            self._drop(file, name)
+            raise
+        return file, name
+
+    def _drop(self, file: int, name: str) -> None:
+        os.close(file)
+        with contextlib.suppress(OSError):
+            (self._folder / name).unlink()
+
+    def _leave_broken_file(self) -> None:
+        """Go on in a new file, with what no transaction has. Raises OSError where the disk refuses that too."""
+        broken, named = self._folder / self._name, self._named
+        file, name = self._new_file(self._rows[0].accepted_order - 1)
+        rows, end = [], 0
+        try:
+            for row in self._rows:
+                _write_all(file, _bytes_of(broken, row))
+                rows.append(replace(row, file=name, offset=end))
+                end += row.num_bytes
+        except (OSError, CheckpointError) as error:
+            self._drop(file, name)
+            if isinstance(error, OSError):
+                raise
+            raise CheckpointError(
+                f"the disk could not write what was accepted last, and has lost it: {error}. Nothing of it was acked: "
+                "look at the disk, then the same command goes on with what the broker has"
+            ) from error
+        self._go_on_in(file, name, end)
+        self._rows = rows
+        log.warning("the archive goes on in %s: the disk could not write the end of %s", name, broken.name)
+        if not named:
+            with contextlib.suppress(OSError):
+                broken.unlink()
+
+    def _go_on_in(self, file: int, name: str, end: int = 0) -> None:
+        self.close()
+        self._file, self._name, self._end = file, name, end
+        self._broken = self._named = False
+
+    def _write_waiting(self) -> None:
+        if self._broken:
+            self._leave_broken_file()
+        assert self._file is not None
+        while self._waiting:
+            order, payload = self._waiting[0]
+            pieces = _pieces(payload)
+            crc, length = 0, 0
+            for piece in pieces:
+                crc, length = zlib.crc32(piece, crc), length + memoryview(piece).nbytes
+            try:
+                os.lseek(self._file, self._end, os.SEEK_SET)
+                for piece in pieces if length > _JOINED_BYTES else [b"".join(pieces)]:
+                    _write_all(self._file, memoryview(piece))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._end)
+                raise
+            self._rows.append(ArchivedUpdate(order, self._name, self._end, length, crc))
+            self._end += length
+            self._waiting.pop(0)
+
+
+_JOINED_BYTES = 1024**2
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data.nbytes:
+        data = data[os.write(file, data) :]
+
+
+def _pieces(payload: Parameters) -> list[memoryview | bytes]:
+    """8 bytes little-endian header length, the header (JSON, padded), the tensors as schemas.tensors lays them."""
+    entries = [[t.name, t.dtype, list(t.shape), t.trainable] for t in spec_of(payload)]
+    header = json.dumps(entries).encode()
+    header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT_BYTES)
+    return [len(header).to_bytes(8, "little") + header, *pack(payload)]
+
+
+def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
+    """An archived update's tensors, checked. Raises CheckpointError where they are damaged or gone."""
+    path = folder / row.file
+    data = _bytes_of(path, row)
+    length = int.from_bytes(data[:8], "little")
+    names = ("name", "dtype", "shape", "trainable")
+    try:
+        entries = [
+            dict(zip(names, (e[0], e[1], tuple(e[2]), e[3]), strict=True))
+            for e in json.loads(bytes(data[8 : 8 + length]))
+        ]
+        spec = read_entries(entries, Limits(max_tensors=2**31))
+        return unpack(data[8 + length :], spec)
+    except (FedmqError, ValueError, LookupError) as error:
+        raise CheckpointError(f"update {row.accepted_order} in {path} is of another fedmq: {error}") from error
+
+
+def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            file.seek(row.offset)
+            data = memoryview(file.read(row.num_bytes))
+    except OSError as error:
+        raise CheckpointError(f"update {row.accepted_order} cannot be read from the archive: {error}") from error
+    if data.nbytes != row.num_bytes or zlib.crc32(data) != row.crc32:
+        raise CheckpointError(f"update {row.accepted_order} is damaged in the archive: {path}, byte {row.offset}")
+    return data
+
+
+def read_base(folder: Path, base: Base) -> Snapshot:
+    """The state that a base holds. Raises CheckpointError where it is damaged or gone."""
+    found = checkpoint.read(folder / base.file, base.digest)
+    arrays: Mapping[str, Array] = found.arrays
+    scalars: Mapping[str, Any] = found.meta["scalars"]
+    return Snapshot(arrays, scalars)

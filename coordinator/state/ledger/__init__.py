@@ -1,0 +1,1 @@
+"""The ledger. This is the only room that imports sqlite3."""

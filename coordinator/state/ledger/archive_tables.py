@@ -1,0 +1,108 @@
+"""The ledger's tables of the archive, and the digests of all states: what a replay starts from and is held against."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import astuple
+from typing import Any
+
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
+from fedmq.schemas.local.clocks import Moment
+
+TABLES = """
+CREATE TABLE states(                -- the state after each commit that changed it, for ever
+    accepted INTEGER NOT NULL,      -- how many updates are inside
+    version INTEGER NOT NULL,
+    digest TEXT NOT NULL,           -- its checkpoint's
+    PRIMARY KEY (accepted, version)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE archive_bases(
+    accepted INTEGER PRIMARY KEY,
+    version INTEGER NOT NULL,
+    file TEXT NOT NULL,             -- inside archive/
+    digest TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    wall_s REAL NOT NULL,           -- when it was made: schemas.local.clocks.Moment
+    boot_s REAL NOT NULL,
+    boot_id TEXT NOT NULL
+) STRICT;
+CREATE TABLE archive_updates(
+    accepted_order INTEGER PRIMARY KEY,
+    file TEXT NOT NULL,             -- inside archive/
+    offset INTEGER NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL
+) STRICT;
+"""
+
+
+class ArchiveReader:
+    """What a LedgerReader says of the archive."""
+
+    @abstractmethod
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]: ...
+
+    def states(self) -> dict[tuple[int, int], str]:
+        """(updates inside, version) -> digest of every state that was committed."""
+        return {(n, version): digest for n, version, digest in self._rows("SELECT * FROM states")}
+
+    def bases(self) -> list[Base]:
+        """Oldest first."""
+        rows = self._rows("SELECT * FROM archive_bases ORDER BY accepted")
+        return [
+            Base(accepted, version, file, digest, num_bytes, Moment(*made))
+            for accepted, version, file, digest, num_bytes, *made in rows
+        ]
+
+    def archived(self, after: int, up_to: int) -> list[ArchivedUpdate]:
+        """Where the tensors are of the updates above `after`, up to `up_to`, as far as they are kept."""
+        query = "SELECT * FROM archive_updates WHERE accepted_order > ? AND accepted_order <= ? ORDER BY 1"
+        return [ArchivedUpdate(*row) for row in self._rows(query, after, up_to)]
+
+    def archived_up_to(self) -> int:
+        """How many updates the newest base and what follows it hold."""
+        updates = self._rows("SELECT coalesce(max(accepted_order), 0) FROM archive_updates")[0][0]
+        return max(int(updates), *(base.accepted for base in self.bases()), 0)
+
+    def archived_bytes(self, after: int = 0) -> int:
+        """Of the updates above `after`."""
+        query = "SELECT coalesce(sum(num_bytes), 0) FROM archive_updates WHERE accepted_order > ?"
+        return int(self._rows(query, after)[0][0])
+
+    def archive_files(self) -> set[str]:
+        """All files that a row names."""
+        return {name for (name,) in self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")}
+
+
+class ArchiveWriter(ArchiveReader):
+    """What a Ledger writes of the archive, apart from the rows of a commit."""
+
+    @abstractmethod
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
+
+    def add_base(self, base: Base) -> None:
+        """A state from which a replay can start from now on."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO archive_bases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (base.accepted, base.version, base.file, base.digest, base.num_bytes, *astuple(base.made)),
+            )
+
+    def forget_archived(self, base: int) -> set[str]:
+        """Drop the rows of what came before the base of so many updates; the files that no row names any more."""
+        before = self.archive_files()
+        with self._transaction() as db:
+            db.execute("DELETE FROM archive_bases WHERE accepted < ?", (base,))
+            db.execute("DELETE FROM archive_updates WHERE accepted_order <= ?", (base,))
+        return before - self.archive_files()
+
+
+def put_archived(db: sqlite3.Connection, rows: Sequence[ArchivedUpdate]) -> None:
+    """In the transaction of their commit."""
+    db.executemany(
+        "INSERT INTO archive_updates VALUES (?, ?, ?, ?, ?)",
+        [(row.accepted_order, row.file, row.offset, row.num_bytes, row.crc32) for row in rows],
+    )

@@ -1,0 +1,42 @@
+"""What a strategy remembers of each participant (strategies.base), as rows of the ledger: one for each tensor."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.parameters import Array
+from fedmq.schemas.tensors import DTYPES
+
+Memories = Mapping[str, Mapping[str, Array]]
+"""participant -> tensor -> array."""
+Row = tuple[str, str, str, str, int, Any]
+"""participant_id, tensor, dtype, shape, crc32, bytes."""
+
+
+def to_rows(memories: Memories) -> Iterator[Row]:
+    """Rows for the table `memories`; contiguous little-endian arrays are not copied."""
+    for participant_id, arrays in memories.items():
+        for name, array in arrays.items():
+            plain = np.ascontiguousarray(array, dtype=DTYPES[array.dtype.name])
+            data = plain.reshape(-1).view(np.uint8).data
+            yield participant_id, name, array.dtype.name, json.dumps(array.shape), zlib.crc32(data), data
+
+
+def from_rows(rows: Iterable[Row]) -> dict[str, dict[str, Array]]:
+    """The memories again, read-only; raises LedgerError for a row that was altered."""
+    memories: dict[str, dict[str, Array]] = {}
+    for participant_id, name, dtype, shape, crc, data in rows:
+        if zlib.crc32(data) != crc:
+            raise LedgerError(
+                f"the ledger's memory of participant {participant_id!r}, tensor {name!r}, is damaged. Restore the run "
+                "folder from a backup, or start a new run_id."
+            )
+        array = np.frombuffer(data, DTYPES[dtype]).reshape(json.loads(shape))
+        memories.setdefault(participant_id, {})[name] = array
+    return memories

@@ -1,0 +1,274 @@
+"""Reading a ledger: what a run has come to, for the coordinator itself, for people and for studies.
+
+Any number of `LedgerReader`s read while one `Ledger` (coordinator.state.ledger.writer) writes. Each is used from the
+thread that opened it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+from fedmq.coordinator.decisions.events import ClosedTask
+from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
+from fedmq.coordinator.state import epochs
+from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader
+from fedmq.coordinator.state.ledger.memory_rows import from_rows
+from fedmq.coordinator.state.ledger.rows import (
+    CheckpointRow,
+    EpochRow,
+    EvaluationRow,
+    FederatedMetricsRow,
+    ParticipantRow,
+    RunRow,
+    UpdateRow,
+    Verdict,
+    VersionRow,
+)
+from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION
+from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.parameters import Array
+
+ADVICE = "Restore the run folder from a backup, or start a new run_id."
+_TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
+_UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
+
+
+class LedgerReader(ArchiveReader):
+    """Read-only access to a ledger, also while a coordinator writes it.
+
+    Raises LedgerError where the file is missing, corrupt, not a ledger, or of another format than this fedmq's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = self._connect()
+        with self._guarded():
+            application_id = self._db.execute("PRAGMA application_id").fetchone()[0]
+            ledger_version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if application_id != APPLICATION_ID:
+            self.close()
+            raise LedgerError(f"{path} is not a fedmq ledger: name the folder of a run")
+        if ledger_version != LEDGER_VERSION:
+            self.close()
+            raise LedgerError(
+                f"ledger {path} has format {ledger_version}, this fedmq reads {LEDGER_VERSION}: use the fedmq that "
+                "wrote it"
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.path.is_file():
+            raise LedgerError(f"there is no ledger at {self.path}: the run has not started yet, or the folder is wrong")
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"ledger {self.path} cannot be used: {error}. {ADVICE}") from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
+
+    def run(self) -> RunRow:
+        """The run's own row."""
+        rows = self._rows(
+            "SELECT run_id, run_uid, settings, created_wall_s, elapsed_s, committed_wall_s, finished FROM run"
+        )
+        if not rows:
+            raise LedgerError(f"ledger {self.path} holds no run: it was never filled; remove it and start again")
+        run_id, run_uid, settings, *rest = rows[0]
+        return RunRow(run_id, run_uid, json.loads(settings), *rest)
+
+    def is_new(self) -> bool:
+        """Whether no run was created in it yet."""
+        return not self._rows("SELECT 1 FROM run")
+
+    def newest_epoch(self) -> EpochRow | None:
+        """The coordinator that is active, or was the last one; None before the first."""
+        with self._guarded():
+            return epochs.newest(self._db)
+
+    def checkpoints(self) -> list[CheckpointRow]:
+        """The kept ones, newest first; the first is the run's state."""
+        rows = self._rows("SELECT seq, file, digest, version, accepted, scalars FROM checkpoints ORDER BY seq DESC")
+        return [
+            CheckpointRow(seq, file, digest, v, n, json.loads(scalars)) for seq, file, digest, v, n, scalars in rows
+        ]
+
+    def version(self) -> int:
+        """The newest committed version; 0 is the initial model."""
+        return int(self._rows("SELECT coalesce(max(version), 0) FROM versions")[0][0])
+
+    def versions(self, after: int = 0) -> list[VersionRow]:
+        """Versions above `after`, in order."""
+        query = "SELECT version, num_updates, run_s, wall_s FROM versions WHERE version > ? ORDER BY version"
+        return [VersionRow(*row) for row in self._rows(query, after)]
+
+    def evaluations(self) -> list[EvaluationRow]:
+        """All central evaluations, in the order in which they arrived."""
+        rows = self._rows("SELECT version, metrics, detail, run_s, wall_s FROM evaluations ORDER BY id")
+        return [EvaluationRow(row[0], json.loads(row[1]), *row[2:]) for row in rows]
+
+    def updates(self, after: int = 0, limit: int = -1) -> list[UpdateRow]:
+        """Accepted updates whose order is above `after`, in the order that a replay follows; limit -1 is none."""
+        return self._updates("accepted_order > ?", after, limit=limit)
+
+    def _updates(self, where: str, *values: object, limit: int = -1) -> list[UpdateRow]:
+        fields = ", ".join(_UPDATE_FIELDS)
+        query = f"SELECT {fields} FROM updates WHERE {where} ORDER BY accepted_order LIMIT ?"  # noqa: S608
+        rows = (dict(zip(_UPDATE_FIELDS, row, strict=True)) for row in self._rows(query, *values, limit))
+        return [UpdateRow(**{**row, "metrics": json.loads(row["metrics"])}) for row in rows]
+
+    def federated_metrics(self, after: int = 0) -> list[FederatedMetricsRow]:
+        """For each version above `after`, in order, the mean metrics of the updates inside."""
+        rows = self._rows(
+            "SELECT version, num_examples, metrics FROM updates WHERE version > ? ORDER BY version, accepted_order",
+            after,
+        )
+        return [
+            FederatedMetricsRow(version, len(updates), _means([(n, json.loads(text)) for _, n, text in updates]))
+            for version, updates in ((version, list(group)) for version, group in groupby(rows, lambda row: row[0]))
+        ]
+
+    def updates_in(self, version: int) -> list[UpdateRow]:
+        """The updates that made a version, in the order in which they were accepted."""
+        return self._updates("version = ?", version)
+
+    def accepted_tasks(self) -> list[TaskRecord]:
+        """Tasks whose update was accepted, in order of issue."""
+        query = f"SELECT {', '.join(_TASK_FIELDS)} FROM tasks WHERE state = 'accepted' ORDER BY seq"  # noqa: S608
+        return [TaskRecord(*row) for row in self._rows(query)]
+
+    def tasks_without_update(self) -> dict[str, dict[str, int]]:
+        """participant -> how many of its tasks it `declined`, and how many `lapsed` and came to nothing."""
+        rows = self._rows(
+            "SELECT participant_id, iif(state = 'declined', 'declined', 'lapsed'), count(*) FROM tasks "
+            "WHERE state IN ('declined', 'lapsed') OR (state = 'withdrawn' AND "
+            "(detail LIKE 'lapsed, and too stale%' OR detail LIKE 'more than % lapsed tasks')) GROUP BY 1, 2"
+        )
+        found: dict[str, dict[str, int]] = {}
+        for participant_id, kind, count in rows:
+            found.setdefault(participant_id, {})[kind] = count
+        return found
+
+    def discarded_updates(self) -> list[tuple[str, str]]:
+        """(update_id, reason) of the discarded updates that could be decoded, in the order in which they came."""
+        return self._rows("SELECT update_id, reason FROM discards WHERE update_id IS NOT NULL ORDER BY id")
+
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """All that is read inside is of one commit, whatever a coordinator writes meanwhile."""
+        with self._guarded():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
+    def accepted(self) -> int:
+        """How many updates were accepted."""
+        return int(self._rows("SELECT count(*) FROM updates")[0][0])
+
+    def accepted_by_participant(self) -> dict[str, int]:
+        """Accepted updates of each participant that has any."""
+        return dict(self._rows("SELECT participant_id, count(*) FROM updates GROUP BY participant_id ORDER BY 1"))
+
+    def discarded(self) -> dict[str, int]:
+        """Discarded updates by reason, most frequent first."""
+        return dict(self._rows("SELECT reason, count(*) AS n FROM discards GROUP BY reason ORDER BY n DESC, reason"))
+
+    def staleness(self) -> dict[int, int]:
+        """Histogram: accepted updates by staleness."""
+        return dict(self._rows("SELECT staleness, count(*) FROM updates GROUP BY staleness ORDER BY staleness"))
+
+    def participants(self) -> list[ParticipantRow]:
+        """All known participants by id; how long ago each was seen is `run().elapsed_s - record.last_seen_s`."""
+        rows = self._rows("SELECT record, wall_s FROM participants ORDER BY participant_id")
+        return [ParticipantRow(_participant(record), wall_s) for record, wall_s in rows]
+
+    def open_tasks(self) -> list[TaskRecord]:
+        """Tasks whose update is still welcome, in order of issue."""
+        states = ", ".join(repr(state) for state in sorted(OPEN_STATES))
+        query = f"SELECT {', '.join(_TASK_FIELDS)} FROM tasks WHERE state IN ({states}) ORDER BY seq"  # noqa: S608
+        return [TaskRecord(*row) for row in self._rows(query)]
+
+    def memories(self) -> dict[str, dict[str, Array]]:
+        """What the strategy remembers of each participant, as `Changes.memories` gave it; LedgerError where damaged."""
+        return from_rows(
+            self._rows("SELECT participant_id, tensor, dtype, shape, crc32, bytes FROM memories ORDER BY rowid")
+        )
+
+    def closed_task(self, task_id: str) -> ClosedTask | None:
+        """What became of a task that the core no longer holds; None for one that never was, or is open."""
+        rows = self._rows("SELECT participant_id, state FROM tasks WHERE task_id = ?", task_id)
+        if not rows or rows[0][1] in OPEN_STATES:
+            return None
+        return ClosedTask(task_id, *rows[0])
+
+    def verdict(self, task_id: str) -> Verdict | None:
+        """What a receipt for this task says; None for one that never was, or is open."""
+        task = self.closed_task(task_id)
+        if task is None:
+            return None
+        found = self._rows("SELECT update_id, version FROM updates WHERE task_id = ?", task_id)
+        if found:
+            return Verdict(task_id, task.participant_id, "accepted", *found[0])
+        found = self._rows("SELECT update_id, reason FROM discards WHERE task_id = ? ORDER BY id LIMIT 1", task_id)
+        if found:
+            return Verdict(task_id, task.participant_id, "discarded", found[0][0], None, found[0][1])
+        detail = self._rows("SELECT detail FROM tasks WHERE task_id = ?", task_id)[0][0]
+        return Verdict(task_id, task.participant_id, task.state, detail=detail)
+
+
+def open_if_made(path: Path) -> LedgerReader | None:
+    """A reader; None where there is no ledger yet, or another process is just making it."""
+    if not path.is_file():
+        return None
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        if is_empty(db):
+            return None
+    except sqlite3.DatabaseError:
+        pass  # the reader says what is wrong
+    finally:
+        db.close()
+    return LedgerReader(path)
+
+
+def is_empty(db: sqlite3.Connection) -> bool:
+    """Whether nothing was ever made in it."""
+    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+
+
+def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Of each metric, weighted by the examples behind it: by their parts of the whole, so that no sum overflows."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for _, metrics in updates for name in metrics):
+        values = [(n, metrics[name]) for n, metrics in updates if name in metrics]
+        total = sum(n for n, _ in values)
+        means[name] = math.fsum(n / total * value for n, value in values)
+    return means
+
+
+def _participant(text: str) -> ParticipantRecord:
+    fields = json.loads(text)
+    return ParticipantRecord(**{**fields, "replies": tuple(fields["replies"])})

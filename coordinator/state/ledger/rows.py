@@ -1,0 +1,169 @@
+"""What goes into the ledger and comes out of it, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmq.coordinator.decisions.events import Accept, Discard, EvaluationArrived, NewVersion
+from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
+from fedmq.schemas.local.clocks import Moment
+from fedmq.schemas.parameters import Array
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """The run as its ledger knows it. `finished` is the reason, None while it goes on."""
+
+    run_id: str
+    run_uid: str
+    settings: Mapping[str, Any]
+    created_wall_s: float
+    elapsed_s: float
+    committed_wall_s: float
+    finished: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One coordinator's time as the active one. `ended_wall_s` is None until it leaves by itself: it works, or was
+    killed, or another one took over."""
+
+    epoch: int
+    host: str
+    pid: int
+    began_wall_s: float
+    ended_wall_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """One commit's arrays (a file) and scalars (here)."""
+
+    seq: int
+    file: str
+    digest: str
+    version: int
+    accepted: int
+    scalars: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedUpdate:
+    """Where the tensors of an accepted update are (coordinator.state.archive)."""
+
+    accepted_order: int
+    file: str
+    offset: int
+    num_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A file of the archive that holds the state after `accepted` updates."""
+
+    accepted: int
+    version: int
+    file: str
+    digest: str
+    num_bytes: int
+    made: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """When something happened: run time, and Unix time for people."""
+
+    run_s: float
+    wall_s: float
+
+
+@dataclass(slots=True)
+class Group:
+    """Everything that one transaction writes."""
+
+    accepted: list[tuple[Accept, Stamp]] = field(default_factory=list)
+    versions: list[tuple[NewVersion, Stamp]] = field(default_factory=list)
+    discards: list[tuple[Discard, Stamp]] = field(default_factory=list)
+    evaluations: list[tuple[EvaluationArrived, Stamp]] = field(default_factory=list)
+    participants: dict[str, ParticipantRecord] = field(default_factory=dict)
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+    memories: dict[str, Mapping[str, Array]] = field(default_factory=dict)
+    archived: list[ArchivedUpdate] = field(default_factory=list)
+    finished: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a task: accepted (in `version`, None while buffered), discarded (why), or over without one."""
+
+    task_id: str
+    participant_id: str
+    state: ClosedState
+    update_id: str | None = None
+    version: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One point of the curve of versions."""
+
+    version: int
+    num_updates: int
+    run_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One central evaluation; no metrics means that it failed, with `detail`."""
+
+    version: int
+    metrics: Mapping[str, float]
+    detail: str
+    run_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedMetricsRow:
+    """What the participants of one version reported: each metric's mean, weighted by `num_examples`, over those of its
+    updates that have it. It says how local training went on local data; it is no evaluation of the version."""
+
+    version: int
+    num_updates: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRow:
+    """One accepted update. `weight` and `version` are None while no version holds it."""
+
+    accepted_order: int
+    update_id: str
+    task_id: str
+    participant_id: str
+    base_version: int
+    staleness: int
+    client_weight: float
+    weight: float | None
+    version: int | None
+    num_examples: int
+    num_steps: int
+    metrics: Mapping[str, float]
+    train_s: float
+    run_s: float
+    wall_s: float
+    arrival_group: int | None = None
+    """That it came in time for; None where it came late, or where the strategy has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantRow:
+    """A participant as of the last commit that changed it."""
+
+    record: ParticipantRecord
+    wall_s: float

@@ -1,0 +1,114 @@
+"""The ledger's tables. `run_s` is run time (coordinator/events.py); `wall_s` is Unix time, for people to read."""
+
+from __future__ import annotations
+
+from fedmq.coordinator.state.ledger import archive_tables as ledger_archive
+
+APPLICATION_ID = 0x66656D71
+"""SQLite's application_id of a ledger: the letters "femq"."""
+LEDGER_VERSION = 5
+"""SQLite's user_version: raise it with every change of the tables."""
+
+TABLES = """
+CREATE TABLE run(
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    run_id TEXT NOT NULL,
+    run_uid TEXT NOT NULL,
+    settings TEXT NOT NULL,         -- JSON, as the run was created or last resumed
+    created_wall_s REAL NOT NULL,
+    elapsed_s REAL NOT NULL,        -- run time at the last commit
+    committed_wall_s REAL NOT NULL,
+    finished TEXT                   -- the reason, NULL while the run goes on
+) STRICT;
+CREATE TABLE epochs(                -- each coordinator's time as the active one; only the newest may write
+    epoch INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    began_wall_s REAL NOT NULL,
+    ended_wall_s REAL               -- NULL until it leaves by itself
+) STRICT;
+CREATE TABLE checkpoints(           -- the newest row is the state; older ones go with their files
+    seq INTEGER PRIMARY KEY,
+    file TEXT NOT NULL,             -- inside checkpoints/
+    digest TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    accepted INTEGER NOT NULL,      -- the order of the last update inside
+    scalars TEXT NOT NULL,          -- JSON: what the decision core knows besides arrays
+    run_s REAL NOT NULL,
+    wall_s REAL NOT NULL
+) STRICT;
+CREATE TABLE versions(
+    version INTEGER PRIMARY KEY,
+    num_updates INTEGER NOT NULL,
+    run_s REAL NOT NULL,
+    wall_s REAL NOT NULL,
+    checkpoint INTEGER NOT NULL     -- the first checkpoint that holds it: checkpoints.seq
+) STRICT;
+CREATE TABLE updates(               -- accepted ones; the primary key is the order that a replay follows
+    accepted_order INTEGER PRIMARY KEY,
+    update_id TEXT NOT NULL UNIQUE,
+    task_id TEXT NOT NULL UNIQUE,
+    participant_id TEXT NOT NULL,
+    base_version INTEGER NOT NULL,
+    staleness INTEGER NOT NULL,
+    client_weight REAL NOT NULL,
+    weight REAL,                    -- NULL until a version holds it
+    version INTEGER,                -- likewise
+    num_examples INTEGER NOT NULL,
+    num_steps INTEGER NOT NULL,
+    metrics TEXT NOT NULL,
+    train_s REAL NOT NULL,
+    run_s REAL NOT NULL,
+    wall_s REAL NOT NULL,
+    arrival_group INTEGER           -- that it came in time for; NULL where it came late, or there are none
+) STRICT;
+CREATE TABLE discards(
+    id INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    update_id TEXT,                 -- NULL where the update could not be decoded, as the next three
+    task_id TEXT,
+    participant_id TEXT,
+    base_version INTEGER,
+    staleness INTEGER,
+    run_s REAL NOT NULL,
+    wall_s REAL NOT NULL
+) STRICT;
+CREATE INDEX discards_by_task ON discards(task_id) WHERE task_id IS NOT NULL;
+CREATE TABLE tasks(
+    seq INTEGER PRIMARY KEY,
+    task_id TEXT NOT NULL UNIQUE,
+    participant_id TEXT NOT NULL,
+    base_version INTEGER NOT NULL,
+    issued_s REAL NOT NULL,
+    lease_until_s REAL NOT NULL,
+    state TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    sent_s REAL NOT NULL,
+    repeats INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tasks_open ON tasks(state) WHERE state IN ('out', 'lapsed');
+CREATE TABLE participants(
+    participant_id TEXT PRIMARY KEY,
+    record TEXT NOT NULL,           -- JSON of coordinator.decisions.records.ParticipantRecord
+    wall_s REAL NOT NULL            -- of the last commit that changed the record
+) STRICT, WITHOUT ROWID;
+CREATE TABLE memories(              -- what the strategy remembers of each participant, as of the newest checkpoint
+    participant_id TEXT NOT NULL,
+    tensor TEXT NOT NULL,
+    dtype TEXT NOT NULL,
+    shape TEXT NOT NULL,            -- JSON
+    crc32 INTEGER NOT NULL,
+    bytes BLOB NOT NULL,            -- little-endian
+    PRIMARY KEY (participant_id, tensor)
+) STRICT;
+CREATE TABLE evaluations(
+    id INTEGER PRIMARY KEY,
+    version INTEGER NOT NULL,
+    metrics TEXT NOT NULL,
+    detail TEXT NOT NULL,           -- why there are no metrics, where there are none
+    run_s REAL NOT NULL,
+    wall_s REAL NOT NULL
+) STRICT;
+"""
+TABLES += ledger_archive.TABLES

@@ -1,0 +1,204 @@
+"""The ledger: a SQLite file that says which updates, with which staleness and weight, made each model version.
+
+One `Ledger` writes (WAL, synchronous=FULL, one transaction a commit, in its own epoch: coordinator.state.epochs),
+from the thread that opened it; any number of `LedgerReader`s (coordinator.state.ledger.reader) read meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
+from fedmq.coordinator.state import epochs
+from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
+from fedmq.coordinator.state.ledger.memory_rows import to_rows
+from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, is_empty
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group
+from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
+from fedmq.schemas.errors import LedgerError, LedgerLocked
+
+_PARTICIPANT_FIELDS = tuple(ParticipantRecord.__dataclass_fields__)
+_TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
+
+
+class Ledger(LedgerReader, ArchiveWriter):
+    """The one writer, from `take_over` until somebody else takes over: then every transaction raises Deposed."""
+
+    epoch = 0
+    """Our own."""
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            if is_empty(db):
+                _fill(db)
+        except sqlite3.DatabaseError as error:
+            db.close()
+            raise LedgerError(f"ledger {self.path} cannot be used: {error}. {ADVICE}") from error
+        return db
+
+    def take_over(self, host: str, pid: int, wall_s: float) -> int:
+        """Begin an epoch, which is this ledger's own from now on; `host`, `pid` and `wall_s` are for people. Comes
+        before anything is read that a decision rests on.
+
+        Raises OSError where the disk refuses, LedgerLocked where another process stands still in the middle of a
+        transaction.
+        """
+        try:
+            with self._transaction(fenced=False) as db:
+                epoch = epochs.begin(db, host, pid, wall_s)
+        except OSError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise LedgerLocked(str(error)) from error
+            raise
+        self.epoch = epoch
+        return epoch
+
+    def check_epoch(self) -> None:
+        """Raise Deposed where somebody else has taken over."""
+        with self._guarded():
+            epochs.check(self._db, self.epoch)
+
+    def leave(self, wall_s: float) -> None:
+        """Note that the epoch is left on purpose, also where somebody else has begun the next one meanwhile. It is for
+        people, and says nothing of the run."""
+        with self._transaction(fenced=False) as db:
+            epochs.end(db, self.epoch, wall_s)
+
+    def create(
+        self, run_id: str, run_uid: str, settings: Mapping[str, Any], wall_s: float, first: CheckpointRow
+    ) -> None:
+        """Write the run's row and its version 0, in one transaction."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO run VALUES (1, ?, ?, ?, ?, 0.0, ?, NULL)",
+                (run_id, run_uid, json.dumps(settings), wall_s, wall_s),
+            )
+            self._put_checkpoint(db, first, 0.0, wall_s)
+
+    def resume(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings that the run goes on with."""
+        with self._transaction() as db:
+            db.execute("UPDATE run SET settings = ?", (json.dumps(settings),))
+
+    def commit(self, group: Group, state: CheckpointRow, run_s: float, wall_s: float, keep: int = 2) -> None:
+        """One transaction. `state` with the newest row's `seq` renews its scalars, with a higher one it is a new row,
+        and the newest `keep` rows stay.
+
+        Raises OSError where the disk refuses (full, for instance: nothing was written, try again), LedgerError
+        where the file is damaged, and Deposed where somebody else has taken over: nothing was written then either.
+        """
+        with self._transaction() as db:
+            self._put_checkpoint(db, state, run_s, wall_s)
+            db.execute("DELETE FROM checkpoints WHERE seq <= ?", (state.seq - keep,))
+            db.executemany(
+                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, ?, ?, ?, ?, ?, ?, ?)",
+                _update_values(group),
+            )
+            db.executemany(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+                [(n.version, len(n.update_ids), at.run_s, at.wall_s, state.seq) for n, at in group.versions],
+            )
+            db.executemany(
+                "UPDATE updates SET version = ?, weight = ? WHERE update_id = ?",
+                [
+                    (new.version, weight, update_id)
+                    for new, _ in group.versions
+                    for update_id, weight in zip(new.update_ids, new.weights, strict=True)
+                ],
+            )
+            db.executemany("INSERT INTO discards VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _discard_values(group))
+            db.executemany(
+                "INSERT INTO evaluations VALUES (NULL, ?, ?, ?, ?, ?)",
+                [
+                    (e.version, json.dumps(dict(e.metrics)), e.detail, at.run_s, at.wall_s)
+                    for e, at in group.evaluations
+                ],
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO tasks VALUES (:seq, :task_id, :participant_id, :base_version, :issued_s, "
+                ":lease_until_s, :state, :detail, :sent_s, :repeats)",
+                [{name: getattr(task, name) for name in _TASK_FIELDS} for task in group.tasks.values()],
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO participants VALUES (?, ?, ?)",
+                [
+                    (p.participant_id, json.dumps({name: getattr(p, name) for name in _PARTICIPANT_FIELDS}), wall_s)
+                    for p in group.participants.values()
+                ],
+            )
+            db.executemany("INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", to_rows(group.memories))
+            put_archived(db, group.archived)
+            db.execute(
+                "UPDATE run SET elapsed_s = ?, committed_wall_s = ?, finished = ?", (run_s, wall_s, group.finished)
+            )
+
+    @staticmethod
+    def _put_checkpoint(db: sqlite3.Connection, row: CheckpointRow, run_s: float, wall_s: float) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (row.seq, row.file, row.digest, row.version, row.accepted, json.dumps(row.scalars), run_s, wall_s),
+        )
+        db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, ?)", (row.accepted, row.version, row.digest))
+
+    @contextlib.contextmanager
+    def _transaction(self, *, fenced: bool = True) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if fenced:
+                epochs.check(self._db, self.epoch)
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise OSError(f"ledger {self.path}: {error}") from error
+            if isinstance(error, sqlite3.DatabaseError):
+                raise LedgerError(f"ledger {self.path} refused a commit: {error}") from error
+            raise
+
+
+def in_doubt(error: OSError) -> bool:
+    """Whether a transaction that was refused like this may be in the ledger all the same once another process opens
+    it: SQLite had written its end, maybe, and could not sync it. While this process lives it is not there."""
+    code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
+    return code & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    if is_empty(db):  # still, though another coordinator may have started at the same moment
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+        for statement in TABLES.split(";\n"):
+            db.execute(statement)
+    db.execute("COMMIT")
+
+
+def _update_values(group: Group) -> list[tuple[Any, ...]]:
+    return [
+        (
+            a.order, a.update.update_id, a.update.task_id, a.update.participant_id, a.update.base_version, a.staleness,
+            a.client_weight, a.update.num_examples, a.update.num_steps, json.dumps(a.update.metrics), a.update.train_s,
+            at.run_s, at.wall_s, a.group,
+        )
+        for a, at in group.accepted
+    ]  # fmt: skip
+
+
+def _discard_values(group: Group) -> list[tuple[Any, ...]]:
+    return [
+        (
+            d.reason, d.detail, *((u.update_id, u.task_id, u.participant_id, u.base_version) if u else (None,) * 4),
+            d.staleness, at.run_s, at.wall_s,
+        )
+        for d, at in group.discards
+        for u in (d.update,)
+    ]  # fmt: skip

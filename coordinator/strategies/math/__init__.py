@@ -1,0 +1,1 @@
+"""Arithmetic that strategies share. Nothing here keeps state."""

@@ -1,0 +1,71 @@
+"""The forms of aggregation that strategies share: in a buffer, or in rounds or a buffer."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fedmq.coordinator.strategies.fedavg import check_minimum, check_this_round, round_is_ready
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Cohort, State
+from fedmq.coordinator.strategies.states.buffer import BufferState
+
+S = TypeVar("S", bound=BufferState)
+
+
+class Buffered:
+    """A new version is made of every `buffer_size` updates, for a strategy that declares it."""
+
+    buffer_size: int
+
+    @property
+    def cohort(self) -> None:
+        return None
+
+    def ready(self, state: State, now: float) -> bool:  # noqa: ARG002 - time decides for cohorts only
+        return state.count >= self.buffer_size
+
+
+class TwoForms:
+    """Synchronous rounds as FedAvg's, or with a `buffer_size` a new version of every so many updates: for a strategy
+    that declares these as its hyper-parameters, with these defaults of the rounds': 10, 1, 600, 1."""
+
+    name: str
+    cohort_size: int
+    over_selection: float
+    round_deadline_s: float
+    min_updates: int
+    buffer_size: int | None
+    staleness: AnyStaleness | None
+
+    def check_form(self) -> None:
+        """Raise ValueError where hyper-parameters of both forms are set."""
+        check_minimum(self.min_updates, self.cohort_size)
+        rounds = (self.cohort_size, self.over_selection, self.round_deadline_s, self.min_updates)
+        if self.buffer_size is not None and rounds != (10, 1.0, 600.0, 1):
+            raise ValueError(
+                f"buffer_size = {self.buffer_size} makes {self.name} asynchronous, and cohort_size, over_selection, "
+                "round_deadline_s and min_updates are of synchronous rounds: leave out the one or the others"
+            )
+        if self.buffer_size is None and self.staleness is not None:
+            raise ValueError("staleness has no effect in synchronous rounds: leave it out, or set buffer_size")
+
+    @property
+    def cohort(self) -> Cohort | None:
+        if self.buffer_size is not None:
+            return None
+        return Cohort(self.cohort_size, self.over_selection, self.round_deadline_s, self.min_updates)
+
+    def open_round(self, state: S, now: float) -> S:
+        state.opened_at_s = now
+        return state
+
+    def coefficient(self, update: ClientUpdate, staleness: int) -> float:
+        """s(τ)·q; raises ValueError for an update that is stale in a round."""
+        if self.buffer_size is None:
+            check_this_round(update, staleness)
+        freshness = 1.0 if self.staleness is None else self.staleness(staleness)
+        return freshness * update.client_weight
+
+    def ready(self, state: BufferState, now: float) -> bool:
+        cohort = self.cohort
+        return state.count >= (self.buffer_size or 1) if cohort is None else round_is_ready(state, cohort, now)

@@ -1,0 +1,1 @@
+"""State that strategies share: buffers, counts and arrays of each participant."""

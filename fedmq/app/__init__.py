@@ -1,0 +1,1 @@
+"""The user's app file, and the process that runs its model."""

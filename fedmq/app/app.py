@@ -1,0 +1,162 @@
+"""The app file: plain user code that fedmq loads by path and asks for functions by name.
+
+    build_model() -> a compiled Keras model
+    load_data(participant_id) -> (x, y)
+    load_test_data() -> (x, y)                      optional: the coordinator evaluates with it
+
+or, without Keras,
+
+    build_trainer(participant_id) -> a trainer      see participant.trainer
+    initial_parameters() -> {name: array}
+    evaluate(parameters) -> {name: value}           optional: the coordinator evaluates with it
+
+and in both cases, optionally, conditions(participant_id) -> bool: whether to take work now.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedmq.schemas.errors import AppError
+
+FUNCTIONS = (
+    "build_model",
+    "load_data",
+    "load_test_data",
+    "build_trainer",
+    "initial_parameters",
+    "evaluate",
+    "conditions",
+)
+ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1}
+"""How many arguments fedmq calls each with; the others take none."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A loaded app file."""
+
+    path: Path
+    functions: Mapping[str, Callable[..., Any]]
+
+    def get(self, name: str) -> Callable[..., Any] | None:
+        """The function of this name, with errors of the user's code translated; None where there is none."""
+        function = self.functions.get(name)
+        return None if function is None else _translated(self.path, name, function)
+
+    def need(self, name: str, why: str) -> Callable[..., Any]:
+        """The function of this name. Raises AppError, saying what is there instead, where there is none."""
+        function = self.get(name)
+        if function is None:
+            close = difflib.get_close_matches(name, self._public_names(), n=1, cutoff=0.6)
+            hint = f" Did you mean it by {close[0]}?" if close else ""
+            there = ", ".join(self._public_names()) or "no functions"
+            raise AppError(f"{self.path} has no function {name}, which is needed {why}. It has {there}.{hint}")
+        return function
+
+    def _public_names(self) -> list[str]:
+        return [name for name in self.functions if not name.startswith("_")]
+
+
+def load_app(path: str | Path) -> App:
+    """Run the app file. Raises AppError where it is missing, fails, or has functions of the wrong shape."""
+    path = Path(path)
+    if not path.is_file():
+        raise AppError(f"There is no app file {path}: `app` in the federation file names it, relative to that file.")
+    module = _run(path)
+    functions = {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and (name in FUNCTIONS or value.__module__ == module.__name__)
+    }
+    app = App(path, functions)
+    for name in FUNCTIONS:
+        if name in functions:
+            _check_arguments(path, name, functions[name])
+        elif hasattr(module, name):
+            raise AppError(f"{path}: {name} is {type(getattr(module, name)).__name__}, expected a function.")
+    return app
+
+
+def _run(path: Path) -> ModuleType:
+    name = f"fedmq_app_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise AppError(f"The app file {path} is not a Python file: its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles inside the app look themselves up here
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # an app may import its neighbours; nothing of ours is shadowed by them
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as e:
+        sys.modules.pop(name, None)
+        raise AppError(f"{path}, line {e.lineno}: {e.msg}") from e
+    except Exception as e:
+        sys.modules.pop(name, None)
+        raise AppError(f"The app file {path} fails when it is loaded: {_last_frame(path, e)}") from e
+    return module
+
+
+def _check_arguments(path: Path, name: str, function: Callable[..., Any]) -> None:
+    count = ARGUMENTS.get(name, 0)
+    try:
+        inspect.signature(function).bind(*["participant"] * count)
+    except TypeError as e:
+        argument = "parameters" if name == "evaluate" else "participant_id"
+        expected = f"{name}({argument})" if count else f"{name}()"
+        raise AppError(
+            f"{path}: {name}{inspect.signature(function)} cannot be called as {expected} ({e}): change its arguments."
+        ) from None
+
+
+def _translated(path: Path, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: object) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as e:
+            raise AppError(f"{name} in {path} failed: {_last_frame(path, e)}") from e
+
+    return call
+
+
+def _last_frame(path: Path, error: BaseException) -> str:
+    """The error, and the last line of the user's own file on the way to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == path] or list(frames)
+    said = f"{type(error).__name__}: {error}"
+    if not own:
+        return said
+    return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})"
+
+
+def trainer_of(app: App, participant_id: str) -> Any:
+    """The trainer of one participant: the app's own, or a KerasTrainer around its model and data.
+
+    Raises AppError. Imports TensorFlow where the app is a Keras one.
+    """
+    build_trainer = app.get("build_trainer")
+    if build_trainer is not None:
+        trainer = build_trainer(participant_id)
+        if not callable(getattr(trainer, "train", None)):
+            raise AppError(
+                f"build_trainer in {app.path} gave {type(trainer).__name__}, expected an object with "
+                "train(parameters, config)."
+            )
+        return trainer
+    build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
+    load_data = app.need("load_data", "for a participant's examples")
+    from fedmq.participant.training.keras.trainer import KerasTrainer
+
+    return KerasTrainer(build_model, load_data(participant_id))

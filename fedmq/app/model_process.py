@@ -1,0 +1,195 @@
+"""The coordinator's end of fedmq.app.model_worker: initial parameters, central evaluation and the .keras export,
+without ever importing TensorFlow into the coordinator's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmq.app.model_worker import read_parameters, write_parameters
+from fedmq.coordinator.decisions.events import EvaluationArrived
+from fedmq.run.threads import tensorflow_environment
+from fedmq.schemas.errors import AppError
+from fedmq.schemas.messages import Reply, TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import DTYPES
+from fedmq.views.status import SUPERSEDED
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+OnResult = Callable[[EvaluationArrived], None]
+
+
+@dataclass(slots=True)
+class _Evaluation:
+    version: int
+    parameters: Parameters
+    on_result: OnResult
+
+
+class ModelChild:
+    """Starts the helper process and asks it, one request at a time. `submit` never blocks: where evaluations take
+    longer than versions, only the newest waits."""
+
+    def __init__(self, app: Path, work_dir: Path) -> None:
+        """Starts loading the app; `ready` waits for it. The child's own output goes to work_dir/model.log."""
+        work_dir.mkdir(parents=True, exist_ok=True)
+        self._app = app
+        self._work_dir = work_dir
+        self._log_path = work_dir / "model.log"
+        self._asking = threading.Lock()
+        self._wake = threading.Condition()
+        self._waiting: _Evaluation | None = None
+        self._closed = False
+        self._ready: dict[str, Any] | None = None
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._evaluate_forever, name="evaluator", daemon=True)
+
+    def ready(self) -> None:
+        """Wait until the app is loaded. Raises AppError where it cannot be."""
+        with self._asking:
+            self._load()
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the app has test data (or an `evaluate` of its own)."""
+        return bool(self._ready and self._ready.get("evaluates"))
+
+    @property
+    def exports(self) -> bool:
+        """Whether the app can be saved as .keras."""
+        return bool(self._ready and self._ready.get("exports"))
+
+    def initial(self) -> Parameters:
+        """The first version of the model. Raises AppError."""
+        path = self._work_dir / "initial.safetensors"
+        self._ask({"initial": str(path)})
+        parameters = read_parameters(path)
+        path.unlink()
+        return parameters
+
+    def outline(self) -> Parameters:
+        """Names, dtypes and shapes of the first version, all of it zeros that take no memory. Raises AppError."""
+        tensors = self._ask({"outline": True})["outline"]
+        zeros = {name: np.broadcast_to(np.zeros((), DTYPES[dtype]), shape) for name, dtype, shape, _ in tensors}
+        return Parameters(zeros, frozenset(name for name, _, _, trainable in tensors if not trainable))
+
+    def export(self, model: Path) -> None:
+        """Write the .keras file beside a .safetensors one. Raises AppError."""
+        self._ask({"export": str(model), "to": str(model.with_suffix(".keras"))})
+
+    def try_training(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
+        """One step as this participant, as the strategy's `reply` asks for it; how many examples it has. Raises
+        AppError."""
+        answer = self._ask({"try": participant_id, "training": training.model_dump(), "reply": reply})
+        return int(answer["num_examples"])
+
+    def submit(self, version: int, parameters: Parameters, on_result: OnResult) -> None:
+        """Evaluate these parameters some time soon; `on_result` is called on the evaluator's thread."""
+        with self._wake:
+            superseded, self._waiting = self._waiting, _Evaluation(version, parameters, on_result)
+            if self._thread.ident is None:
+                self._thread.start()
+            self._wake.notify()
+        if superseded is not None:
+            superseded.on_result(EvaluationArrived(superseded.version, detail=f"{SUPERSEDED} by version {version}"))
+
+    def close(self) -> None:
+        """Stop the child. An evaluation that is under way is given up. Idempotent."""
+        with self._wake:
+            self._closed = True
+            self._waiting = None
+            self._wake.notify()
+        self._end(CLOSE_S)
+
+    def _end(self, grace_s: float) -> None:
+        """The end of its input tells the child to leave."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log_path.open("ab") as log_file:
+            return subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
+                [sys.executable, "-m", "fedmq.app.model_worker", str(self._app)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                text=True,
+                env=tensorflow_environment(),
+                start_new_session=True,  # a Ctrl-C is the coordinator's to handle: it still needs the export
+            )
+
+    def _load(self) -> None:
+        if self._ready is not None and self._process.poll() is None:
+            return
+        if self._ready is not None:
+            log.warning("the model process ended with status %s: starting another", self._process.returncode)
+            self._end(0.0)
+            self._process = self._start()
+        self._ready = self._answer()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._asking:
+            self._load()
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+            except OSError:
+                raise self._ended() from None
+            return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise AppError(answer["error"])
+        return answer
+
+    def _ended(self) -> AppError:
+        status = self._process.wait()
+        said = self._log_path.read_text(errors="replace").strip().splitlines()[-5:]
+        return AppError(
+            f"The process that loads {self._app} ended with status {status}. The end of {self._log_path}:\n"
+            + "\n".join(f"  {line}" for line in said)
+        )
+
+    def _evaluate_forever(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or self._waiting is not None)
+                if self._closed or self._waiting is None:
+                    return
+                wanted, self._waiting = self._waiting, None
+            wanted.on_result(self._evaluated(wanted))
+
+    def _evaluated(self, wanted: _Evaluation) -> EvaluationArrived:
+        path = self._work_dir / "evaluate.safetensors"
+        try:
+            write_parameters(path, wanted.parameters)
+            wanted.parameters = Parameters({})  # the evaluation may outlast this version, which may be large
+            answer = self._ask({"evaluate": str(path), "version": wanted.version})
+        except Exception as e:  # noqa: BLE001 (whatever it is, the run goes on and the ledger tells)
+            return EvaluationArrived(wanted.version, detail=f"{type(e).__name__}: {e}")
+        return EvaluationArrived(wanted.version, metrics=answer["metrics"])

@@ -1,0 +1,170 @@
+"""The coordinator's helper process: the only place on its side where the app, and with it TensorFlow, is loaded.
+
+`python -m fedmq.app.model_worker APP` says {"ready": true, "evaluates": ..., "exports": ...} on stdout, then answers
+each JSON line on stdin with one JSON line, in order:
+
+    {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
+    {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
+    {"evaluate": IN, "version": n}       {"metrics": {...}}
+    {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
+    {"try": ID, "training": {...}}       {"num_examples": n}  one step as this participant, for fedmq doctor
+
+or with {"error": text}. Parameters travel as safetensors files (coordinator.state.checkpoint). Standard output
+belongs to these lines alone: whatever the app or TensorFlow prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fedmq.app.app import App, load_app, trainer_of
+from fedmq.coordinator.state import checkpoint
+from fedmq.participant.training.methods import replies_of
+from fedmq.schemas.errors import AppError, FedmqError
+from fedmq.schemas.messages import Reply, TrainingConfig
+from fedmq.schemas.methods import METHODS, trained
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import spec_of
+
+Evaluate = Callable[[Parameters], Mapping[str, float]]
+
+
+def write_parameters(path: Path, parameters: Parameters) -> None:
+    """One file for the tensors and their non-trainable flags."""
+    checkpoint.write(path, parameters, {"non_trainable": sorted(parameters.non_trainable)})
+
+
+def read_parameters(path: Path) -> Parameters:
+    """What `write_parameters` wrote, or a run's final model. Raises CheckpointError."""
+    found = checkpoint.read(path)
+    return Parameters(found.arrays, set(found.meta.get("non_trainable", ())))
+
+
+class Helper:
+    """Answers requests with the app's functions; builds each thing when it is first needed."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        if app.get("build_model") is None and app.get("initial_parameters") is None:
+            app.need("build_model", "for the first version of the model (or initial_parameters, without Keras)")
+        self.evaluates = app.get("evaluate") is not None or (
+            app.get("build_model") is not None and app.get("load_test_data") is not None
+        )
+        self.exports = app.get("build_model") is not None
+        self._evaluate: Evaluate | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what one line asks. Raises AppError or CheckpointError."""
+        if "initial" in request:
+            write_parameters(Path(request["initial"]), self._initial())
+            return {"done": True}
+        if "outline" in request:
+            return {"outline": [[t.name, t.dtype, t.shape, t.trainable] for t in spec_of(self._initial())]}
+        if "evaluate" in request:
+            metrics = self._evaluator()(read_parameters(Path(request["evaluate"])))
+            return {"metrics": {str(name): float(value) for name, value in metrics.items()}}
+        if "export" in request:
+            self._export(read_parameters(Path(request["export"])), Path(request["to"]))
+            return {"done": True}
+        if "try" in request:
+            training = TrainingConfig(**request["training"])
+            return {"num_examples": self._try(request["try"], training, request["reply"])}
+        raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export or try")
+
+    def _initial(self) -> Parameters:
+        own = self._app.get("initial_parameters")
+        if own is not None:
+            given = own()
+            if not isinstance(given, Mapping) or not given:
+                raise AppError(f"initial_parameters in {self._app.path} gave {given!r:.80}, expected name -> array.")
+            flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
+            return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
+        from fedmq.participant.training.keras.model import parameters_of
+
+        return parameters_of(self._app.need("build_model", "for the first version of the model")())
+
+    def _evaluator(self) -> Evaluate:
+        if self._evaluate is None:
+            own = self._app.get("evaluate")
+            if own is not None:
+                self._evaluate = own
+            else:
+                from fedmq.participant.training.keras.trainer import KerasTrainer
+
+                build_model = self._app.need("build_model", "to evaluate")
+                test_data = self._app.need("load_test_data", "to evaluate")()
+                self._evaluate = KerasTrainer(build_model, evaluation_data=test_data).evaluate
+        return self._evaluate
+
+    def _export(self, parameters: Parameters, target: Path) -> None:
+        from fedmq.participant.training.keras.model import set_parameters
+
+        model = self._app.need("build_model", "to export a .keras file")()
+        set_parameters(model, parameters)
+        beside = target.with_name(f"{target.stem}.part{target.suffix}")
+        model.save(beside)
+        beside.replace(target)  # whole or not at all: whether it is there decides if a restart exports again
+
+    def _try(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
+        initial = self._initial()
+        trainer = trainer_of(self._app, participant_id)
+        step = training.model_copy(update={"epochs": 1, "max_steps": 1})
+        if reply not in replies_of(trainer):
+            raise AppError(
+                f"the trainer of {self._app.path} cannot do the strategy's tasks: its train has no argument "
+                "`correction`, to be added to each gradient (see the guide)"
+            )
+        if METHODS[reply].corrected:
+            zeros = {name: np.zeros_like(initial[name]) for name in trained(initial)}
+            result = trainer.train(initial, step, correction=Parameters(zeros))
+        else:
+            result = trainer.train(initial, step)
+        if list(result.parameters) != list(initial):
+            raise AppError(
+                f"the trainer of {self._app.path} gave the tensors {list(result.parameters)}, "
+                f"expected those that it was given: {list(initial)}"
+            )
+        return int(getattr(trainer, "num_examples", result.num_examples))
+
+
+def main(argv: list[str]) -> int:
+    """Serve until standard input ends."""
+    lines = _own_stdout()
+    try:
+        helper = Helper(load_app(argv[0]))
+    except FedmqError as e:
+        _say(lines, {"error": str(e)})
+        return 2
+    _say(lines, {"ready": True, "evaluates": helper.evaluates, "exports": helper.exports})
+    for line in sys.stdin:
+        try:
+            _say(lines, helper.answer(json.loads(line)))
+        except FedmqError as e:
+            _say(lines, {"error": str(e)})
+        except Exception as e:  # noqa: BLE001 (the user's model: the coordinator reports it and goes on)
+            _say(lines, {"error": f"{type(e).__name__}: {e}"})
+    return 0
+
+
+def _own_stdout() -> TextIO:
+    """Keep standard output for the protocol, and send everybody else's prints to standard error."""
+    sys.stdout.flush()
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lines
+
+
+def _say(lines: TextIO, answer: Mapping[str, Any]) -> None:
+    lines.write(json.dumps(answer) + "\n")
+    lines.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

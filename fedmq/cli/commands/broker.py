@@ -1,0 +1,68 @@
+"""`fedmq broker`: a RabbitMQ node of our own."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmq.broker_config.amqp.address import BrokerAddress
+from fedmq.broker_config.node.node import PrivateNode, find_server
+from fedmq.cli.commands import options
+from fedmq.schemas.errors import BrokerUnavailable
+
+POLL_S = 1.0
+URL_FILE = "fedmq-url"
+"""Holds the password: for this user's eyes."""
+
+
+def command(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Keep data, port and password here for the next start; without it they go."),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="AMQP port; without it, a free one.", min=1, max=65535)] = None,
+    _debug: options.Debug = False,
+) -> None:
+    """Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.
+
+    It listens on 127.0.0.1 alone, with a password made for it, and touches no RabbitMQ that runs here already.
+    """
+    options.terminate_as_interrupt()
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-broker-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _before(folder)
+        node = PrivateNode(
+            folder, port=port or (before.port if before else None), password=before.password if before else None
+        )
+        _remember(folder, node.url)
+        print(f"Starting RabbitMQ from {find_server()} ...", flush=True)
+        stack.enter_context(node)
+        stop = threading.Event()
+        stack.enter_context(options.stopped_by_signals(stop.set, "the broker"))
+        print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In the other terminals:\n")
+        print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it.", flush=True)
+        while not stop.wait(POLL_S):
+            if node.pid is None:
+                raise BrokerUnavailable(f"RabbitMQ has ended by itself: its log is in {folder / 'log'}.")
+    print("RabbitMQ has stopped.")
+
+
+def _before(folder: Path) -> BrokerAddress | None:
+    """The URL of the last start in this folder, so that processes that know it find the node again."""
+    try:
+        return BrokerAddress.parse((folder / URL_FILE).read_text().strip())
+    except FileNotFoundError:
+        return None
+
+
+def _remember(folder: Path, url: str) -> None:
+    path = folder / URL_FILE
+    path.touch(mode=0o600)
+    path.write_text(f"{url}\n")

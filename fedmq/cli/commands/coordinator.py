@@ -1,0 +1,24 @@
+"""`fedmq coordinator`."""
+
+from __future__ import annotations
+
+from fedmq.cli.commands import options
+
+
+def command(
+    config: options.Config,
+    broker: options.Broker = None,
+    settings: options.Set = None,
+    _debug: options.Debug = False,
+) -> None:
+    """Coordinate a run: start it, or continue it where it was stopped or killed (the run_id says which).
+
+    Ctrl-C commits and leaves; the same command goes on from there.
+    """
+    federation = options.configured(config, broker, settings)
+    options.terminate_as_interrupt()
+    from fedmq.run.roles import coordinator_for, summary_text
+
+    with coordinator_for(federation) as service, options.stopped_by_signals(service.stop, "the coordinator"):
+        summary = service.run()
+    print(summary_text(federation, summary))

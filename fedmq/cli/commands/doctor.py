@@ -1,0 +1,46 @@
+"""`fedmq doctor`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fedmq.cli.commands import options
+from fedmq.cli.commands.participant import checked_id
+
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "wrong": ("✗", "bold red")}
+
+
+def command(
+    config: options.Config,
+    participant_id: Annotated[str, typer.Option("--id", help="Try load_data() and training as this one.")] = "sensor-1",
+    broker: options.Broker = None,
+    settings: options.Set = None,
+    _debug: options.Debug = False,
+) -> None:
+    """Check configuration, app, trainer and broker, and say what to do about each finding.
+
+    Ends with status 0 where nothing is wrong. It declares the federation's queues, as the coordinator would.
+    """
+    federation = options.configured(config, broker, settings)
+    name = checked_id(participant_id)
+    if not options.debugging():
+        logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say it all
+    from fedmq.views.doctor import examine
+
+    console = Console(soft_wrap=True, highlight=False)
+    wrong = 0
+    for finding in examine(federation, name):
+        mark, style = MARKS[finding.level]
+        console.print(Text.assemble((f"{mark} ", style), finding.what))
+        if finding.advice:
+            console.print(Text.assemble("    → ", (finding.advice, "bold")))
+        wrong += finding.level == "wrong"
+    if wrong:
+        console.print(f"\n{wrong} thing(s) to put right.", style="bold red")
+        raise typer.Exit(1)
+    console.print("\nReady.", style="bold green")

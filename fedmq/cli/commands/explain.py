@@ -1,0 +1,49 @@
+"""`fedmq explain`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedmq.cli.commands import options
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+
+
+def command(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder, as in runs/mnist.")],
+    version: Annotated[int, typer.Argument(help="The model version, from 1.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    _debug: options.Debug = False,
+) -> None:
+    """List the updates that made a model version: whose, how stale, and with which weight."""
+    with LedgerReader(RunFolder(run_dir).ledger) as ledger:
+        found = audit.explain(ledger, version)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    point = found.point
+    table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time")
+    for heading in ("participant", "task"):
+        table.add_column(heading)
+    grouped = any(row.arrival_group is not None for row in found.updates)
+    for heading in ("base", "staleness", "examples", "client weight", "weight", "loss", *["group"] * grouped):
+        table.add_column(heading, justify="right")
+    for row in found.updates:
+        loss = row.metrics.get("loss")
+        table.add_row(
+            row.participant_id, row.task_id, str(row.base_version), str(row.staleness), str(row.num_examples),
+            f"{row.client_weight:.4g}", f"{row.weight:.4g}", "" if loss is None else f"{loss:.4g}",
+            *["late" if row.arrival_group is None else str(row.arrival_group)] * grouped,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    if found.metrics:
+        console.print("On the test data: " + "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))

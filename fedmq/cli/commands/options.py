@@ -1,0 +1,86 @@
+"""Options that several commands take, logging, and signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from fedmq.config.file import FederationConfig, load_config
+
+_SECOND_SIGNAL_EXIT = 130
+
+
+def debugging() -> bool:
+    """Whether --debug was given."""
+    return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
+def _set_debug(wanted: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if wanted else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.getLogger("pika").setLevel(logging.INFO if wanted else logging.CRITICAL)
+    for name in ("matplotlib", "PIL", "h5py", "tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The federation file.", show_default=False)]
+Broker = Annotated[str | None, typer.Option("--broker", help="amqp:// URL; wins over broker.url and FEDMQ_BROKER_URL.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, as in --set run.concurrency=4."),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", "-v", help="Log more, and show tracebacks.", callback=_set_debug, is_eager=True)
+]
+
+
+def configured(config: Path, broker: str | None, settings: list[str] | None) -> FederationConfig:
+    """The federation file under the flags. Raises ConfigError."""
+    flags = list(settings or ())
+    if broker is not None:
+        flags.append(f"broker.url={broker}")
+    return load_config(config, flags)
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
+    """SIGTERM and Ctrl-C call `stop`; a second one ends the process at once."""
+    seen = 0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            os._exit(_SECOND_SIGNAL_EXIT)
+        os.write(2, f"\n{signal.Signals(number).name}: stopping {what} (again to leave at once)\n".encode())
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def terminate_as_interrupt() -> None:
+    """Let SIGTERM unwind like Ctrl-C, until somebody handles it better."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)

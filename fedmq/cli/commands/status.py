@@ -1,0 +1,44 @@
+"""`fedmq status`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from fedmq.cli.commands import options
+from fedmq.views.status import newest_run, read_status
+from fedmq.views.status_view import status_view
+
+WATCH_INTERVAL_S = 1.0
+
+
+def command(
+    run_dir: Annotated[Path | None, typer.Argument(help="The run's folder; without it, --config's run.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The federation file.")] = None,
+    settings: options.Set = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Renew every second, until Ctrl-C or its end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    _debug: options.Debug = False,
+) -> None:
+    """Show a running or finished run from its ledger: no broker needed. Without arguments: the newest in ./runs."""
+    if run_dir is None:
+        run_dir = options.configured(config, None, settings).run_dir if config else newest_run(Path("runs"))
+    status = read_status(run_dir)
+    if as_json:
+        print(json.dumps(status.to_json()))
+        return
+    console = Console()
+    if not watch:
+        console.print(status_view(status))
+        return
+    with Live(status_view(status), console=console, auto_refresh=False) as live:
+        while status.finished is None:
+            time.sleep(WATCH_INTERVAL_S)
+            status = read_status(run_dir)
+            live.update(status_view(status), refresh=True)

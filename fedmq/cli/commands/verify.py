@@ -1,0 +1,48 @@
+"""`fedmq verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmq.cli.commands import options
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.state.run_folder import RunFolder
+
+
+def command(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder, as in runs/mnist.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The federation file: replays a strategy of your own.", show_default=False),
+    ] = None,
+    replay: Annotated[bool, typer.Option(help="Replay the archived updates; it reads and adds all of them.")] = True,
+    _debug: options.Debug = False,
+) -> None:
+    """Check that a run's ledger and checkpoints agree: nothing missing, nothing twice, weights and digests as claimed.
+
+    Where the run has an archive, its updates are replayed and must make the committed states bit for bit. Also
+    while the run goes on. Exit status 1 where something is wrong.
+    """
+    strategy = None
+    if config is not None:
+        from fedmq.config import custom_strategy
+        from fedmq.config.file import load_config
+
+        strategy = custom_strategy.build(load_config(config).strategy)
+    checks = audit.verify(RunFolder(run_dir), strategy, replay=replay)
+    for check in checks:
+        if check.left_out:
+            print(f"  --    {check.name}: not checked, {check.left_out}")
+        else:
+            print(
+                f"  {'ok' if check.holds else 'WRONG':<5} {check.name}{'' if check.holds else ': '}{audit.shown(check)}"
+            )
+    wrong = sum(not check.holds for check in checks)
+    print(
+        f"{run_dir}: {wrong} of {len(checks)} checks failed." if wrong else f"{run_dir}: all that can be checked holds."
+    )
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The federation file: read, overridden by flags and environment, checked."""

@@ -1,0 +1,146 @@
+"""One TOML file per federation: the same for the coordinator and every participant.
+
+What counts, from strongest to weakest: command-line flags, `FEDMQ_*` environment variables, the file, the defaults.
+Every mistake is named at once, each with its place, the value got and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.settings import BrokerSettings
+from fedmq.config.custom_strategy import CustomStrategy
+from fedmq.config.mistakes import Mistake, explain
+from fedmq.config.overrides import Overrides, from_environment, from_flags
+from fedmq.coordinator.decisions.requirements import unmet
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
+from fedmq.coordinator.strategies import BuiltIn
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.messages import TrainingConfig
+
+
+class FederationConfig(BaseModel):
+    """A federation file, checked. Paths are absolute once `load_config` has read them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    app: str = "app.py"
+    """The app file, relative to the federation file (as all paths in it)."""
+    runs_dir: str = "runs"
+    """Each run keeps its checkpoints and ledger in a folder of its own below this one."""
+    initial: str | None = None
+    """A .safetensors file to start from; None starts from the app's model."""
+    run: RunSettings
+    strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
+    training: TrainingConfig = TrainingConfig()
+    commit: CommitSettings = CommitSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    broker: BrokerSettings = BrokerSettings()
+    participant: ParticipantSettings = ParticipantSettings()
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this run's checkpoints and ledger are."""
+        return Path(self.runs_dir) / self.run.run_id
+
+
+def load_config(
+    path: str | Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> FederationConfig:
+    """Read, override and check a federation file; `flags` are `key.path=value` texts (`--set`).
+
+    Raises ConfigError with every mistake found.
+    """
+    path = Path(path)
+    tree = read_toml(path)
+    schema = FederationConfig.model_json_schema()
+    overrides = Overrides(schema, tree)
+    from_environment(overrides, os.environ if environ is None else environ)
+    from_flags(overrides, flags)
+    mistakes = list(overrides.mistakes)
+    config: FederationConfig | None = None
+    try:
+        config = FederationConfig.model_validate(tree)
+    except ValidationError as e:
+        mistakes += explain(e, tree, schema, overrides.origins)
+    else:
+        mistakes += _beyond_types(config)
+    if mistakes or config is None:
+        raise ConfigError(_report(path, mistakes))
+    return _absolute(config, path.resolve().parent)
+
+
+FEDERATION_HINT = "give its path with --config (examples/mnist/federation.toml is one)"
+
+
+def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT) -> dict[str, Any]:
+    """The file as a tree of tables. Raises ConfigError where it is missing or not TOML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no {what} file {path}: {hint}.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"The {what} file {path} cannot be read: {e}") from e
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path} is not valid TOML: {e}") from None
+
+
+def _beyond_types(config: FederationConfig) -> list[Mistake]:
+    """What pydantic's types do not say."""
+    stop = config.run.stop
+    found = []
+    if all(
+        value is None for value in (stop.max_versions, stop.max_updates, stop.max_time_s, stop.target, stop.patience)
+    ):
+        allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
+        found.append(Mistake("run.stop", f"the run would never end; set {allowed}"))
+    try:
+        Addresses(config.broker.url.get_secret_value())
+    except ConfigError as e:
+        found.append(Mistake("broker.url", str(e)))
+    if not isinstance(config.strategy, CustomStrategy):
+        lacking = unmet(config.run.client_weights, config.strategy, config.training, config.run.steps)
+        found += [Mistake(place, text) for place, text in lacking]
+    return found
+
+
+def _report(path: Path, mistakes: Sequence[Mistake]) -> str:
+    count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return "\n".join([f"{path} has {count}:", *(f"  {m.place}: {m.text}" for m in mistakes)])
+
+
+def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
+    def resolve(value: str) -> str:
+        return str((folder / Path(value).expanduser()).resolve())
+
+    broker = {
+        key: resolve(value)
+        for key in ("ca_file", "cert_file", "key_file")
+        if (value := getattr(config.broker, key)) is not None
+    }
+    return config.model_copy(
+        update={
+            "app": resolve(config.app),
+            "runs_dir": resolve(config.runs_dir),
+            "initial": None if config.initial is None else resolve(config.initial),
+            "broker": config.broker.model_copy(update=broker),
+            "commit": config.commit
+            if config.commit.copy_dir is None
+            else config.commit.model_copy(update={"copy_dir": resolve(config.commit.copy_dir)}),
+            "strategy": replace(config.strategy, file=resolve(config.strategy.file))
+            if isinstance(config.strategy, CustomStrategy)
+            else config.strategy,
+            "participant": config.participant.model_copy(update={"spool_dir": resolve(config.participant.spool_dir)}),
+        }
+    )

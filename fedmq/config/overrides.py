@@ -1,0 +1,95 @@
+"""Settings from the environment and from `--set`, laid over the tree that was read from the federation file."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedmq.config.mistakes import Mistake, SchemaNode, Tree, show
+
+PREFIX = "FEDMQ_"
+SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
+PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", "FEDMQ_BROKER_PASSWORD"}
+"""Read elsewhere, and no settings of a federation; the last is docker-compose.yml's."""
+
+
+class Overrides:
+    """Writes values into the tree, remembering where each came from and what could not be placed."""
+
+    def __init__(self, schema: Tree, tree: Tree) -> None:
+        self._root = SchemaNode(schema, schema.get("$defs", {}))
+        self._tree = tree
+        self.origins: dict[tuple[str, ...], str] = {}
+        self.mistakes: list[Mistake] = []
+
+    def put(self, keys: tuple[str, ...], text: str, origin: str) -> None:
+        """Set one key from text, which is read as the key's own type would be in TOML."""
+        table: Any = self._tree
+        node = self._root
+        for depth, key in enumerate(keys[:-1]):
+            node = node.chosen(table).child(key)
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                place = ".".join(keys[: depth + 1])
+                self.mistakes.append(Mistake(origin, f"{place} is {show(table)}, not a table with keys"))
+                return
+        table[keys[-1]] = _value(text, node.chosen(table).child(keys[-1]))
+        self.origins[keys] = origin
+
+    def environment_names(self) -> Iterator[str]:
+        """Every variable that names a key."""
+        yield from SHORT_NAMES
+        yield from _names(self._root, PREFIX)
+
+
+def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
+    """`FEDMQ_RUN__CONCURRENCY=4` sets run.concurrency; `FEDMQ_BROKER_URL` is short for FEDMQ_BROKER__URL."""
+    names = set(overrides.environment_names())
+    known = {name.split("__")[0] for name in names}
+    tables = {name.rpartition("__")[0] for name in names}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in PROCESS_LEVEL:
+            continue
+        keys = SHORT_NAMES.get(name) or tuple(part.lower() for part in name.removeprefix(PREFIX).split("__"))
+        if name in SHORT_NAMES or name.split("__")[0] in known:
+            overrides.put(keys, environ[name], name)
+            continue
+        close = difflib.get_close_matches(name, sorted((names - tables) | PROCESS_LEVEL), 1, 0.7)
+        hint = f"did you mean {close[0]}?" if close else "a key is written as in FEDMQ_RUN__CONCURRENCY."
+        overrides.mistakes.append(Mistake(name, f"unknown environment variable; {hint}"))
+
+
+def from_flags(overrides: Overrides, flags: Sequence[str]) -> None:
+    """`--set run.concurrency=4`."""
+    for flag in flags:
+        path, separator, text = flag.partition("=")
+        keys = tuple(part.strip() for part in path.split("."))
+        if not separator or not all(keys):
+            overrides.mistakes.append(
+                Mistake(f"--set {flag}", "expected key.path=value, as in --set run.concurrency=4")
+            )
+            continue
+        overrides.put(keys, text.strip(), f"--set {path}")
+
+
+def _names(node: SchemaNode, prefix: str) -> Iterator[str]:
+    for option in node.options():
+        for key in option.properties:
+            name = prefix + key.upper()
+            yield name
+            yield from _names(option.child(key), f"{name}__")
+
+
+def _value(text: str, node: SchemaNode) -> object:
+    """Text where text is expected, else what TOML makes of it, else the text (for the check to complain about)."""
+    kinds = {option.schema.get("type") for option in node.options()}
+    if kinds <= {"string", "null"} and "string" in kinds:
+        return text
+    if kinds == {"array"} and not text.startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,6 +1,0 @@
-"""MNIST for the demo and the examples, and ways to deal a data set out to participants."""
-
-from fedmq.data.mnist import SAMPLE, Mnist, full_mnist, load_mnist
-from fedmq.data.partitions import dirichlet, iid, shards
-
-__all__ = ["SAMPLE", "Mnist", "dirichlet", "full_mnist", "iid", "load_mnist", "shards"]

@@ -1,0 +1,1 @@
+"""The demo: its federation, its data and its screen."""

@@ -1,0 +1,258 @@
+"""`fedmq demo`: a whole federation on this machine, over RabbitMQ where there is one, to watch and to take apart.
+
+Everything that it writes (the app, the federation file, logs, ledger, model, picture) is in one folder, from which
+the same federation can be run by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.node.node import PrivateNode, find_server
+from fedmq.broker_config.topology import Topology
+from fedmq.demo.backends import Backend, EmbeddedBackend, ProcessBackend
+from fedmq.run.broker_probe import identify
+from fedmq.schemas.errors import BrokerError, LedgerError
+from fedmq.views.live import Frame, LiveView, summary_table, with_everybody
+from fedmq.views.plots import plot_run
+from fedmq.views.status import RunStatus, read_curve, read_status
+
+APP = Path(__file__).with_name("app") / "app.py"
+RUN_ID = "demo"
+GOAL = 0.92
+STOP_AT = 0.93
+LIMIT_S = 45.0
+"""Of the coordinator's run time; the start-up comes on top."""
+START_LIMIT_S = 120.0
+POLL_S = 0.2
+EXTRA_S = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""What each participant's machine takes longer for a task."""
+WEIGHTS = (3.0, 1.0, 2.0, 1.0, 2.0)
+"""Relative sizes of the shares of the data."""
+ALPHA = 1.0
+SEED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to run where."""
+
+    folder: Path
+    num_participants: int
+    data: str | None
+    """A file, "full", or None for the sample."""
+    broker_url: str | None
+    embedded: bool
+
+    prefix: str = "fedmq-demo"
+    """Of the names on the broker."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The participants."""
+        return tuple(f"sensor-{number + 1}" for number in range(self.num_participants))
+
+    @property
+    def extra_s(self) -> dict[str, float]:
+        """How much longer each takes."""
+        return {name: EXTRA_S[i % len(EXTRA_S)] for i, name in enumerate(self.names)}
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "federation.toml"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / RUN_ID
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "demo.png"
+
+
+def run_demo(plan: DemoPlan, console: Console) -> int:
+    """Run it to its end. Returns 0 where the goal was reached, else 1."""
+    began_s = time.monotonic()
+    write_files(plan)
+    with backend(plan, console) as (running, why):
+        console.print(f"{why}\nEverything is written to {plan.folder}/\n", highlight=False, soft_wrap=True)
+        try:
+            frame, over = watch(plan, running, console, began_s)
+        except KeyboardInterrupt:
+            console.print("Interrupted: ending the coordinator and the participants ...")
+            raise
+    console.print(summary_table(frame, over))
+    if frame.run is None or not frame.curve:
+        return 1
+    plot_run(plan.run_dir, plan.picture, goal=GOAL)
+    console.print(
+        f"\npicture  {plan.picture}\nmodel    {plan.run_dir / 'final.keras'}\nagain    fedmq status {plan.run_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    reached = frame.curve[-1][1] >= GOAL
+    if not reached:
+        console.print(f"The goal of {GOAL:.0%} was not reached.", style="bold red")
+    return 0 if reached else 1
+
+
+def write_files(plan: DemoPlan) -> None:
+    """The app, its settings and the federation file."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(APP, plan.folder / "app.py")
+    count = plan.num_participants
+    settings = {
+        "data": plan.data if plan.data in {None, "full"} else str(Path(str(plan.data)).resolve()),
+        "participants": plan.names,
+        "extra_s": list(plan.extra_s.values()),
+        "weights": (WEIGHTS * math.ceil(count / len(WEIGHTS)))[:count],
+        "alpha": ALPHA,
+        "seed": SEED,
+    }
+    (plan.folder / "demo.json").write_text(json.dumps(settings, indent=2) + "\n")
+    plan.config.write_text(
+        _FEDERATION.format(run_id=RUN_ID, count=count, stop_at=STOP_AT, limit_s=LIMIT_S, prefix=plan.prefix)
+    )
+
+
+_FEDERATION = """\
+# What `fedmq demo` ran. By hand: fedmq coordinator --config federation.toml, and a participant for each sensor.
+
+app = "app.py"
+runs_dir = "."
+
+[run]
+run_id = "{run_id}"
+seed = 1
+concurrency = {count}
+min_participants = {count}
+client_weights = "examples"
+max_staleness = 30
+evaluate_interval_s = 0.5
+
+[run.stop]
+max_time_s = {limit_s}
+target = {{ name = "accuracy", value = {stop_at} }}
+
+[strategy]
+name = "fedbuff"
+buffer_size = 5
+staleness = {{ name = "polynomial", a = 0.5 }}
+
+[training]
+epochs = 1
+batch_size = 32
+learning_rate = 0.003
+
+[broker]
+prefix = "{prefix}"
+
+[participant]
+spool_dir = "spool"
+hello_interval_s = 5
+"""
+
+
+@contextmanager
+def backend(plan: DemoPlan, console: Console) -> Iterator[tuple[Backend, str]]:
+    """Start everybody; end everybody on the way out. With it, a sentence on which way and why."""
+    if plan.broker_url is not None and not plan.embedded:
+        from fedmq.broker_config.amqp.transport import remove
+
+        address = Addresses(plan.broker_url).current
+        identity = identify(address)  # not there: say so before anything is started
+        remove(plan.broker_url, queues=(), exchanges=())  # nothing yet, but it logs in: a refusal is told at once, too
+        why = (
+            f"Over {identity.product} {identity.version} at {address} (--broker): "
+            "coordinator and participants are processes."
+        )
+        try:
+            with ProcessBackend(plan.folder, plan.names, plan.broker_url) as running:
+                yield running, why
+        finally:
+            tidy_broker(plan, plan.broker_url, console)
+        return
+    if plan.embedded or find_server() is None:
+        reason = (
+            "--embedded was given" if plan.embedded else "no rabbitmq-server is installed and no --broker was given"
+        )
+        with EmbeddedBackend(plan.config, plan.names) as running:
+            yield running, f"Over the embedded transport, all in one process ({reason})."
+        return
+    console.print("Starting a private RabbitMQ node ...", highlight=False)
+    node = PrivateNode(plan.folder / "broker")
+    try:
+        with node, ProcessBackend(plan.folder, plan.names, node.url) as running:
+            yield (
+                running,
+                f"Over RabbitMQ (rabbitmq-server is installed): a private node on port {node.port}, "
+                "coordinator and participants are processes.",
+            )
+    finally:
+        shutil.rmtree(node.data_dir / "mnesia", ignore_errors=True)  # some 30 MB that nobody asks for again
+
+
+def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
+    """Leave somebody's broker as it was found."""
+    from fedmq.broker_config.amqp.transport import remove
+
+    topology = Topology(plan.prefix)
+    queues = [*topology.coordinator_queues, *(topology.participant(name) for name in plan.names)]
+    try:
+        remove(url, queues=[queue.name for queue in queues], exchanges=[one.name for one in topology.exchanges])
+    except BrokerError as e:
+        console.print(f"The demo's queues, {plan.prefix}.*, are still on the broker: {e}", style="yellow")
+
+
+def watch(plan: DemoPlan, running: Backend, console: Console, began_s: float) -> tuple[Frame, str]:
+    """Show the run until its coordinator has ended; the last frame, and why it was over."""
+    speeds = {name: f"+{extra:.1f} s" for name, extra in plan.extra_s.items()}
+    ended: dict[str, str] = {}
+    with LiveView(console, "fedmq demo", GOAL) as view:
+        while True:
+            over = running.coordinator_ended(POLL_S)
+            gone = running.participants_ended()  # before the ledger: who left because of the end left after its commit
+            run, curve = _read(plan.run_dir)
+            if over is None and not _finished(run):
+                ended.update(gone)
+            frame = Frame(
+                elapsed_s=time.monotonic() - began_s,
+                run=run,
+                curve=curve,
+                participants=with_everybody(run, plan.names, dict.fromkeys(ended, "ended")),
+                speeds=speeds,
+                news=tuple(f"{name} {how}: the run goes on without it" for name, how in ended.items()),
+                finishing=over is None and _finished(run),
+            )
+            view.show(frame, last=over is not None)
+            if over is not None:
+                return frame, _why(run, over)
+            if run is None and frame.elapsed_s > START_LIMIT_S:
+                return frame, f"the coordinator had not started after {START_LIMIT_S:.0f} s"
+            if len(ended) == len(plan.names):
+                return frame, "no participant is left"
+
+
+def _read(run_dir: Path) -> tuple[RunStatus | None, list[tuple[float, float]]]:
+    try:
+        return read_status(run_dir), read_curve(run_dir)
+    except LedgerError:
+        return None, []
+
+
+def _finished(run: RunStatus | None) -> bool:
+    return run is not None and run.finished is not None
+
+
+def _why(run: RunStatus | None, over: str) -> str:
+    return run.finished if run is not None and run.finished is not None else over

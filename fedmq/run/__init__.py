@@ -1,0 +1,1 @@
+"""Running coordinators and participants, put together from a federation file."""

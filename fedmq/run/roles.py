@@ -1,0 +1,151 @@
+"""From a federation file to a running coordinator or participant: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedmq.app.app import load_app, trainer_of
+from fedmq.app.model_process import ModelChild
+from fedmq.app.model_worker import read_parameters
+from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.settings import BrokerSettings
+from fedmq.broker_config.transport import Transport
+from fedmq.config import custom_strategy
+from fedmq.config.file import FederationConfig
+from fedmq.coordinator.service.service import CoordinatorService, RunSummary
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.participant.conditions import checker
+from fedmq.participant.service.service import ParticipantService
+from fedmq.run.threads import prepare_tensorflow
+from fedmq.schemas.errors import AppError, SpecMismatch
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import check_spec, spec_of
+
+log = logging.getLogger("fedmq")
+
+
+def amqp(settings: BrokerSettings, name: str) -> Transport:
+    """The connection that the [broker] table asks for."""
+    from fedmq.broker_config.amqp.transport import AmqpTransport
+
+    return AmqpTransport(
+        settings.url.get_secret_value(),
+        name=name,
+        heartbeat_s=settings.heartbeat_s,
+        max_message_bytes=settings.max_message_bytes,
+        ca_file=settings.ca_file,
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        backoff=Backoff(base_s=min(0.5, settings.reconnect_max_s), cap_s=settings.reconnect_max_s),
+    )
+
+
+@contextmanager
+def coordinator_for(
+    config: FederationConfig, connect: Callable[[], Transport] | None = None
+) -> Iterator[CoordinatorService]:
+    """The service, with the process that loads the app beside it. Raises AppError where the app cannot be loaded."""
+    strategy = custom_strategy.build(config.strategy)
+    log.info("loading the app %s", config.app)
+    child = ModelChild(Path(config.app), config.run_dir / "model")
+    try:
+        child.ready()
+        yield CoordinatorService(
+            run_dir=config.run_dir,
+            run=config.run,
+            commit=config.commit,
+            archive=config.archive,
+            strategy=strategy,
+            training=config.training,
+            connect=connect or (lambda: amqp(config.broker, f"coordinator {config.run.run_id}")),
+            topology=config.broker.topology(),
+            initial_parameters=_initial(config, child),
+            check_model=_check_model(config, child),
+            evaluator=child if child.evaluates else None,
+            export=child.export if child.exports else None,
+            max_message_bytes=config.broker.max_message_bytes,
+            chunk_bytes=config.broker.chunk_bytes,
+            max_payload_bytes=config.broker.max_payload_bytes,
+            publish_timeout_s=config.broker.publish_timeout_s,
+        )
+    finally:
+        child.close()
+
+
+def participant_for(
+    config: FederationConfig, participant_id: str, transport: Transport | None = None
+) -> ParticipantService:
+    """The service around the app's trainer. Raises AppError where the app cannot be loaded."""
+    prepare_tensorflow()
+    log.info("loading the app %s", config.app)
+    app = load_app(config.app)
+    own = app.get("conditions")
+    return ParticipantService(
+        participant_id=participant_id,
+        settings=config.participant,
+        trainer=trainer_of(app, participant_id),
+        transport=transport or amqp(config.broker, f"participant {participant_id}"),
+        topology=config.broker.topology(),
+        spool_dir=Path(config.participant.spool_dir),
+        conditions=checker(config.participant.conditions, None if own is None else lambda: bool(own(participant_id))),
+        max_message_bytes=config.broker.max_message_bytes,
+        chunk_bytes=config.broker.chunk_bytes,
+        max_payload_bytes=config.broker.max_payload_bytes,
+        publish_timeout_s=config.broker.publish_timeout_s,
+    )
+
+
+def summary_text(config: FederationConfig, summary: RunSummary) -> str:
+    """What became of the run, for a person."""
+    discarded = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.discarded.items())) or "none"
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in summary.metrics.items())
+    if summary.finished is None:
+        return (
+            f"Run {summary.run_id} stopped at version {summary.version} with {summary.accepted} updates: "
+            "the same command continues it."
+        )
+    lines = [
+        f"Run {summary.run_id} finished ({summary.finished}) at version {summary.version}: "
+        f"{summary.accepted} updates accepted, discarded: {discarded}."
+    ]
+    if metrics:
+        lines.append(f"On the test data: {metrics}")
+    folder = RunFolder(config.run_dir)
+    models = [path for path in (folder.final_parameters, folder.final_model) if path.exists()]
+    lines.append(f"The model: {' and '.join(str(path) for path in models) or 'not saved'}")
+    return "\n".join(lines)
+
+
+def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parameters]:
+    def read() -> Parameters:
+        if config.initial is None:
+            return child.initial()
+        path = Path(config.initial)
+        if not path.is_file():
+            raise AppError(f"There is no file {path}, which `initial` in the federation file names.")
+        parameters = read_parameters(path)
+        try:
+            check_spec(parameters, spec_of(child.outline()))
+        except SpecMismatch as e:
+            raise AppError(f"{path}, which `initial` names, is not of the model of {config.app}: {e}") from None
+        return parameters
+
+    return read
+
+
+def _check_model(config: FederationConfig, child: ModelChild) -> Callable[[Parameters], None]:
+    """Refuse to go on with a run whose app has become another one: at the start, and not in every participant."""
+
+    def check(parameters: Parameters) -> None:
+        try:
+            check_spec(child.outline(), spec_of(parameters))
+        except SpecMismatch as e:
+            raise AppError(
+                f"{config.app} does not build the model of the run in {config.run_dir}: {e}. Put the app back as it "
+                "was to continue the run, or choose another run_id for a new one"
+            ) from None
+
+    return check

@@ -1,0 +1,30 @@
+"""How many threads TensorFlow may take, and how much it may say: it reads both from its environment, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+
+from fedmq.schemas.errors import ConfigError
+
+
+def tensorflow_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a process that loads TensorFlow; `FEDMQ_TF_THREADS` limits its threads.
+
+    Raises ConfigError where FEDMQ_TF_THREADS is not a number of threads.
+    """
+    found = dict(environ)
+    found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    found.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    threads = environ.get("FEDMQ_TF_THREADS")
+    if threads is not None:
+        if not threads.isdecimal() or int(threads) < 1:
+            raise ConfigError(f'FEDMQ_TF_THREADS is "{threads}", expected the number of threads, 1 or more.')
+        for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+            found[name] = threads
+    return found
+
+
+def prepare_tensorflow(environ: MutableMapping[str, str] = os.environ) -> None:
+    """The same for this process, before it loads TensorFlow."""
+    environ.update(tensorflow_environment(environ))

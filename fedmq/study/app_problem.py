@@ -1,0 +1,258 @@
+"""An app file as a study's problem: the file that is studied is the file that is deployed.
+
+    [problem]
+    name = "app"
+    app = "../mnist/app.py"
+
+Each participant has what the app's load_data gives it, as in a deployment; or `data`, a file that is dealt out by
+`deal_by`, of which a population's `examples` decides how much. An app without Keras trains by its own trainers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from fedmq.app.app import App, load_app, trainer_of
+from fedmq.schemas.errors import AppError, FedmqError, TrainerError, shown
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.population.deals import AnyDeal, Iid
+from fedmq.studies.population.population import Member
+from fedmq.studies.problems.classification import Part, class_numbers, load_arrays, validated
+from fedmq.studies.problems.lazy_training import Job, Trained
+from fedmq.studies.problems.problem import Federation
+from fedmq.studies.problems.user_randomness import DATA, INITIAL_MODEL, TRAINING, seeded
+from fedmq.studies.value import Value
+
+Array = npt.NDArray[Any]
+
+
+class AppProblem(Value):
+    """See the module docstring."""
+
+    name: Literal["app"] = "app"
+    app: str
+    """The app file; with build_model and load_data, or with build_trainer and initial_parameters (or build_model)."""
+    participant_id: str | None = None
+    """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
+    Without it the names of a recorded run's participants, or the study's own, p000000 and so on."""
+    data: str | None = None
+    """An .npz file in place of load_data and load_test_data; a study's file may say "mnist" or "mnist-full"."""
+    deal_by: AnyDeal = Iid()
+    path: Literal["measure", "cohort", "plain"] = "measure"
+    """How Keras models are trained (studies.problems.keras.cohort)."""
+    memory_bytes: Annotated[int, Field(ge=1)] = 1024**3
+    """For one cohort of a Keras model."""
+    validation_part: Part = 0.0
+    """Of each participant's examples, or of the file's: kept back, and evaluated on in place of the test set. What
+    trials of the tuning have; trainers of the app's own are judged by its evaluate() in any case."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What decides the result; what the app itself reads is not known here."""
+        return (self.app,) if self.data is None else (self.app, self.data)
+
+    def deal(self, members: Sequence[Member], seed: int) -> Federation:
+        with seeded(0, DATA):
+            app = load_app(self.app)
+        names = tuple(self._name(m) for m in members)
+        if app.get("build_trainer") is not None:
+            if self.data is not None:
+                raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
+            return TrainerFederation(app, names, seed)
+        build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
+        from fedmq.studies.problems.keras.cohort import KerasFederation  # TensorFlow: in the processes that run cells
+
+        if self.data is None:
+            x, y, rows = app_data(self.app, _digest(self.app), names)
+            test: Any = None
+            if self.validation_part:
+                rows, kept = _kept_back(rows, self.validation_part, seed)
+                test = (x[kept], y[kept])
+            elif (load_test := app.get("load_test_data")) is not None:
+                with seeded(0, DATA):
+                    given = load_test()
+                if given is not None:
+                    weights = given[2:] if isinstance(given, tuple | list) and len(given) == 3 else ()
+                    pair = given[:2] if weights else given
+                    test = (*_examples(pair, f"load_test_data() in {self.app} gave"), *weights)
+        else:
+            x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
+            labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
+            rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
+        try:
+            return KerasFederation(
+                build_model,
+                x,
+                y,
+                rows,
+                test=test,
+                path=self.path,
+                memory_bytes=self.memory_bytes,
+                seed=seed,
+                app=(self.app, _digest(self.app)),
+            )
+        except (FedmqError, MemoryError):
+            raise
+        except Exception as e:  # Keras's own, of classes that only it has
+            what = " ".join(str(e).split())[:400]
+            raise AppError(f"the model of {self.app} does not train on its examples: {type(e).__name__}: {what}") from e
+
+    def for_tuning(self, part: float) -> tuple[AppProblem, str]:
+        """See studies.problems.problem.ForTuning."""
+        whose = "each participant's" if self.data is None else "the training"
+        text = f"{part:.0%} of {whose} examples, kept back (trainers of the app's own: by its evaluate())"
+        return self.model_copy(update={"validation_part": part}), text
+
+    def _name(self, member: Member) -> str:
+        if self.participant_id is None:
+            return member.participant_id if member.history is None else member.history.participant_id
+        return self.participant_id.replace("{number}", str(member.index + 1))
+
+
+class TrainerFederation:
+    """Participants with trainers of the app's own, one training after the other."""
+
+    def __init__(self, app: App, names: Sequence[str], seed: int) -> None:
+        if "tensorflow" in sys.modules:
+            from fedmq.studies.problems.keras.vectorised import prepare_gpu
+
+            prepare_gpu()
+        self.initial = _initial(app, seed)
+        with seeded(0, DATA):
+            trainers = [trainer_of(app, name) for name in names]
+            # Asked here, because a trainer may load its data only now.
+            self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
+        self.backend = TrainerCohort(trainers)
+        self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate") or _by_keras(app)
+        self.evaluates = self._evaluate is not None
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        assert self._evaluate is not None
+        return {str(name): float(value) for name, value in self._evaluate(parameters).items()}
+
+
+def _initial(app: App, seed: int) -> Parameters:
+    """Version 0, from where a coordinator takes it (fedmq.app.model_worker)."""
+    own = app.get("initial_parameters")
+    if own is None:
+        needed = "for the first version of the model (or initial_parameters, without Keras)"
+        build_model = app.need("build_model", needed)
+        from fedmq.studies.problems.keras.cohort import drawn_model
+
+        return drawn_model(build_model, seed)
+    with seeded(seed, INITIAL_MODEL):
+        given = own()
+    if not isinstance(given, Mapping) or not given:
+        raise AppError(f"initial_parameters in {app.path} gave {given!r:.80}, expected name -> array.")
+    flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
+    return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
+
+
+def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
+    """On the app's test data, where it has a model and such data."""
+    build_model, test_data = app.get("build_model"), app.get("load_test_data")
+    if build_model is None or test_data is None:
+        return None
+    from fedmq.participant.training.keras.trainer import KerasTrainer
+
+    with seeded(0, DATA):
+        data = test_data()
+    return KerasTrainer(build_model, evaluation_data=data).evaluate
+
+
+class TrainerCohort:
+    """Any trainers (participant.trainer) as a study's backend. A trainer that keeps state between tasks keeps it here
+    too, in the order in which results are needed: give it none, as a deployment that restarts would."""
+
+    name = "the app's own trainers, one after the other"
+
+    def __init__(self, trainers: Sequence[Any]) -> None:
+        self._trainers = trainers
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        return [self._one(job) for job in jobs]
+
+    def _one(self, job: Job) -> Trained:
+        with seeded(job.config.seed, TRAINING):
+            result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
+        arrays = {name: np.asarray(result.parameters[name]) for name in job.base if name in result.parameters}
+        if len(arrays) != len(job.base):
+            raise TrainerError(f"train returned the tensors {list(result.parameters)}, expected {list(job.base)}")
+        trained = Parameters(arrays, job.base.non_trainable)
+        return Trained(trained, int(result.num_examples), int(result.num_steps), dict(result.metrics))
+
+
+def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: Parameters | None) -> Any:
+    try:
+        return trainer.train(base, config) if correction is None else trainer.train(base, config, correction=correction)
+    except Exception as e:
+        raise TrainerError(f"{type(trainer).__name__}.train failed: {type(e).__name__}: {e}") from e
+
+
+@lru_cache(maxsize=1)
+def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
+    """All participants' examples in one array each, and the rows of each; equal parts are kept once."""
+    parts: dict[str, tuple[int, int]] = {}
+    xs: list[Array] = []
+    ys: list[Array] = []
+    rows, end = [], 0
+    with seeded(0, DATA):
+        load_data = load_app(path).need("load_data", "for a participant's examples")
+        for name in names:
+            x, y = _examples(load_data(name), f"load_data({name!r}) in {path} gave")
+            key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
+            if key not in parts:
+                parts[key] = (end, end + len(x))
+                end += len(x)
+                xs.append(x)
+                ys.append(y)
+            rows.append(np.arange(*parts[key]))
+    try:
+        return np.concatenate(xs), np.concatenate(ys), rows
+    except ValueError as e:
+        raise AppError(f"load_data in {path} gives participants examples of other shapes: {e}") from None
+
+
+def _examples(given: Any, gave: str) -> tuple[Array, Array]:
+    """Arrays of what load_data gave; raises AppError, which begins with `gave`, where it cannot be trained on."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise AppError(f"{gave} {shown(given)}, expected (x, y)")
+    x, y = (np.asarray(a) for a in given)
+    if len(x) != len(y) or not len(x):
+        raise AppError(f"{gave} {len(x)} x and {len(y)} y, expected as many, at least 1")
+    for what, values in (("x", x), ("y", y)):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise AppError(f"{gave} {what} with values that are not finite numbers")
+    return (x.astype(np.float32) if x.dtype == np.float64 else x), y  # as Keras takes it; half the memory
+
+
+def _kept_back(
+    rows: Sequence[npt.NDArray[np.int64]], part: float, seed: int
+) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+    """What is left of each participant's rows, and what was taken from all; participants with the same examples lose
+    the same, and one with a single example keeps it."""
+    left, kept = [], {}
+    for own in rows:
+        count = min(max(1, round(part * len(own))), len(own) - 1)
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(own[0]), 1003)))
+        order = rng.permutation(len(own))
+        left.append(own[np.sort(order[count:])])
+        kept[int(own[0])] = own[np.sort(order[:count])]
+    validation = np.concatenate([*kept.values()])
+    if not len(validation):
+        raise AppError("no participant has two examples, one to judge trials by: set tuning.validation_part = 0")
+    return left, validation
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

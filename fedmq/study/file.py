@@ -1,0 +1,216 @@
+"""The file of a study: a grid of strategies, populations and seeds, in TOML.
+
+name = "buffer-size"
+seeds = 5
+
+[problem]
+name = "softmax"
+
+[run]
+concurrency = 50
+stop = {max_updates = 2000}
+
+[training]
+learning_rate = 0.1
+
+[[strategies]]
+label = "FedBuff, K = 10"
+strategy = {name = "fedbuff", buffer_size = 10}
+
+[[populations]]
+name = "phones"
+participants = 500
+examples = {name = "uniform", low = 20, high = 80}
+compute = {example_s = {name = "constant", value = 0.1}, slowness = {name = "lognormal", median = 1, sigma = 0.7}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fedmq.config.custom_strategy import CustomStrategy
+from fedmq.config.file import read_toml
+from fedmq.config.mistakes import Mistake, explain
+from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.strategies import BuiltIn
+from fedmq.demo.data import SAMPLE, full_mnist
+from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.population import Population
+from fedmq.studies.problems.classification import Softmax
+from fedmq.studies.problems.problem import Problem
+from fedmq.studies.problems.quadratics import Quadratics
+from fedmq.studies.problems.synthetic import Synthetic
+from fedmq.studies.sweep.study import Contender, Study
+from fedmq.studies.sweep.tuning import Tuning
+from fedmq.studies.value import Value
+from fedmq.study.app_problem import AppProblem
+from fedmq.study.checks import Parts, all_mistakes
+from fedmq.study.strategy_file import StrategyFromFile
+
+MNIST, FULL_MNIST = "mnist", "mnist-full"
+"""In place of a data file: the sample that fedmq ships, and all 70,000 images from Keras's cache."""
+
+
+class SoftmaxProblem(Softmax):
+    """Softmax regression; without a data file on the MNIST sample."""
+
+    data: str = MNIST
+
+
+Seeds = Annotated[int, Field(ge=1, le=10_000)] | list[Annotated[int, Field(ge=0, lt=2**63)]]
+AnyProblem = Quadratics | SoftmaxProblem | Synthetic | AppProblem
+
+
+class StudyStrategy(Value):
+    """A strategy of the grid."""
+
+    label: Annotated[str, Field(min_length=1, max_length=80)]
+    strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
+    training: TrainingConfig | None = None
+    """In place of the study's, where a strategy is to be compared at its own best learning rate."""
+    run: StudyRun | None = None
+    """In place of the study's."""
+    tune: dict[str, list[float]] | None = None
+    """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to be tried, in place of the default grid;
+    an empty table leaves this strategy as it is."""
+
+
+class StudyFile(Value):
+    """A study's file, as it stands."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seeds: Seeds = 1
+    """How many, from 0 up; or which."""
+    out: str | None = None
+    """The folder of the results, relative to the file; {name}-results without it."""
+    target: TargetMetric | None = None
+    """What the report counts the cost of reaching; without one the report chooses a value that all cells reached."""
+    tuning: Tuning = Tuning()
+    """How each strategy is tuned before it is compared; false compares them as they stand here."""
+    memory_limit_bytes: Annotated[int, Field(ge=1024**2)] | None = None
+    """For all processes together; what the machine has free without it."""
+    problem: Annotated[AnyProblem, Field(discriminator="name")]
+    run: StudyRun
+    training: TrainingConfig = TrainingConfig()
+    strategies: Annotated[list[StudyStrategy], Field(min_length=1)]
+    populations: Annotated[list[Population], Field(min_length=1)]
+
+
+def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) -> tuple[Study, Path]:
+    """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes.
+
+    `populations`: tables in the place of the file's.
+    """
+    path = Path(path)
+    tree = read_toml(path, "study", "give the path of one (examples/studies has some)")
+    if populations:
+        tree["populations"] = [dict(table) for table in populations]
+    here = path.resolve().parent
+    _find_runs(tree, here)
+    mistakes: list[Mistake] = []
+    file: StudyFile | None = None
+    try:
+        file = StudyFile.model_validate(tree)
+    except ValidationError as e:
+        mistakes += explain(e, tree, StudyFile.model_json_schema(), {})
+    parts = _parts(tree, here)
+    mistakes += all_mistakes(parts)
+    if mistakes or file is None:
+        raise ConfigError(_report(path, list(dict.fromkeys(mistakes))))
+    study = Study(
+        name=file.name,
+        problem=_found(file.problem, here),
+        contenders=list(parts.contenders.values()),
+        populations=list(parts.populations.values()),
+        run_settings=file.run,
+        training=file.training,
+        seeds=parts.seeds or [0],
+        target=file.target,
+        tuning=file.tuning,
+        memory_limit_bytes=file.memory_limit_bytes,
+    )
+    return study, here / (file.out or f"{file.name}-results")
+
+
+def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
+    """Whatever of the file is right by itself, so that mistakes elsewhere do not hide others."""
+    problem = _valid(Annotated[AnyProblem, Field(discriminator="name")], tree.get("problem"))
+    strategies = _rows(StudyStrategy, tree.get("strategies"))
+    populations = _rows(Population, tree.get("populations"))
+    seeds = _valid(Seeds, tree.get("seeds", 1))
+    return Parts(
+        problem=None if problem is None else _found(problem, here),
+        run=_valid(StudyRun, tree.get("run")),
+        training=_valid(TrainingConfig, tree.get("training", {})),
+        contenders={
+            i: Contender(s.label, _strategy(s.strategy, here), s.training, s.run, s.tune) for i, s in strategies.items()
+        },
+        populations={i: _with_trace(p, here) for i, p in populations.items()},
+        seeds=list(range(seeds)) if isinstance(seeds, int) else seeds,
+        tuning=_valid(Tuning, tree.get("tuning", {})),
+        target=_valid(TargetMetric | None, tree.get("target")),
+    )
+
+
+def _valid(kind: Any, given: object) -> Any:
+    """As this kind, or None where it is not."""
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError:
+        return None
+
+
+def _rows(kind: Any, given: object) -> dict[int, Any]:
+    """Those of a list that are of this kind, by their numbers from 1."""
+    rows = enumerate(given, 1) if isinstance(given, list) else ()
+    return {i: found for i, row in rows if (found := _valid(kind, row)) is not None}
+
+
+def _strategy(strategy: BuiltIn | CustomStrategy, here: Path) -> Any:
+    if not isinstance(strategy, CustomStrategy):
+        return strategy
+    return StrategyFromFile(str(here / Path(strategy.file).expanduser()), strategy.options)
+
+
+def _found(problem: AnyProblem, here: Path) -> Problem:
+    """The problem with its paths as this process finds them."""
+    if isinstance(problem, AppProblem):
+        data = None if problem.data is None else _data_file(problem.data, here)
+        return problem.model_copy(update={"app": str((here / Path(problem.app).expanduser()).resolve()), "data": data})
+    if isinstance(problem, SoftmaxProblem):
+        given = dict(problem) | {"data": _data_file(problem.data, here)}
+        return Softmax(**given)
+    return problem
+
+
+def _data_file(data: str, here: Path) -> str:
+    if data == MNIST:
+        return str(SAMPLE)
+    return str(full_mnist() if data == FULL_MNIST else here / Path(data).expanduser())
+
+
+def _with_trace(population: Population, here: Path) -> Population:
+    found = tuple(str(here / Path(path).expanduser()) for path in population.traces)
+    return population.model_copy(update={"trace": found[0] if len(found) == 1 else found or None})
+
+
+def _find_runs(tree: dict[str, Any], here: Path) -> None:
+    """Make the paths of recorded runs absolute: a population is as large as its run."""
+    populations = tree.get("populations")
+    for table in populations if isinstance(populations, list) else []:
+        if isinstance(table, dict) and isinstance(table.get("run"), str):
+            table["run"] = str(here / Path(table["run"]).expanduser())
+
+
+def _report(path: Path, mistakes: Sequence[Mistake]) -> str:
+    count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return "\n".join([f"{path} has {count}:", *(f"  {m.place}: {m.text}" for m in mistakes)])
+
+
+__all__ = ["StudyFile", "load_study"]

@@ -1,0 +1,1 @@
+"""Screens, plots and checks that people look at."""

@@ -1,0 +1,1 @@
+"""The participant's decision machine. It is pure: no clock, disk, broker, thread or log."""

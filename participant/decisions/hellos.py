@@ -1,0 +1,47 @@
+"""When a hello goes out, and what it says (rule 8 of `participant.decisions.agent`)."""
+
+from __future__ import annotations
+
+from fedmq.participant.decisions import events as ev
+from fedmq.schemas.messages import Hello, Reply
+
+
+class Hellos:
+    """The hellos of one session."""
+
+    def __init__(
+        self, participant_id: str, session_id: str, interval_s: float, replies: tuple[Reply, ...], software: str
+    ) -> None:
+        self._participant_id = participant_id
+        self._session_id = session_id
+        self._interval_s = interval_s
+        self._replies = replies
+        self._software = software
+        self._told_accepting: bool | None = None
+        self._next_at = 0.0
+
+    def say_at(self, now: float) -> None:
+        """The next one is due then, whatever the interval says."""
+        self._next_at = now
+
+    def due(
+        self, now: float, *, able: bool, busy: bool, num_examples: int, task_ids: tuple[str, ...]
+    ) -> list[ev.Command]:
+        """Only while connected. `able`: whether it could take a task, were it not busy with one or with a verdict."""
+        accepting = able and not busy
+        # Being busy with a task, or waiting for a verdict, is no news: the coordinator gave it, or knows it.
+        changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
+        if not changed and now < self._next_at:
+            return []
+        self._told_accepting = accepting
+        self._next_at = now + self._interval_s
+        hello = Hello(
+            participant_id=self._participant_id,
+            session_id=self._session_id,
+            num_examples=num_examples,
+            accepting=accepting,
+            replies=self._replies,
+            task_ids=task_ids,
+            software=self._software,
+        )
+        return [ev.SendHello(hello)]

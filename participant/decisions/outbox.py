@@ -1,0 +1,219 @@
+"""Updates from their writing to their verdicts (rules 6, 7, 9 and 12 of `participant.decisions.agent`). No I/O here.
+
+An update  while
+waits      it is on disk and the broker has not confirmed it
+is sent    the broker has confirmed it and there is no receipt yet
+is kept    it is sent, and on disk all the same: it went in chunks
+unsettled  it waits or is sent, and its verdict decides what the participant remembers
+
+Then its task is done.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from fedmq.participant.decisions import events as ev
+from fedmq.participant.decisions.retries import MAX_REMEMBERED, Retry, Waiting
+from fedmq.schemas.messages import Receipt, Task
+from fedmq.schemas.methods import METHODS
+
+ANNOUNCE_AGAIN_S = 30.0
+"""Longer than the answer to a hello takes, which repeats the receipts that there are."""
+
+Belongs = Callable[[str, str], bool]
+"""(task_id, run_id) -> whether it is meant."""
+
+
+class Outbox:
+    """By update_id. Methods return what they want done."""
+
+    def __init__(self, restored: ev.Restored, rng: random.Random) -> None:
+        self._restored = restored
+        self._rng = rng
+        self._waiting: dict[str, Waiting] = {}
+        self._sent: dict[str, tuple[str, str]] = dict(restored.sent)
+        self._kept: set[str] = set()
+        self._unsettled: set[str] = set()
+        self._done: dict[str, None] = dict.fromkeys(restored.done)
+        self._announce_at = float("inf")
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_unsettled(self) -> int:
+        return len(self._unsettled)
+
+    def held(self) -> list[str]:
+        """task_ids of what is not over, those that wait first."""
+        return [*(w.task_id for w in self._waiting.values()), *(task_id for task_id, _ in self._sent.values())]
+
+    def waits(self, uid: str) -> bool:
+        return uid in self._waiting
+
+    def is_over(self, task_id: str) -> bool:
+        return task_id in self._done
+
+    # In
+
+    def restore(self) -> list[ev.Command]:
+        """What the last process left."""
+        found = self._restored
+        for uid, (task_id, run_id) in found.outbox.items():
+            if uid in self._sent:
+                self._kept.add(uid)
+            else:
+                self._waiting[uid] = Waiting(task_id, run_id)
+        commands: list[ev.Command] = []
+        for uid, (task_id, run_id) in found.unsettled.items():
+            known = uid in self._waiting or uid in self._sent
+            if not known and found.task is not None and found.task.task_id == task_id:
+                commands.append(ev.GiveBack(uid))  # the update was not on disk yet: its training begins again
+                continue
+            self._unsettled.add(uid)
+            if not known:  # what was written of it is lost; the coordinator knows its verdict
+                self._sent[uid] = (task_id, run_id)
+        return commands
+
+    def add(self, uid: str, task: Task) -> None:
+        """An update that is on disk now."""
+        if METHODS[task.reply].remembers:
+            self._unsettled.add(uid)
+        self._waiting[uid] = Waiting(task.task_id, task.run_id)
+
+    # To the broker
+
+    def due(self, now: float) -> list[ev.Command]:
+        """Those to be published (again) now; only while connected."""
+        commands: list[ev.Command] = []
+        for uid, waiting in self._waiting.items():
+            if waiting.is_due(now):
+                waiting.in_flight = True
+                commands.append(ev.PublishUpdate(uid, waiting.task_id, waiting.from_start))
+                waiting.from_start = False
+        return commands
+
+    def announce_later(self, now: float) -> None:
+        """The coordinator may be another one: what gets no receipt from it within a while is announced again."""
+        self._announce_at = now + ANNOUNCE_AGAIN_S
+
+    def announcements_due(self, now: float) -> list[ev.Command]:
+        """Only while connected."""
+        if now < self._announce_at:
+            return []
+        self._announce_at = float("inf")
+        return [ev.AnnounceAgain(uid, task_id) for uid, (task_id, _) in self._sent.items() if uid in self._kept]
+
+    def try_at_once(self, uid: str | None = None) -> None:
+        """This one, or all: the broker is back, or takes updates again."""
+        for waiting in self._waiting.values() if uid is None else [self._waiting[uid]]:
+            waiting.retry = Retry()
+
+    def confirmed(self, uid: str, kept: bool) -> list[ev.Command]:
+        """The broker has one that waits."""
+        waiting = self._waiting[uid]
+        if waiting.from_start:  # the coordinator was faster than the broker's confirm
+            waiting.in_flight = False
+            return []
+        del self._waiting[uid]
+        self._sent[uid] = (waiting.task_id, waiting.run_id)
+        cleared = [] if kept else [uid]
+        if kept:
+            self._kept.add(uid)
+        settled = [sent for sent in self._sent if sent not in self._unsettled]
+        for oldest in settled[: max(len(self._sent) - MAX_REMEMBERED, 0)]:
+            self.finish(self._sent.pop(oldest)[0])
+            cleared += [oldest] if oldest in self._kept else []
+            self._kept.discard(oldest)
+        self.try_at_once()
+        return [self.remember(), *(ev.ClearOutbox(one) for one in cleared)]
+
+    def failed(self, uid: str, detail: str, now: float) -> list[ev.Command]:
+        waiting = self._waiting.get(uid)
+        if waiting is None:
+            return []
+        waiting.failed(now, self._rng)
+        again_s = waiting.retry.at - now
+        return [ev.Note("warning", f"update of task {waiting.task_id} not taken: {detail}; again in {again_s:.0f} s")]
+
+    def unreadable(self, uid: str) -> None:
+        """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an
+        unsettled one is named on: it may have been sent before, and its verdict decides what is remembered."""
+        waiting = self._waiting.pop(uid, None)
+        if waiting is not None and uid in self._unsettled:
+            self._sent[uid] = (waiting.task_id, waiting.run_id)
+
+    def send_again(self, asked: str | None) -> list[ev.Command]:
+        """What was sent in chunks for this task did not arrive whole."""
+        for waiting in self._waiting.values():
+            waiting.from_start = waiting.from_start or waiting.task_id == asked
+        found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
+        for uid in found:
+            task_id, run_id = self._sent.pop(uid)
+            self._kept.discard(uid)
+            self._waiting[uid] = Waiting(task_id, run_id, from_start=True)
+        return [self.remember()] if found else []
+
+    def not_announced(self, uid: str) -> list[ev.Command]:
+        """The manifest of one that was sent in chunks is lost here."""
+        sent = self._sent.get(uid)
+        return [] if sent is None else self.send_again(sent[0])
+
+    # Verdicts
+
+    def received(self, receipt: Receipt) -> list[ev.Command]:
+        uid = receipt.update_id
+        if uid not in self._sent and uid not in self._waiting:
+            return []
+        if uid in self._unsettled and receipt.verdict == "accepted":
+            return [ev.MoveMemory(uid, receipt.task_id)]
+        return [*self._give_back(uid), *self._settle(uid)]
+
+    def memory_moved(self, uid: str) -> list[ev.Command]:
+        self._unsettled.discard(uid)
+        return self._settle(uid)
+
+    def drop(self, belongs: Belongs) -> list[ev.Command]:
+        """Forget the updates of these tasks."""
+        commands: list[ev.Command] = []
+        for uid in [u for u, w in self._waiting.items() if belongs(w.task_id, w.run_id)]:
+            self.finish(self._waiting.pop(uid).task_id)
+            commands += [*self._give_back(uid), ev.ClearOutbox(uid)]
+        for uid in [u for u, (task_id, run_id) in self._sent.items() if belongs(task_id, run_id)]:
+            self.finish(self._sent.pop(uid)[0])
+            commands += self._give_back(uid)
+            if uid in self._kept:
+                self._kept.discard(uid)
+                commands.append(ev.ClearOutbox(uid))
+        return commands
+
+    def finish(self, task_id: str) -> None:
+        """The task is over."""
+        self._done[task_id] = None
+        while len(self._done) > MAX_REMEMBERED:
+            del self._done[next(iter(self._done))]
+
+    def remember(self) -> ev.Remember:
+        return ev.Remember(dict(self._sent), tuple(self._done))
+
+    def _settle(self, uid: str) -> list[ev.Command]:
+        """The verdict on an update is known, and carried out."""
+        sent = self._sent.pop(uid, None)
+        if sent is not None:
+            self.finish(sent[0])
+        waiting = self._waiting.pop(uid, None)
+        if waiting is not None:
+            self.finish(waiting.task_id)  # our confirm was lost, the update was not
+        elif uid not in self._kept:
+            return [self.remember()]
+        self._kept.discard(uid)
+        return [self.remember(), ev.ClearOutbox(uid)]
+
+    def _give_back(self, uid: str) -> list[ev.Command]:
+        if uid not in self._unsettled:
+            return []
+        self._unsettled.discard(uid)
+        return [ev.GiveBack(uid)]

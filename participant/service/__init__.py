@@ -1,0 +1,1 @@
+"""The participant's loop, and what goes to the broker and comes from it."""

@@ -1,0 +1,379 @@
+"""The participant's I/O around its agent: transport, spool, training thread, clock (design.md, section 7).
+
+Threads
+- the caller of `run()` owns the agent, the spool and every decision; it reads one inbox;
+- the transport's own thread only puts deliveries and news into that inbox;
+- one training thread calls the trainer, so that neither heartbeats nor hellos wait for an hour-long `fit`;
+- one short-lived thread opens the transport, so that a spooled task is trained while the broker is away.
+
+The agent's commands about tasks up to their training are `participant.service.task_intake`'s, those about what goes
+to the broker `participant.service.publishing`'s.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from fedmq.broker_config.chunks.sender import News
+from fedmq.broker_config.faults import fault
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery, Transport, TransportState
+from fedmq.participant.decisions import events as ev
+from fedmq.participant.decisions.agent import Agent
+from fedmq.participant.service.download import ChunkArrived
+from fedmq.participant.service.publishing import Publisher
+from fedmq.participant.service.startup import num_examples_of, restore, signals
+from fedmq.participant.service.task_intake import TaskIntake
+from fedmq.participant.settings import ParticipantSettings
+from fedmq.participant.spool.spool import Memory, Spool
+from fedmq.participant.training.methods import replies_of, run_uid
+from fedmq.participant.training.thread import Trained, TrainingThread
+from fedmq.schemas.codec import Limits, decode
+from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.messages import Notice, Receipt, Task
+from fedmq.schemas.parameters import Parameters
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+CONDITIONS_INTERVAL_S = 5.0
+"""How often conditions are looked at when nothing happens; before a task they are at most a second old."""
+FRESH_CONDITIONS_S = 1.0
+PREFETCH = 4
+CLOSE_S = 2.0
+"""For what the transport still has to send; updates that do not make it are on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivered:
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The transport cannot go on."""
+
+    error: Exception
+
+
+class ParticipantService:
+    """One participant. `run()` blocks until the run finishes or `stop()` is called; a service runs once.
+
+    conditions: None when a task may be taken, else the text of what does not hold (`participant.conditions.checker`).
+    """
+
+    def __init__(
+        self,
+        *,
+        participant_id: str,
+        settings: ParticipantSettings,
+        trainer: Any,
+        transport: Transport,
+        topology: Topology,
+        spool_dir: Path,
+        conditions: Callable[[], str | None] | None = None,
+        max_message_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        publish_timeout_s: float = 60.0,
+    ) -> None:
+        self.participant_id = participant_id
+        self._settings = settings
+        self._trainer = trainer
+        self._transport = transport
+        self._topology = topology
+        self._spool_dir = spool_dir
+        self._conditions = conditions
+        self._unmet: str | None = None
+        self._conditions_at = float("-inf")
+        self._limits = Limits(max_body_bytes=max_message_bytes)
+        self._payload_limits = Limits(max_body_bytes=max_payload_bytes)
+        self._chunk_bytes = min(chunk_bytes, max_message_bytes)
+        self._publish_timeout_s = publish_timeout_s
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
+        self._handles = itertools.count(1)
+        self._deliveries: dict[ev.DeliveryHandle, Delivery] = {}
+        self._tick_at = float("-inf")
+        self._spool: Spool
+        self._intake: TaskIntake
+        self._publisher: Publisher
+        self._agent: Agent
+
+    def run(self) -> str:
+        """Serve until the run is finished ("run_finished") or `stop()` was called ("stopped").
+
+        Raises AppError where this app's model is not the federation's, SpoolError where the spool is in use or cannot
+        be made, BrokerRefused or TopologyConflict where the broker will never take this participant.
+        """
+        self._spool = Spool(self._spool_dir, self.participant_id)
+        self._intake = TaskIntake(
+            self._transport,
+            self._topology,
+            self._spool,
+            self._training,
+            self.participant_id,
+            limits=self._limits,
+            payload_limits=self._payload_limits,
+            put=self._inbox.put,
+        )
+        self._publisher = Publisher(
+            self._transport,
+            self._topology,
+            self._spool,
+            self.participant_id,
+            chunk_bytes=self._chunk_bytes,
+            limits=self._limits,
+            payload_limits=self._payload_limits,
+            publish_timeout_s=self._publish_timeout_s,
+            put=self._inbox.put,
+        )
+        try:
+            self._training.open()
+            with signals(self.stop):
+                return self._serve()
+        finally:
+            self._transport.close(CLOSE_S)
+            self._training.close()
+            self._spool.close()
+
+    def stop(self) -> None:
+        """Leave soon: updates get a few seconds to be delivered, the rest stays on disk. From any thread or signal."""
+        self._inbox.put(ev.StopRequested())
+
+    # The agent's loop
+
+    def _serve(self) -> str:
+        self._agent = agent = Agent(
+            self.participant_id,
+            uuid.uuid4().hex,
+            self._settings,
+            num_examples=num_examples_of(self._trainer),
+            rng=random.Random(),  # noqa: S311  jitter
+            restored=restore(self._spool, self._limits),
+            replies=replies_of(self._trainer),
+            software=f"fedmq {importlib.metadata.version('fedmq')}",
+        )
+        log.info("event=started participant=%s session=%s", self.participant_id, agent.session_id)
+        self._look_at_conditions(FRESH_CONDITIONS_S)
+        self._handle(ev.Started())
+        threading.Thread(target=self._open, name=f"open-{self.participant_id}", daemon=True).start()
+        while True:
+            try:
+                item = self._inbox.get(timeout=TICK_S)
+            except Empty:
+                item = None
+            left = self._take(item) if item is not None else None
+            now = time.monotonic()
+            if left is None and now >= self._tick_at:
+                self._tick_at = now + TICK_S
+                self._intake.tick(now)
+                left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
+                left = left or self._handle(ev.Tick())
+            if left is not None:
+                log.info("event=leaving participant=%s why=%s", self.participant_id, left.reason)
+                if left.error is not None:
+                    raise AppError(left.error)
+                return left.reason
+
+    def _take(self, item: Any) -> ev.Exit | None:
+        match item:
+            case _Delivered(delivery):
+                return self._take_delivery(delivery)
+            case Trained(update):
+                fault("trained")
+                self._publisher.keep(item)
+                return self._handle(ev.TrainingFinished(update.task_id, update.num_examples))
+            case News():
+                self._publisher.take(item)
+                return None
+            case ChunkArrived(download, chunk):
+                download.take(chunk, time.monotonic())
+                return None
+            case _Broken(error):
+                raise error
+            case TransportState():
+                return self._take_state(item)
+            case _:
+                return self._handle(item)
+
+    def _take_state(self, state: TransportState) -> ev.Exit | None:
+        level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
+        log.log(level, "event=broker_%s participant=%s detail=%r", state.name, self.participant_id, state.detail)
+        if state.name == "failed":
+            raise state.error if state.error is not None else AppError(state.detail)
+        if state.name == "connected":
+            return self._handle(ev.Connected())
+        if state.name == "disconnected":
+            # The broker takes unsettled deliveries back; acks of them would return False.
+            self._deliveries.clear()
+            self._intake.disconnected()
+            return self._handle(ev.Disconnected())
+        return None
+
+    def _take_delivery(self, delivery: Delivery) -> ev.Exit | None:
+        try:
+            decoded = decode(delivery.body, self._limits)
+        except PeerError as error:
+            self._refuse(delivery, error)
+            return None
+        match decoded.message:
+            case Task() as task:
+                return self._take_task(task, decoded.parameters, delivery)
+            case Receipt() as receipt:
+                log.info(
+                    "event=receipt participant=%s task=%s verdict=%s %s",
+                    self.participant_id, receipt.task_id, receipt.verdict, _outcome(receipt),
+                )  # fmt: skip
+                event: ev.Event = ev.ReceiptReceived(receipt)
+            case Notice() as notice:
+                log.info("event=%s participant=%s run=%s", notice.event, self.participant_id, notice.run_id)
+                event = ev.NoticeReceived(notice)
+            case other:
+                self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
+                return None
+        left = self._handle(event)
+        self._transport.ack(delivery)
+        return left
+
+    def _take_task(self, task: Task, parameters: Parameters | None, delivery: Delivery) -> ev.Exit | None:
+        log.info(
+            "event=task_received participant=%s task=%s run=%s base_version=%d bytes=%d redelivered=%s",
+            self.participant_id, task.task_id, task.run_id, task.base_version, len(delivery.body), delivery.redelivered,
+        )  # fmt: skip
+        left = self._look_at_conditions(FRESH_CONDITIONS_S)
+        if left is not None:
+            return left
+        handle = next(self._handles)
+        self._deliveries[handle] = delivery
+        self._intake.arrived(task, parameters)
+        left = self._handle(ev.TaskReceived(task, handle))
+        self._intake.decided(task, goes_back=self._agent.leaving and handle in self._deliveries)
+        return left
+
+    def _refuse(self, delivery: Delivery, error: PeerError) -> None:
+        log.error("event=bad_message participant=%s reason=%s detail=%r", self.participant_id, error.reason, str(error))
+        self._transport.dead_letter(delivery, self._topology.dead_exchange.name, error.reason, str(error))
+
+    def _look_at_conditions(self, at_most_s: float) -> ev.Exit | None:
+        now = time.monotonic()
+        if self._conditions is None or now < self._conditions_at + at_most_s:
+            return None
+        self._conditions_at = now
+        unmet = self._conditions()
+        if unmet == self._unmet:
+            return None
+        self._unmet = unmet
+        log.info("event=conditions participant=%s unmet=%r", self.participant_id, unmet)
+        return self._handle(ev.ConditionsChanged(unmet))
+
+    def _handle(self, event: ev.Event) -> ev.Exit | None:
+        """Feed an event, carry out what it asks for, feed what that causes."""
+        events: list[ev.Event] = [event]
+        left: ev.Exit | None = None
+        while events:
+            for command in self._agent.step(events.pop(0), time.monotonic()):
+                if isinstance(command, ev.Exit):
+                    left = left or command
+                    continue
+                caused = self._do(command)
+                if caused is not None:
+                    events.append(caused)
+        return left
+
+    # Commands
+
+    def _do(self, command: ev.Command) -> ev.Event | None:
+        match command:
+            case ev.SpoolTask(task, handle):
+                return self._intake.spool(task, handle, self._deliveries[handle].body)
+            case ev.StartTraining(task):
+                return self._intake.start_training(task)
+            case ev.WriteOutbox(task_id, uid):
+                return self._publisher.write(task_id, uid)
+            case ev.MoveMemory(uid, task_id):
+                return self._move_memory(uid, task_id)
+            case ev.PublishUpdate(uid, task_id, from_start):
+                return self._publisher.update(uid, task_id, from_start)
+            case ev.AnnounceAgain(uid, task_id):
+                return self._publisher.announce_again(uid, task_id)
+            case ev.CancelSpooling():
+                self._intake.cancel_spooling()
+            case ev.SendHello(hello):
+                self._publisher.hello(hello)
+            case ev.SendDecline(decline):
+                self._publisher.decline(decline)
+            case ev.Ack(handle):
+                delivery = self._deliveries.pop(handle, None)
+                fault("before-task-ack")
+                if delivery is None or not self._transport.ack(delivery):
+                    log.info("event=ack_too_late participant=%s why='it will come again'", self.participant_id)
+            case ev.CancelTraining():
+                self._training.cancel()
+            case ev.Note(level, text):
+                log.log(logging.getLevelNamesMapping()[level.upper()], "participant=%s %s", self.participant_id, text)
+            case _:
+                self._tidy(command)
+        return None
+
+    def _tidy(self, command: ev.Command) -> None:
+        """Commands whose failure loses nothing: what stays on disk is recognised as old, here or by the coordinator."""
+        try:
+            match command:
+                case ev.ClearTask():
+                    self._spool.clear_task()
+                    fault("task-cleared")
+                case ev.ClearOutbox(uid):
+                    fault("before-update-cleared")
+                    self._publisher.forget(uid)
+                    fault("update-cleared")
+                case ev.GiveBack(uid):
+                    fault("before-memory-given-back")
+                    self._spool.give_back(uid)
+                case ev.ForgetRun(run_id):
+                    self._spool.forget_run(run_id)
+                case ev.Remember(sent, done):
+                    fault("before-remembered")
+                    self._spool.remember(Memory(sent, done))
+        except SpoolError as error:
+            log.error("event=spool_not_tidied participant=%s detail=%r", self.participant_id, str(error))
+
+    def _move_memory(self, uid: str, task_id: str) -> ev.Event:
+        fault("before-memory-moved")
+        try:
+            self._spool.move_memory(uid, run_uid(task_id))
+        except SpoolError as error:
+            return ev.MemoryNotMoved(uid, str(error))
+        fault("memory-moved")
+        return ev.MemoryMoved(uid)
+
+    # Other threads
+
+    def _open(self) -> None:
+        queue = self._topology.participant(self.participant_id)
+        try:
+            self._transport.open(
+                self._topology.exchanges, (*self._topology.shared_queues, queue), self._inbox.put, timeout_s=None
+            )
+            self._transport.consume(queue.name, lambda delivery: self._inbox.put(_Delivered(delivery)), PREFETCH)
+        except Exception as error:  # noqa: BLE001  raised again by run(), in its caller's thread
+            self._inbox.put(_Broken(error))
+
+
+def _outcome(receipt: Receipt) -> str:
+    """What an accepted update went into, where that is known yet; why a discarded one was."""
+    if receipt.verdict == "discarded":
+        return f"reason={receipt.reason!r}"
+    return "buffered" if receipt.version is None else f"version={receipt.version}"

@@ -1,0 +1,68 @@
+"""What the service needs once: the spool's content for the agent, the trainer's data size, signal handlers."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fedmq.participant.decisions.events import Restored
+from fedmq.participant.spool.spool import Spool
+from fedmq.schemas.codec import Limits, decode
+from fedmq.schemas.errors import PeerError
+from fedmq.schemas.local.clocks import age_s, moment_now
+from fedmq.schemas.messages import Task
+
+log = logging.getLogger(__name__)
+
+
+def restore(spool: Spool, limits: Limits) -> Restored:
+    """What the last process left; a task that this build cannot decode, or whose parameters are not whole, is set
+    aside."""
+    memory = spool.remembered()
+    task, age = None, None
+    found = spool.read_task()
+    if found is not None:
+        try:
+            message = decode(found[0], limits).message
+        except PeerError as error:
+            message = None
+            spool.set_aside_task(str(error))
+        if isinstance(message, Task) and message.chunks is not None and not spool.payload.holds(message.chunks):
+            message = None
+            spool.set_aside_task("its parameters are not there, or not whole")
+        if isinstance(message, Task):
+            task, age = message, age_s(found[1], moment_now())
+    outbox = spool.outbox()
+    if task is not None or outbox:
+        task_id = task.task_id if task is not None else None
+        log.info("event=restored folder=%s task=%s age_s=%s outbox=%d", spool.folder, task_id, age, len(outbox))
+    return Restored(task, age, outbox, memory.sent, memory.done, spool.unsettled())
+
+
+def num_examples_of(trainer: Any) -> int | None:
+    """None where the trainer does not say before its first result."""
+    found = getattr(trainer, "num_examples", None)
+    return None if found is None else int(found)
+
+
+@contextmanager
+def signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for a stop, where this is the main thread; a second one is the default again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, _frame: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

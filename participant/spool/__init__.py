@@ -1,0 +1,1 @@
+"""The participant's disk. No other room of it writes there."""

@@ -1,0 +1,146 @@
+"""What a participant keeps on disk of payloads that travel in chunks, beside what `participant.spool.spool` keeps.
+
+    spool_dir/<participant_id>/task.payload              a task's parameters, as far as they have come
+                               task.chunks               which of its chunks are there, with their digests
+                               outbox/<update_id>.chunks which chunks of an update the broker has confirmed
+                               outbox/<update_id>.sent   the manifest of an update that is uploaded whole
+
+A journal (`.chunks`) is a line of JSON, which says what it is of, and records of an index and a digest; it is only
+added to, after what it tells is durable, and a torn last record counts for nothing. What is lost here costs time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedmq.schemas.chunks import DIGEST_BYTES, digest_of, digest_of_all
+from fedmq.schemas.errors import SpoolError
+from fedmq.schemas.messages import ChunkedPayload
+
+_INDEX_BYTES = 4
+_RECORD_BYTES = _INDEX_BYTES + DIGEST_BYTES
+
+
+class Journal:
+    """Which chunks are done. One that cannot be read counts as empty; OSErrors of writing are the caller's."""
+
+    def __init__(self, path: Path, of: Mapping[str, object]) -> None:
+        """`of` says what the indices mean: a journal of anything else counts as empty."""
+        self._path = path
+        self._head = json.dumps(dict(of), sort_keys=True).encode() + b"\n"
+        self.digests: dict[int, bytes] = {}
+        with contextlib.suppress(OSError):  # not there, or not to be read
+            self._read(path.read_bytes())
+
+    def _read(self, content: bytes) -> None:
+        if not content.startswith(self._head):
+            return
+        records = content[len(self._head) :]
+        for start in range(0, len(records) - _RECORD_BYTES + 1, _RECORD_BYTES):
+            record = records[start : start + _RECORD_BYTES]
+            self.digests[int.from_bytes(record[:_INDEX_BYTES], "little")] = record[_INDEX_BYTES:]
+
+    def without_gap(self) -> list[bytes]:
+        """The digests of the chunks from 0 on, up to the first that is not done."""
+        found: list[bytes] = []
+        while (digest := self.digests.get(len(found))) is not None:
+            found.append(digest)
+        return found
+
+    def add(self, done: Mapping[int, bytes]) -> None:
+        """These are done as well: durable on return, and not done where that fails."""
+        fresh = not self.digests
+        with self._path.open("wb" if fresh else "r+b") as file:
+            if fresh:
+                file.write(self._head)
+            else:  # over what a crash may have left of a record
+                file.seek(len(self._head) + len(self.digests) * _RECORD_BYTES)
+                file.truncate()
+            for index, digest in done.items():
+                file.write(index.to_bytes(_INDEX_BYTES, "little") + digest)
+            file.flush()
+            os.fsync(file.fileno())
+        self.digests.update(done)
+
+    def clear(self) -> None:
+        """Nothing is done."""
+        self.digests = {}
+        self._path.unlink(missing_ok=True)
+
+
+class PayloadFile:
+    """The payload of the task in hand: chunks are written where they belong, in any order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "task.payload"
+        self._journal_path = folder / "task.chunks"
+        self._journal: Journal | None = None
+        self._handle: int | None = None
+
+    def open(self, payload: ChunkedPayload) -> dict[int, bytes]:
+        """Begin, or go on where a crash ended it: the digests of the chunks that are there.
+
+        Raises OSError where there is no room for the whole.
+        """
+        self.close()
+        journal = Journal(self._journal_path, payload.model_dump())
+        if not journal.digests or not self._path.exists():
+            self.clear()
+            journal.clear()
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, payload.num_bytes)
+        except OSError:
+            os.close(handle)
+            self.clear()
+            raise
+        self._handle, self._journal = handle, journal
+        return dict(journal.digests)
+
+    def write(self, start: int, chunk: bytes | bytearray) -> None:
+        assert self._handle is not None
+        view, end = memoryview(chunk), start + len(chunk)
+        while start < end:
+            start += os.pwrite(self._handle, view[len(view) - (end - start) :], start)
+
+    def sync(self, done: Mapping[int, bytes]) -> None:
+        """These chunks are durable on return, and known to be."""
+        assert self._handle is not None
+        assert self._journal is not None
+        os.fsync(self._handle)
+        self._journal.add(done)
+
+    def close(self) -> None:
+        """Idempotent; what is there stays."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def clear(self) -> None:
+        """Take it off the disk. What is mapped of it stays readable."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+        self._journal_path.unlink(missing_ok=True)
+
+    def read(self) -> memoryview:
+        """The whole payload, mapped. SpoolError where it is not there."""
+        try:
+            with self._path.open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise SpoolError(f"cannot read {self._path}: {error}; the task is asked for again") from error
+
+    def holds(self, payload: ChunkedPayload) -> bool:
+        """Whether it is there, and every byte as it was sent."""
+        try:
+            content = self.read()
+        except SpoolError:
+            return False
+        size = payload.chunk_bytes
+        digests = (digest_of(content[start : start + size]) for start in range(0, payload.num_bytes, size))
+        return content.nbytes == payload.num_bytes and digest_of_all(digests) == payload.digest

@@ -1,0 +1,334 @@
+"""What a participant keeps on disk, so that a crash at any instruction loses nothing that was promised.
+
+    spool_dir/<participant_id>/task.fedmq               the task in hand, as it came
+                               outbox/<update_id>.fedmq updates that the broker has not confirmed
+                               sent.json                updates without a receipt, tasks that are over
+                               memory/<run_uid>.fedmq   what is remembered of a run, as of its accepted updates
+                               memory/next/<update_id>.fedmq  what will be, once this update is accepted
+                               set-aside/               files that could not be read, for somebody to look at
+                               *.chunks, *.payload ...  of payloads in chunks: see `participant.spool.chunk_journal`
+                               lock                     held by the one process that may use all this
+
+A file is written beside its place, synced, renamed into it, and the folder synced: it is there whole or not at all. Its
+checksum tells a disk that lied. Every OSError is a SpoolError that names the file; after a failed write the old content
+is still in place, so that the caller can decline the task or try again (`participant.decisions.agent`, rules 1 and 6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmq.participant.spool.chunk_journal import PayloadFile
+from fedmq.participant.training.methods import Remembered
+from fedmq.schemas.errors import PeerError, SpoolError
+from fedmq.schemas.limits import DEFAULT_LIMITS
+from fedmq.schemas.local.clocks import Moment
+from fedmq.schemas.local.durable import sync_folder, write_whole
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import pack, read_entries, spec_of, unpack
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"fedmq spool 1\n"
+DIGEST_BYTES = 16
+MOST_MEMORIES = 4
+"""Runs that are remembered: one whose end was never heard of is forgotten when so many others came after it."""
+MAPPED_BYTES = 1024 * 1024
+"""Larger files are mapped, not read: a model need not be in memory to be looked at."""
+Body = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The content of sent.json: see `participant.decisions.events.Restored`."""
+
+    sent: Mapping[str, tuple[str, str]]
+    done: tuple[str, ...]
+
+
+class Spool:
+    """One participant's folder. Raises SpoolError where it is in use by another process, or cannot be written."""
+
+    def __init__(self, spool_dir: Path, participant_id: str) -> None:
+        self.folder = spool_dir / participant_id
+        self._outbox = self.folder / "outbox"
+        self._task = self.folder / "task.fedmq"
+        self._sent = self.folder / "sent.json"
+        self._memory = self.folder / "memory"
+        self._next = self._memory / "next"
+        self.payload = PayloadFile(self.folder)
+        """The parameters of a task that came in chunks; the task itself is then its manifest."""
+        with _as_spool_error("make", self._outbox):
+            self._outbox.mkdir(parents=True, exist_ok=True)
+            self._next.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise SpoolError(
+                f"{self.folder} is in use by another process: two participants must not share one id and spool_dir. "
+                "Stop the other one, or start this one with another --id"
+            ) from None
+        with _as_spool_error("clean", self.folder):
+            for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp"), *self._memory.rglob("*.tmp")):
+                left_over.unlink()
+            for beside in (*self._outbox.glob("*.chunks"), *self._outbox.glob("*.sent")):
+                if not beside.with_suffix(".fedmq").exists():
+                    beside.unlink()
+
+    def close(self) -> None:
+        """Let another process use the folder. Idempotent."""
+        self._lock.close()
+
+    # The task
+
+    def write_task(self, body: bytes | bytearray | memoryview, received: Moment) -> None:
+        """Keep the task's message body; it replaces the one before."""
+        _write(self._task, _wrap(asdict(received), body))
+
+    def read_task(self) -> tuple[Body, Moment] | None:
+        """The task's body and when it came; None where there is none, or none that can be read."""
+        found = self._read(self._task)
+        if found is None:
+            return None
+        header, body, _ = found
+        try:
+            return body, Moment(float(header["wall_s"]), float(header["boot_s"]), str(header["boot_id"]))
+        except (KeyError, TypeError, ValueError):
+            self.set_aside(self._task, "its header is not a task's")
+            return None
+
+    def clear_task(self) -> None:
+        _remove(self._task)
+        with _as_spool_error("remove", self.folder):
+            self.payload.clear()
+
+    def set_aside_task(self, why: str) -> None:
+        """For a task file that is whole, but holds what this build cannot decode."""
+        self.set_aside(self._task, why)
+
+    # The outbox
+
+    def write_update(self, update_id: str, task_id: str, run_id: str, *body: bytes | memoryview) -> None:
+        """Keep a finished update, given in one piece or several, until the broker has it."""
+        self.clear_upload(update_id)  # of an earlier training of the same task
+        _write(self._update(update_id), _wrap({"task_id": task_id, "run_id": run_id}, *body))
+
+    def read_update(self, update_id: str) -> tuple[str, Body]:
+        """The file's checksum, which names this very content, and the update's body. Raises SpoolError where it is gone
+        or was not whole (it is set aside then)."""
+        found = self._read(self._update(update_id))
+        if found is None:
+            raise SpoolError(f"update {update_id} cannot be read from {self._outbox}: its task has to be trained again")
+        return found[2], found[1]
+
+    def clear_update(self, update_id: str) -> None:
+        _remove(self._update(update_id))
+
+    def journal_path(self, update_id: str) -> Path:
+        """Where the chunks of an upload are noted that the broker has."""
+        return self._outbox / f"{update_id}.chunks"
+
+    def write_manifest(self, update_id: str, body: bytes) -> None:
+        """The update is uploaded whole; this announces it."""
+        _write(self._manifest(update_id), _wrap({}, body))
+
+    def manifest(self, update_id: str) -> bytes | None:
+        """What announces an update that is uploaded whole."""
+        found = self._read(self._manifest(update_id))
+        return None if found is None else bytes(found[1])
+
+    def has_upload(self, update_id: str) -> bool:
+        """Whether anything is known of its chunks."""
+        return self._manifest(update_id).exists() or self.journal_path(update_id).exists()
+
+    def clear_upload(self, update_id: str) -> None:
+        """Nothing is known of its chunks any more; the update itself stays."""
+        for path in (self._manifest(update_id), self.journal_path(update_id)):
+            with _as_spool_error("remove", path):
+                path.unlink(missing_ok=True)
+
+    def _manifest(self, update_id: str) -> Path:
+        return self._outbox / f"{update_id}.sent"
+
+    def outbox(self) -> dict[str, tuple[str, str]]:
+        """update_id -> (task_id, run_id), oldest first, of the updates that can be read."""
+        found: dict[str, tuple[str, str]] = {}
+        with _as_spool_error("read", self._outbox):
+            paths = sorted(self._outbox.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths:
+            content = self._read(path)
+            if content is not None:
+                header = content[0]
+                found[path.stem] = (str(header.get("task_id", "")), str(header.get("run_id", "")))
+        return found
+
+    # What is remembered after delivery
+
+    def remember(self, memory: Memory) -> None:
+        """Replace sent.json."""
+        text = json.dumps({"sent": memory.sent, "done": memory.done})
+        _write(self._sent, _wrap({}, text.encode()))
+
+    def remembered(self) -> Memory:
+        """The content of sent.json; empty where it cannot be read."""
+        found = self._read(self._sent)
+        if found is None:
+            return Memory({}, ())
+        try:
+            content = json.loads(bytes(found[1]))
+            sent = {str(uid): (str(task_id), str(run_id)) for uid, (task_id, run_id) in content["sent"].items()}
+            return Memory(sent, tuple(str(task_id) for task_id in content["done"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.set_aside(self._sent, f"its content is not as expected: {error}")
+            return Memory({}, ())
+
+    # What methods remember
+
+    def write_next(self, update_id: str, task_id: str, run_id: str, remembered: Remembered) -> None:
+        """Keep what will be remembered once this update is accepted."""
+        tensors = Parameters(remembered.tensors)
+        entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
+        header = {"task_id": task_id, "run_id": run_id, "mark": remembered.mark, "tensors": entries}
+        _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
+
+    def move_memory(self, update_id: str, run_uid: str) -> None:
+        """The update was accepted: what it left is remembered of its run from now on. Idempotent."""
+        path, target = self._next / f"{update_id}.fedmq", self._memory / f"{run_uid}.fedmq"
+        with _as_spool_error("move", path):
+            try:
+                path.replace(target)
+            except FileNotFoundError:
+                return
+            os.utime(target)
+            for folder in (self._memory, self._next):
+                sync_folder(folder)
+            for old in sorted(self._memory.glob("*.fedmq"), key=lambda file: -file.stat().st_mtime_ns)[MOST_MEMORIES:]:
+                old.unlink()
+
+    def give_back(self, update_id: str) -> None:
+        """The update was not accepted: what is remembered stays as it was. Idempotent."""
+        _remove(self._next / f"{update_id}.fedmq")
+
+    def memory(self, run_uid: str) -> Remembered | None:
+        """What is remembered of a run; None where there is nothing, or nothing that can be read."""
+        path = self._memory / f"{run_uid}.fedmq"
+        found = self._read(path)
+        if found is None:
+            return None
+        try:
+            listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
+            entries = read_entries(listed, DEFAULT_LIMITS)
+            return Remembered(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
+        except (KeyError, TypeError, ValueError, PeerError) as error:
+            self.set_aside(path, f"its content is not as expected: {error}")
+            return None
+
+    def unsettled(self) -> dict[str, tuple[str, str]]:
+        """update_id -> (task_id, run_id) of the updates whose verdict decides what is remembered, oldest first."""
+        found: dict[str, tuple[str, str]] = {}
+        with _as_spool_error("read", self._next):
+            paths = sorted(self._next.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths:
+            content = self._read(path)
+            if content is not None:
+                found[path.stem] = (str(content[0].get("task_id", "")), str(content[0].get("run_id", "")))
+        return found
+
+    def forget_run(self, run_id: str) -> None:
+        """The run is over: nothing of it need be remembered."""
+        with _as_spool_error("read", self._memory):
+            paths = list(self._memory.glob("*.fedmq"))
+        for path in paths:
+            content = self._read(path)
+            if content is not None and content[0].get("run_id") == run_id:
+                _remove(path)
+
+    # Files
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move a file out of the way and say so; a participant with a bad file goes on without it."""
+        folder = self.folder / "set-aside"
+        target = folder / f"{time.time_ns()}-{path.name}"
+        log.error("event=spool_file_set_aside file=%s moved_to=%s why=%r", path, target, why)
+        with _as_spool_error("set aside", path):
+            folder.mkdir(exist_ok=True)
+            path.replace(target)
+
+    def _update(self, update_id: str) -> Path:
+        return self._outbox / f"{update_id}.fedmq"
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], Body, str] | None:
+        with _as_spool_error("read", path):
+            try:
+                content = _content(path)
+            except FileNotFoundError:
+                return None
+        try:
+            return _unwrap(content)
+        except ValueError as error:
+            self.set_aside(path, str(error))
+            return None
+
+
+def _content(path: Path) -> Body:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size <= MAPPED_BYTES:
+            return file.read()
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
+    head = json.dumps(header).encode()
+    digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
+    for piece in body:
+        digest.update(piece)
+    return [MAGIC, digest.digest(), len(head).to_bytes(4, "little"), head, *body]
+
+
+def _unwrap(content: Body) -> tuple[dict[str, Any], Body, str]:
+    """The header, the body, the checksum in hexadecimal. Raises ValueError with what is wrong."""
+    if content[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"it begins with {bytes(content[: len(MAGIC)])!r}, expected {MAGIC!r}")
+    start = len(MAGIC) + DIGEST_BYTES
+    rest = start + 4 + int.from_bytes(content[start : start + 4], "little")
+    head, body = content[start + 4 : rest], content[rest:]
+    digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
+    digest.update(body)
+    if digest.digest() != content[len(MAGIC) : start]:
+        raise ValueError(f"its {len(content)} bytes do not have the checksum that was written with them")
+    header: dict[str, Any] = json.loads(bytes(head))
+    return header, body, digest.hexdigest()
+
+
+def _write(path: Path, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
+    with _as_spool_error("write", path):
+        write_whole(path, pieces)
+
+
+def _remove(path: Path) -> None:
+    with _as_spool_error("remove", path):
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _as_spool_error(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"cannot {what} {path}: {error.strerror or error}. Free space or rights there, or set another spool_dir"
+        ) from error

@@ -1,0 +1,1 @@
+"""The Keras trainer. `backend` is the only module that imports Keras and TensorFlow."""

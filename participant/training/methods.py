@@ -1,0 +1,165 @@
+"""A method's side on the participant, as pure functions: what a task's training starts from, what its update carries,
+and what will be remembered of it.
+
+Where a method remembers, a participant keeps the sum of what it has sent and was accepted, in float64: then it and the
+coordinator's books agree to the last rounding, however often tensors of a coarser dtype were sent.
+
+    change      sent: y - m            m ← m + sent          m is 0 at first: the first update is y itself
+    scaffold    sent: Δc beside Δy     c_i ← c_i + Δc        Δc = (x - y)/(K·η) - c; see coordinator.strategies.scaffold
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmq.schemas.errors import TrainerError
+from fedmq.schemas.messages import Reply, Task, TrainingConfig
+from fedmq.schemas.methods import CONTROL, METHODS, check_groups, join, split, trained
+from fedmq.schemas.parameters import Parameters
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a participant remembers of a run."""
+
+    mark: str
+    """New with every training: says which memory it is (schemas.messages.Update)."""
+    tensors: Mapping[str, Array]
+    """float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training begins with."""
+
+    parameters: Parameters
+    beside: Mapping[str, Parameters]
+    """The task's groups."""
+    memory: Remembered | None
+    correction: Parameters | None
+    """To be added to each gradient: c - c_i. None where the method has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a training gives."""
+
+    tensors: Parameters
+    """The update's, its groups among them."""
+    remembered: Mapping[str, Array] | None
+    """What is remembered once the update is accepted."""
+
+
+def run_uid(task_id: str) -> str:
+    """The run's own id (docs/decisions/0007): what a memory belongs to."""
+    return task_id.rpartition("-")[0] or task_id
+
+
+def remembers(task: Task) -> bool:
+    """Whether the task's method has a memory on the participant."""
+    return task.work == "train" and METHODS[task.reply].remembers
+
+
+def replies_of(trainer: Any) -> tuple[Reply, ...]:
+    """What a participant with this trainer can send back: all, unless a method needs what its `train` does not take."""
+    return tuple(reply for reply, method in METHODS.items() if not method.corrected or takes_correction(trainer))
+
+
+def takes_correction(trainer: Any) -> bool:
+    """Whether its `train` has an argument of the name `correction`."""
+    try:
+        return "correction" in inspect.signature(trainer.train).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+
+
+def begin(reply: Reply, tensors: Parameters, memory: Remembered | None) -> Start:
+    """From a task's tensors. Raises SpecMismatch where its groups do not fit its parameters."""
+    method = METHODS[reply]
+    parameters, beside = split(tensors, method.task)
+    check_groups(parameters, beside)
+    correction = None
+    if method.corrected:
+        control = beside[CONTROL]
+        correction = control
+        if memory is not None:
+            own = memory.tensors
+            correction = Parameters({n: (c - own[n]).astype(c.dtype) for n, c in control.items()})
+    return Start(parameters, beside, memory, correction)
+
+
+def make(reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig) -> Made:
+    """From the trained parameters; new arrays, but for those of the reply "parameters"."""
+    base, memory = start.parameters, start.memory
+    names = base.averaged()
+    flags = base.non_trainable & frozenset(names)
+    if reply == "parameters":
+        if isinstance(local, Parameters) and local.layout is not None and local.layout is base.layout:
+            return Made(local, None)
+        return Made(Parameters({n: local[n] for n in names}, flags), None)
+    if reply == "change":
+        sent = {n: _change(local[n], memory, n) for n in names}
+        return Made(Parameters(sent, flags), _sum(memory, sent))
+    delta = _delta(base, local)
+    if reply == "delta":
+        return Made(delta, None)
+    changes = _control_changes(start, local, num_steps, config)
+    return Made(join(delta, {CONTROL: changes}), _sum(memory, changes))
+
+
+def _control_changes(
+    start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig
+) -> dict[str, Array]:
+    """Δc = (x - y)/(K·η) - c; 0 where no step was made."""
+    if config.learning_rate is None:
+        raise TrainerError("SCAFFOLD needs training.learning_rate, and this task has none: set it on the coordinator")
+    found = {}
+    for name in trained(start.parameters):
+        x, c = start.parameters[name], start.beside[CONTROL][name]
+        mean_gradient = (x.astype(np.float64) - local[name]) / (max(num_steps, 1) * config.learning_rate)
+        with np.errstate(over="ignore"):
+            found[name] = (mean_gradient - c).astype(c.dtype) if num_steps else np.zeros_like(c)
+    return found
+
+
+def _change(local: Array, memory: Remembered | None, name: str) -> Array:
+    if memory is None:
+        return np.array(local)
+    with np.errstate(over="ignore"):
+        return np.asarray((local.astype(np.float64) - memory.tensors[name]).astype(local.dtype))
+
+
+def _sum(memory: Remembered | None, sent: Mapping[str, Array]) -> dict[str, Array]:
+    if memory is None:
+        return {n: a.astype(np.float64) for n, a in sent.items()}
+    return {n: memory.tensors[n] + a for n, a in sent.items()}
+
+
+def _delta(base: Parameters, local: Mapping[str, Array]) -> Parameters:
+    """local - base, in one block where the base lies in one."""
+    names = base.averaged()
+    flags = base.non_trainable & set(names)
+    if base.layout is None or base.block is None or base.layout.dtype.itemsize == 2:
+        return Parameters({n: _difference(local[n], base[n]) for n in names}, flags)
+    if isinstance(local, Parameters) and local.layout is base.layout and local.block is not None:
+        return Parameters.in_block(base.layout, np.subtract(local.block, base.block), flags)
+    made = Parameters.in_block(base.layout, np.empty_like(base.block), flags)
+    for name, out in made.items():
+        np.subtract(local[name], base[name], out=out)
+    return made
+
+
+def _difference(local: Array, base: Array) -> Array:
+    if local.dtype.itemsize == 2:
+        # A float16 overflow becomes infinity, which check_finite reports; numpy's own warning would say less.
+        with np.errstate(over="ignore"):
+            return (local.astype(np.float32) - base.astype(np.float32)).astype(local.dtype)
+    return np.asarray(np.subtract(local, base))

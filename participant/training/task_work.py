@@ -1,0 +1,171 @@
+"""One task from parameters to update: call the trainer, check what it returns, make the payload.
+
+delta = local - base, over the model's floating-point tensors, in the tensor's own dtype; for float16 and bfloat16 the
+subtraction itself is done in float32. What else a method sends and remembers is in `participant.training.methods`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedmq.participant.training.methods import Remembered, Start, begin, make, remembers, takes_correction
+from fedmq.schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
+from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import check_finite, check_spec, spec_of
+
+log = logging.getLogger(__name__)
+
+MAX_METRICS = 64
+MAX_METRIC_NAME = 64
+
+
+class TaskFailed(Exception):
+    """The task gets a decline. `fatal`: the app does not fit the federation, no later task can fare better."""
+
+    def __init__(self, reason: DeclineReason, detail: str, fatal: bool = False) -> None:
+        super().__init__(detail)
+        self.reason: DeclineReason = reason
+        self.detail = detail
+        self.fatal = fatal
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished task."""
+
+    update: Update
+    payload: Parameters | None
+    """The update's tensors; None for an evaluation."""
+    remembered: Remembered | None = None
+    """What the participant remembers once the update is accepted, where the method has a memory."""
+
+
+def do_task(
+    trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Remembered | None = None
+) -> Done:
+    """The update of a task, and its payload; `memory` is what the run's accepted updates left. Raises TaskFailed and
+    nothing else."""
+    started = clock()
+    mark = uuid.uuid4().hex if remembers(task) else None
+    try:
+        start = begin(task.reply, tensors, memory)
+        if task.work == "evaluate":
+            return Done(_evaluated(trainer, task, start.parameters, clock, started), None)
+        result = _train(trainer, task, start)
+        local = _checked(start.parameters, result.parameters)
+        num_steps = _count(result.num_steps, "num_steps", at_least=0)
+        made = make(task.reply, start, local, num_steps, task.training)
+        _check_finite(made.tensors)
+        update = _update(
+            task,
+            payload=task.reply,
+            memory=None if memory is None else memory.mark,
+            next_memory=mark,
+            num_examples=_count(result.num_examples, "num_examples", at_least=1),
+            num_steps=num_steps,
+            metrics=_metrics(result.metrics),
+            train_s=clock() - started,
+        )
+    except TaskFailed:
+        raise
+    except AppError as error:
+        raise TaskFailed("unsupported", str(error), fatal=True) from error
+    except (Exception, SystemExit) as error:
+        log.exception("event=trainer_error task=%s", task.task_id)
+        raise TaskFailed("trainer_error", _in_short(error)) from error
+    remembered = None if made.remembered is None or mark is None else Remembered(mark, made.remembered)
+    return Done(update, made.tensors, remembered)
+
+
+def _train(trainer: Any, task: Task, start: Start) -> Any:
+    if start.correction is None:
+        return trainer.train(start.parameters, task.training)
+    if not takes_correction(trainer):
+        raise TaskFailed("unsupported", f"{type(trainer).__name__}.train has no argument `correction` ({task.reply})")
+    return trainer.train(start.parameters, task.training, correction=start.correction)
+
+
+def _checked(base: Parameters, returned: Any) -> Parameters:
+    if not isinstance(returned, Mapping):
+        raise TrainerError(f"train returned parameters as {type(returned).__name__}, expected a mapping name -> array")
+    arrays = {name: np.asarray(array) for name, array in returned.items()}
+    in_order = {name: arrays[name] for name in base if name in arrays} | arrays
+    local = Parameters(in_order, base.non_trainable & arrays.keys())
+    try:
+        check_spec(local, spec_of(base))
+    except (SpecMismatch, AppError) as error:
+        raise TrainerError(f"train returned other tensors than it was given: {error}") from None
+    return local
+
+
+def _check_finite(payload: Parameters) -> None:
+    try:
+        check_finite(payload)
+    except NotFinite as error:
+        raise TrainerError(f"the trained parameters are not finite: {error}. A lower learning_rate may help") from None
+
+
+def _evaluated(trainer: Any, task: Task, parameters: Parameters, clock: Callable[[], float], started: float) -> Update:
+    evaluate = getattr(trainer, "evaluate", None)
+    if evaluate is None:
+        raise TaskFailed("unsupported", f"{type(trainer).__name__} has no evaluate method")
+    try:
+        metrics = _metrics(evaluate(parameters))
+    except NotImplementedError as error:
+        raise TaskFailed("unsupported", str(error)) from error
+    num_examples = max(int(getattr(trainer, "num_examples", 0) or 0), 1)
+    return _update(
+        task, payload="none", num_examples=num_examples, num_steps=0, metrics=metrics, train_s=clock() - started
+    )
+
+
+def _update(task: Task, **fields: Any) -> Update:
+    return Update(
+        update_id=update_id(task.run_id, task.task_id, task.participant_id),
+        task_id=task.task_id,
+        run_id=task.run_id,
+        participant_id=task.participant_id,
+        base_version=task.base_version,
+        **fields,
+    )
+
+
+def _count(value: Any, name: str, at_least: int) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = -1
+    if count < at_least:
+        raise TrainerError(f"train returned {name}={shown(value)}, expected an integer of at least {at_least}")
+    return count
+
+
+def _metrics(returned: Any) -> dict[str, float]:
+    """Finite scalars by short names; what no message may carry is left out, with a line in the log."""
+    if not isinstance(returned, Mapping):
+        raise TrainerError(f"metrics are {type(returned).__name__}, expected a mapping name -> number")
+    kept: dict[str, float] = {}
+    for name, value in returned.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number) and len(str(name)) <= MAX_METRIC_NAME and len(kept) < MAX_METRICS:
+            kept[str(name)] = number
+        else:
+            log.warning("event=metric_left_out name=%s value=%s", shown(name), shown(value))
+    return kept
+
+
+def _in_short(error: BaseException) -> str:
+    """Ours speak for themselves; for others the type and the last line, which is where Python says what happened."""
+    lines = str(error).strip().splitlines() or [""]
+    return str(error) if isinstance(error, FedmqError) else f"{type(error).__name__}: {lines[-1]}".rstrip(": ")

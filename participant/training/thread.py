@@ -1,0 +1,89 @@
+"""The one thread that calls the trainer: tasks in, encoded updates or failures out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from fedmq.participant.decisions.events import TrainingFailed
+from fedmq.participant.training.methods import Remembered
+from fedmq.participant.training.task_work import TaskFailed, do_task
+from fedmq.schemas.codec import encode_in_pieces
+from fedmq.schemas.messages import Task, Update
+from fedmq.schemas.parameters import Parameters
+
+log = logging.getLogger(__name__)
+
+JOIN_S = 5.0
+"""How long a trainer that was asked to stop is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished update, and its encoded message body in pieces."""
+
+    update: Update
+    pieces: Sequence[bytes | memoryview]
+    remembered: Remembered | None = None
+    """What the participant remembers once the update is accepted."""
+
+
+class TrainingThread:
+    """Hands its results to `put`, which must not block. A daemon: a trainer that never returns keeps no process up."""
+
+    def __init__(
+        self, trainer: Any, name: str, max_payload_bytes: int, put: Callable[[Trained | TrainingFailed], None]
+    ) -> None:
+        self._trainer = trainer
+        self._max_payload_bytes = max_payload_bytes
+        self._put = put
+        self._jobs: SimpleQueue[tuple[Task, Parameters, Remembered | None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def open(self) -> None:
+        self._thread.start()
+
+    def start(self, task: Task, tensors: Parameters, memory: Remembered | None) -> None:
+        """Train this next, with what is remembered of its run."""
+        self._jobs.put((task, tensors, memory))
+
+    def cancel(self) -> None:
+        """Ask a running training to end, where the trainer can."""
+        cancel = getattr(self._trainer, "cancel", None)
+        if callable(cancel):
+            cancel()
+
+    def close(self) -> None:
+        """End the thread; a training that goes on in spite of that is left behind after JOIN_S."""
+        if not self._thread.is_alive():
+            return
+        self._jobs.put(None)
+        self.cancel()
+        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            log.warning("event=training_left_behind thread=%s why='no cancel(), or not heeded'", self._thread.name)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._put(self._trained(*job))
+            del job
+
+    def _trained(self, task: Task, tensors: Parameters, memory: Remembered | None) -> Trained | TrainingFailed:
+        try:
+            done = do_task(self._trainer, task, tensors, time.monotonic, memory)
+            pieces = encode_in_pieces(done.update, done.payload)
+        except TaskFailed as failed:
+            return TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal)
+        num_bytes = sum(len(piece) for piece in pieces)
+        if num_bytes > self._max_payload_bytes:
+            detail = (
+                f"the update has {num_bytes} bytes, max_payload_bytes is {self._max_payload_bytes}: "
+                "raise it in [broker] on both sides"
+            )
+            return TrainingFailed(task.task_id, "unsupported", detail)
+        return Trained(done.update, pieces, done.remembered)

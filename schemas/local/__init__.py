@@ -1,0 +1,1 @@
+"""Files, clocks and memory of this machine. No message is in here."""

@@ -1,0 +1,467 @@
+"""Virtual time around the coordinator's own core: the events that the service would see, at the times that a population
+gives, with the training done lazily.
+
+Rules
+ 1. Everything follows from (population, problem, strategy, run, training, seed): the same bytes again, on any number of
+    cores. Events at one time happen in the order in which they were planned.
+ 2. The core is the service's, through the same events: hello, update, decline, tick; and its commands are carried out
+    at once, as if commits cost nothing. What it withdraws stops, and its participant says hello.
+ 3. A participant that would not take a task (off, away, not offering itself) declines it as not_idle, and says hello
+    when it would.
+ 4. An update that is not finite ends the run as diverged, at its time.
+ 5. An event costs O(log n): one heap of what is to come, and the core's own heaps.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import (
+    Accept,
+    Discard,
+    Evaluate,
+    EvaluationArrived,
+    Event,
+    Finish,
+    IssueTask,
+    NewVersion,
+    ParticipantSeen,
+    Started,
+    TaskDeclined,
+    Tick,
+    UpdateArrived,
+    Withdraw,
+)
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.schemas.errors import InputError
+from fedmq.schemas.local.allocator import keep_freed_memory
+from fedmq.schemas.messages import TrainingConfig, Update, update_id
+from fedmq.schemas.methods import update_spec
+from fedmq.schemas.tensors import spec_of
+from fedmq.studies.engine.outcome import Evaluation, Outcome
+from fedmq.studies.engine.settings import NEVER_S, StudyRun
+from fedmq.studies.population.devices import Device, Work
+from fedmq.studies.population.population import Population, arrival_generator, task_streams
+from fedmq.studies.problems.lazy_training import LazyTraining
+from fedmq.studies.problems.problem import Federation, Problem
+
+RUN_UID = "57d1e500"
+OnVersion = Callable[[float, int, int], None]
+"""Called at each version with the virtual time, the version and the updates accepted so far."""
+FORGET_EVERY = 4096
+"""Steps between calls of `Core.forget_changes`: it is how the core forgets closed tasks."""
+
+
+COLLECT_EVERY = 20_000
+"""New objects between Python's searches for cycles."""
+
+
+class Stuck(InputError):
+    """Nothing is left to happen, and the run has not ended. `outcome` is what there is until then."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def simulate(
+    population: Population,
+    problem: Problem,
+    strategy: Strategy[Any],
+    run: StudyRun,
+    training: TrainingConfig | None = None,
+    *,
+    seed: int = 0,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+    on_version: OnVersion | None = None,
+) -> Outcome:
+    """Run one cell of a study to its end. Raises Stuck where it cannot come to one."""
+    if not population.takes_time:
+        raise InputError(
+            f"tasks of the population {population.name!r} take no time: "
+            "set its compute.task_s or compute.example_s, its network's bytes a second, or a trace"
+        )
+    members = population.members(seed)
+    federation = problem.deal(members, seed)
+    open_loop = run.arrivals_per_s is not None or population.order == "recorded"
+    streams = task_streams(seed, len(members))
+    devices = [Device(m, population, seed, streams, open_loop) for m in members]
+    engine_class = Engine
+    if population.order == "recorded":
+        from fedmq.studies.engine.recorded import RecordedEngine  # which is one of these
+
+        engine_class = RecordedEngine
+    engine = engine_class(
+        population,
+        federation,
+        devices,
+        strategy=strategy,
+        run=run,
+        training=training or TrainingConfig(),
+        seed=seed,
+        on_evaluation=on_evaluation,
+        on_version=on_version,
+    )
+    return engine.run()
+
+
+class Engine:
+    """One run. See the module docstring; `simulate` is the way in."""
+
+    def __init__(
+        self,
+        population: Population,
+        federation: Federation,
+        devices: list[Device],
+        *,
+        strategy: Strategy[Any],
+        run: StudyRun,
+        training: TrainingConfig,
+        seed: int,
+        on_evaluation: Callable[[Evaluation], None] | None,
+        on_version: OnVersion | None = None,
+    ) -> None:
+        self._population, self._federation, self._devices = population, federation, devices
+        self._reply, self._first = strategy.reply, _of_first_tasks(training, strategy, run)
+        self._measures = run.steps is not None or arrivals(strategy) is not None
+        """How long tasks take, where that depends on what each is asked for."""
+        self._begun: list[tuple[int, float]] = [(0, 0.0)] * len(devices)
+        """Of each participant: its tasks, and the seconds that they take."""
+        self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
+        if population.order == "recorded":
+            self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
+        initial = federation.initial
+        self._core = Core(self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates)
+        self._down_bytes = self._core.task_tensors.num_bytes
+        self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
+        self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
+        self._lazy = LazyTraining(federation.backend, strategy.reply)
+        self._on_evaluation, self._on_version = on_evaluation, on_version
+        self._arrivals_per_s = None if run.arrivals_per_s is None else run.arrivals_per_s / len(devices)
+        self._arrival_rngs: dict[int, np.random.Generator] = {}
+        self._seed = seed
+        self._now = 0.0
+        self._heap: list[tuple[float, int, Callable[[int], None], int]] = []
+        self._planned = self._deliveries = self._steps = 0
+        self._wakeup: float | None = None
+        self._events: deque[Event] = deque()
+        self._working: dict[int, Device] = {}
+        self._works = 0
+        self._issued_bytes = self._sent_bytes = 0.0
+        self._outcome = Outcome(initial)
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            IssueTask: self._begin,
+            Accept: self._accepted,
+            Discard: self._discarded,
+            NewVersion: self._new_version,
+            Withdraw: self._withdraw,
+            Evaluate: self._evaluate,
+            Finish: self._finish,
+        }
+        """What is done about a command; nothing about those that are not here."""
+
+    def run(self) -> Outcome:
+        """Until the core finishes, or the training diverges."""
+        keep_freed_memory()
+        with _rare_collections():
+            return self._run()
+
+    def _run(self) -> Outcome:
+        self._step(Started())
+        for i, device in enumerate(self._devices):
+            self._plan_turn(i, device)
+            if self._arrivals_per_s is not None:
+                self._arrival_rngs[i] = arrival_generator(self._seed, i)
+                self._plan_arrival(i)
+            self._say_hello(i)
+        self._settle()
+        self._open()
+        outcome = self._outcome
+        while not outcome.finished:
+            if not self._heap or self._heap[0][0] >= NEVER_S:
+                outcome.finished = "stuck"
+                raise Stuck(
+                    f"nothing is left to happen at {self._now:g} s, version {self._core.version}, "
+                    f"{self._core.accepted} updates, {self._core.tasks_out} tasks out: "
+                    "give the run a lease_s, the dropouts a shorter away_s, or the cohort enough participants",
+                    self._closed(outcome),
+                )
+            self._now, _, happen, about = heapq.heappop(self._heap)
+            happen(about)
+            self._settle()
+        return self._closed(outcome)
+
+    def _open(self) -> None:
+        """All have said hello (studies.engine.recorded plans its record here)."""
+
+    def _closed(self, outcome: Outcome) -> Outcome:
+        outcome.parameters = self._core.parameters
+        outcome.time_s = self._now
+        outcome.bytes_up, outcome.bytes_down = self._sent_bytes, self._issued_bytes
+        outcome.discarded = self._core.discarded
+        outcome.num_examples, outcome.mean_task_s = list(self._federation.num_examples), self._mean_task_s()
+        outcome.cohorts, outcome.trained = self._lazy.cohorts, self._lazy.trained
+        outcome.backend = self._federation.backend.name
+        return outcome
+
+    def _mean_task_s(self) -> list[float]:
+        payload_bytes = (self._down_bytes, self._up_bytes)
+        return [
+            total_s / tasks
+            if tasks
+            else d.member.mean_task_s(self._population.compute, _passes(self._first, count), payload_bytes)
+            for d, count, (tasks, total_s) in zip(
+                self._devices, self._federation.num_examples, self._begun, strict=True
+            )
+        ]
+
+    # The core
+
+    def _settle(self) -> None:
+        """Give the core all that happened now, and see when it wants to be woken."""
+        while self._events and not self._outcome.finished:
+            self._step(self._events.popleft())
+        wakeup = self._core.next_wakeup()
+        if wakeup is not None and (self._wakeup is None or wakeup < self._wakeup):
+            self._wakeup = wakeup
+            self._plan(max(wakeup, self._now), self._tick, 0)
+
+    def _step(self, event: Event) -> None:
+        carriers = self._carriers
+        for command in self._core.step(event, self._now):
+            carry_out = carriers.get(type(command))
+            if carry_out is not None:
+                carry_out(command)
+        self._steps += 1
+        if self._steps % FORGET_EVERY == 0:
+            self._core.forget_changes()
+
+    def _accepted(self, command: Accept) -> None:
+        self._lazy.settled(command.update.update_id, accepted=True)
+        self._record(command)
+
+    def _discarded(self, command: Discard) -> None:
+        assert command.update is not None, "updates are not decoded here"
+        self._lazy.settled(command.update.update_id, accepted=False)
+
+    def _new_version(self, command: NewVersion) -> None:
+        self._outcome.version_s.append(self._now)
+        self._outcome.updates.weigh(command.weights, command.orders)
+        if self._on_version is not None:
+            self._on_version(self._now, command.version, self._core.accepted)
+
+    def _finish(self, command: Finish) -> None:
+        self._outcome.finished = command.reason
+
+    def _tick(self, _: int) -> None:
+        self._wakeup = None
+        self._events.append(Tick())
+
+    # Participants
+
+    def _begin(self, task: IssueTask) -> None:
+        i = self._index[task.participant_id]
+        device = self._devices[i]
+        if not device.willing:
+            self._events.append(
+                TaskDeclined(task.participant_id, task.task_id, "study", "not_idle", retry_after_s=NEVER_S)
+            )
+            return
+        self._works += 1
+        self._issued_bytes += self._down_bytes
+        work = device.begin(
+            self._works,
+            task,
+            self._now,
+            passes=_passes(task.training, self._federation.num_examples[i]),
+            down_bytes=self._down_bytes,
+            up_bytes=self._up_bytes,
+        )
+        self._working[work.number] = device
+        if self._measures and device.member.history is None:
+            tasks, total_s = self._begun[i]
+            self._begun[i] = tasks + 1, total_s + work.duration_s
+        if not work.drops:
+            self._lazy.add(work.number, i, self._core.task_tensors, task.training)
+        self._plan_end(device)
+
+    def _plan_end(self, device: Device) -> None:
+        at = device.ends_at()
+        if at is not None:
+            assert device.work is not None
+            self._plan(at, self._end, device.work.number)
+
+    def _end(self, number: int) -> None:
+        """The work of this number is done, or has dropped out; or it was withdrawn before."""
+        device = self._working.pop(number, None)
+        if device is None:
+            return
+        work = device.work
+        assert work is not None
+        device.work = None
+        if work.drops:
+            self._drop_out(device, work)
+        else:
+            self._send(device, work)
+
+    def _send(self, device: Device, work: Work) -> None:
+        result = self._lazy.result(work.number)
+        if not result.finite:
+            self._diverged()
+            return
+        self._deliveries += 1
+        self._sent_bytes += self._up_bytes
+        task, participant_id = work.task, device.member.participant_id
+        own_id = update_id("study", task.task_id, participant_id)
+        update = Update.trusted(
+            {
+                "kind": "update",
+                "update_id": own_id,
+                "task_id": task.task_id,
+                "run_id": "study",
+                "participant_id": participant_id,
+                "base_version": task.base_version,
+                "payload": self._reply,
+                "memory": result.memory,
+                "next_memory": None if result.remembered is None else own_id,
+                "num_examples": result.num_examples,
+                "num_steps": result.num_steps,
+                "metrics": result.metrics,
+                "train_s": work.train_s,
+                "chunks": None,
+            }
+        )
+        self._lazy.sent(own_id, device.member.index, result)
+        self._events.append(UpdateArrived(self._deliveries, update, result.payload))
+
+    def _drop_out(self, device: Device, work: Work) -> None:
+        self._outcome.dropouts += 1
+        i = device.member.index
+        device.away = True
+        if work.drops == "declines":
+            task = work.task
+            self._events.append(
+                TaskDeclined(task.participant_id, task.task_id, "study", "not_idle", retry_after_s=NEVER_S)
+            )
+        else:
+            device.session += 1
+        self._plan(self._now + work.away_s, self._come_back, i)
+
+    def _come_back(self, i: int) -> None:
+        self._devices[i].away = False
+        self._say_hello(i)
+
+    def _withdraw(self, command: Withdraw) -> None:
+        i = self._index[command.participant_id]
+        device = self._devices[i]
+        if device.work is not None and device.work.task.task_id == command.task_id:
+            del self._working[device.work.number]
+            self._lazy.drop(device.work.number)
+            device.work = None
+            self._say_hello(i)
+
+    def _say_hello(self, i: int) -> None:
+        self._events.append(ParticipantSeen(self._devices[i].hello(self._federation.num_examples[i])))
+
+    def _plan_turn(self, i: int, device: Device) -> None:
+        if math.isfinite(device.presence.until):
+            self._plan(device.presence.until, self._turn, i)
+
+    def _turn(self, i: int) -> None:
+        device = self._devices[i]
+        planned = device.ends_at() is not None
+        if planned:
+            # Its work ends at this very moment, and its event comes later in the order.
+            self._plan(self._now, self._turn, i)
+            return
+        device.turn()
+        self._plan_turn(i, device)
+        self._plan_end(device)
+        if device.work is None and not device.away:
+            self._say_hello(i)
+
+    def _plan_arrival(self, i: int) -> None:
+        assert self._arrivals_per_s is not None
+        wait_s = float(self._arrival_rngs[i].standard_exponential()) / self._arrivals_per_s
+        self._plan(self._now + wait_s, self._arrive, i)
+
+    def _arrive(self, i: int) -> None:
+        self._plan_arrival(i)
+        device = self._devices[i]
+        if device.work is not None or device.away or not device.presence.on:
+            self._outcome.missed_arrivals += 1
+            return
+        device.offers = True
+        self._say_hello(i)
+
+    # Records
+
+    def _record(self, accept: Accept) -> None:
+        update, rows = accept.update, self._outcome.updates
+        rows.time_s.append(self._now)
+        rows.participant.append(self._index[update.participant_id])
+        rows.base_version.append(update.base_version)
+        rows.staleness.append(accept.staleness)
+        rows.client_weight.append(accept.client_weight)
+        rows.tasks_out.append(self._core.tasks_out)
+        rows.bytes_up.append(self._sent_bytes)
+        rows.bytes_down.append(self._issued_bytes)
+
+    def _evaluate(self, command: Evaluate) -> None:
+        version = command.version
+        metrics = self._federation.evaluate(self._core.parameters)
+        found = Evaluation(version, self._now, self._core.accepted, self._sent_bytes, self._issued_bytes, metrics)
+        self._outcome.evaluations.append(found)
+        if self._on_evaluation is not None:
+            self._on_evaluation(found)
+        if not all(math.isfinite(v) for v in metrics.values()):
+            self._diverged()
+        self._events.append(EvaluationArrived(version, metrics))
+
+    def _diverged(self) -> None:
+        self._outcome.finished, self._outcome.diverged_s = "diverged", self._now
+
+    def _plan(self, at: float, happen: Callable[[int], None], about: int) -> None:
+        self._planned += 1
+        heapq.heappush(self._heap, (at, self._planned, happen, about))
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Have Python look for cycles less often: the engine makes none, and what it holds is looked through in vain."""
+    often, *others = gc.get_threshold()
+    gc.set_threshold(max(often, COLLECT_EVERY) if often else 0, *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(often, *others)
+
+
+def _passes(training: TrainingConfig, num_examples: int) -> int:
+    """Examples that one task goes through, each as often as it does: the last batch of an epoch may be a short one."""
+    passes = training.epochs * num_examples
+    if training.max_steps is None:
+        return passes
+    epochs, steps = divmod(training.max_steps, max(1, math.ceil(num_examples / training.batch_size)))
+    return min(passes, epochs * num_examples + steps * training.batch_size)
+
+
+def _of_first_tasks(training: TrainingConfig, strategy: Strategy[Any], run: StudyRun) -> TrainingConfig:
+    """What a participant of unknown speed is asked for."""
+    groups = arrivals(strategy)
+    if groups is not None:
+        return training.model_copy(update={"max_steps": groups.first_steps, "epochs": groups.first_steps})
+    if run.steps is not None:
+        first = run.steps.steps(None)
+        steps = first if training.max_steps is None else min(first, training.max_steps)
+        return training.model_copy(update={"max_steps": steps})
+    return training

@@ -1,0 +1,132 @@
+"""The versions of a recorded run, where they do not follow from its updates alone: its ledger says when each was made,
+and with arrival groups of which updates. In the places of what decides it in the core.
+
+A synchronous round may have ended at its deadline, with fewer updates than its cohort has. Tasks that nobody answered
+in time are not in a replay: they gave no accepted update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedmq.coordinator.audit.replay import groups_of, version_follows
+from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups, Closed
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.participants import Participant
+from fedmq.coordinator.decisions.rounds import Rounds
+from fedmq.coordinator.decisions.tasks import HeldTask
+from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
+from fedmq.coordinator.strategies.protocol import Cohort, State, Strategy, arrivals
+
+
+class RecordedVersions:
+    """How far a replay is, and when the next version comes."""
+
+    def __init__(self, strategy: Strategy[Any], rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> None:
+        self._strategy, self._rows, self._versions = strategy, rows, versions
+        self.accepted = self.version = 0
+
+    def next_due(self) -> float | None:
+        """When the next version was made, once it comes before the next update."""
+        if not self.accepted or not version_follows(self._strategy, self._rows, self.accepted, self.version):
+            return None
+        return self._versions[self.version].run_s
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be made by now."""
+        due_s = self.next_due()
+        return due_s is not None and due_s <= now
+
+
+class RecordedGroups(ArrivalGroups):
+    """Nobody is assigned to any and nobody waits, because the tasks go out when they went out."""
+
+    def __init__(self, strategy: Strategy[Any], rows: Sequence[UpdateRow], record: RecordedVersions) -> None:
+        shape = arrivals(strategy)
+        assert shape is not None, "only for strategies that have groups"
+        super().__init__(shape, lambda _: None)
+        self._rows, self._record = rows, record
+        self._group_of = groups_of(rows)
+        self._orders: dict[int | None, dict[str, int]] = {}
+        for row in rows:
+            self._orders.setdefault(row.version, {})[row.update_id] = row.accepted_order
+
+    def steps(self, task_id: str) -> int:  # noqa: ARG002 - nobody trains
+        return 1
+
+    def assign(self, p: Participant, task_id: str, now: float) -> None:
+        pass
+
+    def leave(self, task_id: str, *, open_still: bool) -> None:
+        pass
+
+    def arrive(self, p: Participant, task: HeldTask, update_id: str, order: int, now: float) -> int | None:  # noqa: ARG002
+        self._record.accepted = order
+        return self._rows[order - 1].arrival_group
+
+    def close(self, now: float) -> Closed | None:
+        if not self._record.is_due(now):
+            return None
+        self._record.version += 1
+        version = self._record.version
+        return Closed(self._group_of[version], self._orders[version], [])
+
+    def next_due(self) -> float | None:
+        return self._record.next_due()
+
+
+class RecordedRounds(Rounds):
+    """Whoever was asked is asked, when it was, and no deadline passes but that which made a version."""
+
+    def __init__(self, cohort: Cohort, core: Core, record: RecordedVersions) -> None:
+        super().__init__(cohort, core._desk, core._model)
+        self._record = record
+
+    def tasks_wanted(self) -> int:
+        free = self._desk.roster.free
+        if free and self.opened_s is None:
+            self._begin_deadline()
+        return free
+
+    def answered(self, p: Participant) -> None:
+        self._record.accepted += 1
+        super().answered(p)
+
+    def deadline_s(self) -> float | None:
+        return self._record.next_due()
+
+    def pass_time(self) -> None:
+        pass
+
+    def ended(self) -> None:
+        self._record.version += 1
+        super().ended()
+
+
+class _ReadyAsRecorded:
+    """A synchronous strategy that is ready when it was."""
+
+    def __init__(self, strategy: Strategy[Any], record: RecordedVersions) -> None:
+        self._strategy, self._record = strategy, record
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def ready(self, state: State, now: float) -> bool:  # noqa: ARG002 - a strategy's signature
+        return self._record.is_due(now)
+
+
+def make_as_recorded(core: Core, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
+    """Have the core make the versions of rounds or arrival groups as the run did; None where a strategy has neither,
+    whose versions follow from its updates."""
+    strategy = core._strategy
+    record = RecordedVersions(strategy, rows, versions)
+    if arrivals(strategy) is not None:
+        core._groups = core._desk.groups = RecordedGroups(strategy, rows, record)
+    elif strategy.cohort is not None:
+        core._rounds = core._ending._rounds = RecordedRounds(strategy.cohort, core, record)
+        core._strategy = _ReadyAsRecorded(strategy, record)
+    else:
+        return None
+    return record

@@ -1,0 +1,1 @@
+"""Participants of a study: their speed, availability, data and dropouts."""

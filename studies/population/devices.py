@@ -1,0 +1,130 @@
+"""One participant as the engine moves it: on or off, idle, training or away."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.schemas.messages import Hello
+from fedmq.schemas.methods import METHODS
+from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence
+from fedmq.studies.population.recorded_runs import RecordedTask
+from fedmq.studies.population.seeding import Streams
+
+ALL_REPLIES = tuple(METHODS)
+"""A study's backends know every method."""
+TASKS_AHEAD = 8
+"""Tasks whose draws are made at once: for a single one that would cost nearly as much."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A task in training."""
+
+    number: int
+    task: IssueTask
+    left_s: float
+    """Of time that the participant is on, when `since` was."""
+    since: float
+    drops: Literal["", "declines", "vanishes"]
+    away_s: float
+    train_s: float
+    """As the participant would measure it."""
+    duration_s: float
+    """Of all of it, before it drops out or is off."""
+    recorded: RecordedTask | None = None
+    """In the recorded order: the run's own task, where it went out at the run's own moment."""
+
+
+class Device:
+    """The engine calls it with the time; what it returns are times of things to come."""
+
+    __slots__ = (
+        "_ahead", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session", "work",
+    )  # fmt: skip
+
+    def __init__(self, member: Member, population: Population, seed: int, streams: Streams, open_loop: bool) -> None:
+        self.member = member
+        self.presence = Presence(member, population.availability, seed)
+        self.work: Work | None = None
+        self.session = 0
+        self.away = False
+        self.offers: bool | None = None if not open_loop else False
+        """Open loop: whether it has come for a task and not got one yet; None in a closed loop."""
+        self.next_task: RecordedTask | None = None
+        """In the recorded order: what it will be doing with the next task that it gets."""
+        self._population = population
+        self._streams = streams
+        self._ahead: list[list[float]] = []
+        """Draws of tasks to come, the next one's last."""
+
+    @property
+    def willing(self) -> bool:
+        """Would take a task now."""
+        return self.work is None and not self.away and self.presence.on and self.offers is not False
+
+    def hello(self, num_examples: int) -> Hello:
+        held = () if self.work is None else (self.work.task.task_id,)
+        return Hello.trusted(
+            {
+                "kind": "hello",
+                "participant_id": self.member.participant_id,
+                "session_id": f"s{self.session}",
+                "num_examples": num_examples,
+                "accepting": self.willing,
+                "replies": ALL_REPLIES,
+                "task_ids": held,
+                "software": "",
+            }
+        )
+
+    def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:
+        """Take a task. Every task costs the same number of draws, used or not."""
+        if not self._ahead:
+            drawn = self._streams.random(self.member.index, TASKS_AHEAD * DRAWS_A_TASK)
+            self._ahead = [drawn[i : i + DRAWS_A_TASK] for i in range(0, len(drawn), DRAWS_A_TASK)][::-1]
+        u_duration, u_drops, u_when, u_away = self._ahead.pop()
+        population = self._population
+        drops: Literal["", "declines", "vanishes"] = ""
+        if self.next_task is not None:
+            train_s, duration_s = self.next_task.train_s, self.next_task.duration_s
+        else:
+            train_s, duration_s = self.member.times_s(population.compute, u_duration, passes, (down_bytes, up_bytes))
+            drops = self.member.drops(population.dropout, u_drops)
+        self.work = Work(
+            number=number,
+            task=task,
+            left_s=duration_s * u_when if drops else duration_s,
+            since=now,
+            drops=drops,
+            away_s=population.dropout.away_s.quantile(u_away) if drops else 0.0,
+            train_s=train_s,
+            duration_s=duration_s,
+            recorded=self.next_task if self.next_task is not None and self.next_task.issued_s == now else None,
+        )
+        self.next_task = None
+        if self.offers:
+            self.offers = False
+        return self.work
+
+    def ends_at(self) -> float | None:
+        """When the present work ends, if that is within the present turn of being on."""
+        if self.work is None or not self.presence.on:
+            return None
+        if self.work.recorded is not None:
+            return self.work.recorded.arrived_s  # since + left_s might be another number by its last bit
+        at = self.work.since + self.work.left_s
+        return at if at <= self.presence.until else None
+
+    def turn(self) -> None:
+        """The present turn is over: work pauses, or goes on."""
+        at = self.presence.until
+        if self.work is not None:
+            if self.presence.on:
+                self.work.left_s = max(self.work.left_s - (at - self.work.since), 0.0)
+            self.work.since = at
+        self.presence.turn()
+        while self.presence.until <= at and math.isfinite(at):  # turns without a length
+            self.presence.turn()

@@ -1,0 +1,1 @@
+"""Models and data that a study trains."""

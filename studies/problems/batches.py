@@ -1,0 +1,55 @@
+"""The batches of a cohort's tasks, in the order that the Keras trainer has (participant.training.shuffling)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmq.participant.training.shuffling import orders
+from fedmq.schemas.messages import TrainingConfig
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class CohortRows:
+    """The batches of a cohort, all padded to one shape with the participant's own first row."""
+
+    rows: Rows
+    """[steps, participants, batch_size]."""
+    real: Rows
+    """How many of each batch are real, [steps, participants]; 0 where a participant has no such step."""
+    steps: Rows
+    """Of each participant."""
+    last_epoch: Rows
+    """The step with which each participant's last epoch begins."""
+
+
+def cohort_rows(cohort: Sequence[tuple[Rows, TrainingConfig]], batch_size: int) -> CohortRows:
+    """For participants that share one batch size. Each must have an example."""
+    counts = np.array([len(rows) for rows, _ in cohort], np.int64)
+    an_epoch = -(-counts // batch_size)
+    wanted = np.array([config.epochs for _, config in cohort], np.int64) * an_epoch
+    limits = [wanted[i] if c.max_steps is None else min(wanted[i], c.max_steps) for i, (_, c) in enumerate(cohort)]
+    steps = np.array(limits, np.int64)
+    longest = int(steps.max())
+    # Only the last batch of an epoch is short: an epoch is its examples in order, then padding.
+    begun, each, seeds = -(-steps // an_epoch), counts.tolist(), [config.seed for _, config in cohort]
+    examples = np.zeros((len(cohort), counts.max()), np.int64)
+    for own, (mine, _) in zip(examples, cohort, strict=True):
+        own[: len(mine)] = mine
+    rows = np.repeat(examples[:, :1], (begun * an_epoch).max() * batch_size, axis=1)
+    for epoch in range(begun.max()):
+        shuffled = np.take_along_axis(examples, orders(seeds, each, epoch), axis=1)
+        starts = (epoch * batch_size * an_epoch).tolist()
+        for own, mine, start, count, epochs in zip(rows, shuffled, starts, each, begun.tolist(), strict=True):
+            if epoch < epochs:
+                own[start : start + count] = mine[:count]
+    rows = rows[:, : longest * batch_size]
+    step = np.arange(longest)[:, None]
+    real = np.minimum(batch_size, counts - step % an_epoch * batch_size) * (step < steps)
+    by_step = np.ascontiguousarray(rows.reshape(len(cohort), longest, batch_size).transpose(1, 0, 2))
+    return CohortRows(by_step, real, steps, (steps - 1) // an_epoch * an_epoch)

@@ -1,0 +1,1 @@
+"""Keras models in a study, trained in cohorts."""

@@ -1,0 +1,214 @@
+"""Keras models trained in cohorts: the gradients of many participants as one compiled program, each participant from
+its own base version, on its own batches.
+
+Two paths give the same results to float tolerance:
+
+    plain     the participant's own compiled step (participant.training.keras.trainer), one participant after the
+    other: the reference, for any model
+    cohort    tf.vectorized_map of the model's gradient over participants, and the optimizer's rule on the stacked
+              tensors, all steps in one XLA program. For SGD (with momentum, Nesterov) and Adam.
+
+Which is faster depends on the model: dense models gain much, small convolutions lose on a CPU. So `KerasCohort` times
+both on the first cohort, takes the faster, and says so in its `name`; the other cells of the study do as the first one
+did (studies.problems.keras.path_choice). A choice by time can differ from one machine to the next, and the paths
+differ in the last bits: a study that is to be repeated bit for bit in another folder names its path.
+
+A cohort is cut into chunks of one fixed shape (`chunk` participants, padded), so that neither the size of a cohort nor
+its neighbours change a participant's result. Unequal data: batches are padded and masked, participants with fewer steps
+stand still while others go on. A model with state beside its weights (BatchNorm, Dropout) would see the padding; its
+tasks that have a short batch are trained by the plain path. Dropout draws other random numbers when compiled by XLA,
+from the same seeds: there the paths agree in distribution only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy.typing as npt
+
+from fedmq.participant.training.keras.backend import keras, tf
+from fedmq.participant.training.keras.model import built_model, parameters_of
+from fedmq.participant.training.keras.trainer import KerasTrainer
+from fedmq.schemas.errors import AppError
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.problems.batches import Rows
+from fedmq.studies.problems.keras.compiled_cache import kept, spec
+from fedmq.studies.problems.keras.path_choice import shared
+from fedmq.studies.problems.keras.rules import NotVectorised
+from fedmq.studies.problems.keras.vectorised import Program, VectorisedSteps, prepare_gpu, sees_gpu
+from fedmq.studies.problems.lazy_training import Job, Trained
+from fedmq.studies.problems.user_randomness import INITIAL_MODEL, seeded
+
+T = TypeVar("T")
+PathName = Literal["measure", "cohort", "plain"]
+
+MEASURE_PLAIN_S = 1.0
+DEFAULT_MEMORY_BYTES = 1024**3
+
+
+class KerasFederation:
+    """`x` and `y` arrays of which participant i has `rows[i]`; `test` for the central evaluation.
+
+    `build_model()` returns a compiled model, as for a deployment. Raises AppError where it cannot be used, ConfigError
+    where one participant does not fit into `memory_bytes`. The initial model follows from `seed`. `app`: what the model
+    is known by; federations of one model share what was compiled of it.
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[], Any],
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        rows: Sequence[Rows],
+        test: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+        *,
+        path: PathName = "measure",
+        chunk: int | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        seed: int = 0,
+        app: Hashable = None,
+    ) -> None:
+        app = build_model if app is None else app
+        self.num_examples = [len(r) for r in rows]
+        self.backend = KerasCohort(
+            build_model, x, y, rows, path=path, chunk=chunk, memory_bytes=memory_bytes, seed=seed, app=app
+        )
+        self.initial = self.backend.initial
+        self.data_bytes = x.nbytes + y.nbytes
+        self.evaluates = test is not None
+        self._test = test
+        self._evaluator = None
+        if test is not None:
+            self._evaluator = _kept(
+                ("evaluates", app, spec(*test)), lambda: KerasTrainer(build_model, evaluation_data=test)
+            )
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        assert self._evaluator is not None
+        assert self._test is not None
+        self._evaluator.use_evaluation_data(self._test)  # it is another federation's too
+        return self._evaluator.evaluate(parameters)
+
+
+def drawn_model(build_model: Callable[[], Any], seed: int) -> Parameters:
+    """Version 0: what `build_model` draws, unless it has a seed of its own, follows from this one."""
+    prepare_gpu()
+    return _seeded(seed, lambda: parameters_of(built_model(build_model)).packed())
+
+
+def _seeded(seed: int, make: Callable[[], T]) -> T:
+    with seeded(seed, INITIAL_MODEL) as own_seed:
+        keras.utils.set_random_seed(own_seed)
+        return make()
+
+
+def _kept(key: Hashable, make: Callable[[], T]) -> T:
+    """Seeded too: what a model draws that is no weight is the same in each process."""
+    return kept(key, lambda: _seeded(0, make))
+
+
+class KerasCohort:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        build_model: Callable[[], Any],
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        rows: Sequence[Rows],
+        *,
+        path: PathName = "measure",
+        chunk: int | None = None,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        seed: int = 0,
+        app: Hashable = None,
+    ) -> None:
+        app = build_model if app is None else app
+        self.initial = drawn_model(build_model, seed)
+        self._data = data = spec(x, y)
+        self._plain = PlainSteps(
+            _kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1].copy(), y[:1].copy()))), x, y, rows
+        )
+        self._path = path
+        self._cohort: VectorisedSteps | None = None
+        self.name = "Keras, one compiled step after the other"
+        if path != "plain":
+            try:
+                program = _kept(("vectorised", app, data), lambda: Program(build_model, x, y))
+                at_once = program.chunk(chunk, memory_bytes, x[:1].nbytes)
+                self._cohort = VectorisedSteps(program, x, y, rows, chunk=at_once)
+                self.name = f"Keras, vectorised in chunks of {self._cohort.chunk}"
+            except NotVectorised as why:
+                if path == "cohort":
+                    raise AppError(f"this model has no cohort path: {why}. Set path to plain, or to measure") from None
+                self._path = "plain"
+                self.name += f" ({why})"
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        if self._path == "measure":
+            self._choose(jobs)
+        if self._path == "plain" or self._cohort is None:
+            return self._plain.train(jobs)
+        fits = self._cohort.fits
+        together = [i for i, job in enumerate(jobs) if fits(job)]
+        alone = [i for i, job in enumerate(jobs) if not fits(job)]
+        results = dict(zip(together, self._cohort.train([jobs[i] for i in together]), strict=True))
+        results |= zip(alone, self._plain.train([jobs[i] for i in alone]), strict=True)
+        return [results[i] for i in range(len(jobs))]
+
+    def _choose(self, jobs: Sequence[Job]) -> None:
+        """As the study's other cells did, or by time; one path trains all of a cell's jobs."""
+        assert self._cohort is not None
+        sample = [job for job in jobs if self._cohort.fits(job)][: self._cohort.chunk]
+        if sample:
+            kind = self._kind(sample[0].config.batch_size)
+            chosen = shared(kind, ("path", "name"), lambda: self._measured(sample))
+            self._path, self.name = ("cohort" if chosen["path"] == "cohort" else "plain"), chosen["name"]
+
+    def _kind(self, batch_size: int) -> str:
+        """What the times depend on, as a file name: equal for all cells of one model and batch size."""
+        model = [(name, str(a.dtype), a.shape) for name, a in self.initial.items()]
+        text = repr((model, self._data, batch_size, self.name, sees_gpu()))
+        return f"keras-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def _measured(self, sample: Sequence[Job]) -> dict[str, str]:
+        """The faster path, and how to call it; what the sample gave is thrown away."""
+        assert self._cohort is not None
+        self._plain.train(sample[:1])
+        start, done = time.perf_counter(), 0
+        while done < len(sample) and time.perf_counter() - start < MEASURE_PLAIN_S:
+            self._plain.train(sample[done : done + 1])
+            done += 1
+        plain_s = (time.perf_counter() - start) / done
+        try:
+            self._cohort.train(sample)
+        except (tf.errors.OpError, NotImplementedError, TypeError, ValueError) as error:
+            why = str(error).splitlines()[0][:200]
+            return {"path": "plain", "name": f"Keras, one compiled step after the other (not vectorised: {why})"}
+        start = time.perf_counter()
+        self._cohort.train(sample)
+        cohort_s = (time.perf_counter() - start) / len(sample)
+        path = "cohort" if cohort_s < plain_s else "plain"
+        times = f"a participant took {cohort_s * 1e3:.2f} ms vectorised, {plain_s * 1e3:.2f} ms by itself"
+        how = f"vectorised in chunks of {self._cohort.chunk}" if path == "cohort" else "one step after the other"
+        return {"path": path, "name": f"Keras, {how} ({times})"}
+
+
+class PlainSteps:
+    """The participants' own trainer, for one participant after the other."""
+
+    def __init__(self, trainer: KerasTrainer, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows]) -> None:
+        self._trainer, self._x, self._y, self._rows = trainer, x, y, rows
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        return [self._one(job) for job in jobs]
+
+    def _one(self, job: Job) -> Trained:
+        rows = self._rows[job.participant]
+        self._trainer.use_data((self._x[rows], self._y[rows]))
+        result = self._trainer.train(job.base, job.config, job.correction)
+        parameters = Parameters(result.parameters, job.base.non_trainable)
+        return Trained(parameters, result.num_examples, result.num_steps, result.metrics)

@@ -1,0 +1,89 @@
+"""The rules of Keras's optimizers on tensors of many participants at once, and which models are trained by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedmq.participant.training.keras.backend import keras, tf
+from fedmq.participant.training.keras.model import check_plain
+
+Stack = list[Any]
+"""Tensors with the participants of a chunk as their first axis."""
+
+
+class NotVectorised(Exception):
+    """Why a model has no cohort path."""
+
+
+class Rule:
+    """An optimizer's step on stacked tensors, as Keras computes it (keras.optimizers.SGD and Adam)."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._o = optimizer
+        self._rate = float(optimizer.learning_rate.numpy())
+        self._adam = isinstance(optimizer, keras.optimizers.Adam)
+        self.num_slots = 2 if self._adam else int(bool(optimizer.momentum))
+
+    def rate(self, asked: float | None) -> float:
+        return self._rate if asked is None else asked
+
+    def check_plain(self) -> None:
+        """Raises AppError where the optimizer's steps are not plain gradient steps."""
+        check_plain(self._o)
+
+    def slots(self, trainable: Stack) -> Stack:
+        """All zero: first moments of all tensors, then second ones."""
+        return [tf.zeros_like(w) for _ in range(self.num_slots) for w in trainable]
+
+    def apply(self, gradients: Stack, trainable: Stack, slots: Stack, t: Any, rates: Any) -> tuple[Stack, Stack]:
+        """The weights and slots after step `t` (from 1), with a rate for each participant."""
+        if self._adam:
+            return self._apply_adam(gradients, trainable, slots, tf.cast(t, tf.float32), rates)
+        moves = [-wide(rates, g) * g for g in gradients]
+        if not self.num_slots:
+            return [w + d for w, d in zip(trainable, moves, strict=True)], []
+        momentum = self._o.momentum
+        slots = [momentum * m + d for m, d in zip(slots, moves, strict=True)]
+        moves = [momentum * m + d for m, d in zip(slots, moves, strict=True)] if self._o.nesterov else slots
+        return [w + d for w, d in zip(trainable, moves, strict=True)], slots
+
+    def _apply_adam(self, gradients: Stack, trainable: Stack, slots: Stack, t: Any, rates: Any) -> tuple[Stack, Stack]:
+        b1, b2, n = self._o.beta_1, self._o.beta_2, len(trainable)
+        rates = rates * tf.sqrt(1 - tf.pow(b2, t)) / (1 - tf.pow(b1, t))
+        first = [m + (g - m) * (1 - b1) for m, g in zip(slots[:n], gradients, strict=True)]
+        second = [v + (tf.square(g) - v) * (1 - b2) for v, g in zip(slots[n:], gradients, strict=True)]
+        moved = [
+            w - m * wide(rates, w) / (tf.sqrt(v) + self._o.epsilon)
+            for w, m, v in zip(trainable, first, second, strict=True)
+        ]
+        return moved, [*first, *second]
+
+
+def optimizer_rule(model: Any) -> Rule:
+    """Raises NotVectorised, saying why, unless the model's training is one that `VectorisedSteps` repeats exactly."""
+    o = model.optimizer
+    if type(o) not in (keras.optimizers.SGD, keras.optimizers.Adam):
+        raise NotVectorised(f"its optimizer is {type(o).__name__}, vectorised are SGD and Adam")
+    if getattr(o, "amsgrad", False):
+        raise NotVectorised("its Adam uses amsgrad")
+    options = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "gradient_accumulation_steps", "use_ema",
+               "loss_scale_factor")  # fmt: skip
+    used = [name for name in options if getattr(o, name, None)]
+    if used:
+        raise NotVectorised(f"its optimizer uses {used[0]}")
+    if not isinstance(o._learning_rate, keras.Variable):
+        raise NotVectorised("its learning rate has a schedule")
+    if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
+        raise NotVectorised("it has a train_step or compute_loss of its own")
+    if not isinstance(model.loss, str | keras.losses.Loss) or len(model.outputs or [0]) != 1:
+        raise NotVectorised("its loss is not a single one of Keras's")
+    if getattr(model.loss, "reduction", "sum_over_batch_size") != "sum_over_batch_size":
+        raise NotVectorised("its loss is not the mean over the batch")
+    if any(v.dtype != "float32" for v in model.trainable_variables):
+        raise NotVectorised("its weights are not all float32")
+    return Rule(o)
+
+
+def wide(per_participant: Any, like: Any) -> Any:
+    """[participants] with as many axes as `like`."""
+    return tf.reshape(per_participant, [-1] + [1] * (len(like.shape) - 1))

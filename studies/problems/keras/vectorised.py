@@ -1,0 +1,231 @@
+"""The cohort path of Keras models (studies.problems.keras.cohort): chunks of participants as one compiled program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmq.coordinator.strategies.math.arithmetic import flat
+from fedmq.participant.training.keras.backend import tf
+from fedmq.participant.training.keras.data import as_trained
+from fedmq.participant.training.keras.model import built_model, parameters_of
+from fedmq.schemas.errors import ConfigError, TrainerError
+from fedmq.studies.problems.batches import Rows, cohort_rows
+from fedmq.studies.problems.keras.rules import Stack, optimizer_rule, wide
+from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
+
+CPU_CHUNK, GPU_CHUNK = 16, 256
+"""On a CPU more gain little and fall out of its caches; a closed loop's cohorts are small as well."""
+
+
+class VectorisedSteps:
+    """Chunks of participants as one XLA program. Raises NotVectorised where the model is not of the known kinds."""
+
+    def __init__(
+        self, program: Program, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], *, chunk: int
+    ) -> None:
+        self._program, self.chunk = program, chunk
+        self._rows = [np.asarray(r, np.int64) for r in rows]
+        self._x = tf.constant(as_trained(x))
+        self._y = tf.constant(as_trained(y))
+        self._stacks: dict[str, npt.NDArray[Any]] = {}
+
+    def fits(self, job: Job) -> bool:
+        """Whether padding would not show in the result."""
+        return not self._program.others or len(self._rows[job.participant]) % job.config.batch_size == 0
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        results: dict[int, Trained] = {}
+        for size in sorted({job.config.batch_size for job in jobs}):
+            own = [i for i in range(len(jobs)) if jobs[i].config.batch_size == size]
+            own.sort(key=lambda i: len(self._rows[jobs[i].participant]) * jobs[i].config.epochs)
+            for start in range(0, len(own), self.chunk):
+                part = own[start : start + self.chunk]
+                results |= zip(part, self._chunk([jobs[i] for i in part], size), strict=True)
+        return [results[i] for i in range(len(jobs))]
+
+    def _chunk(self, jobs: Sequence[Job], batch_size: int) -> list[Trained]:
+        padded = [*jobs, *[jobs[0]] * (self.chunk - len(jobs))]
+        if any(len(self._rows[job.participant]) == 0 for job in jobs):
+            raise TrainerError("a participant has no training examples")
+        cohort = cohort_rows([(self._rows[j.participant], j.config) for j in padded], batch_size)
+        steps = len(cohort.rows)
+        room = 1 << (steps - 1).bit_length()  # few shapes to compile, whatever the sizes
+        rows = np.zeros((room, *cohort.rows.shape[1:]), np.int32)
+        real = np.zeros((room, self.chunk), np.int32)
+        rows[:steps], real[:steps] = cohort.rows, cohort.real
+        program = self._program
+        trainable = [self._stacked(name, padded) for name in program.trainable]
+        plan: dict[str, Any] = {
+            "rows": rows,
+            "real": real,
+            "steps": np.int32(steps),
+            "last_epoch": cohort.last_epoch.astype(np.int32),
+            "rates": np.array([program.rule.rate(j.config.learning_rate) for j in padded], np.float32),
+        }
+        if any(j.config.proximal_mu for j in jobs):  # else the program need not read the base versions at each step
+            plan["pulls"] = np.array([j.config.proximal_mu for j in padded], np.float32)
+        if jobs[0].correction is not None:
+            program.rule.check_plain()
+            plan["corrections"] = [stacked_corrections(padded, name) for name in program.trainable]
+        trained, others, loss = program.run(trainable, self._other_state(padded), plan, self._x, self._y)
+        arrays = {name: _viewed(t) for name, t in zip(program.trainable, trained, strict=True)}
+        arrays |= {n: t.numpy() for n, t in zip(program.others, others, strict=True) if n is not None}
+        losses = loss.numpy()
+        return [
+            Trained(
+                job.base.replace({name: arrays[name][i] for name in job.base}),
+                len(self._rows[job.participant]),
+                int(cohort.steps[i]),
+                {"loss": float(losses[i])},
+            )
+            for i, job in enumerate(jobs)
+        ]
+
+    def _stacked(self, name: str, jobs: Sequence[Job]) -> Any:
+        """A tensor of each base version, in memory that every chunk uses again and a program on the CPU reads where it
+        is; TensorFlow takes it to a GPU by itself."""
+        shape = jobs[0].base[name].shape
+        size = math.prod(shape)
+        if name not in self._stacks:
+            self._stacks[name] = flat(self.chunk * size, np.dtype(np.float32)).reshape(self.chunk, *shape)
+        stack = self._stacks[name]
+        np.stack([j.base[name] for j in jobs], out=stack)
+        return stack if sees_gpu() else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
+
+    def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
+        """As the participant's trainer starts a task: its parameters, and generators seeded by the task."""
+        names = self._program.others
+        if not names:
+            return []
+        generators = sum(name is None for name in names)
+        seeds = [
+            iter(np.random.SeedSequence(j.config.seed, spawn_key=(1,)).generate_state(max(generators, 1))) for j in jobs
+        ]
+        return [
+            np.stack([np.array([next(own) >> 1, 0]) for own in seeds]).astype(dtype)
+            if name is None
+            else np.stack([j.base[name] for j in jobs])
+            for name, dtype in zip(names, self._program.other_dtypes, strict=True)
+        ]
+
+
+class Program:
+    """The training of a model's participants as a compiled function, for any data of one kind.
+
+    Raises NotVectorised where the model is not of the known kinds.
+    """
+
+    def __init__(self, build_model: Callable[[], Any], x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+        self.model = built_model(build_model, x[:1])
+        self.rule = optimizer_rule(self.model)
+        names = {id(v): name for v, name in zip(self.model.weights, parameters_of(self.model), strict=True)}
+        self.trainable = [names[id(v)] for v in self.model.trainable_variables]
+        self.others = [names.get(id(v)) for v in self.model.non_trainable_variables]
+        """Tensors that are not trained; None stands for the state of a random generator."""
+        self.other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
+        # One eager call makes the loss's and the optimizer's variables, which a traced function may not.
+        self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
+        self.run = tf.function(self._train_chunk, jit_compile=True, autograph=False, reduce_retracing=False)
+
+    def chunk(self, wanted: int | None, memory_bytes: int, example_bytes: int) -> int:
+        """How many participants at a time. Raises ConfigError where not even one fits into `memory_bytes`."""
+        per_participant = self._bytes(example_bytes)
+        if per_participant > memory_bytes:
+            raise ConfigError(
+                f"training one participant takes about {per_participant:,} bytes, the limit is {memory_bytes:,}: "
+                "raise memory_bytes, or take a smaller model"
+            )
+        return min(wanted or (GPU_CHUNK if sees_gpu() else CPU_CHUNK), memory_bytes // per_participant)
+
+    def _train_chunk(self, trainable: Stack, others: Stack, plan: dict[str, Any], all_x: Any, all_y: Any) -> Any:
+        """Traced: all steps of a chunk. The last result is the mean loss of each participant's last epoch."""
+        base, (room, chunk, size) = list(trainable), plan["rows"].shape
+        places = tf.range(size)[None, :]
+
+        def step(s: Any, state: tuple[Stack, Stack, Stack], total: Any, count: Any) -> Any:
+            trainable, others, slots = state
+            examples = plan["real"][s]
+            active = examples > 0
+            weights = tf.cast(places < examples[:, None], tf.float32)
+            weights *= size / tf.cast(tf.maximum(examples, 1), tf.float32)[:, None]
+            x, y = tf.gather(all_x, plan["rows"][s]), tf.gather(all_y, plan["rows"][s])
+            gradients, stepped, loss = tf.vectorized_map(self._gradient, (trainable, others, x, y, weights))
+            if "pulls" in plan:
+                gradients = [
+                    g + wide(plan["pulls"], g) * (w - b) for g, w, b in zip(gradients, trainable, base, strict=True)
+                ]
+            if "corrections" in plan:
+                gradients = [g + c for g, c in zip(gradients, plan["corrections"], strict=True)]
+            moved, moments = self.rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
+            shown = tf.where(active & (s >= plan["last_epoch"]), tf.cast(examples, tf.float32), 0.0)
+            state = (
+                _choose(active, moved, trainable),
+                _choose(active, stepped, others),
+                _choose(active, moments, slots),
+            )
+            return s + 1, state, total + tf.where(shown > 0, shown * loss, 0.0), count + shown
+
+        start = (base, list(others), self.rule.slots(base))
+        nothing = tf.zeros([chunk])
+        _, (trainable, others, _), total, count = tf.while_loop(
+            lambda s, *_: s < plan["steps"],
+            step,
+            (tf.constant(0), start, nothing, nothing),
+            maximum_iterations=room,
+        )
+        return trainable, others, total / count
+
+    def _gradient(self, inputs: Any) -> Any:
+        """Traced: of one participant's batch."""
+        trainable, others, x, y, weights = inputs
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            predicted, stepped, extra = self.model.stateless_call(
+                trainable, others, x, training=True, return_losses=True
+            )
+            loss = self.model._compile_loss(y, predicted, weights)
+            if extra:
+                loss += tf.add_n(extra)
+        gradients = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return gradients, stepped, loss
+
+    def _bytes(self, example_bytes: int) -> int:
+        """About what one participant of a chunk needs: weights before, after and base, gradients, slots; activations
+        of a batch of 32, there and back."""
+        weights = sum(math.prod(v.shape) * 4 for v in self.model.weights)
+        outputs = sum(_size(layer) for layer in self.model.layers)
+        return int(weights * (4 + 2 * self.rule.num_slots) + 32 * (example_bytes + 3 * 4 * outputs))
+
+
+def sees_gpu() -> bool:
+    """Whether TensorFlow has one: it is used without being asked for."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def prepare_gpu() -> None:
+    """Where there is one: sums in one order, so that one seed gives the same bytes again, and products in float32, as
+    the participants' own are. TensorFlow asks XLA for the same. An operation without such a form on a GPU says so."""
+    if sees_gpu():
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        tf.config.experimental.enable_op_determinism()
+
+
+def _viewed(tensor: Any) -> npt.NDArray[Any]:
+    """A float32 tensor's values without a copy, which `numpy()` makes, where they are in this process's memory."""
+    on_cpu = tensor.device.endswith("CPU:0")
+    return np.asarray(memoryview(tensor)) if on_cpu else tensor.numpy()
+
+
+def _choose(active: Any, new: Stack, old: Stack) -> Stack:
+    return [tf.where(wide(active, a), a, b) for a, b in zip(new, old, strict=True)]
+
+
+def _size(layer: Any) -> int:
+    """Elements of a layer's output for one example, as far as its shape says."""
+    shape = getattr(getattr(layer, "output", None), "shape", ())
+    return math.prod(d for d in shape[1:] if d is not None) if shape else 0

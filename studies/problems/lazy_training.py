@@ -1,0 +1,188 @@
+"""Lazy training: nothing is trained before somebody needs its result, and then everything is that can be.
+
+A task's result is needed when its update arrives. At that moment all trainings in flight that have not been computed
+are computed together, as one cohort, each from the version that it started from. A version's arrays live as long as a
+training that has not been computed refers to them: Python's own reference counts are the snapshots' counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmq.participant.training.methods import Made, Remembered, Start, begin, make
+from fedmq.schemas.errors import NotFinite
+from fedmq.schemas.messages import Reply, TrainingConfig
+from fedmq.schemas.methods import METHODS, Method
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import check_finite
+
+
+class Job(NamedTuple):
+    """One training to be done."""
+
+    participant: int
+    """Its index in the population."""
+    base: Parameters
+    config: TrainingConfig
+    correction: Parameters | None = None
+    """To be added to each gradient (SCAFFOLD); all of a cohort have one, or none has."""
+
+
+class Trained(NamedTuple):
+    """What came out of it. The arrays may be parts of the cohort's own."""
+
+    parameters: Parameters
+    num_examples: int
+    num_steps: int
+    metrics: Mapping[str, float]
+
+
+class Backend(Protocol):
+    """Something that trains cohorts.
+
+    One that has an integer `at_once` is given no more jobs than that at a time. One that has `train_deltas` as well,
+    the same with y - base in the parameters' place, is asked for these where they are what is sent.
+    """
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    def train(self, jobs: Sequence[Job]) -> Sequence[Trained]:
+        """The results in the order of the jobs.
+
+        A job's result must not depend, by a single bit, on which others are in the cohort.
+        """
+
+
+class Result(NamedTuple):
+    """A trained job as its update carries it."""
+
+    payload: Parameters
+    num_examples: int
+    num_steps: int
+    metrics: Mapping[str, float]
+    memory: str | None = None
+    """The mark of the memory that it was made from (`Update.memory`)."""
+    remembered: Mapping[str, Any] | None = None
+    """What its participant remembers once it is accepted."""
+    finite: bool = True
+    """False where the training diverged."""
+
+
+class LazyTraining:
+    """The trainings in flight, by the number that the caller gives each, and what participants remember."""
+
+    def __init__(self, backend: Backend, reply: Reply) -> None:
+        self._reply = reply
+        self._at_once: int | None = getattr(backend, "at_once", None)
+        self._plain = METHODS[reply] == Method()
+        deltas = getattr(backend, "train_deltas", None) if self._plain and reply == "delta" else None
+        self._makes_deltas, self._train = deltas is not None, deltas or backend.train
+        self._waiting: dict[int, tuple[Job, Start | None]] = {}
+        self._done: dict[int, Result] = {}
+        self._memories: dict[int, Remembered] = {}
+        self._unsettled: dict[str, tuple[int, Remembered]] = {}
+        self.cohorts = 0
+        self.trained = 0
+
+    def add(self, number: int, participant: int, tensors: Parameters, config: TrainingConfig) -> None:
+        """A task of these tensors has gone to a participant."""
+        if self._plain:
+            self._waiting[number] = (Job(participant, tensors, config), None)
+            return
+        start = begin(self._reply, tensors, self._memories.get(participant))
+        self._waiting[number] = (Job(participant, start.parameters, config, start.correction), start)
+
+    def drop(self, number: int) -> None:
+        """Its result will not be needed."""
+        if self._waiting.pop(number, None) is None:
+            self._done.pop(number, None)
+
+    def result(self, number: int) -> Result:
+        """Compute whatever is waiting if this one is; each result is given out once."""
+        if number in self._waiting:
+            self._compute()
+        return self._done.pop(number)
+
+    def sent(self, update_id: str, participant: int, result: Result) -> None:
+        """It is on its way to the coordinator."""
+        if result.remembered is not None:
+            self._unsettled[update_id] = (participant, Remembered(update_id, result.remembered))
+
+    def settled(self, update_id: str, accepted: bool) -> None:
+        """Its receipt: a memory moves on an accepting one only."""
+        participant, remembered = self._unsettled.pop(update_id, (0, None))
+        if accepted and remembered is not None:
+            self._memories[participant] = remembered
+
+    def _compute(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        self.cohorts += 1
+        self.trained += len(waiting)
+        numbers, tasks = list(waiting), list(waiting.values())
+        # Parts of about one size: what a part made is looked at while it is in the processor's caches.
+        size = math.ceil(len(tasks) / math.ceil(len(tasks) / (self._at_once or len(tasks))))
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` says it
+            for first in range(0, len(tasks), size):
+                part = tasks[first : first + size]
+                trained = self._train([job for job, _ in part])
+                for number, (job, start), result in zip(numbers[first : first + size], part, trained, strict=True):
+                    self._done[number] = self._result(job, start, result)
+
+    def _result(self, job: Job, start: Start | None, trained: Trained) -> Result:
+        base, local = job.base, trained.parameters
+        if self._makes_deltas:
+            return Result(*trained, finite=_is_finite(local))
+        if start is None:
+            layout, x, y = base.layout, base.block, local.block
+            if self._reply == "delta" and layout is local.layout and x is not None and y is not None and x.itemsize > 2:
+                assert layout is not None
+                delta = Parameters.in_block(layout, np.subtract(y, x), base.non_trainable)  # as `make` has it
+                return Result(delta, *trained[1:], finite=_is_finite(delta))
+            start = Start(base, {}, None, None)
+        return _made(make(self._reply, start, local, trained.num_steps, job.config), start, trained)
+
+
+def _made(made: Made, start: Start, trained: Trained) -> Result:
+    return Result(
+        payload=_own(made.tensors),
+        num_examples=trained.num_examples,
+        num_steps=trained.num_steps,
+        metrics=trained.metrics,
+        memory=None if start.memory is None else start.memory.mark,
+        remembered=made.remembered,
+        finite=_is_finite(made.tensors),
+    )
+
+
+def stacked_corrections(jobs: Sequence[Job], name: str) -> npt.NDArray[Any] | None:
+    """A tensor's corrections of a cohort, [jobs, ...]; None where the method has none."""
+    corrections = [job.correction for job in jobs]
+    return None if corrections[0] is None else np.stack([c[name] for c in corrections if c is not None])
+
+
+def _is_finite(payload: Parameters) -> bool:
+    block = payload.block
+    # The sum of squares is one pass, and finite only if all values are. Where they are it may overflow: look at each.
+    if block is not None and block.dtype.char in "fd" and math.isfinite(np.dot(block, block)):
+        return True
+    try:
+        check_finite(payload)
+    except NotFinite:
+        return False
+    return True
+
+
+def _own(payload: Parameters) -> Parameters:
+    """Without arrays that are parts of larger ones, which they would keep alive until the slowest has finished."""
+    if payload.block is not None and payload.block.base is None:
+        return payload
+    if all(a.base is None for a in payload.values()):
+        return payload
+    return payload.replace({name: a if a.base is None else a.copy() for name, a in payload.items()})

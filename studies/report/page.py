@@ -1,0 +1,183 @@
+"""One self-contained HTML page of a study: what it gives, differences on the same seeds, curves with bands over seeds,
+what a target cost, what the aggregation did with whom, and what was tuned. No script, no request; under `LIMIT_BYTES`,
+for which figures become pictures where there are too many of them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report import figures, report_tables
+from fedmq.studies.report.figures import Form, Look
+from fedmq.studies.sweep.cell import CellResult
+from fedmq.studies.sweep.differences import differences
+from fedmq.studies.sweep.measures import common_target, met_at_start, metrics_of
+from fedmq.studies.sweep.tuning import Tuned
+
+LIMIT_BYTES = 2_900_000
+MEASURED = "a participant took"
+"""In the name of a backend that was chosen by time (studies.problems.keras.cohort)."""
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1160px;margin:2em auto;padding:0 1em}
+h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
+table{border-collapse:collapse;margin:.8em 0;font-size:.88em;font-variant-numeric:tabular-nums}
+th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}
+th{border-bottom:1.5px solid #888;font-weight:600;white-space:normal;vertical-align:bottom}
+td.text,th.text{text-align:left;white-space:normal}
+td:first-child{white-space:nowrap}
+figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}caption{text-align:left}
+.scroll{overflow-x:auto}figcaption,.note,caption{color:#444;font-size:.9em}
+.key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.5em}
+.loud{border:2px solid #b00020;background:#fff3f3;padding:.6em 1em;border-radius:4px}
+.warn{border:2px solid #c98a00;background:#fffaf0;padding:.6em 1em;border-radius:4px;margin:.8em 0}
+.warn ul{margin:.3em 0}
+pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:.85em}tr.best td{font-weight:700}
+@media print{body{max-width:none;margin:0}figure,table{break-inside:avoid}}
+"""
+
+
+def write_report(
+    path: Path,
+    name: str,
+    results: Sequence[CellResult],
+    settings: str,
+    *,
+    target: TargetMetric | None = None,
+    tunings: Sequence[Tuned] = (),
+) -> Path:
+    """Write the page, whole or not at all. `settings`: the study's values as text. `target`: what a cell is to reach;
+    without one, a value that all cells reached and none had at the start."""
+    for form in get_args(Form):
+        page = "".join(_page(name, results, settings, target=target, tunings=tunings, form=form))
+        if len(page.encode()) <= LIMIT_BYTES:
+            break
+    part = path.with_suffix(".html.part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _page(
+    name: str,
+    results: Sequence[CellResult],
+    settings: str,
+    *,
+    target: TargetMetric | None,
+    tunings: Sequence[Tuned],
+    form: Form,
+) -> list[str]:
+    title = html.escape(name)
+    look = Look(tuple(dict.fromkeys(r.strategy for r in results)), form)
+    populations = list(dict.fromkeys(r.population for r in results))
+    out = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
+        f"<h1>{title}</h1><p>{_count(len(look.strategies), 'strategy', 'strategies')} on {len(populations)} ",
+        f"population{'s' if len(populations) > 1 else ''}, {_seeds(results)} each, in virtual time, driven by the ",
+        "decision core that a deployment's coordinator runs.</p>",
+        report_tables.untuned_banner(results, tunings),
+        report_tables.trouble(results),
+        report_tables.edge_banner(tunings),
+    ]
+    metrics = metrics_of(results)
+    if len(populations) > 1 and metrics:
+        out.append("<h2>Overview</h2>")
+        caption = (
+            f"Final {metrics[0]} (mean over the last tenth of a run's virtual time), by population. {_bars(results)}"
+        )
+        if figures.off_scale(results, metrics[0]):
+            caption += f" Values beyond {figures.BEYOND:,.0f} times the largest start are drawn there."
+        out.append(_shown(figures.overview(results, metrics[0], look), caption))
+    for population in populations:
+        cells = [r for r in results if r.population == population]
+        out.append(f"<h2>{html.escape(population)}</h2>")
+        out += _population(cells, look, target)
+    out.append("<h2>What was tuned</h2>")
+    out.append(report_tables.tuning(results, tunings, look))
+    out.append(f"<h2>All settings</h2><p class=note>Before tuning. {_trained_by(results)}</p>")
+    out.append(f"<details><summary>Show</summary><pre>{html.escape(settings)}</pre></details></html>\n")
+    return out
+
+
+def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | None) -> list[str]:
+    metrics = metrics_of(cells)
+    goal = target or common_target(cells, metrics)
+    hollow = goal is not None and met_at_start(cells, goal)
+    out = [
+        report_tables.outcomes(cells, metrics, look),
+        report_tables.paired(differences(cells, look.strategies[0], None if hollow else goal), goal, look),
+    ]
+    for metric in metrics:
+        start = f"after the first {100 * figures.STEEP_PART:g} % of a run"
+        caption = f"{metric.capitalize()} against virtual time, updates and uploaded bytes, {start}. {_bands(cells)}"
+        if goal is not None and goal.name == metric and not hollow:
+            caption += " Dotted: the target of the table below."
+        out.append(_shown(figures.curves(cells, metric, look, None if hollow else goal), caption))
+    out.append(report_tables.targets(cells, goal, look, chosen=target is None, hollow=hollow))
+    caption = f"(a) How stale the accepted updates were, all seeds together. (b) Tasks out at one time. {_bands(cells)}"
+    out.append(_shown(figures.dynamics(cells, look), caption))
+    count = max(len(r.weight) for r in cells)
+    caption = (
+        f"Each of the {count:,} participants of seed {cells[0].seed}: its share of all aggregation weights over the "
+        "share that its client weight intends, against the seconds that a task of it takes on average. On the line "
+        "at 1 it counts as much as intended; one that was never counted stands at the lower edge. (AREA and CA2FL "
+        "remember what each participant sent last, and so take out in the model what these weights of single updates "
+        "show.)"
+    )
+    out.append(_shown(figures.weights(cells, look), caption))
+    return out
+
+
+def _shown(figure: str, caption: str) -> str:
+    return f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _seeds(cells: Sequence[CellResult]) -> str:
+    seeds = len({r.seed for r in cells})
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _trained_by(results: Sequence[CellResult]) -> str:
+    """By which backends, and what that means for whoever repeats it."""
+    names = [r.backend.partition(" (")[0] for r in results]
+    said = "; ".join(f"{name} ({_count(names.count(name), 'cell', 'cells')})" for name in dict.fromkeys(names))
+    if any(MEASURED in r.backend for r in results):
+        again = (
+            "Which path was the faster was measured once for all cells (their table has the times); paths differ "
+            'in the last bits: name one (path = "cohort" or "plain") for the same bytes in another folder.'
+        )
+    else:
+        again = "The same settings and seeds give the same bytes."
+    return f"Trained by: {html.escape(said)}. {again}"
+
+
+def _bands(cells: Sequence[CellResult]) -> str:
+    """What line and band are, for a caption."""
+    if len({r.seed for r in cells}) == 1:
+        return "One seed: no band."
+    text = f"Lines: means over {_seeds(cells)}; bands: 95 % confidence intervals of the mean (Student's t)."
+    for strategy, runs in figures.by_strategy(cells):
+        lost = sum(r.finished == "diverged" for r in runs)
+        if lost == len(runs):
+            text += f" All of {strategy} diverged; ✕ is where its curve ends, where the panel is so high."
+        elif lost:
+            text += f" {lost} of {strategy} diverged and are left out."
+    return text
+
+
+def _bars(cells: Sequence[CellResult]) -> str:
+    lost = sum(r.finished == "diverged" for r in cells)
+    left_out = f" {lost} cells that diverged are left out." if lost else ""
+    if len({r.seed for r in cells}) == 1:
+        return f"One seed: no intervals.{left_out}"
+    return f"Means over {_seeds(cells)} with 95 % confidence intervals (Student's t).{left_out}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+__all__ = ["LIMIT_BYTES", "write_report"]

@@ -1,0 +1,292 @@
+"""The tables and notes of a study's report, as HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report.figures import AXES, Look, by_strategy
+from fedmq.studies.sweep.cell import CellResult
+from fedmq.studies.sweep.differences import FINAL, Difference
+from fedmq.studies.sweep.intervals import difference_text, mean_text
+from fedmq.studies.sweep.measures import chance_share, cost_of, final_value, misplaced_share
+from fedmq.studies.sweep.tuning import Trial, Tuned
+
+_COUNTED = (*AXES, ("bytes_down", "downloaded (MB)", 1e-6))
+"""What is counted to a target: key, label, unit."""
+
+
+def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
+    """What each strategy came to; counts that are 0 everywhere have no column, nor has an end that all share."""
+    columns: dict[str, Callable[[CellResult], float]] = {
+        **{f"final {html.escape(m)}": partial(final_value, metric=m) for m in metrics},
+        "virtual s": lambda r: r.time_s,
+        "updates": lambda r: r.updates,
+        "versions": lambda r: r.versions,
+        "staleness": lambda r: r.mean_staleness,
+        "misplaced weight, %": lambda r: 100 * misplaced_share(r),
+        "by chance, %": lambda r: 100 * chance_share(r),
+        "discarded": lambda r: sum(r.discarded.values()),
+        "dropouts": lambda r: r.dropouts,
+        "missed arrivals": lambda r: r.missed_arrivals,
+    }
+    optional = {"discarded", "dropouts", "missed arrivals"}
+    shown = {name: value for name, value in columns.items() if name not in optional or any(value(r) for r in cells)}
+    rows = []
+    every_end = sorted({r.finished for r in cells})
+    for strategy, runs in by_strategy(cells):
+        ends = dict.fromkeys(r.finished for r in runs)
+        ended = ", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)
+        values = [mean_text([value(r) for r in runs]).removesuffix(" ± 0") for value in shown.values()]
+        rows.append([_key(strategy, look), *values, *([html.escape(ended)] if len(every_end) > 1 else [])])
+    note = (
+        "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
+        "aggregation weight that went to other participants than was intended; by chance: what of it luck alone makes, "
+        "where so many updates come from participants drawn one by one. ± is the 95 % confidence interval of the mean."
+    )
+    if len(every_end) == 1:
+        return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
+    return _table(["strategy", *shown, "ended by"], rows, note)
+
+
+def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look) -> str:
+    """What strategies differ by from the first one on the same seeds: the final value of the target's metric, else of
+    the first one, and what the target cost. Nothing where there is nothing to compare."""
+    if not found:
+        return ""
+    metrics = [d.metric for d in found if d.measure == FINAL]
+    metric = target.name if target is not None and target.name in metrics else next(iter(metrics), "")
+    shown = [d for d in found if d.measure != FINAL or d.metric == metric]
+    rows = []
+    for strategy in dict.fromkeys(d.strategy for d in shown):
+        own = {d.measure: d for d in shown if d.strategy == strategy}
+        first = next(iter(own.values()))
+        rows.append([_key(strategy, look), f"{first.paired} of {first.paired + first.left_out}", *_differences(own)])
+    reference = html.escape(found[0].reference)
+    head = [f"against {reference}", "seeds paired", *([f"final {html.escape(metric)}"] if metric else [])]
+    note = (
+        f"Differences on the same seeds: the mean of the seeds' own differences, strategy minus {reference} (the first "
+        "strategy of the study), with its 95 % confidence interval (Student's t). On one seed all strategies meet the "
+        "same participants, data and luck: two strategies are compared by this, not by whether their intervals above "
+        "overlap."
+    )
+    if any(d.measure != FINAL for d in shown) and target is not None:
+        head += [f"{what} to target" for what in ("virtual s", "updates", "MB up", "MB down")]  # as in _COUNTED
+        note += f" Target: {html.escape(target.name)} {'≥' if target.mode == 'max' else '≤'} {target.value:.4g}."
+    if any(d.left_out for d in shown):
+        note += " Seeds in which either run failed or has no value are not paired."
+    if any(d.paired and not d.values for d in shown):
+        note += (
+            f" Not reached: in how many of the paired seeds the strategy came to the target, and {reference}; costs "
+            "are compared where both did in all."
+        )
+    if any(len(d.values) == 1 for d in shown):
+        note += " One paired seed has no interval."
+    intervals = sum(d.interval is not None for d in shown)
+    if intervals > 1:
+        note += (
+            f" The {intervals} intervals are not corrected for their number: each by itself misses in 5 % of studies."
+        )
+    return _table(head, rows, note)
+
+
+def _differences(own: Mapping[str, Difference]) -> list[str]:
+    """One strategy's, by measure, as cells of a table."""
+    texts = [difference_text(own[FINAL].values)] if FINAL in own else []
+    costs = [(own[key], unit) for key, _, unit in _COUNTED if key in own]
+    texts += [difference_text([unit * value for value in d.values]) for d, unit in costs]
+    if costs and costs[0][0].paired and not costs[0][0].values:
+        d = costs[0][0]
+        texts[-len(costs)] = f"not reached: {d.reached} and {d.reference_reached} of {d.paired}"
+    return texts
+
+
+def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look, *, chosen: bool, hollow: bool) -> str:
+    """Time, updates and bytes to the target."""
+    if target is None:
+        return (
+            "<p class=note>No cost of a target: no value was reached by all cells that none had at its start. Name one "
+            "with <code>target</code> in the study's file.</p>"
+        )
+    sign = "at least" if target.mode == "max" else "at most"
+    what = f"{html.escape(target.name)} of {sign} {target.value:.4g}"
+    if hollow:
+        return (
+            f"<p class=note>No cost of the target: a cell has {what} at its start, so that reaching it says nothing. "
+            "Name a harder one with <code>target</code> in the study's file.</p>"
+        )
+    rows, partly = [], False
+    for strategy, runs in by_strategy(cells):
+        costs = [cost for r in runs if (cost := cost_of(r, target)) is not None]
+        mark = "" if len(costs) in (0, len(runs)) else " †"
+        partly = partly or bool(mark)
+        columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in _COUNTED]
+        rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
+    how = " (chosen by the report: 95 % of the way to the best that all cells reached)" if chosen else ""
+    note = f"What it cost to reach {what}{how}, at the first evaluation that had it: means over the seeds that reached "
+    note += "it, with 95 % confidence intervals."
+    if partly:
+        note += " † Not all seeds reached it; the mean over all would be higher."
+    return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED)], rows, note)
+
+
+def trouble(results: Sequence[CellResult]) -> str:
+    """Cells that came to no proper end."""
+    bad = [r for r in results if r.finished in {"diverged", "stuck"}]
+    if not bad:
+        return ""
+    rows = []
+    for r in bad:
+        when = r.diverged_s if r.diverged_s is not None else r.time_s
+        rows.append([html.escape(r.strategy), html.escape(r.population), str(r.seed), r.finished, f"{when:,.4g}",
+                     f"{r.updates:,}", html.escape(r.detail or "an update or the loss was not finite")])  # fmt: skip
+    head = ["strategy", "population", "seed", "what", "at virtual s", "after updates", "why"]
+    return f"<div class=loud><strong>{len(bad)} of {len(results)} cells failed.</strong>{_table(head, rows)}</div>"
+
+
+def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> str:
+    """Loud, where a strategy was compared at settings that nobody looked for."""
+    tuned = {t.strategy for t in tunings if t.best is not None}
+    untuned = [s for s, _ in by_strategy(results) if s not in tuned]
+    if not untuned:
+        return ""
+    who = "all strategies" if not tuned else ", ".join(untuned)
+    return (
+        f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are what the study's file says. Which "
+        "strategy looks best may be an accident of these: an untuned comparison misleads.</p>"
+    )
+
+
+def edge_banner(tunings: Sequence[Tuned]) -> str:
+    """Loud, where the best value that was tried is the last one in its direction, or none came to its end."""
+    found = [f"{t.strategy} on {t.population}: {text}" for t in tunings for text in t.doubts]
+    if not found:
+        return ""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in found)
+    return (
+        "<div class=warn><strong>Tuned up to an edge.</strong> A better value may lie beyond what was tried, and these "
+        "strategies may do better than they do here. List values for them (<code>tune</code>), or let the grid grow "
+        f"further (<code>tuning.extend</code>).<ul>{items}</ul></div>"
+    )
+
+
+def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) -> str:
+    """What was tried, what each gave, what won, and what to deploy."""
+    if not tunings:
+        return (
+            "<p><strong>Nothing.</strong> Untuned: each strategy ran at the step sizes of the study's file. Take "
+            "<code>tuning = false</code> out of it before you conclude anything.</p>"
+        )
+    out = [_winners(tunings, look)]
+    for t in tunings:
+        if t.best is None:
+            continue
+        names = list(t.best.values)
+        rows = [
+            [*(f"{trial.values[n]:g}" for n in names), str(len(trial.scores)), _score(trial),
+             html.escape(trial.finished)]
+            for trial in t.trials
+        ]  # fmt: skip
+        best = t.trials.index(t.best)
+        head = [*(html.escape(n) for n in names), "seeds", html.escape(t.metric), "ended by"]
+        table = _table(head, rows, best=best)
+        out.append(
+            f"<details><summary>{html.escape(t.strategy)} on {html.escape(t.population)}: {len(t.trials)} trials"
+            f"</summary>{table}<p class=note>For a federation file:</p><pre>{html.escape(t.deploy)}</pre></details>"
+        )
+    untuned = [s for s, _ in by_strategy(results) if s not in {t.strategy for t in tunings if t.best is not None}]
+    if untuned:
+        out.append(f"<p><strong>Untuned: {html.escape(', '.join(untuned))}.</strong></p>")
+    return "".join(out)
+
+
+def _winners(tunings: Sequence[Tuned], look: Look) -> str:
+    rows = []
+    for t in tunings:
+        if t.best is None:
+            rows.append([_key(t.strategy, look), html.escape(t.population), "untuned", "", "", ""])
+            continue
+        notes = [*t.doubts, *_ties(t), *(f"not tuned: {what}" for what in t.untuned)]
+        rows.append(
+            [
+                _key(t.strategy, look),
+                html.escape(t.population),
+                html.escape("; ".join(f"{path} = {value:g}" for path, value in t.best.values.items())),
+                _stages(t),
+                _score(t.best),
+                html.escape("; ".join(notes)),
+            ]
+        )
+    score = " / ".join(dict.fromkeys(t.metric for t in tunings if t.metric))
+    note = f"The best step sizes of each strategy, found on seeds of their own that are not compared. {_how(tunings)}"
+    head = ["strategy", "population", "best", "trials", f"final {html.escape(score)}", "notes"]
+    return _table(head, rows, note, text=(1, 2, 5))
+
+
+def _how(tunings: Sequence[Tuned]) -> str:
+    """The seeds, what was asked of the trials, and what their values are worth."""
+    found = []
+    for seeds in dict.fromkeys(t.seeds for t in tunings if t.best is not None):
+        if len(seeds) > 1:
+            rest = ", ".join(str(seed) for seed in seeds[1:])
+            found.append(
+                f"All trials ran on seed {seeds[0]}, the best of them on {rest} as well; of these finalists the best "
+                f"one over all {len(seeds)} seeds won. In brackets: the lowest and the highest value of a seed. A "
+                "winner was chosen by these values, so they flatter it a little: what it comes to is the comparison, "
+                "on other seeds."
+            )
+        elif seeds:
+            found.append(f"All trials ran on seed {seeds[0]} alone: the best of many may be the luckiest.")
+    judged = list(dict.fromkeys(t.judged_on for t in tunings if t.judged_on))
+    if judged:
+        found.append(f"Trials were judged on {html.escape('; '.join(judged))}.")
+    return " ".join(found)
+
+
+def _stages(t: Tuned) -> str:
+    """How many trials there were, and how many of them on all seeds."""
+    if len(t.seeds) < 2:
+        return str(len(t.trials))
+    return f"{len(t.trials)}, {len(t.finalists)} on {len(t.seeds)} seeds"
+
+
+def _ties(t: Tuned) -> list[str]:
+    """Where another finalist may be the best as well: its values, in the order of the best one's."""
+    values = ["; ".join(f"{value:g}" for value in trial.values.values()) for trial in t.as_good]
+    return [f"within one standard error of it: {' / '.join(values)}"] if values else []
+
+
+def _score(trial: Trial) -> str:
+    value = f"{trial.score:.4g}" if math.isfinite(trial.score) else "-"
+    if len(trial.scores) > 1 and math.isfinite(trial.score):
+        value += " ({:.4g} to {:.4g})".format(*trial.extremes)
+    if trial.reached_s is not None:
+        value += f" (target at {trial.reached_s:,.4g} s)"
+    return value
+
+
+def _key(strategy: str, look: Look) -> str:
+    return f'<span class=key style="background:{look.colour(strategy)}"></span>{html.escape(strategy)}'
+
+
+def _table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    best: int | None = None,
+    text: Sequence[int] = (),
+) -> str:
+    """Cells are HTML. Columns in `text`, and the first one, stand to the left."""
+
+    def row(cells: Sequence[str], tag: str, mark: str = "") -> str:
+        kinds = (" class=text" if i == 0 or i in text else "" for i in range(len(cells)))
+        return f"<tr{mark}>" + "".join(f"<{tag}{k}>{c}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
+
+    body = "".join(row(cells, "td", " class=best" if i == best else "") for i, cells in enumerate(rows))
+    caption = f"<p class=note>{note}</p>" if note else ""
+    head = [name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head]  # no lonely units
+    return f"<div class=scroll><table>{row(head, 'th')}{body}</table></div>{caption}"

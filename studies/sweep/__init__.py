@@ -1,0 +1,1 @@
+"""Grids of cells: strategies, populations and seeds, tuned, run and measured."""

@@ -1,0 +1,257 @@
+"""One cell of a study: what decides it, how it is run, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmq.coordinator.strategies.math.client_weights import ClientWeightKind, ClientWeights
+from fedmq.coordinator.strategies.protocol import Strategy, max_participants
+from fedmq.schemas.errors import ConfigError, InputError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.methods import METHODS
+from fedmq.studies.engine.engine import Stuck, simulate
+from fedmq.studies.engine.outcome import Outcome
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population import recorded_runs as recorded
+from fedmq.studies.population.population import Population
+from fedmq.studies.problems.problem import Federation, Problem
+from fedmq.studies.sweep.cell_identity import plain
+
+MODELS_BESIDE = 8
+"""The current version, the strategy's buffer and moments, and what an aggregation needs for a moment."""
+FORMAT = 8
+"""Of a cell's file, and of what the engine makes of a seed: raised whenever results change (a test knows these)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """See studies.sweep.study."""
+
+    study: str
+    label: str
+    strategy: Strategy[Any]
+    population: Population
+    problem: Problem
+    run: StudyRun
+    training: TrainingConfig
+    seed: int
+
+    @cached_property
+    def key(self) -> str:
+        """Of everything that decides the result; neither the study's name nor the strategy's label do."""
+        parts = (self.strategy, self.population, self.problem, self.run, self.training)
+        paths = [*self.population.traces, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
+        files = [_contents(path) for path in paths if path]
+        if self.population.run is not None:
+            files.append(recorded.digest(self.population.run))
+        text = json.dumps([FORMAT, self.seed, *map(plain, parts), *files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A finished cell, as the tables have it."""
+
+    key: str
+    strategy: str
+    population: str
+    seed: int
+    finished: str
+    """The limit or goal that ended it, "diverged", or "stuck"."""
+    detail: str
+    diverged_s: float | None
+    time_s: float
+    versions: int
+    updates: int
+    bytes_up: float
+    bytes_down: float
+    discarded: Mapping[str, int]
+    dropouts: int
+    missed_arrivals: int
+    mean_staleness: float
+    staleness: list[int]
+    """How many accepted updates had a staleness of 0, 1, 2, ..."""
+    tasks_out: list[list[float]]
+    """Concurrency over time: at most 200 points of (time_s, tasks)."""
+    weight: list[float]
+    """Σ of the aggregation coefficients of each participant's updates: the effective weights."""
+    intended: list[float]
+    """The client weight of each participant's last update, or what it would be where there was none."""
+    accepted: list[int]
+    """Updates of each participant."""
+    task_s: list[float]
+    """Seconds that a task of each participant takes on average, before it drops out or is off."""
+    evaluations: list[dict[str, Any]]
+    cohorts: int
+    backend: str
+    digest: str
+    took_s: float
+
+
+def _contents(path: str) -> str:
+    """A digest of a file; of nothing where there is none, which the run itself will say."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> None:
+    """Deal the problem out and set up the strategy, without training. Raises InputError with what stands against it,
+    and where that is memory, how much it would take. `judged_by`: metrics that are needed of it; "" is any."""
+    where = f"{cell.label} on {cell.population.name}"
+    try:
+        federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
+        cell.strategy.init(federation.initial)
+        check_number(cell.strategy, cell.population)
+        goals = [goal.name for goal in (cell.run.stop.target, cell.run.stop.patience) if goal is not None]
+        check_metrics(federation, [*goals, *judged_by])
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
+    model_bytes = federation.initial.num_bytes
+    out = min(cell.run.concurrency, cell.population.participants)
+    if cell.run.arrivals_per_s is not None:
+        out = cell.population.participants
+    remembered = max_participants(cell.strategy) or 0
+    data_bytes = getattr(federation, "data_bytes", 0)
+    # What participants remember is in float64, and SCAFFOLD's tasks are of two models.
+    each = 2 if METHODS[cell.strategy.reply].remembers else 1
+    needed = model_bytes * (each * (2 * out + remembered) + MODELS_BESIDE) + data_bytes
+    if needed > limit_bytes:
+        raise ConfigError(
+            f"{where}: a cell takes about {needed:,} bytes ({needed / 2**30:.1f} GiB): a model has {model_bytes:,}, "
+            f"{out} tasks out keep up to two each, the strategy remembers {remembered}, the data take {data_bytes:,}. "
+            f"A process may take {limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, "
+            "take fewer workers, or raise the limit"
+        )
+
+
+def check_number(strategy: Strategy[Any], population: Population) -> None:
+    """Raise ConfigError where a strategy's number of participants is not the population's: those beyond it would never
+    get a task, and a sum over more than there are would be divided by too many."""
+    number = getattr(strategy, "num_participants", None)
+    if population.order == "recorded":
+        return  # a participant whose tasks overlapped is there more than once
+    if number is not None and number != population.participants:
+        raise ConfigError(
+            f"num_participants = {number}, and the population {population.name!r} has {population.participants}: "
+            "they must be the same; populations of other sizes want a study of their own"
+        )
+
+
+def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
+    """Raise ConfigError where one of these is never measured."""
+    if not needed:
+        return
+    if not federation.evaluates:
+        raise ConfigError(
+            "nothing is measured, and so nothing can be tuned, nor a target be reached: give the app load_test_data() "
+            "(or evaluate(), beside build_trainer), or take tuning = false and no target"
+        )
+    measured = list(federation.evaluate(federation.initial))
+    unknown = [name for name in needed if name not in {"", *measured}]
+    if unknown:
+        raise ConfigError(f"the metric {unknown[0]!r} is never measured, there are: {', '.join(measured)}")
+
+
+def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | None = None) -> CellResult:
+    """Run it and write its file, whole or not at all. `on_progress` is told how much of the run is over, 0 to 1."""
+    start = time.perf_counter()
+    stop = cell.run.stop
+
+    def on_version(now_s: float, versions: int, updates: int) -> None:
+        assert on_progress is not None
+        limits = ((now_s, stop.max_time_s), (versions, stop.max_versions), (updates, stop.max_updates))
+        on_progress(max((at / limit for at, limit in limits if limit), default=0.0))
+
+    # The final model of a run that diverges is not finite, on purpose.
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            outcome = simulate(
+                cell.population, cell.problem, cell.strategy, cell.run, cell.training, seed=cell.seed,
+                on_version=None if on_progress is None else on_version,
+            )  # fmt: skip
+            detail = ""
+        except Stuck as e:
+            outcome, detail = e.outcome, str(e)
+    result = _result(cell, outcome, detail, time.perf_counter() - start)
+    path = _path(folder, cell)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    part.replace(path)
+    return result
+
+
+def read_cell(folder: Path, cell: Cell) -> CellResult | None:
+    """What an earlier run left; None where there is nothing that can be read. Labels are the present study's."""
+    try:
+        fields = json.loads(_path(folder, cell).read_text(encoding="utf-8"))
+        result = CellResult(**fields)
+    except (OSError, ValueError, TypeError):
+        return None
+    return CellResult(**{**asdict(result), "strategy": cell.label, "population": cell.population.name})
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.key}.json"
+
+
+def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellResult:
+    rows = outcome.updates.columns()
+    staleness, participants, count = rows["staleness"], cell.population.participants, len(rows["staleness"])
+    intended = np.array(_client_weights(cell.run.client_weights, outcome.num_examples))
+    intended[rows["participant"]] = rows["client_weight"]
+    weighed = rows["participant"][: len(rows["weight"])]
+    shown = np.unique(np.linspace(0, count - 1, 200).astype(int)) if count else np.array([], int)
+    return CellResult(
+        key=cell.key,
+        strategy=cell.label,
+        population=cell.population.name,
+        seed=cell.seed,
+        finished=outcome.finished,
+        detail=detail,
+        diverged_s=outcome.diverged_s,
+        time_s=outcome.time_s,
+        versions=len(outcome.version_s),
+        updates=count,
+        bytes_up=outcome.bytes_up,
+        bytes_down=outcome.bytes_down,
+        discarded=outcome.discarded,
+        dropouts=outcome.dropouts,
+        missed_arrivals=outcome.missed_arrivals,
+        mean_staleness=float(staleness.mean()) if count else 0.0,
+        staleness=np.bincount(staleness).tolist() if count else [],
+        tasks_out=[[float(rows["time_s"][i]), int(rows["tasks_out"][i])] for i in shown],
+        weight=np.bincount(weighed, rows["weight"], participants).tolist(),
+        intended=intended.tolist(),
+        task_s=[float(f"{mean:.4g}") for mean in outcome.mean_task_s],
+        accepted=np.bincount(rows["participant"], minlength=participants).tolist(),
+        evaluations=[
+            {"version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
+             "bytes_down": e.bytes_down, "metrics": dict(e.metrics)}
+            for e in outcome.evaluations
+        ],
+        cohorts=outcome.cohorts,
+        backend=outcome.backend,
+        digest=outcome.digest(),
+        took_s=took_s,
+    )  # fmt: skip
+
+
+def _client_weights(kind: ClientWeightKind, num_examples: Sequence[int]) -> list[float]:
+    """Of participants that have said hello, and nothing else."""
+    weights = ClientWeights(kind)
+    for i, count in enumerate(num_examples):
+        weights.observe(str(i), count, {})
+    return [weights.weight(str(i), count, {}) for i, count in enumerate(num_examples)]

@@ -1,0 +1,57 @@
+"""What decides a cell's result, as JSON: equal for equal values, and for nothing else that can be told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+_OUR_OWN = frozenset({"fedmq"})
+"""Packages whose changes `studies.sweep.cell.FORMAT` stands for."""
+_OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow"}) - {"__main__"}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON, with the name of its class and, where the class is the user's own, its source; an array as a
+    digest of its bytes; a function as its source; anything else by its `repr`."""
+    if isinstance(value, np.ndarray):
+        raw = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+        return ["array", str(value.dtype), list(value.shape), hashlib.sha256(raw).hexdigest()]
+    if isinstance(value, BaseModel):
+        return _with_class(value, list(type(value).model_fields))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _with_class(value, [f.name for f in fields(value)])
+    if inspect.isfunction(value):
+        return [value.__module__, value.__qualname__, _source(value)]
+    if isinstance(value, Mapping):
+        return [type(value).__name__, [[plain(k), plain(v)] for k, v in value.items()]]
+    if isinstance(value, list | tuple):
+        return [type(value).__name__, [plain(v) for v in value]]
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
+
+
+def _with_class(value: Any, names: list[str]) -> list[Any]:
+    kind: type = type(value)
+    return [kind.__name__, _class_source(kind), {name: plain(getattr(value, name)) for name in names}]
+
+
+@lru_cache(maxsize=256)
+def _class_source(kind: type) -> str:
+    """Of a class and its bases, as far as they are the user's own: who changes a method has another cell. What their
+    methods call elsewhere is not known here."""
+    own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in _OUR_OWN | _OTHERS]
+    return "".join(_source(k) for k in own)
+
+
+def _source(of: Any) -> str:
+    try:
+        return inspect.getsource(of)
+    except (OSError, TypeError):  # typed in at a prompt
+        return ""

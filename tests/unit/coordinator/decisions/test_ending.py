@@ -1,0 +1,174 @@
+"""Evaluations, limits and goals: when a run ends, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedmq.coordinator.decisions.events import (
+    CloseTask,
+    Discard,
+    Evaluate,
+    EvaluationArrived,
+    Finish,
+    IssueTask,
+    Started,
+    StopRequested,
+    Withdraw,
+)
+from fedmq.coordinator.decisions.stopping import PatienceState, limit_reached, target_reached
+from fedmq.coordinator.settings import Patience, StopSettings, TargetMetric
+from fedmq.coordinator.strategies.fedasync import FedAsync
+from fedmq.schemas.errors import ConfigError
+from tests.unit.coordinator.decisions.harness import Bench, of, only
+
+
+@pytest.mark.parametrize("stop", [{"max_versions": 2}, {"max_updates": 2}])
+def test_the_run_ends_at_its_limit_without_waiting_for_stragglers_and_their_tasks_are_withdrawn(stop):
+    bench = Bench(FedAsync(), concurrency=3, lease_s=600.0, stop=StopSettings(**stop))
+    first, second, straggler = of(IssueTask, bench.hello("a", "b", "c"))
+    (again,) = of(IssueTask, bench.update(first, 1.0))  # the run could end without it, and who knows
+    commands = bench.update(second, 2.0)
+    reason = next(iter(stop))
+    detail = f"the run is over: {reason}"
+    assert of(Withdraw, commands) == [
+        Withdraw("c", straggler.task_id, detail),
+        Withdraw("a", again.task_id, detail),
+    ]
+    assert of(IssueTask, commands) == []
+    assert only(Finish, commands).reason == reason == bench.core.finished
+    assert only(Discard, bench.update(straggler, 3.0)).reason == "run_finished"
+
+
+def test_a_stop_withdraws_what_is_out_and_finishes_once():
+    bench = Bench()
+    task = only(IssueTask, bench.hello("a"))
+    commands = bench.step(StopRequested())
+    detail = "the run is over: requested"
+    assert commands == [
+        CloseTask(task.task_id, "withdrawn", detail),
+        Withdraw("a", task.task_id, detail),
+        Finish("requested"),
+    ]
+    assert bench.step(StopRequested()) == []
+    assert bench.hello("b") == []
+    assert bench.core.next_wakeup() is None
+
+
+def test_the_run_ends_at_max_time_without_anybody():
+    bench = Bench(stop=StopSettings(max_time_s=5.0))
+    bench.step(Started())
+    assert bench.core.next_wakeup() == 5.0
+    assert bench.tick(5.0) == [Finish("max_time_s")]
+
+
+def test_a_finished_run_stays_finished_after_a_restart():
+    bench = Bench()
+    bench.step(StopRequested())
+    assert bench.restart() == []
+    assert bench.core.finished == "requested"
+
+
+# Evaluation
+
+
+def test_the_newest_version_is_evaluated_one_at_a_time_and_not_more_often_than_the_interval():
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=10.0)
+    assert bench.step(Started()) == [Evaluate(0)]
+    task = only(IssueTask, bench.hello("a"))
+    for _ in range(3):
+        commands = bench.update(task, t=bench.t + 1)
+        task = only(IssueTask, commands)
+        assert of(Evaluate, commands) == []
+    assert bench.step(EvaluationArrived(0, {"accuracy": 0.1}), 5.0) == []
+    assert bench.core.next_wakeup() == 10.0
+    assert bench.tick(10.0) == [Evaluate(3)]
+    assert bench.step(EvaluationArrived(3, {}), 30.0) == []
+
+
+def test_the_final_version_is_evaluated_before_the_finish():
+    bench = Bench(
+        FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=100.0, stop=StopSettings(max_versions=1)
+    )
+    bench.step(Started())
+    commands = bench.update(only(IssueTask, bench.hello("a")))
+    assert of(Finish, commands) == of(Evaluate, commands) == of(IssueTask, commands) == []
+    assert bench.hello("late") == []
+    assert bench.step(EvaluationArrived(0, {"accuracy": 0.5})) == [Evaluate(1)]
+    assert bench.step(EvaluationArrived(1, {"accuracy": 0.5})) == [Finish("max_versions")]
+
+
+def test_a_final_evaluation_that_fails_does_not_hold_the_finish():
+    bench = Bench(evaluates=True)
+    bench.step(Started())
+    bench.step(StopRequested())
+    assert bench.step(EvaluationArrived(0, detail="out of memory")) == [Finish("requested")]
+
+
+def test_an_evaluation_that_died_with_the_coordinator_is_done_again():
+    bench = Bench(evaluates=True)
+    bench.step(Started())
+    bench.step(StopRequested())
+    assert bench.restart() == [Evaluate(0)]
+    assert bench.step(EvaluationArrived(0, {})) == [Finish("requested")]
+
+
+def test_a_target_ends_the_run():
+    stop = StopSettings(target=TargetMetric(name="accuracy", value=0.9))
+    bench = Bench(evaluates=True, stop=stop)
+    bench.step(Started())
+    assert bench.step(EvaluationArrived(0, {"accuracy": 0.9})) == [Finish("target")]
+
+
+def test_patience_ends_the_run():
+    stop = StopSettings(patience=Patience(name="loss", evaluations=2, mode="min", min_delta=0.1))
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=0.0, stop=stop)
+    bench.step(Started())
+    task = only(IssueTask, bench.hello("a"))
+    for version, loss in enumerate([1.0, 0.8, 0.75, 0.71]):
+        assert bench.core.finished is None
+        commands = bench.step(EvaluationArrived(version, {"loss": loss}))
+        if version < 3:
+            assert commands == []
+            commands = bench.update(task)
+            task = only(IssueTask, commands)
+            assert of(Evaluate, commands) == [Evaluate(version + 1)]
+        bench.restore(bench.save())
+    assert bench.core.finished == "patience"
+
+
+def test_a_goal_without_an_evaluator_is_refused():
+    with pytest.raises(ConfigError, match="load_test_data"):
+        Bench(stop=StopSettings(target=TargetMetric(name="accuracy", value=0.9)))
+
+
+# The pure functions
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ({"max_versions": 3}, "max_versions"),
+        ({"max_versions": 4}, None),
+        ({"max_updates": 30}, "max_updates"),
+        ({"max_updates": 31}, None),
+        ({"max_time_s": 9.0}, "max_time_s"),
+        ({"max_time_s": 9.1}, None),
+    ],
+)
+def test_a_limit_is_reached_at_its_value_and_not_before(stop, expected):
+    assert limit_reached(StopSettings(**stop), version=3, accepted=30, now=9.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "reached"), [("max", 0.9, True), ("max", 0.89, False), ("min", 0.9, True), ("min", 0.91, False)]
+)
+def test_a_target_is_reached_at_its_value_and_at_better_ones(mode, value, reached):
+    assert target_reached(TargetMetric(name="m", value=0.9, mode=mode), {"m": value}) is reached
+
+
+def test_a_missing_or_nan_metric_reaches_no_target_and_uses_up_patience():
+    patience = Patience(name="m", evaluations=2)
+    assert not target_reached(TargetMetric(name="m", value=0.9), {})
+    assert not target_reached(TargetMetric(name="m", value=0.9), {"m": float("nan")})
+    state = PatienceState().after(patience, {"m": float("nan")}).after(patience, {})
+    assert state.exhausted(patience)

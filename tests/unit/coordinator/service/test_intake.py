@@ -1,0 +1,324 @@
+"""Payloads put together one at a time: whose turn it is, what is acked, and what makes a payload broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.service.intake import (
+    GIVE_WAY_S,
+    MOST_TRIES,
+    ONE_TRY_S,
+    PATIENCE_S,
+    Broken,
+    ChunkPlaced,
+    Intake,
+    Whole,
+)
+from fedmq.schemas import chunks
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
+from fedmq.schemas.messages import ChunkedPayload, Update, update_id
+
+PARTS = [bytes([number]) * 1024 for number in range(3)]
+BODY = b"".join(PARTS)
+TOPOLOGY = Topology("p")
+
+
+def manifest(payload_id: str = "one", num_bytes: int = len(BODY)) -> ChunkedPayload:
+    digest = chunks.digest_of_all(chunks.digest_of(part) for part in PARTS)
+    return ChunkedPayload(
+        payload_id=payload_id, num_bytes=num_bytes, chunk_bytes=1024, count=-(-num_bytes // 1024), digest=digest
+    )
+
+
+def update(name: str, payload_id: str = "one") -> Update:
+    return Update(
+        update_id=update_id("r", f"t-{name}", name), task_id=f"t-{name}", run_id="r", participant_id=name,
+        base_version=0, payload="delta", num_examples=1, num_steps=1, train_s=0.0, chunks=manifest(payload_id),
+    )  # fmt: skip
+
+
+def queue_of(name: str) -> str:
+    return TOPOLOGY.payload(name, update(name).update_id).name
+
+
+class Queues:
+    """Stands for a transport: hands over what the test says, and remembers what is consumed and acked."""
+
+    def __init__(self) -> None:
+        self.depths: dict[str, int | Exception] = {}
+        self.consumers: dict[str, Callable[[Delivery], None]] = {}
+        self.acked: list[Any] = []
+
+    def depth(self, queue: str) -> int:
+        found = self.depths.get(queue, 3)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def consume(self, queue: str, on_delivery: Callable[[Delivery], None], prefetch: int) -> None:
+        assert prefetch >= 2 * len(PARTS)
+        self.consumers[queue] = on_delivery
+
+    def stop_consuming(self, queue: str) -> None:
+        del self.consumers[queue]
+
+    def ack(self, delivery: Delivery) -> bool:
+        self.acked.append(delivery.token)
+        return True
+
+
+class Desk:
+    """An intake and what its transport's thread has handed over."""
+
+    def __init__(self) -> None:
+        self.queues = Queues()
+        self.placed: list[ChunkPlaced] = []
+        self.intake = Intake(self.queues, TOPOLOGY, put=self.placed.append, payload_bytes=len(BODY))  # type: ignore[arg-type]
+
+    def offer(self, handle: int, name: str, payload_id: str = "one") -> int | None:
+        return self.intake.offer(handle, update(name, payload_id))
+
+    def begin(self, now: float = 0.0) -> Broken | None:
+        found = self.intake.next()
+        assert found is not None
+        return self.intake.begin(found, now)
+
+    def chunk(
+        self, name: str, index: int, now: float = 0.0, body: bytes | None = None, **label: Any
+    ) -> Whole | Broken | None:
+        headers = chunks.headers("one", index, chunks.digest_of(PARTS[index])) | label
+        token = f"{name}.{index}"
+        self.queues.consumers[queue_of(name)](
+            Delivery(queue_of(name), body or PARTS[index], None, None, None, headers, False, 0, token)
+        )
+        return self.intake.take(self.placed.pop(), now)
+
+    def reading(self) -> str | None:
+        found = self.intake.reading
+        return None if found is None else found.update.participant_id
+
+
+def desk(*names: str) -> Desk:
+    made = Desk()
+    for handle, name in enumerate(names, 1):
+        assert made.offer(handle, name) is None
+    return made
+
+
+def test_chunks_in_any_order_make_the_body_and_none_is_acked() -> None:
+    one = desk("a")
+    assert one.begin() is None
+    assert [one.chunk("a", index) for index in (2, 0)] == [None, None]
+    whole = one.chunk("a", 1)
+    assert isinstance(whole, Whole)
+    assert (whole.manifest.handle, bytes(whole.take_body())) == (1, BODY)
+    assert (one.queues.acked, one.queues.consumers) == ([], {})
+    assert one.intake.idle
+
+
+def test_one_payload_is_read_at_a_time_in_the_order_of_the_manifests() -> None:
+    one = desk("a", "b")
+    one.begin()
+    assert one.intake.next() is None
+    assert list(one.queues.consumers) == [queue_of("a")]
+    for index in range(3):
+        one.chunk("a", index)
+    one.begin()
+    assert one.reading() == "b"
+
+
+def test_repeated_chunks_and_those_of_another_payload_are_acked_so_that_the_window_has_room() -> None:
+    one = desk("a")
+    one.begin()
+    one.chunk("a", 0)
+    one.chunk("a", 0)
+    one.chunk("a", 1, payload_id="other")
+    assert one.queues.acked == ["a.0", "a.1"]
+    one.chunk("a", 1)
+    assert isinstance(one.chunk("a", 2), Whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "detail"),
+    [
+        ({"body": b"\xff" * 1024}, "chunk 1 of 3 was damaged"),
+        ({"body": b"short"}, "chunk 1 has 5 bytes"),
+        ({"chunk": 3}, "chunk index 3, expected 0 to 2"),
+    ],
+)
+def test_a_chunk_that_cannot_be_right_breaks_the_payload(changed: dict[str, Any], detail: str) -> None:
+    one = desk("a", "b")
+    one.begin()
+    broken = one.chunk("a", 1, **changed)
+    assert isinstance(broken, Broken)
+    assert (detail in broken.detail, broken.final) == (True, False)
+    assert one.reading() is None
+    one.begin()
+    assert one.reading() == "b"
+
+
+def test_chunks_that_are_not_the_manifest_s_break_the_payload() -> None:
+    one = desk("a")
+    one.begin()
+    other = b"\x07" * 1024
+    one.chunk("a", 0, body=other, digest=chunks.digest_of(other).hex())
+    one.chunk("a", 1)
+    broken = one.chunk("a", 2)
+    assert isinstance(broken, Broken)
+    assert "digest of all differs" in broken.detail
+
+
+def test_the_third_broken_try_is_the_last_and_a_whole_one_begins_the_count_anew() -> None:
+    one = Desk()
+    one.queues.depths[queue_of("a")] = BrokerError("no such queue")
+    finals = []
+    for handle in range(MOST_TRIES):
+        one.offer(handle, "a")
+        broken = one.begin(now=handle * ONE_TRY_S)
+        assert broken is not None
+        finals.append(broken.final)
+    assert finals == [False, False, True]
+    one.intake.forget(update("a").update_id)
+    one.offer(9, "a")
+    again = one.begin()
+    assert again is not None
+    assert not again.final
+
+
+def test_a_manifest_that_comes_again_before_its_participant_could_send_again_is_no_further_try() -> None:
+    """The connection is lost each time before it is acked, say."""
+    one = Desk()
+    one.queues.depths[queue_of("a")] = BrokerError("no such queue")
+    for handle in range(5):
+        one.offer(handle, "a")
+        broken = one.begin(now=handle)
+        assert broken is not None
+        assert not broken.final
+
+
+def test_a_broker_that_is_away_breaks_nothing() -> None:
+    one = desk("a")
+    one.queues.depths[queue_of("a")] = BrokerUnavailable("away")
+    assert one.begin() is None
+    assert one.intake.tick(PATIENCE_S) is None
+    assert one.reading() == "a"
+
+
+def test_a_payload_with_chunks_missing_and_an_empty_queue_is_broken_after_a_while() -> None:
+    one = desk("a")
+    one.begin(now=0.0)
+    one.chunk("a", 0, now=5.0)
+    one.queues.depths[queue_of("a")] = 0
+    assert one.intake.tick(5.0 + PATIENCE_S - 0.1) is None
+    broken = one.intake.tick(5.0 + PATIENCE_S)
+    assert broken is not None
+    assert broken.detail == "2 of 3 chunks are missing"
+
+
+def test_chunks_that_are_in_the_queue_are_waited_for() -> None:
+    one = desk("a")
+    one.begin(now=0.0)
+    assert one.intake.tick(PATIENCE_S) is None
+    one.queues.depths[queue_of("a")] = 0
+    assert one.intake.tick(2 * PATIENCE_S - 0.1) is None
+    assert one.intake.tick(2 * PATIENCE_S) is not None
+
+
+def test_an_empty_queue_lets_the_others_go_first_and_is_broken_no_later_for_it() -> None:
+    one = desk("a", "b")
+    one.begin(now=0.0)
+    one.queues.depths[queue_of("a")] = 0
+    assert one.intake.due_s() == GIVE_WAY_S
+    assert one.intake.tick(GIVE_WAY_S) is None
+    one.begin(now=1.0)
+    assert one.reading() == "b"
+    assert one.queues.consumers.keys() == {queue_of("b")}
+    for index in range(3):
+        one.chunk("b", index, now=20.0)
+    one.begin(now=20.0)
+    assert (one.reading(), one.intake.due_s()) == ("a", PATIENCE_S)
+    assert one.intake.tick(PATIENCE_S) is not None
+
+
+def test_one_that_gave_way_is_put_together_when_its_chunks_come_back() -> None:
+    one = desk("a", "b")
+    one.begin(now=0.0)
+    one.chunk("a", 0)
+    one.queues.depths[queue_of("a")] = one.queues.depths[queue_of("b")] = 0
+    one.intake.tick(1.0)
+    one.begin(now=1.0)
+    one.intake.tick(2.0)
+    one.begin(now=2.0)
+    assert one.reading() == "a", "two without chunks take turns"
+    assert [type(one.chunk("a", index, now=40.0)) for index in range(3)][-1] is Whole
+    one.begin(now=40.0)
+    assert one.intake.tick(41.0) is not None, "the other one had its time"
+
+
+def test_a_queue_that_is_gone_is_not_waited_for_while_others_wait() -> None:
+    one = desk("a", "b")
+    one.begin(now=0.0)
+    one.queues.depths[queue_of("a")] = BrokerError("no such queue")
+    assert one.intake.tick(GIVE_WAY_S) is not None
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_the_latest_copy_of_a_manifest_stands_for_all(begun: bool) -> None:
+    """Only it can be acked where the others came by way of a consumer that was lost."""
+    one = desk("a", "b")
+    if begun:
+        one.begin()
+        one.chunk("a", 0)
+    assert one.offer(7, "a") == 1
+    if not begun:
+        one.begin()
+        one.chunk("a", 0)
+    one.chunk("a", 1)
+    whole = one.chunk("a", 2)
+    assert isinstance(whole, Whole)
+    assert whole.manifest.handle == 7
+    one.begin()
+    assert one.reading() == "b"
+
+
+def test_a_manifest_of_another_payload_for_the_same_task_takes_the_place_of_the_former() -> None:
+    one = desk("a", "b")
+    one.begin()
+    one.chunk("a", 0)
+    assert one.offer(7, "a", payload_id="two") == 1
+    assert one.reading() is None
+    one.begin()
+    for index in range(2):
+        assert one.chunk("a", index, payload_id="two") is None
+    assert isinstance(one.chunk("a", 2, payload_id="two"), Whole)
+
+
+def test_clearing_gives_back_all_in_their_order() -> None:
+    one = desk("a", "b", "c")
+    one.begin()
+    assert [left.handle for left in one.intake.clear()] == [1, 2, 3]
+    assert (one.intake.idle, one.queues.consumers) == (True, {})
+
+
+def test_a_chunk_that_comes_after_its_payload_was_given_up_touches_nothing() -> None:
+    one = desk("a")
+    one.begin()
+    late = one.queues.consumers[queue_of("a")]
+    one.intake.abandon()
+    headers = chunks.headers("one", 0, chunks.digest_of(PARTS[0]))
+    late(Delivery(queue_of("a"), PARTS[0], None, None, None, headers, False, 0, "late"))
+    assert (one.placed, one.queues.acked) == ([], [])
+
+
+def test_a_manifest_that_is_not_of_the_model_s_size_is_refused_before_anything_is_allocated() -> None:
+    one = Desk()
+    one.intake.check(manifest())
+    with pytest.raises(LimitExceeded, match="announces 2000000 bytes"):
+        one.intake.check(manifest(num_bytes=2_000_000))
+    with pytest.raises(SpecMismatch, match="announces 3071 bytes, an update of this model has 3072"):
+        one.intake.check(manifest(num_bytes=3071))

@@ -1,0 +1,231 @@
+"""Tasks go out within a window of bytes, and wait as references until then."""
+
+from concurrent.futures import Future
+
+import numpy as np
+
+from fedmq.broker_config.topology import Topology
+from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.service import receipts as answers
+from fedmq.coordinator.service.commit import Pending
+from fedmq.coordinator.service.publishing import REFUSED_TRIES, Publisher
+from fedmq.schemas.codec import decode
+from fedmq.schemas.errors import PublishRejected, Unroutable
+from fedmq.schemas.messages import Notice, Task, TrainingConfig
+from fedmq.schemas.parameters import Parameters
+
+PARAMETERS = Parameters({"w": np.zeros(250, np.float32)})  # 1000 bytes
+
+
+class Wire:
+    """Stands for a transport: keeps what is published until the test confirms it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[object, Future[None]]] = []
+        self.queues: list[str] = []
+
+    def declare(self, queue, timeout_s):
+        self.queues.append(queue.name)
+        future: Future[int] = Future()
+        future.set_result(0)
+        return future
+
+    def delete_queue(self, name):
+        self.queues.remove(name)
+
+    def publish(self, message, timeout_s):
+        future: Future[None] = Future()
+        self.sent.append((message, future))
+        return future
+
+
+def publisher(wire: Wire, window_bytes: int, **changed: int) -> tuple[Publisher, list]:
+    done: list = []
+    made = Publisher(
+        wire, Topology(), run_id="r", reply="delta", window_bytes=window_bytes, timeout_s=1, on_task=done.append,  # type: ignore[arg-type]
+        **changed,
+    )  # fmt: skip
+    return made, done
+
+
+def order(seq: int, base_version: int = 0) -> IssueTask:
+    return IssueTask(f"t-{seq}", seq, "p1", base_version, TrainingConfig(seed=seq), 60.0)
+
+
+def test_a_task_carries_its_order_and_the_parameters_and_expires_with_its_lease():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000)
+    made.task(order(1, base_version=4), PARAMETERS)
+    made.pump()
+    message, _ = wire.sent[0]
+    assert (message.exchange, message.routing_key, message.correlation_id) == ("fedmq.tasks", "p1", "t-1")
+    assert message.expiration_s == 60.0
+    decoded = decode(message.body)
+    assert isinstance(decoded.message, Task)
+    assert (decoded.message.base_version, decoded.message.training.seed, decoded.message.reply) == (4, 1, "delta")
+    np.testing.assert_array_equal(decoded.parameters["w"], PARAMETERS["w"])
+
+
+def test_the_end_of_a_run_is_news_for_ten_minutes_and_other_notices_stay():
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    for event in ("run_finished", "task_withdrawn", "say_hello"):
+        made.notice(Notice(run_id="r", participant_id="p1", event=event))
+    assert [message.expiration_s for message, _ in wire.sent] == [600.0, None, None]
+
+
+def test_no_more_than_the_window_is_in_flight():
+    wire = Wire()
+    made, done = publisher(wire, 3_500)
+    for seq in range(1, 6):
+        made.task(order(seq, base_version=seq), PARAMETERS)
+    made.pump()
+    assert len(wire.sent) == 2
+    assert made.versions_waiting == 3
+    wire.sent[0][1].set_result(None)
+    assert (done[0].task_id, done[0].error) == ("t-1", None)
+    made.task_done(done[0])
+    assert len(wire.sent) == 3
+    assert made.versions_waiting == 2
+
+
+def test_one_task_is_sent_however_large():
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    made.task(order(1), PARAMETERS)
+    made.task(order(2), PARAMETERS)
+    made.pump()
+    assert len(wire.sent) == 1
+
+
+def test_a_failed_publish_gives_its_room_back_and_says_why():
+    wire = Wire()
+    made, done = publisher(wire, 10)
+    made.task(order(1), PARAMETERS)
+    made.task(order(2), PARAMETERS)
+    made.pump()
+    wire.sent[0][1].set_exception(Unroutable("its queue is gone"))
+    assert str(done[0].error) == "its queue is gone"
+    made.task_done(done[0])
+    assert len(wire.sent) == 2
+
+
+def test_a_task_that_is_withdrawn_while_it_waits_is_not_sent():
+    """It would come after the notice that withdraws it, and be trained in vain."""
+    wire = Wire()
+    made, done = publisher(wire, 10)
+    for seq in (1, 2, 3):
+        made.task(order(seq, base_version=seq), PARAMETERS)
+    made.pump()
+    made.withdraw({"t-2"})
+    assert made.versions == {3}
+    wire.sent[0][1].set_result(None)
+    made.task_done(done[0])
+    assert [message.message_id for message, _ in wire.sent] == ["t-1", "t-3"]
+
+
+def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next():
+    wire = Wire()
+    made, done = publisher(wire, 10_000, max_message_bytes=512, chunk_bytes=100)
+    for seq in (1, 2):
+        made.task(order(seq, base_version=seq), PARAMETERS)
+    made.pump()
+    done[0].sender.take(done[0])  # declared
+    assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
+    (queue,) = wire.queues
+    made.withdraw({"t-1"})
+    assert wire.queues == []
+    for _, chunk in wire.sent:
+        chunk.set_result(None)
+    for news in done[1:]:
+        news.sender.take(news)
+    assert made.versions == {2}
+    assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
+    made.pump()
+    assert len(wire.queues) == 1
+    assert wire.queues != [queue]
+
+
+def test_one_who_leaves_leaves_no_queue_of_half_a_payload():
+    wire = Wire()
+    made, done = publisher(wire, 10_000, max_message_bytes=512, chunk_bytes=100)
+    for seq in (1, 2):
+        made.task(order(seq), PARAMETERS)
+    made.pump()
+    done[0].sender.take(done[0])
+    made.withdraw_all()
+    made.pump()
+    assert (wire.queues, made.versions) == ([], set())
+
+
+def test_a_task_that_is_withdrawn_in_the_commit_that_issues_it_is_not_sent():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000)
+    done = Pending(tasks=[(order(seq), PARAMETERS) for seq in (1, 2)])
+    done.notices.append(Notice(run_id="r", participant_id="p1", event="task_withdrawn", task_id="t-1"))
+    answers.tell("r", done, made, ledger=None)
+    assert [message.correlation_id for message, _ in wire.sent] == ["t-1", "t-2"]
+    assert [message.headers["kind"] for message, _ in wire.sent] == ["notice", "task"]
+
+
+def test_the_last_words_are_waited_for_as_long_as_they_leave():
+    """A thousand participants: what is behind all the others takes longer than any of them may."""
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    for number in range(30):
+        made.notice(Notice(run_id="r", participant_id=f"p{number}", event="run_finished"))
+    asked = []
+
+    def wait(oldest, timeout_s):
+        asked.append(timeout_s)
+        oldest[0].set_result(None)
+
+    assert made.flush(5.0, wait) == 0
+    assert asked == [5.0] * 30
+
+
+def test_a_broker_that_takes_nothing_ends_the_last_words():
+    wire = Wire()
+    made, _ = publisher(wire, 10)
+    for name in ("p1", "p2", "p3"):
+        made.notice(Notice(run_id="r", participant_id=name, event="run_finished"))
+    wire.sent[0][1].set_exception(Unroutable("gone"))
+    asked = []
+    assert made.flush(5.0, lambda _, timeout_s: asked.append(timeout_s)) == 2
+    assert asked == [5.0]
+
+
+def test_the_end_of_a_run_that_a_nack_met_is_told_again_and_nothing_else_is():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000)
+    refusals = iter([True, True, False, True])  # the end's for p1, p2; a withdrawal; the end's second try for p2
+    told: list[tuple[str, str]] = []
+    pauses: list[float] = []
+
+    def wait(waited, _):
+        message, future = next(one for one in wire.sent if one[1] is waited[0])
+        told.append((message.routing_key, decode(message.body).message.event))
+        if next(refusals, False) or told[-1][1] == "task_withdrawn":
+            future.set_exception(PublishRejected("the broker said nack"))
+        else:
+            future.set_result(None)
+
+    ends = [Notice(run_id="r", participant_id=p, event="run_finished") for p in ("p1", "p2")]
+    for notice in (*ends, Notice(run_id="r", participant_id="p3", event="task_withdrawn", task_id="t-1")):
+        made.notice(notice)
+    assert made.flush(5.0, wait, pauses.append) == 0
+    assert [name for name, _ in told] == ["p1", "p2", "p3", "p1", "p2", "p1"]
+    assert len(pauses) == 2
+
+
+def test_a_queue_that_refuses_the_end_of_a_run_for_ever_does_not_keep_the_coordinator():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000)
+    made.notice(Notice(run_id="r", participant_id="p1", event="run_finished"))
+    pauses: list[float] = []
+
+    def wait(*_):
+        wire.sent[-1][1].set_exception(PublishRejected("the broker said nack"))
+
+    assert made.flush(5.0, wait, pauses.append) == 1
+    assert len(wire.sent) == 1 + REFUSED_TRIES == 1 + len(pauses)

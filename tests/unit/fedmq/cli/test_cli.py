@@ -1,0 +1,150 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fedmq
+
+DEADLINE_S = 60
+
+CONFIG = """
+[run]
+run_id = "r1"
+[run.stop]
+max_versions = 5
+[strategy]
+name = "fedbuff"
+"""
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Run `python -m fedmq` as a user would, in an empty folder."""
+    (tmp_path / "federation.toml").write_text(CONFIG)
+
+    def run(*arguments, environ=None):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("FEDMQ_")}
+        return subprocess.run(
+            [sys.executable, "-m", "fedmq", *arguments],
+            cwd=tmp_path,
+            env={**clean, "COLUMNS": "200", **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    return run
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    ).stdout.strip()
+
+
+def test_importing_fedmq_loads_neither_tensorflow_nor_pika():
+    heavy = "{'tensorflow', 'keras', 'pika', 'matplotlib', 'numpy'} & set(sys.modules)"
+    assert python(f"import sys, fedmq; print({heavy})") == "set()"
+
+
+def test_the_command_line_loads_no_tensorflow_before_it_must():
+    code = (
+        "import sys\nfrom fedmq.cli.cli import main\n"
+        "try: main(['coordinator', '--help'])\nexcept SystemExit: pass\n"
+        "print({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
+    )
+    assert python(code).splitlines()[-1] == "set()"
+
+
+def test_a_coordinator_is_put_together_without_tensorflow():
+    assert python("import sys, fedmq.run.roles; print({'tensorflow', 'keras'} & set(sys.modules))") == "set()"
+
+
+def test_every_public_name_is_there():
+    assert [name for name in fedmq.__all__ if name != "KerasTrainer" and not hasattr(fedmq, name)] == []
+    assert set(fedmq._HOMES) | {"__version__"} == set(fedmq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fedmq.nonsense
+
+
+def test_the_version_is_printed(cli):
+    assert cli("--version").stdout == f"fedmq {fedmq.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("coordinator",), ("participant", "--config"), ("status", "--x")])
+def test_a_wrong_command_line_ends_with_2(cli, arguments):
+    assert cli(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["coordinator", "participant", "doctor"])
+def test_a_missing_federation_file_ends_with_2_and_no_traceback(cli, command):
+    done = cli(command, "--config", "nowhere.toml")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fedmq: There is no federation file nowhere.toml: give its path with --config "
+        "(examples/mnist/federation.toml is one).\n"
+    )
+
+
+def test_mistakes_in_file_flags_and_environment_end_with_2(cli):
+    done = cli("coordinator", "--config", "federation.toml", "--set", "run.concurrency=0", environ={"FEDMQ_RUNS": "x"})
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "fedmq: federation.toml has 2 mistakes:",
+        "  FEDMQ_RUNS: unknown environment variable; did you mean FEDMQ_RUNS_DIR?",
+        "  run.concurrency (from --set run.concurrency): got 0, allowed: 1 or more",
+    ]
+
+
+@pytest.mark.parametrize("command", ["coordinator", "participant"])
+def test_a_missing_app_ends_with_2(cli, tmp_path, command):
+    done = cli(command, "--config", "federation.toml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"fedmq: There is no app file {tmp_path / 'app.py'}: `app` in the federation file names it, "
+        "relative to that file."
+    )
+
+
+@pytest.mark.parametrize(("command", "needed_for"), [("coordinator", "the first version"), ("participant", "train")])
+def test_an_app_without_its_function_ends_with_2_and_a_near_miss(cli, tmp_path, command, needed_for):
+    (tmp_path / "app.py").write_text("def build_modle(): pass\ndef load_data(participant_id): pass\n")
+    done = cli(command, "--config", "federation.toml", environ={"FEDMQ_BROKER_URL": "amqp://127.0.0.1:1/"})
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "app.py has no function build_model, which is needed" in last
+    assert needed_for in last
+    assert last.endswith("Did you mean it by build_modle?")
+
+
+@pytest.mark.parametrize("command", ["coordinator", "participant", "doctor"])
+def test_a_wrong_broker_url_ends_with_2_and_says_what_is_expected(cli, command):
+    done = cli(command, "--config", "federation.toml", "--broker", "http://user:hunter2@host/")
+    assert done.returncode == 2
+    assert "expected amqp://USER:PASSWORD@HOST:PORT/VHOST" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_debug_shows_the_traceback(cli):
+    assert "Traceback" in cli("participant", "--config", "federation.toml", "--debug").stderr
+
+
+def test_an_impossible_participant_id_ends_with_2(cli):
+    done = cli("participant", "--config", "federation.toml", "--id", "no spaces")
+    assert (done.returncode, done.stderr.split(",")[0]) == (2, 'fedmq: --id is "no spaces"')
+
+
+def test_status_without_a_run_ends_with_1_and_says_so(cli):
+    done = cli("status", "--config", "federation.toml")
+    assert done.returncode == 1
+    assert "the run has not started yet" in done.stderr
+    assert "There is no run below runs" in cli("status").stderr
+
+
+def test_wrong_demo_data_is_told_before_anything_starts(cli, tmp_path):
+    done = cli("demo", "--embedded", "--data", "nothing.npz")
+    assert done.returncode == 2
+    assert "There is no data file nothing.npz" in done.stderr
+    assert not (tmp_path / "runs").exists()

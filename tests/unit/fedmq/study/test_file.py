@@ -1,0 +1,223 @@
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.demo.data import SAMPLE
+from fedmq.schemas.errors import ConfigError
+from fedmq.studies.sweep.tuning import Tuning
+from fedmq.study.file import load_study
+
+GOOD = """
+    name = "small"
+    seeds = 3
+    [problem]
+    name = "softmax"
+    [run]
+    stop = {max_updates = 10}
+    [training]
+    learning_rate = 0.1
+    [[strategies]]
+    label = "K = 2"
+    strategy = {name = "fedbuff", buffer_size = 2}
+    [[populations]]
+    name = "phones"
+    participants = 4
+    compute = {task_s = {name = "constant", value = 1}}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.toml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def mistakes(folder, old, new):
+    with pytest.raises(ConfigError) as caught:
+        load_study(write(folder, GOOD.replace(old, new)))
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
+    (tmp_path / "devices.csv").write_text("example_s\n0.1\n")
+    study, folder = load_study(
+        write(tmp_path, GOOD.replace("participants = 4", 'participants = 4\ntrace = "devices.csv"'))
+    )
+    assert folder == tmp_path / "small-results"
+    assert study.seeds == [0, 1, 2]
+    assert study.contenders[0].strategy == FedBuff(buffer_size=2)
+    assert study.problem.data == str(SAMPLE)
+    assert study.populations[0].trace == str(tmp_path / "devices.csv")
+
+
+def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
+    more = """seeds = [4, 2]
+    out = "elsewhere"
+    memory_limit_bytes = 2_000_000
+    target = {name = "accuracy", value = 0.5}
+    tuning = {extend = 7}"""
+    own = 'label = "K = 2"\ntraining = {learning_rate = 0.3}\nrun = {stop = {max_updates = 4}}\ntune = {}'
+    study, folder = load_study(write(tmp_path, GOOD.replace("seeds = 3", more).replace('label = "K = 2"', own)))
+    assert (folder, study.seeds, study.memory_limit_bytes) == (tmp_path / "elsewhere", [4, 2], 2_000_000)
+    assert (study.target, study.tuning) == (TargetMetric(name="accuracy", value=0.5), Tuning(extend=7))
+    assert (study.run_settings.stop.max_updates, study.training.learning_rate) == (10, 0.1)
+    (contender,) = study.contenders
+    assert (contender.run.stop.max_updates, contender.training.learning_rate, contender.tune) == (4, 0.3, {})
+    assert [cell.seed for cell in study.cells()] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("buffer_size = 2", "bufer_size = 2", "did you mean buffer_size?"),
+        (
+            'name = "softmax"',
+            'name = "softmaxx"',
+            'problem.name: got "softmaxx", allowed: "quadratics", "softmax", "synthetic", "app"',
+        ),
+        ("participants = 4", "participants = 0", "populations.1.participants: got 0, allowed: 1 or more"),
+        ("{max_updates = 10}", "{}", "run.stop: the run would never end"),
+        ("learning_rate = 0.1", "", "training.learning_rate: missing, expected a number above 0"),
+        (
+            "{max_updates = 10}",
+            '{max_updates = 10}\nclient_weights = "examples"\n[[strategies]]\nlabel = "AREA"\n'
+            'strategy = {name = "area", num_participants = 4, memory = "participant"}',
+            "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants",
+        ),
+        (
+            '{name = "fedbuff", buffer_size = 2}',
+            '{name = "area", num_participants = 5}',
+            "strategies.1.strategy.num_participants: num_participants = 5, and the population 'phones' has 4",
+        ),
+        (
+            "seeds = 3",
+            'seeds = 3\ntarget = {name = "acuracy", value = 0.9}',
+            "target.name: got 'acuracy', which is never measured here, allowed: loss, accuracy",
+        ),
+        ("seeds = 3", 'seeds = 3\ntuning = {metric = "acc"}', "tuning.metric: got 'acc', which is never measured"),
+        (
+            "{max_updates = 10}",
+            '{target = {name = "distance", value = 1}}',
+            "run.stop.target.name: got 'distance', which is never measured",
+        ),
+        (
+            "{max_updates = 10}",
+            '{max_updates = 10, patience = {name = "acc", evaluations = 3}}',
+            "run.stop.patience.name: got 'acc', which is never measured",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
+            'run = {stop = {max_updates = 9}, client_weights = "sqrt"}\n'
+            'strategy = {name = "area", num_participants = 4, memory = "participant"}',
+            "strategies.1.run.client_weights: got 'sqrt', allowed: 'equal'",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
+            'training = {epochs = 2}\nstrategy = {name = "fedbuff", buffer_size = 2}',
+            "strategies.1.training.learning_rate: missing, expected a number above 0",
+        ),
+        (
+            'strategy = {name = "fedbuff", buffer_size = 2}',
+            'run = {stop = {}}\nstrategy = {name = "fedbuff", buffer_size = 2}',
+            "strategies.1.run.stop: the run would never end",
+        ),
+        (
+            '{name = "fedbuff", buffer_size = 2}',
+            '{name = "fedavg", cohort_size = 4, over_selection = 1.1}',
+            "strategies.1.strategy: a round asks 5 participants (cohort_size × over_selection), the population",
+        ),
+        (
+            "seeds = 3",
+            "seeds = 3\ntuning = {stop = {max_updates = 1}}",
+            "strategies.1.strategy.buffer_size: got 2, and a trial ends after 1 updates (tuning.stop.max_updates)",
+        ),
+        ("seeds = 3", "seeds = 0", "seeds: got 0, allowed: 1 or more"),
+        ("seeds = 3", "seeds = [1, -2]", "seeds.2: got -2, allowed: 0 or more"),
+        ("seeds = 3", 'seeds = "three"', 'seeds: got "three", expected a whole number or a list'),
+        ("seeds = 3", "seeds = 3\ntuning = {server_step = [-1]}", "tuning.server_step.1: got -1, allowed: more than"),
+        ("participants = 4", 'participants = 4\nexamples = {name = "normal", mean = 3}', 'got "normal", allowed'),
+        (
+            "participants = 4",
+            "participants = 4\ndropout = {probability = 1}",
+            "populations.1.dropout.probability: got 1, allowed: less than 1",
+        ),
+        ("{max_updates = 10}", "{max_time_s = inf}", "run.stop.max_time_s: got inf"),
+        (
+            "buffer_size = 2",
+            "buffer_size = 11",
+            "strategies.1.strategy.buffer_size: got 11, and the run ends after 10 updates",
+        ),
+        (
+            "participants = 4",
+            "participants = 4\ncorrelation = {speed_size = 1, speed_label = 1, size_label = -1}",
+            "populations.1.correlation: speed_size = 1.0, speed_label = 1.0 and",
+        ),
+    ],
+)
+def test_each_mistake_is_named_with_its_place_and_what_is_allowed(tmp_path, old, new, expected):
+    (line,) = mistakes(tmp_path, old, new)
+    assert expected in line
+
+
+WRONG = """
+    name = "small"
+    seeds = [2, 2]
+    tuning = {seeds = [2], learning_rat = [0.1]}
+    [problem]
+    name = "softmax"
+    data = "absent.npz"
+    [run]
+    stop = {}
+    [[strategies]]
+    label = "A"
+    strategy = {name = "fedbuff", buffer_size = 0}
+    [[strategies]]
+    label = "B"
+    strategy = {name = "fedavg", cohort_size = 5}
+    tune = {"strategy.eta" = [1.0]}
+    [[strategies]]
+    label = "B"
+    strategy = {name = "custom", file = "own.py"}
+    [[populations]]
+    participants = 4
+    trace = "absent.csv"
+    [[populations]]
+    name = "timeless"
+    participants = 9
+"""
+
+
+def test_all_mistakes_are_named_in_one_go_those_in_other_files_too(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_study(write(tmp_path, WRONG))
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("study.toml has 12 mistakes:")
+    expected = [
+        "tuning.learning_rat: unknown key", "strategies.1.strategy.buffer_size: got 0", "run.stop: the run would never",
+        "training.learning_rate: missing", "populations.2: its tasks take no time", "problem.data: there is no data",
+        "populations.1.trace: There is no trace file", "strategies.2.strategy: a round asks 5 participants",
+        "strategies.3.strategy: There is no strategy file", 'strategies.3.label: got "B", which strategies.2 has',
+        "seeds: got [2, 2]", "strategies.2.tune.strategy.eta: there is no such parameter",
+    ]  # fmt: skip
+    assert len(lines) == len(expected)
+    assert all(any(line.strip().startswith(text) for line in lines) for text in expected)
+
+
+@pytest.mark.parametrize(("given", "off"), [("false", True), ("true", False), ("{extend = 1}", False)])
+def test_tuning_is_on_unless_it_is_switched_off(tmp_path, given, off):
+    study, _ = load_study(write(tmp_path, GOOD.replace("seeds = 3", f"seeds = 3\ntuning = {given}")))
+    assert study.tuning.off is off
+
+
+def test_a_study_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no study file .*absent\.toml"):
+        load_study(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("examples/studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_examples_are_studies(path):
+    study, _ = load_study(path)
+    assert study.cells()

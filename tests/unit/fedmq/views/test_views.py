@@ -1,0 +1,126 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from fedmq.coordinator.state.ledger.rows import EpochRow
+from fedmq.views.live import Frame, LiveView, line, summary_table, with_everybody
+from fedmq.views.plots import plot
+from fedmq.views.status import ParticipantStatus, RunStatus
+from fedmq.views.status_view import bar, duration, sparkline, status_view
+
+
+def participant(name, **changes):
+    values = {"participant_id": name, "state": "training", "num_examples": 1200, "last_seen_ago_s": 3.0,
+              "base_version": 4, "task_age_s": 0.5, "last_staleness": 2, "accepted": 7, "discarded": 0,
+              "declined": 0}  # fmt: skip
+    return ParticipantStatus(**values | changes)
+
+
+def run(**changes):
+    values = {"run_id": "r1", "state": "running", "finished": None, "strategy": "fedbuff", "version": 5,
+              "elapsed_s": 61.0, "committed_ago_s": 0.2,
+              "coordinator": EpochRow(3, "host-a", 77, 1.0, None), "accepted": 12, "updates_per_s": 1.5,
+              "discarded": {"too_stale": 3}, "staleness": {0: 8, 1: 3, 13: 1}, "tasks_out": 1,
+              "metrics": {"accuracy": 0.5}, "evaluated_version": 4,
+              "federated_metrics": {"loss": 0.25},
+              "evaluation_problem": "", "participants": (participant("a"), participant("b", discarded=3))}  # fmt: skip
+    return RunStatus(**values | changes)
+
+
+def drawn(renderable, **options):
+    console = Console(file=io.StringIO(), width=100, **options)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3600, "1 h 0 min"),
+     (86_399, "23 h 59 min"), (1e6, "11 d 13 h")],
+)  # fmt: skip
+def test_durations_read_as_a_person_says_them(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_bars_and_sparklines_have_the_width_of_their_values():
+    assert (bar(0.0, 4), bar(0.5, 4), bar(1.0, 4), bar(2.0, 4)) == ("", "██", "████", "████")
+    assert bar(1 / 32, 4) == "▏"
+    assert sparkline([0.0, 0.5, 1.0], 5) == "▁▅█"
+    assert len(sparkline([0.5] * 100, 7)) == 7
+
+
+def test_a_status_shows_versions_participants_staleness_and_reasons():
+    text = drawn(status_view(run()))
+    for part in ("r1", "running", "version 5", "accepted 12", "discarded 3", "tasks out 1", "accuracy 0.5000",
+                 "on the participants' data: loss 0.2500", "active coordinator: pid 77 on host-a, epoch 3",
+                 "training v4 0.5 s", "too_stale", "11+", "mean staleness 1.33"):  # fmt: skip
+        assert part in text
+    assert "declined" not in text
+
+
+def test_a_stopped_run_says_how_it_goes_on_and_a_failed_evaluation_is_told():
+    text = drawn(status_view(run(state="stopped", evaluation_problem="no memory", participants=(), staleness={})))
+    assert "the same coordinator command continues it" in text
+    assert "The last evaluation failed: no memory" in text
+    assert "No participant has said hello yet." in text
+
+
+def test_the_staleness_of_a_status_survives_json():
+    assert run().to_json()["staleness"] == {"0": 8, "1": 3, "13": 1}
+
+
+def test_participants_that_are_not_here_yet_or_no_more_keep_their_place():
+    rows = with_everybody(run(), ["b", "c", "a"], {"a": "ended"})
+    assert [(row.participant_id, row.state) for row in rows] == [("b", "training"), ("c", "starting"), ("a", "ended")]
+    assert rows[2].base_version is None
+
+
+def frame(elapsed_s=1.0, **changes):
+    values = {"elapsed_s": elapsed_s, "run": run(), "curve": [(1.0, 0.4), (2.0, 0.9312)], "news": (),
+              "participants": run().participants, "speeds": {"a": "+1.0 s"}}  # fmt: skip
+    return Frame(**values | changes)
+
+
+def test_the_live_view_shows_accuracy_speeds_and_news():
+    text = drawn(LiveView(Console(file=io.StringIO()), "demo", 0.92).screen(frame(news=("b ended",))))
+    for part in ("93.12%", "goal 92%", "+1.0 s", "b ended", "1.5 updates/s", "1,200"):
+        assert part in text
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then_and_news_at_once():
+    console = Console(file=io.StringIO(), width=200)
+    with LiveView(console, "demo", 0.92) as view:
+        for at_s, news in ((0.0, ()), (0.5, ()), (1.0, ("b ended",)), (2.5, ("b ended",))):
+            view.show(frame(at_s, news=news))
+    assert console.file.getvalue().splitlines() == [
+        "   0.0 s  version   5  accuracy 93.12%   1.5 updates/s  12 accepted  2 training",
+        "   1.0 s  b ended",
+        "   2.5 s  version   5  accuracy 93.12%   1.5 updates/s  12 accepted  2 training",
+    ]
+
+
+def test_before_the_first_commit_there_is_something_to_show():
+    empty = frame(run=None, curve=[], participants=with_everybody(None, ["a"], {}))
+    assert line(empty) == "   1.0 s  starting: TensorFlow is being loaded"
+    assert "starting: Tens" in drawn(LiveView(Console(file=io.StringIO()), "demo", 0.92).screen(empty))
+    assert "The run never started." in drawn(summary_table(empty, "it crashed"))
+
+
+def test_after_the_end_it_says_what_is_still_waited_for():
+    over = frame(finishing=True)
+    assert line(over).endswith("12 accepted  over, finishing up")
+    assert "over, finishing up" in drawn(LiveView(Console(file=io.StringIO()), "demo", 0.92).screen(over))
+
+
+def test_the_summary_says_why_it_was_over():
+    text = drawn(summary_table(frame(), "target"))
+    for part in ("target", "93.12%", "3 too_stale", "1.33"):
+        assert part in text
+
+
+@pytest.mark.parametrize("points", [[], [(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.9)]])
+@pytest.mark.parametrize("staleness", [{}, {0: 3, 40: 1}])
+def test_a_picture_can_be_drawn_of_any_run(tmp_path, points, staleness):
+    plot(points, staleness, tmp_path / "p.png", metric="accuracy", goal=0.9, title="t")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
