@@ -22,7 +22,8 @@ from bench.publisher import model, participant
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, OnDelivery
-from fedmq.coordinator.decisions.events import IssueTask, ParticipantSeen
+from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.coordinator.decisions.events import ParticipantSeen
 from fedmq.coordinator.service.commit import Committer, Pending
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.service.startup import open_core

@@ -9,7 +9,7 @@ Rules
  3. An update that arrives gives exactly one Accept or Discard. It is accepted if its task is open and it is the task's
     own (participant, update id, base version, payload, tensors, staleness), else it is discarded with a reason
     (validation.py). Either way the task closes, so that none is counted twice; what comes from somebody else does not
-    touch it (senders.py: what shows who somebody is).
+    touch it (identity.py: what shows who somebody is).
  4. A task is open while it is `out` (it holds a slot and its participant) or `lapsed` (neither, but its update is
     welcome). It lapses when its lease is over, when its participant seems to have lost it and it cannot be repeated, or
     when it could not be delivered: in all of these somebody may be training it, and finished work is not thrown away.
@@ -47,18 +47,14 @@ import numpy as np
 
 from fedmq.coordinator.decisions import identity as senders
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.commands import Accept, Command, Discard, NewVersion, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
-    Accept,
     ClosedTask,
-    Command,
-    Discard,
     EvaluationArrived,
     Event,
-    NewVersion,
     ParticipantSeen,
     PoisonArrived,
-    SayHello,
     Started,
     StopRequested,
     TaskDeclined,

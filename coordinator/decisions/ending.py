@@ -6,12 +6,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedmq.coordinator.decisions.commands import Evaluate, Finish
 from fedmq.coordinator.decisions.evaluation import Evaluations
-from fedmq.coordinator.decisions.events import Evaluate, EvaluationArrived, Finish
+from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.decisions.rounds import Rounds
-from fedmq.coordinator.decisions.stopping import limit_reached
 from fedmq.coordinator.decisions.task_desk import TaskDesk
-from fedmq.coordinator.settings import RunSettings
+from fedmq.coordinator.settings import RunSettings, StopSettings
+
+
+def limit_reached(stop: StopSettings, *, version: int, accepted: int, now: float, in_round: bool = False) -> str | None:
+    """The limit that the run has reached, by the name of its setting; None while there is none.
+
+    A synchronous round is not cut short by `max_updates`: its updates would be lost to the model.
+    """
+    if stop.max_versions is not None and version >= stop.max_versions:
+        return "max_versions"
+    if stop.max_updates is not None and accepted >= stop.max_updates and not in_round:
+        return "max_updates"
+    if stop.max_time_s is not None and now >= stop.max_time_s:
+        return "max_time_s"
+    return None
 
 
 class Ending:

@@ -1,13 +1,48 @@
-"""When the model is evaluated centrally, and what the results say about going on. Pure, as the core that uses it."""
+"""Central evaluation: when the model is evaluated, and whether a result reaches a goal that ends the run.
+
+It is pure, as the core that uses it. An `Evaluator` does the work off the coordinator's loop;
+`fedmq.app.model_process` is the one that runs the app.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from fedmq.coordinator.decisions.events import EvaluationArrived
-from fedmq.coordinator.decisions.stopping import PatienceState, target_reached
-from fedmq.coordinator.settings import RunSettings
+from fedmq.coordinator.settings import Patience, RunSettings, TargetMetric
+from fedmq.schemas.parameters import Parameters
+
+
+def _better(value: float, than: float, mode: Literal["max", "min"]) -> bool:
+    return value > than if mode == "max" else value < than
+
+
+def target_reached(target: TargetMetric, metrics: Mapping[str, float]) -> bool:
+    """Whether an evaluation has the target's value or a better one. A metric that is missing or NaN has not."""
+    value = metrics.get(target.name, math.nan)
+    return value == target.value or _better(value, target.value, target.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class PatienceState:
+    """The best value so far, and how many evaluations have passed since."""
+
+    best: float | None = None
+    since: int = 0
+
+    def after(self, patience: Patience, metrics: Mapping[str, float]) -> PatienceState:
+        """The state after one more evaluation. A metric that is missing or NaN is no improvement."""
+        value = metrics.get(patience.name, math.nan)
+        step = patience.min_delta if patience.mode == "max" else -patience.min_delta
+        if not math.isnan(value) and (self.best is None or _better(value, self.best + step, patience.mode)):
+            return PatienceState(value, 0)
+        return PatienceState(self.best, self.since + 1)
+
+    def exhausted(self, patience: Patience) -> bool:
+        return self.since >= patience.evaluations
 
 
 class Evaluations:
@@ -66,3 +101,11 @@ class Evaluations:
         self._running, self._done, self._begun_s = scalars["running"], scalars["done"], scalars["begun_s"]
         best, since = scalars["patience"]
         self._patience_state = PatienceState(best, since)
+
+
+class Evaluator(Protocol):
+    """Belongs to whoever made it, who also closes it: the service only submits."""
+
+    def submit(self, version: int, parameters: Parameters, on_result: Callable[[EvaluationArrived], None]) -> None:
+        """Evaluate some time soon; never blocks. `on_result` is called once, from any thread, also where it failed or
+        a newer version took its place (no metrics, a `detail`)."""

@@ -1,10 +1,11 @@
-"""What can happen to the decision core, and what it can want done (h11's habit: no I/O here).
+"""Events: everything that can happen to the decision core. This module does no I/O, as in h11.
 
-`core.step(event, now) -> list of commands`. `now` is run time in seconds: how long coordinators of this run have been
-up, so that neither a changed clock nor a downtime makes leases lapse. `delivery` is an opaque handle of the service's.
+The core is called as `core.step(event, now)` and returns commands (commands.py). `now` is run time in seconds: how long
+coordinators of this run have been up. A changed clock or a downtime therefore makes no lease lapse. `delivery` is a
+handle of the service's that the core passes on without looking inside.
 
-Those of every update are named tuples, the others frozen dataclasses: a frozen dataclass takes five times as long to
-make, which studies of small models would feel.
+Events and commands that occur once an update are named tuples; the others are frozen dataclasses. A frozen dataclass
+takes five times as long to make, which studies of small models would feel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from fedmq.coordinator.decisions.records import ClosedState
-from fedmq.schemas.messages import DeclineReason, Hello, TrainingConfig, Update
+from fedmq.schemas.messages import DeclineReason, Hello, Update
 from fedmq.schemas.parameters import Parameters
 
 DeliveryHandle = int
@@ -24,11 +25,6 @@ DiscardReason = Literal[
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
     "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished",
 ]  # fmt: skip
-POISON: frozenset[str] = frozenset(
-    {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
-     "wrong_payload", "unknown_participant", "unknown_task", "wrong_run"}
-)  # fmt: skip
-"""Discards that are dead-lettered as well, for somebody to look at; the others are ordinary life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +34,6 @@ class ClosedTask:
     task_id: str
     participant_id: str
     state: ClosedState
-
-
-# Events
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,107 +113,3 @@ Event = (
     Started | ParticipantSeen | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
     | EvaluationArrived | Tick | StopRequested
 )  # fmt: skip
-
-
-# Commands, in the order in which they were decided
-
-
-class IssueTask(NamedTuple):
-    """Record the task in the next commit, then publish it with `Core.task_tensors`, which are of `base_version` at this
-    point of the command list. `again` repeats a task of the ledger that its participant lost."""
-
-    task_id: str
-    seq: int
-    participant_id: str
-    base_version: int
-    training: TrainingConfig
-    lease_s: float
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CloseTask:
-    """The task ends without an accepted update: for the ledger."""
-
-    task_id: str
-    state: Literal["discarded", "declined", "withdrawn"]
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Tell the participant to drop a task (notice task_withdrawn)."""
-
-    participant_id: str
-    task_id: str
-    detail: str
-
-
-class Accept(NamedTuple):
-    """The update is in the aggregation state: ack and receipt after the next commit."""
-
-    delivery: DeliveryHandle
-    update: Update
-    staleness: int
-    client_weight: float
-    order: int
-    """Position of this update among all accepted ones of the run, from 1: what a replay follows."""
-    group: int | None = None
-    """The arrival group that it came in time for, where there are any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Count it with its reason, dead-letter it where the reason is in POISON, ack (after the commit)."""
-
-    delivery: DeliveryHandle
-    reason: DiscardReason
-    detail: str
-    update: Update | None
-    """None where it could not be decoded."""
-    staleness: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """An aggregation happened: these updates, with these weights, made this version."""
-
-    version: int
-    update_ids: tuple[str, ...]
-    weights: tuple[float, ...]
-    orders: tuple[int, ...] | None = None
-    """Of the updates among all accepted ones, where a version need not hold the next ones (arrival groups)."""
-
-
-@dataclass(frozen=True, slots=True)
-class RepeatReceipts:
-    """The participant still holds tasks that are over: repeat their receipts from the ledger, or withdraw them."""
-
-    participant_id: str
-    task_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SayHello:
-    """Ask these participants for a hello (after a restart)."""
-
-    participant_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluate:
-    """Evaluate the current version centrally; answer with EvaluationArrived."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over: commit, tell the participants, export the model."""
-
-    reason: str
-
-
-Command = (
-    IssueTask | CloseTask | Withdraw | Accept | Discard | NewVersion | RepeatReceipts | SayHello | Evaluate | Finish
-)

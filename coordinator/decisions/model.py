@@ -7,10 +7,9 @@ an update is accepted and when a version is due is for them to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from fedmq.coordinator.decisions.records import Snapshot
-from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
     Grouped,
@@ -20,11 +19,29 @@ from fedmq.coordinator.strategies.protocol import (
     Strategy,
     Synchronous,
 )
-from fedmq.schemas.messages import Update
 from fedmq.schemas.methods import METHODS, join, split
 from fedmq.schemas.parameters import Array, Parameters
 
 _PARAMETERS, _STRATEGY = "parameters/", "strategy/"
+
+
+class UpdateFacts(Protocol):
+    """The facts about an update that aggregation needs: its message has them, and so has its row in the ledger."""
+
+    @property
+    def update_id(self) -> str: ...
+    @property
+    def participant_id(self) -> str: ...
+    @property
+    def base_version(self) -> int: ...
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def train_s(self) -> float: ...
 
 
 class Model:
@@ -60,7 +77,7 @@ class Model:
 
     def take(
         self,
-        update: Update | UpdateRow,
+        update: UpdateFacts,
         tensors: Parameters,
         staleness: int,
         client_weight: float,

@@ -15,15 +15,8 @@ from typing import Any
 import numpy as np
 
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.events import (
-    CloseTask,
-    Command,
-    IssueTask,
-    RepeatReceipts,
-    TaskDeclined,
-    TaskUndeliverable,
-    Withdraw,
-)
+from fedmq.coordinator.decisions.commands import CloseTask, Command, IssueTask, RepeatReceipts, Withdraw
+from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
 from fedmq.coordinator.decisions.participants import Participant, Roster
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
 from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook

@@ -13,17 +13,9 @@ from dataclasses import dataclass, field, replace
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.audit.replay import checkpoint_meta
+from fedmq.coordinator.decisions.commands import Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import (
-    ClosedTask,
-    Command,
-    Discard,
-    Finish,
-    IssueTask,
-    RepeatReceipts,
-    SayHello,
-    Withdraw,
-)
+from fedmq.coordinator.decisions.events import ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, Snapshot
 from fedmq.coordinator.settings import CommitSettings
 from fedmq.coordinator.state.archive import Archive

@@ -11,16 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.evaluator import Evaluator
-from fedmq.coordinator.decisions.events import (
+from fedmq.coordinator.decisions.commands import (
     POISON,
     Accept,
     CloseTask,
     Command,
     Discard,
     Evaluate,
-    EvaluationArrived,
     Finish,
     IssueTask,
     NewVersion,
@@ -28,6 +25,9 @@ from fedmq.coordinator.decisions.events import (
     SayHello,
     Withdraw,
 )
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.evaluation import Evaluator
+from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.service import receipts as answers
 from fedmq.coordinator.service.commit import Pending
 from fedmq.coordinator.service.intake import Intake

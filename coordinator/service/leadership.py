@@ -12,7 +12,7 @@ token in it.
 4. A lost connection or channel leaves it open who is active, until a token comes again.
 
 That two are never active at once cannot be promised over a network: a coordinator may be paused, or cut off, and not
-know yet that another one has the token. The ledger's epoch decides what is written (coordinator.state.epochs).
+know yet that another one has the token. The ledger's epoch decides what is written (coordinator.state.ledger.epochs).
 """
 
 from __future__ import annotations

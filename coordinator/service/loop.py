@@ -18,7 +18,7 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.evaluator import Evaluator
+from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.events import (
     ClosedTask,
     EvaluationArrived,

@@ -21,7 +21,7 @@ from fedmq.broker_config.chunks.sender import ChunkSender, News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
 from fedmq.broker_config.transport import Message, Transport
-from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.schemas.chunks import Pieces
 from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable

@@ -19,7 +19,7 @@ from typing import Any
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.evaluator import Evaluator
+from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.service.commit import Committer, Pace
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.leadership import Leadership
@@ -28,9 +28,10 @@ from fedmq.coordinator.service.publishing import Publisher
 from fedmq.coordinator.service.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
-from fedmq.coordinator.state import checkpoint, epochs
+from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.service.leadership import Leadership
-from fedmq.coordinator.state import epochs
+from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.rows import EpochRow
 from fedmq.coordinator.state.run_folder import RunFolder

@@ -140,7 +140,7 @@ class CheckpointFiles:
 
 def file_name(seq: int, epoch: int, again: int = 0) -> str:
     """Of a checkpoint. Two coordinators never write files of one name: each has its own epoch
-    (coordinator.state.epochs).
+    (coordinator.state.ledger.epochs).
     `again` counts the names that one `seq` had before, and that must not be written over."""
     return f"{seq:08d}-e{epoch:04d}" + (f"-{again}" if again else "") + ".safetensors"
 

@@ -24,22 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from fedmq.coordinator.decisions.commands import Accept, Discard, Evaluate, Finish, IssueTask, NewVersion, Withdraw
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
-    Accept,
-    Discard,
-    Evaluate,
     EvaluationArrived,
     Event,
-    Finish,
-    IssueTask,
-    NewVersion,
     ParticipantSeen,
     Started,
     TaskDeclined,
     Tick,
     UpdateArrived,
-    Withdraw,
 )
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
 from fedmq.schemas.errors import InputError

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.schemas.messages import Hello
 from fedmq.schemas.methods import METHODS
 from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence

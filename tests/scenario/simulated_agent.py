@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.events import IssueTask, ParticipantSeen, TaskDeclined
+from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined
 from fedmq.schemas.messages import Hello, Update, update_id
 from fedmq.schemas.parameters import Parameters
 

@@ -16,24 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import (
+from fedmq.coordinator.decisions.commands import (
     Accept,
-    ClosedTask,
     Command,
     Discard,
     Evaluate,
-    EvaluationArrived,
     Finish,
     IssueTask,
     NewVersion,
     RepeatReceipts,
     SayHello,
+    Withdraw,
+)
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import (
+    ClosedTask,
+    EvaluationArrived,
     Started,
     TaskUndeliverable,
     Tick,
     UpdateArrived,
-    Withdraw,
 )
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.settings import RunSettings

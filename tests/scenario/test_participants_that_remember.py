@@ -16,17 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.coordinator.decisions.events import (
-    Accept,
-    Discard,
-    IssueTask,
-    ParticipantSeen,
-    RepeatReceipts,
-    SayHello,
-    TaskDeclined,
-    UpdateArrived,
-    Withdraw,
-)
+from fedmq.coordinator.decisions.commands import Accept, Discard, IssueTask, RepeatReceipts, SayHello, Withdraw
+from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined, UpdateArrived
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import Area
 from fedmq.participant.decisions import events as ev

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedmq.coordinator.decisions.events import Accept, Discard, EvaluationArrived, NewVersion
+from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
+from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.parameters import Array

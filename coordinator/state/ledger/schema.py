@@ -1,4 +1,4 @@
-"""The ledger's tables. `run_s` is run time (coordinator/events.py); `wall_s` is Unix time, for people to read."""
+"""The ledger's tables. `run_s` is run time (coordinator.decisions.events); `wall_s` is Unix time, for people."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The ledger: a SQLite file that says which updates, with which staleness and weight, made each model version.
 
-One `Ledger` writes (WAL, synchronous=FULL, one transaction a commit, in its own epoch: coordinator.state.epochs),
-from the thread that opened it; any number of `LedgerReader`s (coordinator.state.ledger.reader) read meanwhile.
+One `Ledger` writes, from the thread that opened it: WAL, synchronous=FULL, one transaction a commit, in its own epoch
+(coordinator.state.ledger.epochs). Any number of `LedgerReader`s (coordinator.state.ledger.reader) read meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
-from fedmq.coordinator.state import epochs
+from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memory_rows import to_rows
 from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, is_empty

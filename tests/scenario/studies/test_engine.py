@@ -3,8 +3,9 @@ import weakref
 import numpy as np
 import pytest
 
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import IssueTask, UpdateArrived
+from fedmq.coordinator.decisions.events import UpdateArrived
 from fedmq.coordinator.strategies import Area, FedAsync, FedAvg
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.messages import Update

@@ -8,17 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedmq.coordinator.decisions.commands import Command, IssueTask
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import (
-    ClosedTask,
-    Command,
-    IssueTask,
-    ParticipantSeen,
-    Started,
-    TaskDeclined,
-    Tick,
-    UpdateArrived,
-)
+from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, Started, TaskDeclined, Tick, UpdateArrived
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff

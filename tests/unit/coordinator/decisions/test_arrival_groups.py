@@ -10,7 +10,7 @@ import json
 import pytest
 
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.events import Accept, CloseTask, Finish, IssueTask, NewVersion, Withdraw
+from fedmq.coordinator.decisions.commands import Accept, CloseTask, Finish, IssueTask, NewVersion, Withdraw
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.settings import StepAssignment, StopSettings

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fedmq.coordinator.decisions.events import (
-    CloseTask,
-    Discard,
-    Evaluate,
-    EvaluationArrived,
-    Finish,
-    IssueTask,
-    Started,
-    StopRequested,
-    Withdraw,
-)
-from fedmq.coordinator.decisions.stopping import PatienceState, limit_reached, target_reached
+from fedmq.coordinator.decisions.commands import CloseTask, Discard, Evaluate, Finish, IssueTask, Withdraw
+from fedmq.coordinator.decisions.ending import limit_reached
+from fedmq.coordinator.decisions.evaluation import PatienceState, target_reached
+from fedmq.coordinator.decisions.events import EvaluationArrived, Started, StopRequested
 from fedmq.coordinator.settings import Patience, StopSettings, TargetMetric
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.schemas.errors import ConfigError

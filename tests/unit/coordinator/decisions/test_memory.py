@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedmq.coordinator.decisions.commands import Accept, Discard, IssueTask, Withdraw
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import Accept, Discard, IssueTask, Withdraw
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies import Area, FedBuff, Scaffold
 from fedmq.schemas.errors import AppError, ConfigError

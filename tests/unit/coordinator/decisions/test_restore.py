@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.decisions.events import (
     EvaluationArrived,
     Event,
-    IssueTask,
     ParticipantSeen,
     PoisonArrived,
     TaskDeclined,

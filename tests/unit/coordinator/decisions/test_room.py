@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.strategies import Ca2fl
 from tests.unit.coordinator.decisions.harness import Bench, of
 

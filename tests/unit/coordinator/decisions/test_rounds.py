@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedmq.coordinator.decisions.events import Accept, CloseTask, Discard, Finish, IssueTask, NewVersion, Withdraw
+from fedmq.coordinator.decisions.commands import Accept, CloseTask, Discard, Finish, IssueTask, NewVersion, Withdraw
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies.fedavg import FedAvg
 from tests.unit.coordinator.decisions.harness import Bench, of, only, parameters

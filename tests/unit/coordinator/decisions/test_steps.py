@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from pydantic import ValidationError
 
-from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.settings import StepAssignment
 from fedmq.schemas.messages import TrainingConfig
 from tests.unit.coordinator.decisions.harness import Bench, of, only

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from fedmq.coordinator.decisions.events import (
+from fedmq.coordinator.decisions.commands import (
     Accept,
     CloseTask,
     Discard,
     IssueTask,
     RepeatReceipts,
     SayHello,
-    Started,
-    TaskDeclined,
-    TaskUndeliverable,
     Withdraw,
 )
+from fedmq.coordinator.decisions.events import Started, TaskDeclined, TaskUndeliverable
 from fedmq.coordinator.decisions.task_desk import task_seed
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies.fedasync import FedAsync

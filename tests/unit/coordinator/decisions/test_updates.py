@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmq.coordinator.decisions.events import (
-    Accept,
-    CloseTask,
-    Discard,
-    IssueTask,
-    NewVersion,
-    ParticipantSeen,
-    PoisonArrived,
-    StopRequested,
-)
+from fedmq.coordinator.decisions.commands import Accept, CloseTask, Discard, IssueTask, NewVersion
+from fedmq.coordinator.decisions.events import ParticipantSeen, PoisonArrived, StopRequested
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.schemas.messages import Hello

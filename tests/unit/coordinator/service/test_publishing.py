@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from fedmq.broker_config.topology import Topology
-from fedmq.coordinator.decisions.events import IssueTask
+from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.service import receipts as answers
 from fedmq.coordinator.service.commit import Pending
 from fedmq.coordinator.service.publishing import REFUSED_TRIES, Publisher

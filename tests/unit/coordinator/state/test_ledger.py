@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fedmq.coordinator.decisions.events import Accept, ClosedTask, Discard, EvaluationArrived, NewVersion
+from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
+from fedmq.coordinator.decisions.events import ClosedTask, EvaluationArrived
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group, Stamp, Verdict
