@@ -1,1 +1,1 @@
-"""Files, clocks and memory of this machine. No message is in here."""
+"""This machine: its files, clocks, memory and log. No message is in here."""
