@@ -9,7 +9,7 @@ COPY coordinator coordinator
 COPY participant participant
 COPY studies studies
 COPY fedmq fedmq
-RUN pip install --no-cache-dir .
+RUN pip install --no-cache-dir ".[keras-cpu]"
 COPY examples examples
 RUN useradd --create-home fedmq && mkdir -p /data && chown fedmq /data
 USER fedmq

@@ -2,16 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedmq needs Python 3.11 or newer, this is " + sys.version)'
 
 .PHONY: demo test test-brokers check lint types imports unit soak bench-smoke broker-installed clean
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("fedmq needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON_IS_NEW)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	touch $@ $(VENV)/.demo
+
+# The demo trains with Keras and draws its picture with matplotlib; it needs nothing of `dev`.
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON_IS_NEW)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[all]'
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/fedmq demo $(ARGS)
 
 # RabbitMQ for the integration and chaos tests: installed where this machine lets us, else those tests skip, loudly.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ConfigError,
         FedmqError,
         InputError,
+        MissingExtra,
         PeerError,
         StateError,
         TrainerError,
@@ -59,7 +60,7 @@ __version__ = version("fedmq")
 
 _ERRORS = (
     "AppError", "BrokerError", "BrokerRefused", "BrokerUnavailable", "ConfigError", "FedmqError", "InputError",
-    "PeerError", "StateError", "TrainerError",
+    "MissingExtra", "PeerError", "StateError", "TrainerError",
 )  # fmt: skip
 _STRATEGIES = (
     "Area", "Ca2fl", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight",
@@ -92,7 +93,7 @@ _HOMES = {
 __all__ = [
     "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CommitSettings",
     "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight",
-    "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "Parameters",
+    "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "MissingExtra", "Parameters",
     "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings", "Scaffold",
     "Softmax", "StateError", "StopSettings", "Study", "StudyRun", "Synthetic", "TargetMetric", "TrainResult",
     "Trainer", "TrainerError", "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",

@@ -4,7 +4,8 @@ FedmqError
 ├── InputError                the user's: fix the file, the flag or the code, then start again
 │   ├── ConfigError           the federation file, an environment variable or a flag
 │   ├── AppError              the app file: a missing function, a model that does not fit
-│   └── TrainerError          the trainer raised, or returned what the protocol does not allow
+│   ├── TrainerError          the trainer raised, or returned what the protocol does not allow
+│   └── MissingExtra          a package that a plain install leaves out: the message has the command
 ├── PeerError                 what a peer sent: discarded with `reason`, dead-lettered, never retried
 │   ├── MalformedMessage      not a fedmq envelope, or a field that fails validation
 │   ├── UnsupportedVersion    an envelope of a schema version that this build does not speak
@@ -63,6 +64,10 @@ class AppError(InputError):
 
 class TrainerError(InputError):
     """The trainer raised, or returned what the trainer protocol does not allow."""
+
+
+class MissingExtra(InputError):
+    """A package that a plain install leaves out is not there. The message has the command that installs it."""
 
 
 class PeerError(FedmqError):

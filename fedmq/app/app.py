@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from fedmq.schemas.errors import AppError
+from fedmq.schemas.local.extras import missing_extra
 
 FUNCTIONS = (
     "build_model",
@@ -69,7 +70,11 @@ class App:
 
 
 def load_app(path: str | Path) -> App:
-    """Run the app file. Raises AppError where it is missing, fails, or has functions of the wrong shape."""
+    """Run the app file.
+
+    Raises AppError if it is missing, fails, or has functions of the wrong shape. Raises MissingExtra if it imports a
+    package of an extra that is not installed.
+    """
     path = Path(path)
     if not path.is_file():
         raise AppError(f"There is no app file {path}: `app` in the federation file names it, relative to that file.")
@@ -105,6 +110,8 @@ def _run(path: Path) -> ModuleType:
         raise AppError(f"{path}, line {e.lineno}: {e.msg}") from e
     except Exception as e:
         sys.modules.pop(name, None)
+        if (missing := missing_extra(e, f"the app file {path}")) is not None:
+            raise missing from e
         raise AppError(f"The app file {path} fails when it is loaded: {_last_frame(path, e)}") from e
     return module
 
@@ -126,6 +133,8 @@ def _translated(path: Path, name: str, function: Callable[..., Any]) -> Callable
         try:
             return function(*arguments)
         except Exception as e:
+            if (missing := missing_extra(e, f"{name} in {path}")) is not None:
+                raise missing from e
             raise AppError(f"{name} in {path} failed: {_last_frame(path, e)}") from e
 
     return call

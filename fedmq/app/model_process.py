@@ -19,7 +19,7 @@ import numpy as np
 from fedmq.app.model_worker import read_parameters, write_parameters
 from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.run.threads import tensorflow_environment
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, MissingExtra
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES
@@ -164,7 +164,7 @@ class ModelChild:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise AppError(answer["error"])
+            raise (MissingExtra if answer.get("missing_extra") else AppError)(answer["error"])
         return answer
 
     def _ended(self) -> AppError:

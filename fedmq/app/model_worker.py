@@ -9,8 +9,9 @@ each JSON line on stdin with one JSON line, in order:
     {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
     {"try": ID, "training": {...}}       {"num_examples": n}  one step as this participant, for fedmq doctor
 
-or with {"error": text}. Parameters travel as safetensors files (coordinator.state.checkpoint). Standard output
-belongs to these lines alone: whatever the app or TensorFlow prints goes to standard error.
+or with {"error": text, "missing_extra": true or false}. Parameters travel as safetensors files
+(coordinator.state.checkpoint). Standard output belongs to these lines alone: whatever the app or TensorFlow prints goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.coordinator.state import checkpoint
 from fedmq.participant.training.methods import replies_of
-from fedmq.schemas.errors import AppError, FedmqError
+from fedmq.schemas.errors import AppError, FedmqError, MissingExtra
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS, trained
 from fedmq.schemas.parameters import Parameters
@@ -140,17 +141,21 @@ def main(argv: list[str]) -> int:
     try:
         helper = Helper(load_app(argv[0]))
     except FedmqError as e:
-        _say(lines, {"error": str(e)})
+        _say(lines, _failed(e))
         return 2
     _say(lines, {"ready": True, "evaluates": helper.evaluates, "exports": helper.exports})
     for line in sys.stdin:
         try:
             _say(lines, helper.answer(json.loads(line)))
         except FedmqError as e:
-            _say(lines, {"error": str(e)})
+            _say(lines, _failed(e))
         except Exception as e:  # noqa: BLE001 (the user's model: the coordinator reports it and goes on)
             _say(lines, {"error": f"{type(e).__name__}: {e}"})
     return 0
+
+
+def _failed(error: FedmqError) -> dict[str, Any]:
+    return {"error": str(error), "missing_extra": isinstance(error, MissingExtra)}
 
 
 def _own_stdout() -> TextIO:

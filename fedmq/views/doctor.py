@@ -20,12 +20,13 @@ from fedmq.config import custom_strategy
 from fedmq.config.file import FederationConfig
 from fedmq.run.broker_probe import MIB, identify
 from fedmq.run.roles import amqp
-from fedmq.schemas.errors import BrokerError, FedmqError, Unroutable
+from fedmq.schemas.errors import BrokerError, FedmqError, MissingExtra, Unroutable
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
+from fedmq.schemas.local.extras import EXTRAS
 
 Level = Literal["ok", "warning", "wrong"]
 
-PACKAGES = ("fedmq", "tensorflow", "keras", "numpy", "pydantic", "pika", "msgpack", "safetensors")
+PACKAGES = ("fedmq", "numpy", "pydantic", "pika", "msgpack")
 OPEN_TIMEOUT_S = 10.0
 ENVELOPE_BYTES = 64 * 1024
 """More than what an envelope adds to the tensors."""
@@ -58,11 +59,12 @@ def examine(
 def _packages() -> Finding:
     missing = []
     found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
+    for name in (*PACKAGES, *EXTRAS):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
+            if name in PACKAGES:
+                missing.append(name)
     if missing:
         return Finding("wrong", f"packages: {', '.join(missing)} missing", "pip install fedmq, in this environment")
     return Finding("ok", f"packages: {', '.join(found)}")
@@ -98,6 +100,9 @@ def _app(config: FederationConfig, participant_id: str) -> Iterator[tuple[Findin
             reply = custom_strategy.build(config.strategy).reply
             tried = child.try_training(participant_id, config.training, reply)
             yield Finding("ok", f"training: one step as {participant_id} on {tried} examples worked"), size
+        except MissingExtra as e:
+            advice = "run that command in this environment, then fedmq doctor again"
+            yield Finding("wrong", f"app: {e}", advice, e), 0
         except FedmqError as e:
             advice = "put the app file right; fedmq doctor --id NAME tries it as another participant"
             yield Finding("wrong", f"app: {e}", advice, e), 0

@@ -8,13 +8,14 @@ from typing import Any
 
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.schemas.local.extras import require
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9762b", "#6b7280"
 WIDTH_IN, HEIGHT_IN, DPI = 11.0, 4.4, 150
 
 
 def plot_run(run_dir: Path, target: Path, *, metric: str = "accuracy", goal: float | None = None) -> None:
-    """Write a PNG from the run's ledger."""
+    """Write a PNG from the run's ledger. Raises MissingExtra."""
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         points = [(row.run_s, row.metrics[metric]) for row in ledger.evaluations() if metric in row.metrics]
         plot(points, ledger.staleness(), target, metric=metric, goal=goal, title=_title(ledger))
@@ -29,7 +30,8 @@ def plot(
     goal: float | None,
     title: str,
 ) -> None:
-    """Write a PNG of (seconds, value) points and a histogram of staleness counts."""
+    """Write a PNG of (seconds, value) points and a histogram of staleness counts. Raises MissingExtra."""
+    require("matplotlib", "the picture of a run")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

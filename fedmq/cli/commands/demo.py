@@ -14,6 +14,7 @@ from rich.console import Console
 from fedmq.cli.commands import options
 from fedmq.demo.data import load_mnist
 from fedmq.schemas.errors import InputError
+from fedmq.schemas.local.extras import check_installed
 
 
 def command(
@@ -35,6 +36,8 @@ def command(
     """
     from fedmq.demo.demo import RUN_ID, DemoPlan, run_demo
 
+    check_installed("keras", "fedmq demo")
+    check_installed("tensorflow", "fedmq demo")
     load_mnist(data)  # a wrong file is told before anything is started
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if (folder / RUN_ID).exists():

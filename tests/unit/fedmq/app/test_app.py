@@ -1,10 +1,11 @@
+import sys
 import textwrap
 
 import numpy as np
 import pytest
 
 from fedmq.app.app import load_app, trainer_of
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, MissingExtra
 
 
 @pytest.fixture
@@ -110,3 +111,10 @@ def test_an_app_without_model_and_trainer_is_refused(app):
 def test_numpy_arrays_pass_through(app):
     x, _ = app("import numpy\ndef load_test_data():\n    return numpy.ones(3), None\n").need("load_test_data", "")()
     assert np.array_equal(x, [1, 1, 1])
+
+
+@pytest.mark.parametrize("text", ["import keras\n", "def build_model():\n    import keras\n"])
+def test_an_app_that_needs_a_package_of_an_extra_says_the_command(app, monkeypatch, text):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(MissingExtra, match=r"The package keras is not installed.*pip install 'fedmq\[keras\]'"):
+        app(text).need("build_model", "here")()
