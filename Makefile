@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedmq needs Python 3.11 or newer, this is " + sys.version)'
 
-.PHONY: demo test test-brokers check lint types imports unit soak bench-smoke broker-installed clean
+.PHONY: demo test test-brokers check lint prose types imports unit soak bench-smoke broker-installed clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON_IS_NEW)
@@ -49,6 +49,10 @@ unit: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The mechanical half of the prose rules; some files only: make prose ARGS="coordinator docs/guide.md".
+prose: $(VENV)/.installed
+	$(BIN)/python tools/check_prose.py $(ARGS)
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
