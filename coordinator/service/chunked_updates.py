@@ -13,12 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.chunks.sender import News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ClosedTask, DeliveryHandle, PoisonArrived, UpdateArrived
-from fedmq.coordinator.service.intake import Broken, ChunkPlaced, Intake, Manifest, Whole
+from fedmq.coordinator.service.intake import Broken, Intake, Manifest, Whole
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import MalformedMessage, PeerError
 from fedmq.schemas.messages import Update
@@ -35,7 +36,7 @@ class PayloadDropped:
     detail: str
 
 
-ChunkNews = News | ChunkPlaced | PayloadDropped
+ChunkNews = News | ChunkArrived | PayloadDropped
 """What of the inbox is for here."""
 
 
@@ -125,7 +126,7 @@ class ChunkedUpdates:
                 self._ask_again(manifest, news.detail)
         else:
             fault("chunk-arrived")
-            outcome = self._intake.take(news, now)
+            outcome = self._intake.on_chunk(news, now)
             if isinstance(outcome, Whole):
                 self._whole(outcome)
             else:

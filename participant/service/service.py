@@ -25,13 +25,13 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.chunks.sender import News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
-from fedmq.participant.service.download import ChunkArrived
 from fedmq.participant.service.publishing import Publisher
 from fedmq.participant.service.startup import num_examples_of, restore, signals
 from fedmq.participant.service.task_intake import TaskIntake
@@ -199,8 +199,8 @@ class ParticipantService:
             case News():
                 self._publisher.take(item)
                 return None
-            case ChunkArrived(download, chunk):
-                download.take(chunk, time.monotonic())
+            case ChunkArrived():
+                self._intake.on_chunk(item)
                 return None
             case _Broken(error):
                 raise error

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fedmq.broker_config.chunks.receiver import ChunkArrived, Lost
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.participant.decisions import events as ev
-from fedmq.participant.service.download import Download, Lost
+from fedmq.participant.service.download import Download
 from fedmq.participant.spool.spool import Spool
 from fedmq.participant.training.methods import remembers, run_uid
 from fedmq.participant.training.thread import TrainingThread
@@ -64,6 +65,11 @@ class TaskIntake:
         if task.chunks is not None and fetched != task.chunks and not goes_back:
             self._transport.delete_queue(self._payload_queue(task))
 
+    def on_chunk(self, chunk: ChunkArrived) -> None:
+        """Keep a chunk of the task that is fetched now."""
+        if self._download is not None:
+            self._download.on_chunk(chunk, time.monotonic())
+
     def tick(self, now: float) -> None:
         if self._download is not None:
             self._download.tick(now)
@@ -101,9 +107,8 @@ class TaskIntake:
             self._spool.payload,
             put=self._put,
             on_done=done,
-            now=time.monotonic(),
         )
-        download.begin()
+        download.begin(time.monotonic())
         return None
 
     def cancel_spooling(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from fedmq.broker_config.backoff import Backoff
+from fedmq.broker_config.chunks import receiver
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
@@ -20,7 +21,6 @@ from fedmq.coordinator.service import intake
 from fedmq.coordinator.service.service import RunSummary
 from fedmq.participant.decisions import agent, outbox
 from fedmq.participant.decisions import retries as waiting
-from fedmq.participant.service import download
 from fedmq.schemas import chunks
 from fedmq.schemas.codec import decode, encode
 from fedmq.schemas.messages import Notice, Task, Update
@@ -93,7 +93,7 @@ def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: 
     assert emptied.wait(DEADLINE_S)
     for name in ("p1", "p2"):
         federation.participant(name)
-    assert run.result(intake.PATIENCE_S / 2).accepted == 2
+    assert run.result(receiver.PATIENCE_S / 2).accepted == 2
 
 
 def test_a_request_to_send_again_that_is_lost_costs_no_update(
@@ -251,7 +251,7 @@ def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
 ) -> None:
     """Connections are cut, queues deleted and everybody restarted all through the run."""
     for module, name, seconds in (
-        (intake, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05), (download, "PATIENCE_S", 0.4),
+        (receiver, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05),
         (outbox, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (waiting, "RETRY", Backoff(0.05, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, seconds)

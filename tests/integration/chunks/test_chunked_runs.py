@@ -10,8 +10,10 @@ from typing import cast
 
 import pytest
 
+from fedmq.broker_config.chunks import receiver
+from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
-from fedmq.broker_config.transport import Delivery, Message
+from fedmq.broker_config.transport import Message
 from fedmq.coordinator.service import intake, service
 from fedmq.participant.decisions import agent
 from fedmq.participant.service.download import Download
@@ -90,7 +92,7 @@ def test_chunks_that_are_not_as_they_were_sent_are_found(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The first of the kind is asked for again where that helps; the update counts once."""
-    monkeypatch.setattr(intake, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(receiver, "PATIENCE_S", 0.2)
     transport = Meddling(broker, "p0")
     held: list[Message] = []
 
@@ -170,18 +172,18 @@ def test_an_upload_that_was_interrupted_goes_on_where_it_was_confirmed(
 def test_a_download_goes_on_with_the_chunks_that_are_on_disk(federation: Federation) -> None:
     """The first process gets 16 of them, and is stopped once they are on its disk."""
     federation.coordinator(versions=1, buffer_size=1)
-    take, write, written = Download.take, PayloadFile.write, list[int]()
+    on_chunk, write, written = Download.on_chunk, PayloadFile.write, list[int]()
 
-    def only_16(self: Download, delivery: Delivery, now: float) -> None:
-        if cast(int, delivery.headers[chunks.INDEX]) < 16:
-            take(self, delivery, now)
+    def only_16(self: Download, chunk: ChunkArrived, now: float) -> None:
+        if cast(int, chunk.delivery.headers[chunks.INDEX]) < 16:
+            on_chunk(self, chunk, now)
 
     def noted(self: PayloadFile, start: int, chunk: bytes) -> None:
         written.append(start)
         write(self, start, chunk)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Download, "take", only_16)
+        patch.setattr(Download, "on_chunk", only_16)
         federation.participant("p0")
         journal = federation.folder / "spool" / "p0" / "task.chunks"
         until(lambda: journal.exists() and journal.stat().st_size > 16 * 36)

@@ -7,18 +7,10 @@ from typing import Any
 
 import pytest
 
+from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.service.intake import (
-    GIVE_WAY_S,
-    MOST_TRIES,
-    ONE_TRY_S,
-    PATIENCE_S,
-    Broken,
-    ChunkPlaced,
-    Intake,
-    Whole,
-)
+from fedmq.coordinator.service.intake import GIVE_WAY_S, MOST_TRIES, ONE_TRY_S, Broken, Intake, Whole
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
@@ -77,7 +69,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.queues = Queues()
-        self.placed: list[ChunkPlaced] = []
+        self.placed: list[ChunkArrived] = []
         self.intake = Intake(self.queues, TOPOLOGY, put=self.placed.append, payload_bytes=len(BODY))  # type: ignore[arg-type]
 
     def offer(self, handle: int, name: str, payload_id: str = "one") -> int | None:
@@ -96,7 +88,7 @@ class Desk:
         self.queues.consumers[queue_of(name)](
             Delivery(queue_of(name), body or PARTS[index], None, None, None, headers, False, 0, token)
         )
-        return self.intake.take(self.placed.pop(), now)
+        return self.intake.on_chunk(self.placed.pop(), now)
 
     def reading(self) -> str | None:
         found = self.intake.reading

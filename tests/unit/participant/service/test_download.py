@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived, Lost
 from fedmq.broker_config.transport import Delivery
-from fedmq.participant.service.download import PATIENCE_S, TOGETHER, ChunkArrived, Download, Lost
+from fedmq.participant.service.download import TOGETHER, Download
 from fedmq.participant.spool.chunk_journal import Journal, PayloadFile
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError
@@ -65,15 +66,15 @@ class Fetching:
         self.arrived: list[ChunkArrived] = []
         self.outcomes: list[Lost | OSError | None] = []
         self.download = Download(
-            self.queues, "q", TASK, self.file, put=self.arrived.append, on_done=self.outcomes.append, now=0.0  # type: ignore[arg-type]
+            self.queues, "q", TASK, self.file, put=self.arrived.append, on_done=self.outcomes.append  # type: ignore[arg-type]
         )  # fmt: skip
-        self.download.begin()
+        self.download.begin(0.0)
 
     def chunk(self, index: int, body: bytes | None = None) -> None:
         assert self.queues.consumer is not None
         headers = chunks.headers("one", index, DIGESTS[index])
         self.queues.consumer(Delivery("q", body or PARTS[index], None, None, None, headers, False, 0, index))
-        self.download.take(self.arrived.pop().delivery, 0.0)
+        self.download.on_chunk(self.arrived.pop(), 0.0)
 
 
 def files(folder: Path) -> list[str]:

@@ -1,0 +1,192 @@
+"""Receives one payload in chunks from a queue of its own; both roles use it.
+
+Rules
+1. The transport's thread reads a chunk's label and hands the chunk to the store; the owner's thread checks its digest.
+   A label or a digest that cannot be right means that the payload is lost.
+2. The store says where the bytes gather and which chunks are acked when. A repeated chunk, or a chunk of another
+   payload, goes to the store as None, because it fills the window until it is acked.
+3. The payload is lost if its queue is gone, or if the queue is empty and no chunk has come for `PATIENCE_S`. A broker
+   that is away loses nothing: the receiver waits for it.
+4. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from fedmq.broker_config.transport import Delivery, Transport
+from fedmq.schemas.chunks import Assembly, digest_of
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, MalformedMessage
+from fedmq.schemas.messages import ChunkedPayload
+
+PATIENCE_S = 30.0
+"""Longer than a broker takes to notice that a former connection of ours, which holds the chunks, is dead."""
+QueueState = Literal["filled", "empty", "gone", "unknown"]
+
+
+class Store(Protocol):
+    """The place where a payload's bytes gather, and the rule for what is acked. An OSError is the owner's to handle."""
+
+    def arrived(self, start: int, delivery: Delivery) -> Delivery:
+        """Accept a wanted chunk at byte `start`, on the transport's thread. Return what goes on to the owner."""
+
+    def bytes_of(self, start: int, length: int, delivery: Delivery) -> bytes | bytearray | memoryview:
+        """Return the bytes of a chunk that has arrived, for its digest."""
+
+    def keep(self, index: int | None, digest: bytes, delivery: Delivery) -> None:
+        """Keep a chunk that is as it was sent; None: it was not wanted, and `digest` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkArrived:
+    """A chunk on its way from the transport's thread to the owner's."""
+
+    receiver: ChunkReceiver
+    index: int | None
+    """None if the chunk was not wanted."""
+    delivery: Delivery
+    problem: str | None
+    """The reason why its label cannot be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The payload cannot be put together."""
+
+    detail: str
+
+
+Outcome = Lost | Literal["whole"] | None
+"""None: chunks are still missing."""
+
+
+class ChunkReceiver:
+    """One payload. The owner's thread calls everything; `put` takes ChunkArrived from the transport's thread."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        queue: str,
+        payload: ChunkedPayload,
+        store: Store,
+        *,
+        put: Callable[[ChunkArrived], None],
+        prefetch: int,
+    ) -> None:
+        self.payload = payload
+        self.queue = queue
+        self.heard_s: float
+        """Time of the last chunk, or of the last look at the queue."""
+        self.silent_since_s: float | None = None
+        """Time since when the queue has been empty; None if it was not at the last look."""
+        self._assembly: Assembly
+        self._transport = transport
+        self._store = store
+        self._put = put
+        self._prefetch = prefetch
+        self._over = False
+
+    @property
+    def missing(self) -> int:
+        """Number of chunks that have not been checked yet."""
+        return self._assembly.missing
+
+    @property
+    def patience_ends_s(self) -> float:
+        """Time at which an empty queue means that the payload is lost."""
+        return (self.heard_s if self.silent_since_s is None else self.silent_since_s) + PATIENCE_S
+
+    def begin(
+        self, now: float, digests: Mapping[int, bytes] | None = None, silent_since_s: float | None = None
+    ) -> Outcome:
+        """Consume the queue, unless nothing is missing. The store holds the chunks of `digests` already; an earlier
+        receiver of the payload has found the queue empty since `silent_since_s`."""
+        self._assembly = Assembly(self.payload, digests)
+        self.heard_s, self.silent_since_s = now, silent_since_s
+        if not self.missing:
+            return self._whole()
+        if self._queue_state() == "gone":
+            return self._lost(f"its queue {self.queue} does not exist")
+        self._transport.consume(self.queue, self._arrived, self._prefetch)
+        return None
+
+    def on_chunk(self, chunk: ChunkArrived, now: float) -> Outcome:
+        """Check a chunk and keep it."""
+        if self._over or chunk.receiver is not self:
+            return None
+        self.heard_s = now
+        if chunk.problem is not None:
+            return self._lost(chunk.problem)
+        index, digest = chunk.index, b""
+        if index is not None:
+            start, length = self._assembly.offset(index), self._assembly.length(index)
+            digest = digest_of(self._store.bytes_of(start, length, chunk.delivery))
+            try:
+                self._assembly.check(index, digest)
+            except MalformedMessage as error:
+                return self._lost(str(error))
+        self._store.keep(index, digest, chunk.delivery)
+        return None if self.missing else self._whole()
+
+    def look(self, now: float) -> Lost | None:
+        """Look at the queue, and note since when it is empty."""
+        if self._over:
+            return None
+        state = self._queue_state()
+        if state == "gone" or (state == "empty" and now >= self.patience_ends_s):
+            return self._lost(f"{self.missing} of {self.payload.count} chunks are missing")
+        if state != "empty":
+            self.silent_since_s = None
+        elif self.silent_since_s is None:
+            self.silent_since_s = self.heard_s
+        self.heard_s = now
+        return None
+
+    def stop(self) -> None:
+        """Read no more. Chunks that were not acked go back to their queue."""
+        self._over = True
+        self._transport.stop_consuming(self.queue)
+
+    def delete(self) -> None:
+        """Read no more and delete the queue."""
+        self._over = True
+        self._transport.delete_queue(self.queue)
+
+    def _whole(self) -> Outcome:
+        self._over = True
+        try:
+            self._assembly.check_all()
+        except MalformedMessage as error:
+            return Lost(str(error))
+        return "whole"
+
+    def _lost(self, detail: str) -> Lost:
+        self._over = True
+        return Lost(detail)
+
+    def _queue_state(self) -> QueueState:
+        """Ask whether chunks are ready; "empty" says nothing about those that a consumer holds. Blocks for a few
+        seconds at most."""
+        try:
+            return "filled" if self._transport.depth(self.queue) else "empty"
+        except BrokerUnavailable:
+            return "unknown"  # no connection, or none soon
+        except BrokerError:
+            return "gone"
+
+    def _arrived(self, delivery: Delivery) -> None:
+        """Runs on the transport's thread (rule 1)."""
+        if self._over:
+            return
+        index, problem = None, None
+        try:
+            index = self._assembly.place(delivery.headers, len(delivery.body))
+        except MalformedMessage as error:
+            problem = str(error)
+        if index is None:
+            delivery = replace(delivery, body=b"")
+        else:
+            delivery = self._store.arrived(self._assembly.offset(index), delivery)
+        self._put(ChunkArrived(self, index, delivery, problem))
