@@ -24,13 +24,13 @@ from bench.report import Row, best_of, print_table
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.schemas.messages import TrainingConfig
-from fedmq.studies.engine.engine import simulate
 from fedmq.studies.engine.outcome import Outcome
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.laws import AnyLaw, Constant, HalfNormal
 from fedmq.studies.population.population import Compute, Population
 from fedmq.studies.problems.lazy_training import Job, Trained
 from fedmq.studies.problems.softmax import SoftmaxFederation
+from fedmq.studies.simulate import simulate
 
 EXAMPLES, BATCH, FEATURES, CLASSES, RATE = 50, 10, 784, 10, 0.1
 TRAINING = TrainingConfig(learning_rate=RATE, batch_size=BATCH)
@@ -75,7 +75,7 @@ def by_hand(data: Data, cohorts: int, cohort: int = 100) -> None:
 def whole_engine(data: Data, updates: int, concurrency: int, law: AnyLaw, problem: Any = None) -> Outcome:
     population = Population(participants=len(data.rows), compute=Compute(task_s=law))
     run = StudyRun(concurrency=concurrency, stop=StopSettings(max_updates=updates))
-    return simulate(population, problem or data, FedBuff(buffer_size=10), run, TRAINING)
+    return simulate(FedBuff(buffer_size=10), problem or data, population, run, TRAINING)
 
 
 def without_training(data: Data, updates: int) -> Outcome:

@@ -45,14 +45,15 @@ if TYPE_CHECKING:
     )
     from fedmq.schemas.messages import TrainingConfig
     from fedmq.schemas.parameters import Parameters
-    from fedmq.studies.engine.recorded import replay
+    from fedmq.studies.engine.replay import replay
     from fedmq.studies.engine.settings import StudyRun
     from fedmq.studies.population.population import Population
     from fedmq.studies.problems.classification import Softmax
     from fedmq.studies.problems.keras.problem import KerasProblem
     from fedmq.studies.problems.quadratics import Quadratics
     from fedmq.studies.problems.synthetic import Synthetic
-    from fedmq.studies.sweep.study import Contender, Study
+    from fedmq.studies.simulate import simulate
+    from fedmq.studies.study import Contender, Study
     from fedmq.studies.sweep.tuning import Tuning
     from fedmq.study.app_problem import AppProblem
 
@@ -73,14 +74,15 @@ _HOMES = {
     **dict.fromkeys(_STRATEGIES, "fedmq.coordinator.strategies"),
     **dict.fromkeys(("FederationConfig", "load_config"), "fedmq.config.file"),
     "load_mnist": "fedmq.demo.data",
-    **dict.fromkeys(("Contender", "Study"), "fedmq.studies.sweep.study"),
+    **dict.fromkeys(("Contender", "Study"), "fedmq.studies.study"),
     "AppProblem": "fedmq.study.app_problem",
     "KerasProblem": "fedmq.studies.problems.keras.problem",
     "Quadratics": "fedmq.studies.problems.quadratics",
     "Softmax": "fedmq.studies.problems.classification",
     "Synthetic": "fedmq.studies.problems.synthetic",
     "Population": "fedmq.studies.population.population",
-    "replay": "fedmq.studies.engine.recorded",
+    "replay": "fedmq.studies.engine.replay",
+    "simulate": "fedmq.studies.simulate",
     "StudyRun": "fedmq.studies.engine.settings",
     "Tuning": "fedmq.studies.sweep.tuning",
     "KerasTrainer": "fedmq.participant.training.keras.trainer",
@@ -97,6 +99,7 @@ __all__ = [
     "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings", "Scaffold",
     "Softmax", "StateError", "StopSettings", "Study", "StudyRun", "Synthetic", "TargetMetric", "TrainResult",
     "Trainer", "TrainerError", "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",
+    "simulate",
 ]  # fmt: skip
 
 

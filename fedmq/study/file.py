@@ -46,7 +46,7 @@ from fedmq.studies.problems.classification import Softmax
 from fedmq.studies.problems.problem import Problem
 from fedmq.studies.problems.quadratics import Quadratics
 from fedmq.studies.problems.synthetic import Synthetic
-from fedmq.studies.sweep.study import Contender, Study
+from fedmq.studies.study import Contender, Study
 from fedmq.studies.sweep.tuning import Tuning
 from fedmq.studies.value import Value
 from fedmq.study.app_problem import AppProblem

@@ -21,7 +21,7 @@ from fedmq.coordinator.strategies import FedAsync, FedAvg, FedBuff
 from fedmq.schemas.errors import ConfigError
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.population import Population
-from fedmq.studies.sweep.study import Contender, Study
+from fedmq.studies.study import Contender, Study
 from fedmq.study.app_problem import AppProblem
 from fedmq.study.strategy_file import StrategyFromFile
 

@@ -44,9 +44,9 @@ from fedmq.schemas.tensors import spec_of
 from fedmq.studies.engine.outcome import Evaluation, Outcome
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
 from fedmq.studies.population.devices import Device, Work
-from fedmq.studies.population.population import Population, arrival_generator, task_streams
+from fedmq.studies.population.population import Population, arrival_generator
 from fedmq.studies.problems.lazy_training import LazyTraining
-from fedmq.studies.problems.problem import Federation, Problem
+from fedmq.studies.problems.problem import Federation
 
 RUN_UID = "57d1e500"
 OnVersion = Callable[[float, int, int], None]
@@ -67,49 +67,8 @@ class Stuck(InputError):
         self.outcome = outcome
 
 
-def simulate(
-    population: Population,
-    problem: Problem,
-    strategy: Strategy[Any],
-    run: StudyRun,
-    training: TrainingConfig | None = None,
-    *,
-    seed: int = 0,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
-    on_version: OnVersion | None = None,
-) -> Outcome:
-    """Run one cell of a study to its end. Raises Stuck where it cannot come to one."""
-    if not population.takes_time:
-        raise InputError(
-            f"tasks of the population {population.name!r} take no time: "
-            "set its compute.task_s or compute.example_s, its network's bytes a second, or a trace"
-        )
-    members = population.members(seed)
-    federation = problem.deal(members, seed)
-    open_loop = run.arrivals_per_s is not None or population.order == "recorded"
-    streams = task_streams(seed, len(members))
-    devices = [Device(m, population, seed, streams, open_loop) for m in members]
-    engine_class = Engine
-    if population.order == "recorded":
-        from fedmq.studies.engine.recorded import RecordedEngine  # which is one of these
-
-        engine_class = RecordedEngine
-    engine = engine_class(
-        population,
-        federation,
-        devices,
-        strategy=strategy,
-        run=run,
-        training=training or TrainingConfig(),
-        seed=seed,
-        on_evaluation=on_evaluation,
-        on_version=on_version,
-    )
-    return engine.run()
-
-
 class Engine:
-    """One run. See the module docstring; `simulate` is the way in."""
+    """One run. See the module docstring; `studies.simulate` is the way in."""
 
     def __init__(
         self,

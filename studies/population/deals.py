@@ -17,9 +17,10 @@ from pydantic import Field
 
 from fedmq.schemas.errors import InputError
 from fedmq.studies.population.population import Member
-from fedmq.studies.problems.batches import Rows
 from fedmq.studies.value import Value
 
+Rows = npt.NDArray[np.int64]
+"""Places of examples in a data set."""
 Part = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fedmq.participant.training.shuffling import orders
 from fedmq.schemas.messages import TrainingConfig
-
-Rows = npt.NDArray[np.int64]
+from fedmq.studies.population.deals import Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.schemas.errors import InputError
-from fedmq.studies.population.deals import AnyDeal, Iid
+from fedmq.studies.population.deals import AnyDeal, Iid, Rows
 from fedmq.studies.population.population import Member
-from fedmq.studies.problems.batches import Rows
 from fedmq.studies.problems.softmax import SoftmaxFederation
 from fedmq.studies.value import Value
 

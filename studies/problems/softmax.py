@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.layout import Layout, layout
 from fedmq.schemas.parameters import Parameters
-from fedmq.studies.problems.batches import Rows
+from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
 
 AT_ONCE = 25

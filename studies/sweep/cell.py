@@ -19,12 +19,13 @@ from fedmq.coordinator.strategies.protocol import Strategy, max_participants
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
-from fedmq.studies.engine.engine import Stuck, simulate
+from fedmq.studies.engine.engine import Stuck
 from fedmq.studies.engine.outcome import Outcome
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.population import Population
 from fedmq.studies.problems.problem import Federation, Problem
+from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell_identity import plain
 
 MODELS_BESIDE = 8
@@ -35,7 +36,7 @@ FORMAT = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """See studies.sweep.study."""
+    """See studies.study."""
 
     study: str
     label: str
@@ -179,7 +180,7 @@ def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | No
     with np.errstate(over="ignore", invalid="ignore"):
         try:
             outcome = simulate(
-                cell.population, cell.problem, cell.strategy, cell.run, cell.training, seed=cell.seed,
+                cell.strategy, cell.problem, cell.population, cell.run, cell.training, seed=cell.seed,
                 on_version=None if on_progress is None else on_version,
             )  # fmt: skip
             detail = ""

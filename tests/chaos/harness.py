@@ -33,7 +33,7 @@ from fedmq.coordinator.strategies.protocol import ClientUpdate
 from fedmq.schemas.codec import decode
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
-from fedmq.studies.engine import recorded as recorded_engine
+from fedmq.studies.engine import replay as engine_replay
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
 
@@ -233,7 +233,7 @@ class Federation:
         replayed = self.replayed(rows)
         assert list(final) == list(replayed)
         assert [final[name].tobytes() for name in final] == [replayed[name].tobytes() for name in replayed]
-        in_the_engine = recorded_engine.replay(self.run_dir).parameters
+        in_the_engine = engine_replay.replay(self.run_dir).parameters
         assert [final[name].tobytes() for name in final] == [in_the_engine[name].tobytes() for name in in_the_engine]
         return rows
 

@@ -5,7 +5,7 @@ import pytest
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.studies.engine import recorded as recorded_engine
+from fedmq.studies.engine.replay import replay
 from tests.chaos.harness import FULL, died_at
 from tests.chaos.test_coordinator import POINTS
 
@@ -41,5 +41,5 @@ def test_a_coordinator_killed_at_every_point_in_turn_loses_nothing_of_any_group(
     assert len(accepted) == len(rows)
     federation.witness.wait_until(lambda: accepted <= set(federation.witness.updates))
     final = checkpoint.read(federation.run_dir / "final.safetensors").arrays
-    again = recorded_engine.replay(federation.run_dir).parameters
+    again = replay(federation.run_dir).parameters
     assert {name: a.tobytes() for name, a in final.items()} == {name: a.tobytes() for name, a in again.items()}

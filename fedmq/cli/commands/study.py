@@ -19,11 +19,11 @@ from fedmq.cli.commands import options
 from fedmq.config.file import load_config
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.schemas.errors import ConfigError
+from fedmq.studies.study import Study
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.intervals import mean_text
 from fedmq.studies.sweep.measures import cost_of, final_value, metrics_of
 from fedmq.studies.sweep.pool import OnCell, OnProgress
-from fedmq.studies.sweep.study import Study
 from fedmq.studies.sweep.tuning import Tuned
 
 Order = Literal["drawn", "recorded"]

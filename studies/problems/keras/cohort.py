@@ -34,7 +34,7 @@ from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.participant.training.keras.trainer import KerasTrainer
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.parameters import Parameters
-from fedmq.studies.problems.batches import Rows
+from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.keras.compiled_cache import kept, spec
 from fedmq.studies.problems.keras.path_choice import shared
 from fedmq.studies.problems.keras.rules import NotVectorised

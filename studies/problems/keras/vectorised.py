@@ -14,7 +14,8 @@ from fedmq.participant.training.keras.backend import tf
 from fedmq.participant.training.keras.data import as_trained
 from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.schemas.errors import ConfigError, TrainerError
-from fedmq.studies.problems.batches import Rows, cohort_rows
+from fedmq.studies.population.deals import Rows
+from fedmq.studies.problems.batches import cohort_rows
 from fedmq.studies.problems.keras.rules import Stack, optimizer_rule, wide
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
 

@@ -12,7 +12,7 @@ from fedmq.coordinator.settings import ArchiveSettings, StopSettings
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedCompass
 from fedmq.schemas.messages import Decline, Task
-from fedmq.studies.engine.recorded import replay
+from fedmq.studies.engine.replay import replay
 from tests.integration.coordinator.federation import DEADLINE_S, Federation, Participant, same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 

@@ -28,7 +28,7 @@ from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.trainer import TrainResult
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
-from fedmq.studies.engine.recorded import replay
+from fedmq.studies.engine.replay import replay
 
 DEADLINE_S = 30.0
 TOPOLOGY = Topology()

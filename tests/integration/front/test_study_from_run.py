@@ -7,7 +7,7 @@ import pytest
 
 from fedmq.cli.cli import main
 from fedmq.coordinator.settings import StopSettings
-from fedmq.studies.engine.engine import simulate
+from fedmq.studies.simulate import simulate
 from fedmq.study.file import load_study
 from fedmq.study.from_run import population_table
 from tests.integration.coordinator.federation import Federation
@@ -111,7 +111,7 @@ def test_a_studys_file_takes_the_run_in_the_place_of_its_populations(recorded):
     folder, staleness = recorded
     study, _ = load_study(folder / "study.toml", [population_table(folder / "runs" / "r1", "recorded")])
     own, each = (
-        simulate(cell.population, cell.problem, cell.strategy, cell.run, cell.training) for cell in study.cells()
+        simulate(cell.strategy, cell.problem, cell.population, cell.run, cell.training) for cell in study.cells()
     )
     assert Counter(own.updates.staleness) == staleness
     assert sum(each.updates.staleness) > sum(own.updates.staleness)

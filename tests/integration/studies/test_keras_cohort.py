@@ -216,7 +216,7 @@ def test_a_keras_federation_runs_in_the_engine_the_same_bytes_on_one_path():
         federation = KerasFederation(app(sgd), X, Y, ROWS, test=(X, Y), path="cohort", chunk=chunk)
         people = population(len(ROWS), Exponential(mean=1))
         run = until(12, concurrency=4, evaluate_interval_s=2.0)
-        outcome = simulate(people, Given(federation), FedAsync(), run, TrainingConfig(batch_size=10))
+        outcome = simulate(FedAsync(), Given(federation), people, run, TrainingConfig(batch_size=10))
         assert outcome.evaluations[-1].metrics["loss"] > 0
         return outcome.digest()
 

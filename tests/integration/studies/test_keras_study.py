@@ -7,8 +7,8 @@ import pytest
 
 import fedmq
 from fedmq.schemas.errors import AppError
-from fedmq.studies.engine.engine import simulate
 from fedmq.studies.problems.keras import compiled_cache as keras_kept
+from fedmq.studies.simulate import simulate
 from fedmq.study.app_problem import AppProblem
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
@@ -72,7 +72,7 @@ def test_a_deployments_app_is_studied_as_it_is_with_its_own_data_for_each_partic
     problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
     assert AppProblem.model_validate({"app": problem.app}).deal_by.name == "iid"
     members = population(5)
-    outcome = simulate(members, problem, fedbuff(2), until(20, concurrency=4, evaluate_interval_s=0), TrainingConfig())
+    outcome = simulate(fedbuff(2), problem, members, until(20, concurrency=4, evaluate_interval_s=0), TrainingConfig())
     losses = [e.metrics["loss"] for e in outcome.evaluations]
     assert losses[-1] < losses[0]
     federation = problem.deal(members.members(0), 0)
@@ -99,7 +99,7 @@ def build_trainer(participant_id):
 def test_an_app_with_trainers_around_its_keras_model_starts_from_that_and_is_evaluated_by_it(tmp_path):
     (tmp_path / "app.py").write_text(WITH_TRAINERS)
     problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}")
-    outcome = simulate(population(2), problem, fedbuff(2), until(20, evaluate_interval_s=0), TrainingConfig())
+    outcome = simulate(fedbuff(2), problem, population(2), until(20, evaluate_interval_s=0), TrainingConfig())
     losses = [e.metrics["loss"] for e in outcome.evaluations]
     assert losses[-1] < losses[0]
 
@@ -155,7 +155,7 @@ def test_whatever_an_app_draws_of_the_processs_random_numbers_follows_from_the_s
 
     def digest(seed):
         np.random.seed(None)
-        return simulate(population(3), problem, fedbuff(2), until(9), TrainingConfig(), seed=seed).digest()
+        return simulate(fedbuff(2), problem, population(3), until(9), TrainingConfig(), seed=seed).digest()
 
     assert digest(0) == digest(0)
     assert digest(0) != digest(1)
@@ -191,7 +191,7 @@ def test_what_a_model_draws_that_is_no_weight_is_the_same_in_each_process(tmp_pa
     problem = AppProblem(app=str(tmp_path / "app.py"), path="plain")
 
     def digest(seed):
-        return simulate(population(2), problem, fedbuff(2), until(4), TrainingConfig(), seed=seed).digest()
+        return simulate(fedbuff(2), problem, population(2), until(4), TrainingConfig(), seed=seed).digest()
 
     found = []
     for before in (1, 2):

@@ -9,12 +9,12 @@ from fedmq.coordinator.strategies.math.server_optimizers import Adam
 from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
 from fedmq.schemas.errors import InputError, StateError
 from fedmq.schemas.messages import TrainingConfig
-from fedmq.studies.engine.engine import simulate
-from fedmq.studies.engine.recorded import replay
+from fedmq.studies.engine.replay import replay
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.population import Population
 from fedmq.studies.population.recorded_runs import histories, lanes
 from fedmq.studies.problems.quadratics import Quadratics
+from fedmq.studies.simulate import simulate
 from tests.integration.coordinator.federation import Federation, same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 
@@ -114,13 +114,13 @@ def test_the_recorded_order_gives_the_recorded_staleness_whatever_is_trained(rec
         recorded = [row.staleness for row in ledger.updates()]
     population = Population(run=str(federation.run_dir), order="recorded")
     run = StudyRun(stop=StopSettings(max_updates=31), concurrency=1)
-    outcome = simulate(population, Quadratics(dimension=4), strategy, run, TRAINING)
+    outcome = simulate(strategy, Quadratics(dimension=4), population, run, TRAINING)
     assert list(outcome.updates.staleness) == recorded
-    other = simulate(population, Quadratics(dimension=4), FedBuff(buffer_size=1), run, TRAINING)
+    other = simulate(FedBuff(buffer_size=1), Quadratics(dimension=4), population, run, TRAINING)
     assert list(other.updates.time_s) == list(outcome.updates.time_s), "the same updates at the same moments"
     assert sum(other.updates.staleness) > sum(recorded) or strategy.name == "fedasync"
     longer = StudyRun(stop=StopSettings(max_updates=1000))
-    assert simulate(population, Quadratics(dimension=4), strategy, longer, TRAINING).finished == "record_over"
+    assert simulate(strategy, Quadratics(dimension=4), population, longer, TRAINING).finished == "record_over"
 
 
 def test_a_drawn_population_has_the_recorded_durations_and_as_many_participants_as_are_asked_for(record):
@@ -135,9 +135,9 @@ def test_a_drawn_population_has_the_recorded_durations_and_as_many_participants_
     assert [m.history for m in members] == [recorded[i % 4] for i in range(10)]
     assert {m.examples for m in members} == {10}
     settings = StudyRun(stop=StopSettings(max_updates=50), concurrency=5)
-    first, again = (simulate(many, Quadratics(dimension=4), FedAsync(), settings, TRAINING, seed=1) for _ in range(2))
+    first, again = (simulate(FedAsync(), Quadratics(dimension=4), many, settings, TRAINING, seed=1) for _ in range(2))
     assert first.digest() == again.digest()
-    rounds = simulate(many, Quadratics(dimension=4), FedAvg(cohort_size=4), settings, TRAINING)
+    rounds = simulate(FedAvg(cohort_size=4), Quadratics(dimension=4), many, settings, TRAINING)
     assert rounds.finished == "max_updates"
 
 
@@ -145,7 +145,7 @@ def test_what_a_run_tells_of_dropouts_is_in_the_population(record):
     federation = record(FEDBUFF)
     population = Population(run=str(federation.run_dir))
     before = simulate(
-        population, Quadratics(dimension=4), FEDBUFF, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
+        FEDBUFF, Quadratics(dimension=4), population, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
     )
     assert before.dropouts == 0
     with federation.ledger() as ledger:
@@ -160,7 +160,7 @@ def test_what_a_run_tells_of_dropouts_is_in_the_population(record):
     db.close()
     assert [history.declines for history in histories(str(federation.run_dir))] == [0.5, 0, 0, 0]
     after = simulate(
-        population, Quadratics(dimension=4), FEDBUFF, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
+        FEDBUFF, Quadratics(dimension=4), population, StudyRun(stop=StopSettings(max_updates=30)), TRAINING
     )
     assert after.dropouts > 0
 

@@ -11,12 +11,12 @@ from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.coordinator.strategies.math.staleness_weights import Constant as NoStaleness
 from fedmq.schemas.messages import TrainingConfig
-from fedmq.studies.engine.engine import simulate
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.laws import Constant
 from fedmq.studies.population.population import Compute, Population
 from fedmq.studies.problems.quadratics import QuadraticFederation, Quadratics
 from fedmq.studies.problems.softmax import SoftmaxFederation
+from fedmq.studies.simulate import simulate
 
 STEP = TrainingConfig(learning_rate=0.1)
 

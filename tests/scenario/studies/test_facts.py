@@ -53,7 +53,7 @@ class Durations:
 @pytest.mark.parametrize(("concurrency", "buffer_size"), [(40, 4), (10, 3)])
 def test_mean_staleness_is_concurrency_less_one_over_the_buffer_size(law, concurrency, buffer_size):
     run = until(5000, concurrency=concurrency)
-    outcome = simulate(population(100, law), Quadratics(), fedbuff(buffer_size), run, STEP)
+    outcome = simulate(fedbuff(buffer_size), Quadratics(), population(100, law), run, STEP)
     settled = np.asarray(outcome.updates.staleness)[-4000:]
     assert settled.mean() == pytest.approx((concurrency - 1) / buffer_size, rel=0.01)
 
@@ -69,7 +69,7 @@ def test_fedbuff_settles_at_the_speed_biased_optimum_after_several_local_steps(l
     path = Path(CURVATURES, OPTIMA)
     training = TrainingConfig(learning_rate=0.3, epochs=4)
     run = until(8000, concurrency=4, evaluate_interval_s=0.0)
-    simulate(Durations(law, SLOWNESS), Given(path), fedbuff(2, server_learning_rate=0.05), run, training)
+    simulate(fedbuff(2, server_learning_rate=0.05), Given(path), Durations(law, SLOWNESS), run, training)
     expected = path.speed_biased(1 / np.array(SLOWNESS), 0.3, 4)
     bias = np.linalg.norm(expected - path.optimum())
     assert bias > 1
@@ -86,7 +86,7 @@ def test_area_and_ca2fl_settle_at_the_unbiased_optimum_whatever_the_speeds(law, 
         else Ca2fl(buffer_size=2, num_participants=4, server_learning_rate=0.1)
     )
     run = until(6000, concurrency=4, evaluate_interval_s=0.0)
-    simulate(Durations(law, SLOWNESS), Given(path), strategy, run, TrainingConfig(learning_rate=0.1))
+    simulate(strategy, Given(path), Durations(law, SLOWNESS), run, TrainingConfig(learning_rate=0.1))
     speed_biased = path.speed_biased(1 / np.array(SLOWNESS), 0.1, 1)
     bias = np.linalg.norm(speed_biased - path.optimum())
     assert np.linalg.norm(path.mean(0.5) - path.optimum()) < 0.01 * bias
@@ -95,7 +95,7 @@ def test_area_and_ca2fl_settle_at_the_unbiased_optimum_whatever_the_speeds(law, 
 def drift(path, strategy, updates, law=LAWS[0]):
     """How far the last version is from the unbiased optimum, in parts of the distance of FedAvg's limit."""
     training = TrainingConfig(learning_rate=0.3, epochs=10)
-    simulate(Durations(law, SLOWNESS), Given(path), strategy, until(updates, evaluate_interval_s=0.0), training)
+    simulate(strategy, Given(path), Durations(law, SLOWNESS), until(updates, evaluate_interval_s=0.0), training)
     drifted = path.speed_biased(np.ones(4), 0.3, 10)
     return np.linalg.norm(path.versions[-1] - path.optimum()) / np.linalg.norm(drifted - path.optimum())
 
@@ -132,7 +132,7 @@ def test_scaffold_with_a_part_of_the_participants_in_each_round_forgets_no_contr
 def test_client_weights_move_the_optimum_of_ca2fl_and_area_at_any_speeds_and_of_scaffold_not_at_all(strategy, weighted):
     path = Path(CURVATURES, OPTIMA, [1, 2, 3, 10])
     run = until(3000, concurrency=4, client_weights="examples", evaluate_interval_s=0.0)
-    simulate(Durations(LAWS[0], SLOWNESS), Given(path), strategy, run, TrainingConfig(learning_rate=0.1))
+    simulate(strategy, Given(path), Durations(LAWS[0], SLOWNESS), run, TrainingConfig(learning_rate=0.1))
     by_examples = weighted_mean(np.array([1, 2, 3, 10]) * path.curvatures, path.optima)
     assert np.linalg.norm(by_examples - path.optimum()) > 2
     assert np.linalg.norm(path.versions[-1] - (by_examples if weighted else path.optimum())) < 1e-6
@@ -144,7 +144,7 @@ def test_fedasync_on_participants_that_train_to_the_end_has_the_mean_of_their_op
     path = Path([1.0] * 4, OPTIMA)
     run = until(6000, concurrency=4, evaluate_interval_s=0.0)
     strategy = FedAsync(alpha=alpha, staleness=NoStaleness())
-    simulate(Durations(law, SLOWNESS), Given(path), strategy, run, TrainingConfig(learning_rate=1.0))
+    simulate(strategy, Given(path), Durations(law, SLOWNESS), run, TrainingConfig(learning_rate=1.0))
     rates = 1 / np.array(SLOWNESS)
     expected = rates @ np.array(OPTIMA) / rates.sum()
     assert np.linalg.norm(path.mean() - expected) < within * np.linalg.norm(expected - path.optimum())
@@ -155,7 +155,7 @@ def test_weighting_stale_updates_down_makes_the_speed_bias_worse():
         path = Path([1.0] * 4, OPTIMA)
         run = until(4000, concurrency=4, evaluate_interval_s=0.0)
         strategy = FedAsync(alpha=0.1, staleness=staleness)
-        simulate(Durations(LAWS[0], SLOWNESS), Given(path), strategy, run, TrainingConfig(learning_rate=1.0))
+        simulate(strategy, Given(path), Durations(LAWS[0], SLOWNESS), run, TrainingConfig(learning_rate=1.0))
         return np.linalg.norm(path.mean() - path.optimum())
 
     assert bias(Polynomial(1.0)) > 1.3 * bias(NoStaleness())
@@ -165,9 +165,9 @@ def test_weighting_stale_updates_down_makes_the_speed_bias_worse():
 def test_a_synchronous_round_takes_the_slowest_ones_time_and_as_many_async_updates_the_mean(cohort, ratio, rounds):
     people = population(cohort, HalfNormal(mean=1))
     strategy = FedAvg(cohort_size=cohort, round_deadline_s=1e6)
-    sync_s = simulate(people, Quadratics(), strategy, until(max_versions=rounds), STEP).time_s / rounds
+    sync_s = simulate(strategy, Quadratics(), people, until(max_versions=rounds), STEP).time_s / rounds
     run = until(5000, concurrency=cohort)
-    times = simulate(people, Quadratics(), fedbuff(cohort), run, STEP).updates.time_s
+    times = simulate(fedbuff(cohort), Quadratics(), people, run, STEP).updates.time_s
     # At the end no tasks go out that the run could not use any more.
     async_s = (times[-cohort] - times[cohort]) / (len(times) - 2 * cohort) * cohort
     assert sync_s / async_s == pytest.approx(ratio, rel=0.03)
@@ -180,7 +180,7 @@ def test_delayed_gradient_descent_is_stable_up_to_the_known_step(staleness):
     def distance(step):
         path = Path([1.0] * (staleness + 1), [[1.0]] * (staleness + 1))
         run = until(1500, concurrency=staleness + 1, evaluate_interval_s=0.0)
-        outcome = simulate(population(staleness + 1), Given(path), fedbuff(1), run, TrainingConfig(learning_rate=step))
+        outcome = simulate(fedbuff(1), Given(path), population(staleness + 1), run, TrainingConfig(learning_rate=step))
         assert set(outcome.updates.staleness[staleness:]) == {staleness}
         return max(abs(x[0] - 1) for x in path.versions[-50:])
 

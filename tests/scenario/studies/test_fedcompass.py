@@ -28,7 +28,7 @@ def versions(outcome: Outcome) -> list[np.ndarray]:
 
 
 def test_fast_and_slow_come_back_within_one_step_of_each_other_and_hardly_anything_is_stale() -> None:
-    outcome = simulate(UNEQUAL, Quadratics(dimension=3), COMPASS, until(max_time_s=3000, concurrency=8), TRAINING)
+    outcome = simulate(COMPASS, Quadratics(dimension=3), UNEQUAL, until(max_time_s=3000, concurrency=8), TRAINING)
     late = [times for times in versions(outcome) if times[0] > 1000]
     sizes = [len(times) for times in late]
     assert max(sizes) >= 6
@@ -38,7 +38,7 @@ def test_fast_and_slow_come_back_within_one_step_of_each_other_and_hardly_anythi
     assert np.mean(stale) < 1.5
     fifty = TRAINING.model_copy(update={"epochs": 50})
     free = simulate(
-        UNEQUAL, Quadratics(dimension=3), FedBuff(buffer_size=4), until(max_time_s=3000, concurrency=8), fifty
+        FedBuff(buffer_size=4), Quadratics(dimension=3), UNEQUAL, until(max_time_s=3000, concurrency=8), fifty
     )
     assert np.mean([times[-1] - times[0] for times in versions(free) if times[0] > 1000]) > 30
     share = np.bincount(np.array(outcome.updates.participant)) / len(outcome.updates.time_s)
@@ -58,7 +58,7 @@ def test_the_same_bytes_again_whatever_happens_to_participants_and_however_cohor
         dealt = quadratics(8)
         dealt.backend = Watched(dealt.backend, chunk)
         return simulate(
-            people, Given(dealt), FedCompass(num_participants=8, latest_factor=1.2),
+            FedCompass(num_participants=8, latest_factor=1.2), Given(dealt), people,
             until(300, concurrency=6, lease_s=2000.0), TRAINING, seed=4,
         )  # fmt: skip
 

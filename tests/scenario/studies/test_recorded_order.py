@@ -36,7 +36,7 @@ class Recorded:
 
 
 def played(strategy, **tasks):
-    outcome = simulate(Recorded(**tasks), Quadratics(), strategy, until(100, concurrency=2), STEP)
+    outcome = simulate(strategy, Quadratics(), Recorded(**tasks), until(100, concurrency=2), STEP)
     updates = list(zip(outcome.updates.time_s, outcome.updates.participant, outcome.updates.staleness, strict=True))
     return updates, outcome.missed_arrivals, outcome.finished
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedmq.schemas.errors import AppError
 from fedmq.studies.engine.deploy import federation_tables
-from fedmq.studies.engine.engine import simulate
+from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell import Cell
 from fedmq.studies.sweep.grids import with_values
 from fedmq.study.app_problem import AppProblem, _kept_back, app_data
@@ -63,14 +63,14 @@ def custom(folder, **options) -> StrategyFromFile:
 
 
 def test_an_app_without_keras_trains_by_its_own_trainers_named_as_deployed(app):
-    outcome = simulate(population(2), app, fedbuff(2), until(4, evaluate_interval_s=0), TrainingConfig())
+    outcome = simulate(fedbuff(2), app, population(2), until(4, evaluate_interval_s=0), TrainingConfig())
     # Steps of 1/2 and 1 from 0; then the first one's of 1/2 from 0 again, and the second one's of 5/8 from 3/4.
     assert [e.metrics["x"] for e in outcome.evaluations] == [0, 0.75, 0.75 + (0.5 + 0.625) / 2]
 
 
 def test_a_strategy_from_a_file_goes_to_other_processes_and_is_tuned_by_its_options(app, tmp_path):
     strategy = pickle.loads(pickle.dumps(custom(tmp_path, buffer_size=2, server_learning_rate=1.0)))
-    outcome = simulate(population(2), app, strategy, until(2, evaluate_interval_s=0), TrainingConfig())
+    outcome = simulate(strategy, app, population(2), until(2, evaluate_interval_s=0), TrainingConfig())
     assert outcome.parameters["x"].tolist() == [0.375]
     cell = Cell("s", "own", strategy, population(2), app, until(2), TrainingConfig(), 0)
     changed = with_values(cell, {"strategy.server_learning_rate": 2.0})

@@ -11,9 +11,9 @@ import numpy as np
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.participant.training.shuffling import orders
 from fedmq.schemas.messages import TrainingConfig
-from fedmq.studies.engine.engine import simulate
 from fedmq.studies.population.laws import Uniform
 from fedmq.studies.problems.quadratics import Quadratics
+from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell import FORMAT, Cell
 from tests.scenario.studies.federations import population, until
 
@@ -65,7 +65,7 @@ def test_what_a_seed_gives_changes_with_the_format_only():
     """Where this fails because results were changed on purpose: raise FORMAT, so that no cell of before is taken for
     one of now, and put down what is there."""
     people = population(20, Uniform(low=0.5, high=2.0))
-    outcome = simulate(people, Quadratics(dimension=2), FedBuff(buffer_size=3), until(60, concurrency=5),
+    outcome = simulate(FedBuff(buffer_size=3), Quadratics(dimension=2), people, until(60, concurrency=5),
                        TrainingConfig(learning_rate=0.1, epochs=2), seed=7)  # fmt: skip
     rows = outcome.updates
     x = outcome.parameters["x"]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from fedmq.coordinator.strategies import FedAvg, FedBuff
+from fedmq.studies.study import Contender, Study
 from fedmq.studies.sweep.cell import Cell
 from fedmq.studies.sweep.pool import _by_text
-from fedmq.studies.sweep.study import Contender, Study
 from fedmq.studies.sweep.tuning import Tuning
 from tests.scenario.studies.federations import STEP, Quadratics, population, until
 

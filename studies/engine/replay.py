@@ -1,0 +1,230 @@
+"""The replay of a recorded run: its own strategy and its archived updates give its parameters again, bit for bit.
+
+It proves the engine. The tasks go out and the updates come as the ledger says (studies.engine.recorded), the versions
+are made when the ledger says (studies.engine.recorded_versions), and nobody trains: each update's tensors come from the
+archive. What the core decides then must be what the ledger holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.audit.replay import checkpoint_meta
+from fedmq.coordinator.decisions.events import ParticipantSeen
+from fedmq.coordinator.decisions.model import Model
+from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.state import archive, checkpoint
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.strategies.math.client_weights import ClientWeights
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.schemas.errors import InputError, StateError
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.methods import METHODS
+from fedmq.schemas.parameters import Parameters
+from fedmq.studies.engine.outcome import Outcome
+from fedmq.studies.engine.recorded import RecordedEngine
+from fedmq.studies.engine.recorded_versions import RecordedVersions, make_as_recorded
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.devices import Device
+from fedmq.studies.population.population import Population, task_streams
+from fedmq.studies.population.recorded_runs import RecordedTask
+from fedmq.studies.problems.lazy_training import Backend, Job, Result, Trained
+
+
+def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcome:
+    """Repeat a recorded run in virtual time, at its own moments, with the updates of its archive.
+
+    The engine and the decision core make the same versions of them, to the last bit. `run_dir` is the run's folder.
+    `strategy` is needed if the run had a strategy of the user's own.
+
+    Raise InputError if the archive lacks an update of the run (`fedmq verify` replays such a run as far as it can),
+    StateError if the engine comes to something else than the ledger says, and CheckpointError if the archive is
+    damaged.
+    """
+    folder = RunFolder(Path(run_dir))
+    with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
+        run, rows, states = ledger.run(), ledger.updates(), ledger.states()
+        archived = ledger.archived(0, len(rows))
+        bases, newest, versions = ledger.bases(), ledger.version(), ledger.versions()
+    strategy = strategy or audit.built_in(run.settings["strategy"])
+    if strategy is None:
+        raise InputError(f"the run in {run_dir} has a strategy of the user's own: give it as `strategy`")
+    if not bases or bases[0].accepted or len(archived) != len(rows):
+        raise InputError(
+            f"the run in {run_dir} has no archive of all its updates: only a run that kept them can be replayed"
+        )
+    initial = Model.restored(strategy, archive.read_base(folder.archive, bases[0])).parameters
+    population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
+    # Each has the name that it had in the run: a participant in two lanes is one, to a strategy that keeps something
+    # of each participant.
+    members = [replace(m, participant_id=m.history.participant_id) for m in population.members(0) if m.history]
+    streams = task_streams(0, len(members))
+    # With arrival groups or rounds the last version may have come after the last update, at a moment of its own.
+    own_moments = arrivals(strategy) is not None or strategy.cohort is not None
+    ends_later = own_moments and bool(rows) and rows[-1].base_version + rows[-1].staleness < newest
+    stop = StopSettings(max_versions=newest) if ends_later else StopSettings(max_updates=max(len(rows), 1))
+    engine = _Replay(
+        population,
+        _Archived(initial, [m.examples for m in members]),
+        [Device(m, population, 0, streams, open_loop=True) for m in members],
+        strategy=strategy,
+        run=StudyRun(stop=stop, max_staleness=run.settings["run"].get("max_staleness")),
+        training=TrainingConfig.model_validate(run.settings["training"]),
+        seed=0,
+        on_evaluation=None,
+    )
+    return engine.replayed(folder, rows, archived, versions, states.get((len(rows), newest)))
+
+
+class _Replay(RecordedEngine):
+    _versions: RecordedVersions | None = None
+
+    def _close(self, about: int) -> None:
+        """Wait as long as a version is still to come."""
+        due_s = None if self._versions is None else self._versions.next_due()
+        if due_s is None:
+            super()._close(about)
+        else:
+            self._plan(max(due_s, self._now), self._close, about)
+
+    def replayed(
+        self,
+        folder: RunFolder,
+        rows: Sequence[UpdateRow],
+        archived: Sequence[ArchivedUpdate],
+        versions: Sequence[VersionRow],
+        digest: str | None,
+    ) -> Outcome:
+        """Run, and raise StateError for any difference from the ledger.
+
+        `digest` is that of the run's last committed state, if this state holds all of `rows`; else None.
+        """
+        self._versions = make_as_recorded(self._core, rows, versions)
+        self._lazy = _ArchivedResults(folder, rows, archived, self._devices, METHODS[self._reply].remembers)  # type: ignore[assignment]
+        self._core._desk.client_weights = _RecordedWeights(rows)
+        outcome = self.run()
+        found = list(zip(outcome.updates.staleness, self._participants(outcome), strict=True))
+        for row, mine in zip_longest(rows, found):
+            expected = None if row is None else (row.staleness, row.participant_id)
+            if mine != expected:
+                order = len(found) if row is None else row.accepted_order
+                raise StateError(
+                    f"the replay met other staleness, or another order, than the ledger has: as update {order} it has "
+                    f"{_named(mine)}, the ledger {_named(expected)} ({len(found)} updates of {len(rows)}, "
+                    f"{outcome.missed_arrivals} offers missed)"
+                )
+        meta = checkpoint_meta(len(rows), self._core.version)
+        if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
+            raise StateError("the replay came to another state than the run's last commit")
+        return outcome
+
+    def _offer(self, k: int) -> None:
+        """Offer in a session of its own, which ends the participant's older task if it is still in training."""
+        i, _ = self._offers[k]
+        device = self._devices[i]
+        self._index[device.member.participant_id] = i
+        device.session = k + 1
+        hello = device.hello(self._federation.num_examples[i])
+        self._events.append(
+            ParticipantSeen(hello.model_copy(update={"session_id": f"before-{k}", "accepting": False, "task_ids": ()}))
+        )
+        super()._offer(k)
+
+    def _participants(self, outcome: Outcome) -> Iterator[str]:
+        for i in outcome.updates.participant:
+            history = self._devices[i].member.history
+            assert history is not None
+            yield history.participant_id
+
+
+def _named(update: tuple[int, str] | None) -> str:
+    return "nothing" if update is None else f"{update[1]}'s with staleness {update[0]}"
+
+
+@dataclass(frozen=True)
+class _Archived:
+    """The replay's problem: a model, and nobody who trains."""
+
+    initial: Parameters
+    num_examples: Sequence[int]
+    evaluates: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        return _Nobody()
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class _Nobody:
+    name = "archive"
+
+    def train(self, jobs: Sequence[Job]) -> Sequence[Trained]:
+        raise NotImplementedError
+
+
+class _ArchivedResults:
+    """The replay's LazyTraining: each task's result is read from the archive."""
+
+    cohorts = trained = 0
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        rows: Sequence[UpdateRow],
+        archived: Sequence[ArchivedUpdate],
+        devices: Sequence[Device],
+        remembers: bool,
+    ) -> None:
+        self._folder, self._rows, self._archived, self._devices = folder, rows, archived, devices
+        self._remembers = remembers
+        self._tasks: dict[int, tuple[int, RecordedTask]] = {}
+        self._last: dict[str, str] = {}
+
+    def add(self, number: int, participant: int, _tensors: Parameters, _config: TrainingConfig) -> None:
+        work = self._devices[participant].work
+        if work is None or work.recorded is None:
+            raise StateError("the replay gave out a task at another moment than the run")
+        self._tasks[number] = (participant, work.recorded)
+
+    def drop(self, number: int) -> None:
+        del self._tasks[number]
+
+    def result(self, number: int) -> Result:
+        participant, task = self._tasks.pop(number)
+        row = self._rows[task.order - 1]
+        payload = archive.read_update(self._folder.archive, self._archived[task.order - 1])
+        if not self._remembers:
+            return Result(payload, row.num_examples, row.num_steps, row.metrics)
+        return Result(
+            payload, row.num_examples, row.num_steps, row.metrics, self._last.get(self._name(participant)), {}
+        )
+
+    def sent(self, update_id: str, participant: int, _result: Result) -> None:
+        self._last[self._name(participant)] = update_id
+
+    def _name(self, participant: int) -> str:
+        return self._devices[participant].member.participant_id
+
+    def settled(self, update_id: str, accepted: bool) -> None:
+        if not accepted:
+            raise StateError(f"the replay discarded update {update_id}, which the run accepted")
+
+
+class _RecordedWeights(ClientWeights):
+    """The client weights of the ledger's rows. It does not record who was known when, so they cannot be made anew."""
+
+    def __init__(self, rows: Sequence[UpdateRow]) -> None:
+        super().__init__("equal")
+        self._given = iter(rows)
+
+    def weight(self, *_: object) -> float:
+        return next(self._given).client_weight

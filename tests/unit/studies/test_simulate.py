@@ -1,0 +1,46 @@
+"""The way into the engine for a script."""
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import fedmq
+from fedmq.coordinator.settings import StopSettings, TargetMetric
+from tests.scenario.studies.federations import STEP, Given, fedbuff, population, softmax, until
+
+PAGE = (Path(__file__).parents[3] / "docs" / "studies.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_sample_runs_in_a_script_and_prints_what_the_page_says():
+    (sample, printed), *others = re.findall(r"```python\n([^`]*simulate[^`]*)```\n\n```\n([^`]*)```", PAGE)
+    assert not others
+    out = StringIO()
+    with redirect_stdout(out):
+        exec(compile(sample, "docs/studies.md", "exec"), {"__name__": "__main__"})
+    assert out.getvalue() == printed
+
+
+def test_a_run_without_a_limit_or_goal_is_refused_before_anything_is_dealt():
+    class Never:
+        def deal(self, members, seed):
+            raise AssertionError
+
+    with pytest.raises(fedmq.ConfigError, match="would never end: give its stop a max_updates"):
+        fedmq.simulate(fedbuff(2), Never(), population(2), fedmq.StudyRun(stop=StopSettings()), STEP)
+
+
+def test_a_goal_that_nobody_measures_is_refused():
+    federation = softmax(3)
+    federation.evaluates = False
+    goal = fedmq.StudyRun(stop=StopSettings(target=TargetMetric(name="accuracy", value=0.9)))
+    with pytest.raises(fedmq.ConfigError, match="need a central evaluation"):
+        fedmq.simulate(fedbuff(2), Given(federation), population(3), goal, STEP)
+
+
+def test_what_a_strategys_method_lacks_is_refused():
+    strategy = fedmq.Scaffold(cohort_size=2, num_participants=3)
+    with pytest.raises(fedmq.ConfigError, match=r"training.learning_rate: missing"):
+        fedmq.simulate(strategy, fedmq.Quadratics(), population(3), until(4))
