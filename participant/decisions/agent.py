@@ -167,7 +167,7 @@ class Agent:
             detail = f"{found.task_age_s:.0f} s on disk, its lease was {task.lease_s:.0f} s"
             return [*commands, ev.ClearTask(task.task_id), *self._decline(task, "lease_over", detail)]
         self._current = _Current(task, "training")
-        return [*commands, ev.Note("info", f"event=task_resumed task={task.task_id}"), ev.StartTraining(task)]
+        return [*commands, ev.Note("info", "task_resumed", {"task": task.task_id}), ev.StartTraining(task)]
 
     def _on_connected(self, _event: ev.Connected, now: float) -> list[ev.Command]:
         if self._connected:
@@ -210,8 +210,8 @@ class Agent:
         if self._leaving is not None:
             return []
         if task.participant_id != self.participant_id:
-            text = f"task {task.task_id} is for {task.participant_id}, this is {self.participant_id}: ignored"
-            return [ev.Note("warning", text), ack]
+            fields = {"task": task.task_id, "addressed_to": task.participant_id}
+            return [ev.Note("warning", "task_of_another_ignored", fields), ack]
         if task.task_id in self._declines:
             return [*self._declines.send(task.task_id, connected=self._connected), ack]
         if self._outbox.waits(self._update_id(task)):
@@ -222,7 +222,7 @@ class Agent:
             former, spooling.delivery = spooling.delivery, event.delivery
             return [ev.Ack(former)]
         if self._outbox.is_over(task.task_id) or task.task_id in self.held():
-            return [ev.Note("info", f"event=task_repeated task={task.task_id}"), ack]
+            return [ev.Note("info", "task_repeated", {"task": task.task_id}), ack]
         if self._current is not None:
             return [*self._decline(task, "busy", f"training {self._current.task.task_id}"), ack]
         if self._outbox.num_waiting >= MAX_OUTBOX:
@@ -250,12 +250,13 @@ class Agent:
         if current is None:
             return []
         self._current = None
+        note = ev.Note("error", "task_not_spooled", {"task": event.task_id, "detail": event.detail})
         if event.reason != "not_idle":
             declined = self._decline(current.task, event.reason, event.detail)
-            return [ev.Note("error", event.detail), *declined, ev.Ack(current.delivery)]
+            return [note, *declined, ev.Ack(current.delivery)]
         self._disk_refused_until = now + self.settings.retry_after_s
         declined = self._decline(current.task, "not_idle", event.detail, self.settings.retry_after_s)
-        return [ev.Note("error", event.detail), *declined, ev.Ack(current.delivery)]
+        return [note, *declined, ev.Ack(current.delivery)]
 
     def _on_trained(self, event: ev.TrainingFinished, _now: float) -> list[ev.Command]:
         self.num_examples = event.num_examples
@@ -297,7 +298,9 @@ class Agent:
         if current is None:
             return []
         current.retry.back_off(now, self._rng)
-        return [ev.Note("error", f"{event.detail}; trying again in {current.retry.at - now:.0f} s")]
+        retry_s = f"{current.retry.at - now:.0f}"
+        fields = {"task": event.task_id, "detail": event.detail, "retry_s": retry_s}
+        return [ev.Note("error", "update_not_written", fields)]
 
     # Delivery
 
@@ -315,7 +318,7 @@ class Agent:
 
     def _on_unreadable(self, event: ev.UpdateUnreadable, _now: float) -> list[ev.Command]:
         self._outbox.unreadable(event.update_id)
-        return [ev.Note("error", event.detail)]
+        return [ev.Note("error", "update_unreadable", {"update": event.update_id, "detail": event.detail})]
 
     def _on_decline_confirmed(self, event: ev.DeclineConfirmed, _now: float) -> list[ev.Command]:
         self._declines.confirmed(event.task_id)
@@ -332,7 +335,8 @@ class Agent:
         return self._outbox.memory_moved(event.update_id)
 
     def _on_memory_not_moved(self, event: ev.MemoryNotMoved, _now: float) -> list[ev.Command]:
-        return [ev.Note("error", f"{event.detail}; the next hello asks for the receipt again")]
+        fields = {"update": event.update_id, "detail": event.detail, "next": "the next hello asks for the receipt"}
+        return [ev.Note("error", "memory_not_moved", fields)]
 
     def _on_notice(self, event: ev.NoticeReceived, now: float) -> list[ev.Command]:
         notice: Notice = event.notice
@@ -348,7 +352,7 @@ class Agent:
         commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ForgetRun(notice.run_id)]
         early = self._first_connected_at is None or now < self._first_connected_at + BACKLOG_S
         if early and notice.run_id not in self._served:
-            return [*commands, ev.Note("info", f"run {notice.run_id} finished while this participant was away")]
+            return [*commands, ev.Note("info", "run_finished_while_away", {"run": notice.run_id})]
         return [*commands, *self._leave(ev.Exit("run_finished"), now)]
 
     # What several of them share

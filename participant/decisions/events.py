@@ -319,10 +319,11 @@ class SendDecline:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something for the log."""
+    """A line for the log: an event and its fields (`schemas.local.event_log`)."""
 
     level: Literal["info", "warning", "error"]
-    text: str
+    event: str
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

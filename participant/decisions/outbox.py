@@ -136,8 +136,9 @@ class Outbox:
         if waiting is None:
             return []
         waiting.failed(now, self._rng)
-        again_s = waiting.retry.at - now
-        return [ev.Note("warning", f"update of task {waiting.task_id} not taken: {detail}; again in {again_s:.0f} s")]
+        retry_s = f"{waiting.retry.at - now:.0f}"
+        fields = {"task": waiting.task_id, "detail": detail, "retry_s": retry_s}
+        return [ev.Note("warning", "update_not_taken", fields)]
 
     def unreadable(self, uid: str) -> None:
         """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an

@@ -5,7 +5,6 @@ Used from the service's thread; the broker's answers come back through `put`, fr
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,9 +20,10 @@ from fedmq.participant.spool.spool import Spool
 from fedmq.participant.training.thread import Trained
 from fedmq.schemas.codec import Limits, encode
 from fedmq.schemas.errors import SpoolError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import SCHEMA_VERSION, AnyMessage, Decline, Hello, Update
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 class Publisher:
@@ -69,8 +69,8 @@ class Publisher:
 
     def decline(self, decline: Decline) -> None:
         log.info(
-            "event=declined participant=%s task=%s reason=%s detail=%r",
-            self._participant_id, decline.task_id, decline.reason, decline.detail,
+            "declined", participant=self._participant_id, task=decline.task_id, reason=decline.reason,
+            detail=decline.detail,
         )  # fmt: skip
         task_id = decline.task_id
         self._send(decline, self._topology.control).add_done_callback(
@@ -89,9 +89,9 @@ class Publisher:
         """To disk: what will be remembered of an update, then the update."""
         update, pieces = self._finished[uid].update, self._finished[uid].pieces
         log.info(
-            "event=trained participant=%s task=%s work=%s num_examples=%d num_steps=%d train_s=%.3f metrics=%s",
-            self._participant_id, task_id, update.payload, update.num_examples, update.num_steps, update.train_s,
-            dict(update.metrics),
+            "trained", participant=self._participant_id, task=task_id, work=update.payload,
+            num_examples=update.num_examples, num_steps=update.num_steps, train_s=f"{update.train_s:.3f}",
+            metrics=dict(update.metrics),
         )  # fmt: skip
         remembered = self._finished[uid].remembered
         try:
@@ -130,7 +130,7 @@ class Publisher:
         if manifest is None:
             return ev.NotAnnounced(uid)
         self._publish(self._topology.updates, manifest, kind="update", message_id=uid, task_id=task_id)
-        log.info("event=update_announced_again participant=%s task=%s", self._participant_id, task_id)
+        log.info("update_announced_again", participant=self._participant_id, task=task_id)
         return None
 
     def take(self, news: News) -> None:
@@ -150,7 +150,7 @@ class Publisher:
         sent = self._publish(self._topology.updates, body, kind="update", message_id=uid, task_id=task_id)
         sent.add_done_callback(lambda done: self._put(_published(uid, done, kept)))
         fault("update-sent")
-        log.info("event=update_sent participant=%s task=%s bytes=%d", self._participant_id, task_id, len(body))
+        log.info("update_sent", participant=self._participant_id, task=task_id, bytes=len(body))
 
     def _send(self, message: AnyMessage, queue: Queue) -> Future[None]:
         task_id = getattr(message, "task_id", None)
@@ -180,4 +180,4 @@ def _published(uid: str, done: Future[None], kept: bool) -> ev.Event:
 def _warn_of_hello(done: Future[None]) -> None:
     error = done.exception()
     if error is not None:
-        log.warning("event=hello_lost detail=%r", f"{type(error).__name__}: {error}")
+        log.warning("hello_lost", detail=f"{type(error).__name__}: {error}")

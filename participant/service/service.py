@@ -42,10 +42,11 @@ from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Task
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 TICK_S = 0.5
 CONDITIONS_INTERVAL_S = 5.0
@@ -166,7 +167,7 @@ class ParticipantService:
             replies=replies_of(self._trainer),
             software=f"fedmq {importlib.metadata.version('fedmq')}",
         )
-        log.info("event=started participant=%s session=%s", self.participant_id, agent.session_id)
+        log.info("started", participant=self.participant_id, session=agent.session_id)
         self._look_at_conditions(FRESH_CONDITIONS_S)
         self._handle(ev.Started())
         threading.Thread(target=self._open, name=f"open-{self.participant_id}", daemon=True).start()
@@ -183,7 +184,7 @@ class ParticipantService:
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())
             if left is not None:
-                log.info("event=leaving participant=%s why=%s", self.participant_id, left.reason)
+                log.info("leaving", participant=self.participant_id, why=left.reason)
                 if left.error is not None:
                     raise AppError(left.error)
                 return left.reason
@@ -211,7 +212,7 @@ class ParticipantService:
 
     def _take_state(self, state: TransportState) -> ev.Exit | None:
         level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
-        log.log(level, "event=broker_%s participant=%s detail=%r", state.name, self.participant_id, state.detail)
+        log.log(level, f"broker_{state.name}", participant=self.participant_id, detail=state.detail)
         if state.name == "failed":
             raise state.error if state.error is not None else AppError(state.detail)
         if state.name == "connected":
@@ -234,12 +235,12 @@ class ParticipantService:
                 return self._take_task(task, decoded.parameters, delivery)
             case Receipt() as receipt:
                 log.info(
-                    "event=receipt participant=%s task=%s verdict=%s %s",
-                    self.participant_id, receipt.task_id, receipt.verdict, _outcome(receipt),
+                    "receipt", participant=self.participant_id, task=receipt.task_id, verdict=receipt.verdict,
+                    **_outcome(receipt),
                 )  # fmt: skip
                 event: ev.Event = ev.ReceiptReceived(receipt)
             case Notice() as notice:
-                log.info("event=%s participant=%s run=%s", notice.event, self.participant_id, notice.run_id)
+                log.info(notice.event, participant=self.participant_id, run=notice.run_id)
                 event = ev.NoticeReceived(notice)
             case other:
                 self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
@@ -250,8 +251,8 @@ class ParticipantService:
 
     def _take_task(self, task: Task, parameters: Parameters | None, delivery: Delivery) -> ev.Exit | None:
         log.info(
-            "event=task_received participant=%s task=%s run=%s base_version=%d bytes=%d redelivered=%s",
-            self.participant_id, task.task_id, task.run_id, task.base_version, len(delivery.body), delivery.redelivered,
+            "task_received", participant=self.participant_id, task=task.task_id, run=task.run_id,
+            base_version=task.base_version, bytes=len(delivery.body), redelivered=delivery.redelivered,
         )  # fmt: skip
         left = self._look_at_conditions(FRESH_CONDITIONS_S)
         if left is not None:
@@ -264,7 +265,7 @@ class ParticipantService:
         return left
 
     def _refuse(self, delivery: Delivery, error: PeerError) -> None:
-        log.error("event=bad_message participant=%s reason=%s detail=%r", self.participant_id, error.reason, str(error))
+        log.error("bad_message", participant=self.participant_id, reason=error.reason, detail=error)
         self._transport.dead_letter(delivery, self._topology.dead_exchange.name, error.reason, str(error))
 
     def _look_at_conditions(self, at_most_s: float) -> ev.Exit | None:
@@ -276,7 +277,7 @@ class ParticipantService:
         if unmet == self._unmet:
             return None
         self._unmet = unmet
-        log.info("event=conditions participant=%s unmet=%r", self.participant_id, unmet)
+        log.info("conditions", participant=self.participant_id, unmet=unmet)
         return self._handle(ev.ConditionsChanged(unmet))
 
     def _handle(self, event: ev.Event) -> ev.Exit | None:
@@ -319,11 +320,11 @@ class ParticipantService:
                 delivery = self._deliveries.pop(handle, None)
                 fault("before-task-ack")
                 if delivery is None or not self._transport.ack(delivery):
-                    log.info("event=ack_too_late participant=%s why='it will come again'", self.participant_id)
+                    log.info("ack_too_late", participant=self.participant_id, why="it will come again")
             case ev.CancelTraining():
                 self._training.cancel()
-            case ev.Note(level, text):
-                log.log(logging.getLevelNamesMapping()[level.upper()], "participant=%s %s", self.participant_id, text)
+            case ev.Note(level, event, fields):
+                log.log(logging.getLevelNamesMapping()[level.upper()], event, participant=self.participant_id, **fields)
             case _:
                 self._tidy(command)
         return None
@@ -348,7 +349,7 @@ class ParticipantService:
                     fault("before-remembered")
                     self._spool.remember(Memory(sent, done))
         except SpoolError as error:
-            log.error("event=spool_not_tidied participant=%s detail=%r", self.participant_id, str(error))
+            log.error("spool_not_tidied", participant=self.participant_id, detail=error)
 
     def _move_memory(self, uid: str, task_id: str) -> ev.Event:
         fault("before-memory-moved")
@@ -372,8 +373,8 @@ class ParticipantService:
             self._inbox.put(_Broken(error))
 
 
-def _outcome(receipt: Receipt) -> str:
-    """What an accepted update went into, where that is known yet; why a discarded one was."""
+def _outcome(receipt: Receipt) -> dict[str, object]:
+    """Say why an update was discarded, or which version an accepted one is in, if there is one yet."""
     if receipt.verdict == "discarded":
-        return f"reason={receipt.reason!r}"
-    return "buffered" if receipt.version is None else f"version={receipt.version}"
+        return {"reason": receipt.reason}
+    return {"buffered": True} if receipt.version is None else {"version": receipt.version}

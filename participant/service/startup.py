@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +13,10 @@ from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.clocks import age_s, moment_now
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 def restore(spool: Spool, limits: Limits) -> Restored:
@@ -39,7 +39,7 @@ def restore(spool: Spool, limits: Limits) -> Restored:
     outbox = spool.outbox()
     if task is not None or outbox:
         task_id = task.task_id if task is not None else None
-        log.info("event=restored folder=%s task=%s age_s=%s outbox=%d", spool.folder, task_id, age, len(outbox))
+        log.info("restored", folder=spool.folder, task=task_id, age_s=age, outbox=len(outbox))
     return Restored(task, age, outbox, memory.sent, memory.done, spool.unsettled())
 
 

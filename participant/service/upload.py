@@ -8,7 +8,6 @@ process time, and nothing else.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 from fedmq.broker_config.chunks.sender import ChunkSender, News
@@ -19,9 +18,10 @@ from fedmq.participant.spool.chunk_journal import Journal
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import Limits, decode, encode
 from fedmq.schemas.errors import PeerError, SpoolError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import ChunkedPayload, Update
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 Announce = Callable[[Update, bytes], None]
 """Publish the manifest, a message body, of this update."""
@@ -83,7 +83,7 @@ class Uploads:
             try:
                 _write_down(journal, digests)
             except OSError as error:
-                log.warning("event=chunks_not_noted task=%s detail=%r", update.task_id, str(error))
+                log.warning("chunks_not_noted", task=update.task_id, detail=error)
 
         def done(outcome: ChunkedPayload | BaseException) -> None:
             self._done(update, outcome)
@@ -105,8 +105,8 @@ class Uploads:
             digests=done_before,
         )
         log.info(
-            "event=upload participant=%s task=%s bytes=%d chunks_confirmed=%d",
-            self._participant_id, update.task_id, len(body), len(done_before),
+            "upload", participant=self._participant_id, task=update.task_id, bytes=len(body),
+            chunks_confirmed=len(done_before),
         )  # fmt: skip
         sender.begin()
 
@@ -126,15 +126,15 @@ class Uploads:
             self._failed(uid, outcome)
             return
         log.info(
-            "event=uploaded participant=%s task=%s chunks=%d published=%d",
-            self._participant_id, update.task_id, outcome.count, sender.sent,
+            "uploaded", participant=self._participant_id, task=update.task_id, chunks=outcome.count,
+            published=sender.sent,
         )  # fmt: skip
         manifest = self._manifests[uid] = encode(update.model_copy(update={"chunks": outcome}))
         try:
             self._spool.write_manifest(uid, manifest)
             self._outdated.discard(uid)
         except SpoolError as error:
-            log.warning("event=upload_not_noted task=%s detail=%r", update.task_id, str(error))
+            log.warning("upload_not_noted", task=update.task_id, detail=error)
         fault("update-uploaded")
         self._announce(update, manifest)
 
@@ -146,7 +146,7 @@ class Uploads:
             self._spool.clear_upload(update_id)
         except SpoolError as error:
             self._outdated.add(update_id)
-            log.warning("event=upload_not_cleared update=%s detail=%r", update_id, str(error))
+            log.warning("upload_not_cleared", update=update_id, detail=error)
 
     def forget(self, update_id: str) -> None:
         """The update is over: nothing of its upload stays, here or on the broker."""
@@ -166,7 +166,7 @@ class Uploads:
                 manifest = self._spool.manifest(update_id)
             message = None if manifest is None else decode(manifest, self._limits).message
         except (SpoolError, PeerError) as error:
-            log.warning("event=manifest_unreadable update=%s detail=%r", update_id, str(error))
+            log.warning("manifest_unreadable", update=update_id, detail=error)
             return None
         return (message, manifest) if manifest and isinstance(message, Update) and message.chunks else None
 

@@ -20,7 +20,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import mmap
 import os
 import time
@@ -35,10 +34,11 @@ from fedmq.schemas.errors import PeerError, SpoolError
 from fedmq.schemas.limits import DEFAULT_LIMITS
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.local.durable import sync_folder, write_whole
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import pack, read_entries, spec_of, unpack
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
@@ -262,7 +262,7 @@ class Spool:
         """Move a file out of the way and say so; a participant with a bad file goes on without it."""
         folder = self.folder / "set-aside"
         target = folder / f"{time.time_ns()}-{path.name}"
-        log.error("event=spool_file_set_aside file=%s moved_to=%s why=%r", path, target, why)
+        log.error("spool_file_set_aside", file=path, moved_to=target, why=why)
         with _as_spool_error("set aside", path):
             folder.mkdir(exist_ok=True)
             path.replace(target)

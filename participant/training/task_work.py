@@ -6,7 +6,6 @@ subtraction itself is done in float32. What else a method sends and remembers is
 
 from __future__ import annotations
 
-import logging
 import math
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,11 +16,12 @@ import numpy as np
 
 from fedmq.participant.training.methods import Remembered, Start, begin, make, remembers, takes_correction
 from fedmq.schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import check_finite, check_spec, spec_of
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
@@ -79,7 +79,7 @@ def do_task(
     except AppError as error:
         raise TaskFailed("unsupported", str(error), fatal=True) from error
     except (Exception, SystemExit) as error:
-        log.exception("event=trainer_error task=%s", task.task_id)
+        log.exception("trainer_error", task=task.task_id)
         raise TaskFailed("trainer_error", _in_short(error)) from error
     remembered = None if made.remembered is None or mark is None else Remembered(mark, made.remembered)
     return Done(update, made.tensors, remembered)
@@ -161,7 +161,7 @@ def _metrics(returned: Any) -> dict[str, float]:
         if math.isfinite(number) and len(str(name)) <= MAX_METRIC_NAME and len(kept) < MAX_METRICS:
             kept[str(name)] = number
         else:
-            log.warning("event=metric_left_out name=%s value=%s", shown(name), shown(value))
+            log.warning("metric_left_out", name=shown(name), value=shown(value))
     return kept
 
 

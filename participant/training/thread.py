@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +13,11 @@ from fedmq.participant.decisions.events import TrainingFailed
 from fedmq.participant.training.methods import Remembered
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.codec import encode_in_pieces
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task, Update
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 JOIN_S = 5.0
 """How long a trainer that was asked to stop is waited for."""
@@ -66,7 +66,7 @@ class TrainingThread:
         self.cancel()
         self._thread.join(JOIN_S)
         if self._thread.is_alive():
-            log.warning("event=training_left_behind thread=%s why='no cancel(), or not heeded'", self._thread.name)
+            log.warning("training_left_behind", thread=self._thread.name, why="no cancel(), or not heeded")
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_declines_tasks_keeps_updates_in_memory_and_goes_on_
     participant = federation.participant("p0", **settings)
     participant.wait_for("event=declined .*reason=not_idle .*No space left on device")
     disk.resize(64 + MODEL_KB)
-    participant.wait_for("cannot write .*outbox.*No space left on device.*trying again in")
+    participant.wait_for("event=update_not_written .*cannot write .*outbox.*No space left on device.*retry_s=")
     assert not federation.witness.updates
     disk.resize(10 * MODEL_KB)
     assert (coordinator.ended(), participant.ended()) == (0, 0)
@@ -104,7 +104,7 @@ def test_a_disk_that_turns_read_only_keeps_the_update_in_memory_until_it_is_writ
     with pytest.raises(OSError, match="Read-only"):
         (disk.folder / "p0" / "probe").touch()
     gate.open()
-    participant.wait_for("cannot (write|remove) .*Read-only file system.*trying again in")
+    participant.wait_for("event=update_not_written .*cannot (write|remove) .*Read-only file system.*retry_s=")
     refused = federation.participant("p9", FEDMQ_PARTICIPANT__SPOOL_DIR=str(disk.folder / "p0"))
     assert refused.ended() == 1
     assert "Read-only file system" in refused.text

@@ -63,7 +63,8 @@ def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothin
         for one in (uploader, coordinator):
             assert str(leader.port) not in one.wait_for("connected to RabbitMQ at (.*) as", times=2)[1]
         assert [one.ended() for one in (coordinator, uploader, other)] == [0, 0, 0]
-        federation.check(refused=re.findall(r"not taken: PublishRejected: message '(\w+)'", uploader.text + other.text))
+        not_taken = r"event=update_not_taken .*detail=\"PublishRejected: message '(\w+)'"
+        federation.check(refused=re.findall(not_taken, uploader.text + other.text))
         after = cluster.replicas(queue)
         assert after.leader in {node.name for node in others}
         assert after.online == before.online - {before.leader}

@@ -53,7 +53,7 @@ def test_memory_and_disk_alarms_hold_everybody_back_and_lose_nothing(federation,
         rabbitmq_node.ctl(*alarm)
         try:
             for one in everybody[1:]:
-                assert cause in one.wait_for("event=broker_blocked participant=.* detail='(.*)'", times=at)[1]
+                assert cause in one.wait_for("event=broker_blocked participant=.* detail=(.*)", times=at)[1]
             taken, sent = len(federation.witness.updates), everybody[1].text.count("event=update_sent")
             federation.release("p0")
             everybody[1].wait_for("event=update_sent", times=sent + 1)
@@ -115,7 +115,7 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
     waiting = wait_for_a_message(rabbitmq_node, queue)
     rabbitmq_node.ctl("delete_queue", queue.name)
     federation.release("p1")
-    came_later = p1.wait_for("update of task (.*) not taken: Unroutable")[1]
+    came_later = p1.wait_for(r'event=update_not_taken .*task=(\S+) detail="Unroutable')[1]
     again = federation.coordinator(**lease)
     federation.hold("p0", wait=False)  # or it might finish the run before the other one tries again
     again.wait_for(f"update accepted participant=p1 task={came_later}")
@@ -130,7 +130,7 @@ def refused(participants):
     deadline = time.monotonic() + DEADLINE_S
     while True:
         for name, one in zip(NAMES, participants, strict=True):
-            if found := re.search("update of task (.*) not taken: PublishRejected", one.text):
+            if found := re.search(r'event=update_not_taken .*task=(\S+) detail="PublishRejected', one.text):
                 return name, found[1]
         assert time.monotonic() < deadline, "both updates were taken"
         os.sched_yield()

@@ -13,7 +13,6 @@ Rules
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -35,9 +34,10 @@ from fedmq.participant.training.keras.model import (
     value_of,
 )
 from fedmq.schemas.errors import AppError, ConfigError, TrainerError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 def limit_threads(threads: int) -> None:
@@ -46,7 +46,8 @@ def limit_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
-        log.warning("threads=%d not applied: TensorFlow is running already; set FEDMQ_TF_THREADS earlier", threads)
+        why = "TensorFlow is running already; set FEDMQ_TF_THREADS earlier"
+        log.warning("threads_not_applied", threads=threads, why=why)
 
 
 class KerasTrainer:
