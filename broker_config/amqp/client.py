@@ -27,7 +27,6 @@ from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import Outgoing, Publisher, Window, describe
 from fedmq.broker_config.amqp.retries import Retries
 from fedmq.broker_config.amqp.session import Driver, Session
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
@@ -40,6 +39,7 @@ from fedmq.schemas.errors import (
     TopologyConflict,
     TransportClosed,
 )
+from fedmq.schemas.local.backoff import Backoff
 
 DEPTH_TIMEOUT_S = 5.0
 GIVE_BACK_DELAY_S = 0.5

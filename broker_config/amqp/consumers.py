@@ -10,8 +10,8 @@ from typing import Any
 from fedmq.broker_config.amqp.answers import Answer
 from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.session import Driver, Session
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.transport import TransportState
+from fedmq.schemas.local.backoff import Backoff
 
 _log = logging.getLogger("fedmq.broker")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.publisher import Timers
-from fedmq.broker_config.backoff import Backoff
 from fedmq.schemas.errors import BrokerError
+from fedmq.schemas.local.backoff import Backoff
 
 STEADY_S = 10.0
 """A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks

@@ -21,10 +21,10 @@ from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, connectio
 from fedmq.broker_config.amqp.client import AmqpClient
 from fedmq.broker_config.amqp.publisher import Publisher, Window
 from fedmq.broker_config.amqp.session import OnBlocked, OnLost, OnOpen, OnRefused
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
+from fedmq.schemas.local.backoff import Backoff
 
 CONTENT_TYPE = "application/x-msgpack"
 _RECEIVE_BYTES = 256 * 1024

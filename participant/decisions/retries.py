@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from fedmq.broker_config.backoff import Backoff
+from fedmq.schemas.local.backoff import Backoff
 
 RETRY = Backoff(base_s=1.0, cap_s=60.0)
 MAX_REMEMBERED = 32

@@ -1,1 +1,1 @@
-"""This machine: its files, clocks, memory and log. No message is in here."""
+"""The machine under both roles: files, clocks, memory, the log, and waiting before another try."""

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.audit import audit
@@ -31,6 +30,7 @@ from fedmq.coordinator.strategies import FedBuff
 from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
 from fedmq.coordinator.strategies.protocol import ClientUpdate
 from fedmq.schemas.codec import decode
+from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.engine import replay as engine_replay

@@ -27,9 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.node.node import PrivateNode, find_server
 from fedmq.schemas.errors import BrokerError
+from fedmq.schemas.local.backoff import Backoff
 from tests.chaos.harness import Federation
 from tests.chaos.vitals import Life, table
 from tests.integration.front.terminal import Terminal

@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 import pika
 
 from fedmq.broker_config import topology
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
 from fedmq.schemas.errors import PublishError
+from fedmq.schemas.local.backoff import Backoff
 from tests.chaos.proxy import Proxy
 
 WAIT_S = 20.0

@@ -14,10 +14,10 @@ from pika.adapters.utils import io_services_utils
 from pika.exceptions import ChannelClosedByBroker
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.broker_config.node.processes import free_port
 from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, TopologyConflict
+from fedmq.schemas.local.backoff import Backoff
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 
 pytestmark = pytest.mark.broker

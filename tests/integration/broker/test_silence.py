@@ -10,9 +10,9 @@ import pytest
 
 from fedmq.broker_config.amqp import answers as amqp_answers
 from fedmq.broker_config.amqp.transport import AmqpTransport
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.schemas.errors import BrokerUnavailable
+from fedmq.schemas.local.backoff import Backoff
 from tests.chaos.proxy import Proxy
 from tests.integration.broker.traffic import WAIT_S, Corner, News
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, TransportState
+from fedmq.schemas.local.backoff import Backoff
 
 WAIT_S = 30.0
 """For what must happen; only a failing test waits this long."""

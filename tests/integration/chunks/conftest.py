@@ -25,7 +25,7 @@ def federation(tmp_path: Path, broker: EmbeddedBroker) -> Iterator[Federation]:
 @pytest.fixture
 def amqp_federation(tmp_path: Path, amqp_url: str, prefix: str) -> Iterator[Federation]:
     from fedmq.broker_config.amqp.transport import AmqpTransport, remove
-    from fedmq.broker_config.backoff import Backoff
+    from fedmq.schemas.local.backoff import Backoff
 
     quick = Backoff(base_s=0.05, cap_s=0.2)
     one = Federation(tmp_path, Topology(prefix), lambda name: AmqpTransport(amqp_url, name=name, backoff=quick))

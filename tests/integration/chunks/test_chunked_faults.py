@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pytest
 
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.chunks import receiver
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
@@ -23,6 +22,7 @@ from fedmq.participant.decisions import agent, outbox
 from fedmq.participant.decisions import retries as waiting
 from fedmq.schemas import chunks
 from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.messages import Notice, Task, Update
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, is_chunk, until
 from tests.integration.chunks.test_chunked_runs import Meddling, payload_queues

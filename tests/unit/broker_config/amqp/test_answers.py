@@ -16,10 +16,10 @@ from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import Publisher
 from fedmq.broker_config.amqp.session import Driver, Session
-from fedmq.broker_config.backoff import Backoff
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import TransportState
 from fedmq.schemas.errors import BrokerUnavailable
+from fedmq.schemas.local.backoff import Backoff
 
 ANSWERED = SimpleNamespace(method=SimpleNamespace(message_count=0))
 QUEUE = Queue("q", "classic", "x", "q")

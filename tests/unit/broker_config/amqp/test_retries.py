@@ -8,8 +8,8 @@ from typing import Any
 
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.retries import Retries
-from fedmq.broker_config.backoff import Backoff
 from fedmq.schemas.errors import BrokerUnavailable
+from fedmq.schemas.local.backoff import Backoff
 
 GONE = BrokerUnavailable("gone")
 

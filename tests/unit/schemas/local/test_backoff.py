@@ -1,6 +1,6 @@
 import random
 
-from fedmq.broker_config.backoff import Backoff
+from fedmq.schemas.local.backoff import Backoff
 
 
 class Highest(random.Random):
