@@ -31,7 +31,7 @@ WRAPPED = {".py", ".md", ".toml", ".sh", ".conf"}
 READ = WRAPPED | {".yml", ".yaml"}
 READ_NAMES = {"Makefile", "Dockerfile", "run"}
 OWN_TEST = "test_check_prose.py"  # its samples break every rule
-SKIPPED_FOLDERS = {"build", "runs", "spool", "shared", "broker-data", "__pycache__"}
+SKIPPED_FOLDERS = {"build", "shared", "broker-data", "__pycache__"}
 ROOMS = ("schemas", "broker_config", "coordinator", "participant", "studies")
 TREES = "|".join((*ROOMS, "fedmq", "tests", "bench", "docs", "examples", "tools"))
 REGISTRIES = re.compile(  # in pieces, so that this file does not name them
@@ -174,6 +174,8 @@ def files_under(folder: Path) -> Iterator[str]:
     """Yield the files in a folder, except those in links, in hidden folders and in the outputs of builds and runs."""
     for place, folders, names in os.walk(folder):
         left = [name for name in folders if name[0] == "." or name.endswith(("-results", ".egg-info"))]
+        if Path(place) == ROOT or "examples" in Path(place).parts:
+            left += ["runs", "spool"]  # elsewhere these are rooms
         folders[:] = sorted({*folders} - {*left} - SKIPPED_FOLDERS | {".ci"} & {*folders})
         yield from (os.path.join(place, name) for name in sorted(names))
 
