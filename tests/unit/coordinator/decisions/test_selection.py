@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedmq.coordinator.decisions.selection import LeastUsed, Uniform, make_picker
 
-numbers = st.integers(0, 200) | st.integers(0, 9000)  # of the many some are in other lists of `Uniform`
+numbers = st.integers(0, 200) | st.integers(0, 9000)  # few, for collisions, and many
 operations = st.lists(st.tuples(st.sampled_from(["add", "discard", "pick"]), numbers), max_size=200)
 
 
