@@ -67,7 +67,7 @@ def replay(
     """Every state from the snapshot's on, until `up_to` updates are inside. `rows`: all of the run's accepted updates,
     from the first."""
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
-    model = Model.restored(strategy, snapshot)
+    model = Model.restore(strategy, snapshot)
     remembers = METHODS[strategy.reply].remembers
     heard = {row.participant_id for row in rows[:accepted]} if remembers else set()
     groups = groups_of(rows)
@@ -84,7 +84,7 @@ def replay(
         elif accepted < (len(rows) if up_to is None else up_to):
             row = rows[accepted]
             first = row.participant_id not in heard
-            model.take(
+            model.accumulate(
                 row,
                 payload_of(row.accepted_order),
                 row.staleness,
@@ -154,5 +154,5 @@ def _state_of(folder: RunFolder, start: Base | CheckpointRow, strategy: Strategy
     found = checkpoint.read(folder.checkpoints / start.file, start.digest)
     snapshot = Snapshot(found.arrays, start.scalars)
     # What is remembered of participants is in the ledger, as of the newest checkpoint and of no older one.
-    state = Model.restored(strategy, snapshot).state
+    state = Model.restore(strategy, snapshot).state
     return None if isinstance(state, RemembersParticipants) else snapshot

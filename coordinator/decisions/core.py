@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions import identity as senders
+from fedmq.coordinator.decisions import identity
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
 from fedmq.coordinator.decisions.commands import Accept, Command, Discard, NewVersion, SayHello
 from fedmq.coordinator.decisions.ending import Ending
@@ -113,12 +113,12 @@ class Core:
         self._gate_open = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
-            ParticipantSeen: lambda event: self._desk.take_hello(event.hello, event.user),
+            ParticipantSeen: lambda event: self._desk.on_hello(event.hello, event.user),
             UpdateArrived: self._on_update,
             PoisonArrived: self._on_poison,
-            TaskDeclined: self._desk.take_decline,
-            TaskUndeliverable: self._desk.take_undeliverable,
-            EvaluationArrived: self._ending.take,
+            TaskDeclined: self._desk.on_decline,
+            TaskUndeliverable: self._desk.on_undeliverable,
+            EvaluationArrived: self._ending.on_evaluation,
             Tick: lambda _: None,
             StopRequested: lambda event: self._ending.stop(event.detail),
         }
@@ -192,12 +192,12 @@ class Core:
 
     def stranger(self, participant_id: str, user: str | None) -> str | None:
         """Why this user may not speak for this participant; None where it may (coordinator.decisions.identity)."""
-        return senders.refusal(self._desk.roster.get(participant_id), user)
+        return identity.refusal(self._desk.roster.get(participant_id), user)
 
     def is_from_owner(self, task_id: str, user: str | None) -> bool:
         """Whether this user is shown to be the participant of the open task (coordinator.decisions.identity)."""
         task = self._desk.tasks.get(task_id)
-        return task is not None and senders.is_from(self._desk.owner(task), user)
+        return task is not None and identity.is_from(self._desk.owner(task), user)
 
     def next_wakeup(self) -> float | None:
         """Run time by which a Tick is needed if nothing else happens; None if there is nothing to wait for."""
@@ -224,7 +224,7 @@ class Core:
             self._handlers[type(event)](event)
             if self._groups is not None:
                 self._end_groups(self._groups)
-            self._ending.look(self._accepted)
+            self._ending.check(self._accepted)
             self._ending.evaluate_if_due()
             if self._ending.stopping is None:
                 self._issue()
@@ -245,7 +245,7 @@ class Core:
     # Tasks
 
     def _on_started(self, _: Started) -> None:
-        self._ending.evaluations.lost()
+        self._ending.evaluations.forget_running()
         self._desk.doubt_all()
         if len(self._desk.roster):
             self._desk.commands.append(SayHello(tuple(self._desk.roster.ids())))
@@ -322,7 +322,7 @@ class Core:
             group = self._groups.arrive(p, task, update.update_id, self._accepted + 1, self._desk.now)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
         tensors = event.payload.take() if event.owned else event.payload
-        self._model.take(update, tensors, staleness, weight, first=p.memory is None, group=group)
+        self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
         del tensors  # a version needs as much memory again
         if self._remembers:
             p.memory = update.next_memory
@@ -335,7 +335,7 @@ class Core:
         if p.out is None:
             p.accepting, p.asked_again_at_s = True, None
         if self._rounds is not None:
-            self._rounds.answered(p)
+            self._rounds.on_accepted(p)
         self._desk.settle(p)
         if self._strategy.ready(self._model.state, self._desk.now):
             self._make_version()
@@ -348,7 +348,7 @@ class Core:
         self._desk.commands.append(NewVersion(self._desk.version, tuple(self._buffer_ids), weights))
         self._buffer_ids = []
         if self._rounds is not None:
-            self._rounds.ended()
+            self._rounds.on_version()
         self._withdraw_too_stale()
 
     def _end_groups(self, groups: ArrivalGroups) -> None:
@@ -421,7 +421,7 @@ class Core:
         The memories of `changes` are among the snapshot's arrays, as strategy/memory/{participant_id}/{tensor}.
         """
         scalars = snapshot.scalars
-        model = Model.restored(strategy, snapshot)
+        model = Model.restore(strategy, snapshot)
         core = cls(settings, strategy, training, model.parameters, scalars["run_uid"], evaluates=evaluates)
         core._model.state = model.state
         core._rng.bit_generator.state = scalars["rng"]

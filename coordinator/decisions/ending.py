@@ -49,7 +49,7 @@ class Ending:
             for task in self._desk.tasks.open():
                 self._desk.withdraw(task, f"the run is over: {reason}")
 
-    def look(self, accepted: int) -> None:
+    def check(self, accepted: int) -> None:
         """Whether a limit is reached, with so many updates accepted, and whether nothing is left to do."""
         desk = self._desk
         if self.stopping is None:
@@ -73,9 +73,9 @@ class Ending:
             self.evaluations.begin(desk.version, desk.now)
             desk.commands.append(Evaluate(desk.version))
 
-    def take(self, event: EvaluationArrived) -> None:
+    def on_evaluation(self, event: EvaluationArrived) -> None:
         """A result, which may reach a goal."""
-        goal = self.evaluations.take(event)
+        goal = self.evaluations.on_result(event)
         if goal is not None:
             self.stop(goal)
 

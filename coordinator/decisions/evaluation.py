@@ -70,12 +70,12 @@ class Evaluations:
     def begin(self, version: int, now: float) -> None:
         self._running, self._begun_s = version, now
 
-    def lost(self) -> None:
+    def forget_running(self) -> None:
         """The answer died with the last coordinator: evaluate again."""
         if self._running is not None:
             self._running = self._begun_s = None
 
-    def take(self, event: EvaluationArrived) -> str | None:
+    def on_result(self, event: EvaluationArrived) -> str | None:
         """A result; the goal that ends the run, by the name of its setting. A failed evaluation reaches none."""
         if event.version != self._running:
             return None

@@ -57,7 +57,7 @@ class Model:
         """The strategy's own."""
 
     @classmethod
-    def restored(cls, strategy: Strategy[Any], snapshot: Snapshot) -> Model:
+    def restore(cls, strategy: Strategy[Any], snapshot: Snapshot) -> Model:
         """The one whose `arrays` and `scalars` the snapshot has, with the memories as
         strategy/memory/{participant_id}/{tensor}."""
         scalars: Mapping[str, Any] = snapshot.scalars
@@ -75,7 +75,7 @@ class Model:
             self._task_tensors = join(self.parameters, cast(SendsBeside, self.state).beside(self.parameters))
         return self._task_tensors
 
-    def take(
+    def accumulate(
         self,
         update: UpdateFacts,
         tensors: Parameters,

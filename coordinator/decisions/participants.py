@@ -161,12 +161,12 @@ class Roster:
         p.asked_again_at_s = until_s
         heapq.heappush(self._backoffs, (until_s, p.seq))
 
-    def answered(self, p: Participant, version: int) -> None:
+    def mark_answered(self, p: Participant, version: int) -> None:
         """It has given its update to the synchronous round of this version; the caller settles."""
         p.answered_version = version
         self._answered.append(p)
 
-    def new_round(self, now: float, version: int) -> None:
+    def free_answered(self, now: float, version: int) -> None:
         """A new version: those that answered the last round are free for the next."""
         answered, self._answered = self._answered, []
         for p in answered:
@@ -197,7 +197,7 @@ class Roster:
         asked = self._backoffs[0][0]
         return asked if absent is None else min(absent, asked)
 
-    def restored(self, now: float, version: int) -> None:
+    def rebuild(self, now: float, version: int) -> None:
         """After the last `load`: rebuild the sets from the records."""
         for p in self._by_seq:
             if p.answered_version == version:

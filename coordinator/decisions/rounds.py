@@ -28,9 +28,9 @@ class Rounds:
         asked = math.ceil(self._cohort.size * self._cohort.over_selection - 1e-9)  # 10·1.1 is 11, not 12
         return asked - self._model.state.count - self._desk.tasks.out
 
-    def answered(self, p: Participant) -> None:
+    def on_accepted(self, p: Participant) -> None:
         """Its update was accepted: it gives no other to this round. The caller settles."""
-        self._desk.roster.answered(p, self._desk.version)
+        self._desk.roster.mark_answered(p, self._desk.version)
         for other in [*p.lapsed, *([p.out] if p.out else [])]:
             self._desk.withdraw(other, "its participant has answered this round")
 
@@ -47,12 +47,12 @@ class Rounds:
                     self._desk.lapse(task, "round deadline")
             self._begin_deadline()
 
-    def ended(self) -> None:
+    def on_version(self) -> None:
         """It made the version that is now the newest."""
         self.opened_s = None
         for task in self._desk.tasks.open():
             self._desk.withdraw(task, f"the round ended with version {self._desk.version}")
-        self._desk.roster.new_round(self._desk.now, self._desk.version)
+        self._desk.roster.free_answered(self._desk.now, self._desk.version)
 
     def _begin_deadline(self) -> None:
         self.opened_s = self._desk.now

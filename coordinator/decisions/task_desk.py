@@ -88,7 +88,7 @@ class TaskDesk:
 
     # What participants say
 
-    def take_hello(self, hello: Hello, user: str | None = "") -> None:
+    def on_hello(self, hello: Hello, user: str | None = "") -> None:
         p = self.roster.get(hello.participant_id)
         if p is None:
             p = self.roster.add(hello, self.now)
@@ -136,7 +136,7 @@ class TaskDesk:
         task = self.tasks.get(task_id) or self.tasks.just_closed(task_id)
         return task is None or task.participant_id != p.participant_id
 
-    def take_decline(self, event: TaskDeclined) -> None:
+    def on_decline(self, event: TaskDeclined) -> None:
         p = self.roster.get(event.participant_id)
         if p is None or event.run_id != self.settings.run_id:
             return
@@ -159,7 +159,7 @@ class TaskDesk:
                     self.roster.back_off(p, self.now + (self.settings.decline_backoff_s if wait_s is None else wait_s))
         self.settle(p)
 
-    def take_undeliverable(self, event: TaskUndeliverable) -> None:
+    def on_undeliverable(self, event: TaskUndeliverable) -> None:
         task = self.tasks.get(event.task_id)
         if task is not None:
             p = self.owner(task)
@@ -291,7 +291,7 @@ class TaskDesk:
                 p.lapsed.append(task)
         if self.groups is not None:
             self.groups.load(scalars["arrival_groups"])
-        self.roster.restored(self.now, self.version)
+        self.roster.rebuild(self.now, self.version)
         self.client_weights = ClientWeights.restore(
             self.settings.client_weights,
             scalars["client_weights"],

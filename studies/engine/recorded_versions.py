@@ -89,9 +89,9 @@ class RecordedRounds(Rounds):
             self._begin_deadline()
         return free
 
-    def answered(self, p: Participant) -> None:
+    def on_accepted(self, p: Participant) -> None:
         self._record.accepted += 1
-        super().answered(p)
+        super().on_accepted(p)
 
     def deadline_s(self) -> float | None:
         return self._record.next_due()
@@ -99,9 +99,9 @@ class RecordedRounds(Rounds):
     def pass_time(self) -> None:
         pass
 
-    def ended(self) -> None:
+    def on_version(self) -> None:
         self._record.version += 1
-        super().ended()
+        super().on_version()
 
 
 class _ReadyAsRecorded:

@@ -60,7 +60,7 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
         raise InputError(
             f"the run in {run_dir} has no archive of all its updates: only a run that kept them can be replayed"
         )
-    initial = Model.restored(strategy, archive.read_base(folder.archive, bases[0])).parameters
+    initial = Model.restore(strategy, archive.read_base(folder.archive, bases[0])).parameters
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
     # Each has the name that it had in the run: a participant in two lanes is one, to a strategy that keeps something
     # of each participant.

@@ -104,10 +104,10 @@ class Agent:
             self.control_free_s = at
             self.sim.at(at, lambda: self.sim.control(event))
 
-    def take(self, message: Any) -> None:
+    def on_message(self, message: Any) -> None:
         kind, body = message
         if kind == "task":
-            self.take_task(*body)
+            self.on_task(*body)
         elif kind == "receipt":
             self.outbox.pop(body, None)
         elif kind == "withdrawn":
@@ -120,7 +120,7 @@ class Agent:
         elif kind == "run_finished":
             self.online, self.done = False, True
 
-    def take_task(self, task: IssueTask, parameters: Parameters) -> None:
+    def on_task(self, task: IssueTask, parameters: Parameters) -> None:
         if task.task_id in self.spool or task.task_id in self.outbox:
             return
         if self.spool or self.rng.random() < self.plan.declines:

@@ -320,7 +320,7 @@ class Simulation:
             message = queue.pop(0)
             takers = online if message[0] == "run_finished" else [online[int(self.rng.integers(len(online)))]]
             for agent in takers:
-                agent.take(message)
+                agent.on_message(message)
 
     # What must hold
 

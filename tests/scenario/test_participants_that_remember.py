@@ -80,14 +80,14 @@ class Person:
             if self.inbox:
                 self.feed(self.inbox.popleft())
             elif self.queue:
-                self.take(self.queue.popleft())
+                self.on_message(self.queue.popleft())
             else:
                 self.feed(ev.Tick())
         except Crash:
             self.world.seen["crash"] += 1
             self.start()
 
-    def take(self, message: Any) -> None:
+    def on_message(self, message: Any) -> None:
         self.world.handle += 1
         handle = self.world.handle
         self.unacked[handle] = message

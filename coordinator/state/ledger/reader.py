@@ -19,7 +19,7 @@ from fedmq.coordinator.decisions.events import ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader
-from fedmq.coordinator.state.ledger.memory_rows import from_rows
+from fedmq.coordinator.state.ledger.memories import from_rows
 from fedmq.coordinator.state.ledger.rows import (
     CheckpointRow,
     EpochRow,

@@ -15,7 +15,7 @@ from typing import Any
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
-from fedmq.coordinator.state.ledger.memory_rows import to_rows
+from fedmq.coordinator.state.ledger.memories import to_rows
 from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, is_empty
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES

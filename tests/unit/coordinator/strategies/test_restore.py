@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedmq.coordinator.state import checkpoint
-from fedmq.coordinator.state.ledger.memory_rows import Row, from_rows, to_rows
+from fedmq.coordinator.state.ledger.memories import Row, from_rows, to_rows
 from fedmq.coordinator.strategies import (
     AnyStrategy,
     Area,
