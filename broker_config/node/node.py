@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from fedmq.broker_config.node.handshake import try_login
+from fedmq.broker_config.amqp.address import BrokerAddress
+from fedmq.broker_config.amqp.handshake import try_login
 from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError
 
@@ -149,7 +150,7 @@ class PrivateNode:
             self._server = spawn([str(self._sbin / "rabbitmq-server")], env, out)
             self._watchdog = Watchdog(self._server.pid)
         self._await(
-            lambda: try_login(self.port, _USER, self._password),
+            lambda: try_login(BrokerAddress.parse(self.url)),
             self._server,
             time.monotonic() + timeout_s,
             "rabbitmq-server",

@@ -18,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.amqp.handshake import identify
 from fedmq.broker_config.node.node import PrivateNode, find_server
 from fedmq.broker_config.topology import Topology
 from fedmq.demo.backends import Backend, EmbeddedBackend, ProcessBackend
-from fedmq.run.broker_probe import identify
 from fedmq.schemas.errors import BrokerError, LedgerError, MissingExtra
 from fedmq.views.live import Frame, LiveView, summary_table, with_everybody
 from fedmq.views.plots import plot_run

@@ -13,12 +13,12 @@ from typing import Literal
 
 from fedmq.app.model_process import ModelChild
 from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.amqp.handshake import MIB, identify
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.config import custom_strategy
 from fedmq.config.file import FederationConfig
-from fedmq.run.broker_probe import MIB, identify
 from fedmq.run.roles import amqp
 from fedmq.schemas.errors import BrokerError, FedmqError, MissingExtra, Unroutable
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES

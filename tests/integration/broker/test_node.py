@@ -73,7 +73,7 @@ def test_the_node_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     require_server()
     program = (
         "import sys, time, pathlib\n"
-        "from broker_config.node.node import PrivateNode\n"
+        "from fedmq.broker_config.node.node import PrivateNode\n"
         "node = PrivateNode(pathlib.Path(sys.argv[1]))\n"
         "node.start()\n"
         "print(node.pid, node.port, flush=True)\n"

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from fedmq.broker_config.amqp.address import BrokerAddress
-from fedmq.run.broker_probe import MIB, identify
+from fedmq.broker_config.amqp.handshake import MIB, identify
 from fedmq.schemas.errors import BrokerUnavailable
 
 
