@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedmq.broker_config.amqp.publisher import Timers
+from fedmq.broker_config.timers import Timers
 
 ANSWER_S = 60.0
 """Without an answer for so long the broker, or what of it the question is for, hangs. A cluster that elects leaders

@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any, cast
 
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal
-from fedmq.broker_config.amqp.chores import Chore, Chores
 from fedmq.broker_config.amqp.consumer import Consumer, Token, Verdict
 from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import Outgoing, Publisher, Window, describe
 from fedmq.broker_config.amqp.retries import Retries
 from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
@@ -95,7 +95,7 @@ class AmqpClient:
         self._retries = Retries(self._loop, addresses, backoff, rng, self._connect)
         self._consumers = Consumers(driver, backoff, rng, self._report)
         self._publisher = Publisher(self._loop, driver.properties, window, self._on_idle)
-        self._chores = Chores(driver, self._loop, self._chore_refused, on_done=self._chore_done, on_idle=self._on_idle)
+        self._chores = Chores(self._loop, self._queues, self._begin_chore, self._on_idle)
 
     @property
     def address(self) -> BrokerAddress:
@@ -125,7 +125,7 @@ class AmqpClient:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
             self._exchanges, self._on_state = tuple(exchanges), on_state
-            self._queues = {queue.name: queue for queue in queues}
+            self._queues.update((queue.name, queue) for queue in queues)
             self._is_open = True
             self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()
@@ -180,7 +180,7 @@ class AmqpClient:
         self._enter(partial(self._forget, name))
 
     def _do(self, chore: Chore) -> Future[int]:
-        if not self._enter(partial(self._begin_chore, chore)):
+        if not self._enter(partial(self._submit_chore, chore)):
             chore.done.set_exception(self._closed_error())
         return chore.done
 
@@ -310,7 +310,7 @@ class AmqpClient:
         self._report(TransportState("connected", f"RabbitMQ at {self.address}"))
         if not self._opened.done():
             self._opened.set_result(None)
-        self._chores.attach(session)
+        self._chores.attach()
         if not self._closing:
             self._consumers.attach(session)
 
@@ -363,26 +363,24 @@ class AmqpClient:
 
     # queues that come and go
 
-    def _begin_chore(self, chore: Chore) -> None:
+    def _submit_chore(self, chore: Chore) -> None:
         if self._failure is not None:
             chore.done.set_exception(self._failure)
             return
         if chore.queue is None:
             self._consumers.remove(chore.name)
-            self._queues.pop(chore.name, None)
         self._chores.submit(chore)
+
+    def _begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
+        assert self._session is not None, "chores wait while there is none"
+
+        def refused(code: int, text: str) -> None:
+            finish(declaration_refusal(self.address, f"queue {chore.name!r}", code, text))
+
+        return self._session.begin_chore(chore, finish, refused)
 
     def _forget(self, name: str) -> None:
         self._queues.pop(name, None)
-
-    def _chore_refused(self, what: str, code: int, text: str) -> BrokerError:
-        return declaration_refusal(self.address, what, code, text)
-
-    def _chore_done(self, chore: Chore) -> None:
-        if chore.queue is None:
-            self._queues.pop(chore.name, None)
-        else:
-            self._queues[chore.name] = chore.queue
 
     def _blocked(self, reason: str | None) -> None:
         if reason is None:
@@ -397,7 +395,7 @@ class AmqpClient:
     # consuming
 
     def _give_back_later(self, delivery: Delivery) -> None:
-        self._loop.call_later(GIVE_BACK_DELAY_S, lambda: void(self.nack(delivery)))
+        self._loop.call_later(GIVE_BACK_DELAY_S, partial(self.nack, delivery))
 
     def _ask_depth(self, queue: str, found: Future[int]) -> None:
         session = self._session
@@ -457,7 +455,3 @@ class AmqpClient:
     def _stop(self) -> None:
         self._stopped = True
         self._loop.stop()
-
-
-def void(_: object) -> None:
-    """For callbacks that must return nothing."""

@@ -29,9 +29,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 from fedmq.broker_config.amqp.address import publish_refusal
+from fedmq.broker_config.timers import Timers
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
 
@@ -42,14 +43,6 @@ NEW_CHANNEL_S = 5.0
 """A full queue refuses on every channel: no more than one new one in this time."""
 
 _log = logging.getLogger("fedmq.broker")
-
-
-class Timers(Protocol):
-    """What of pika's IOLoop is used here."""
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Any: ...
-
-    def remove_timeout(self, timeout_handle: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmq.broker_config.amqp.address import Addresses
-from fedmq.broker_config.amqp.publisher import Timers
+from fedmq.broker_config.timers import Timers
 from fedmq.schemas.errors import BrokerError
 from fedmq.schemas.local.backoff import Backoff
 

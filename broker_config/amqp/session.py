@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from fedmq.broker_config.amqp.address import NOT_FOUND
 from fedmq.broker_config.amqp.answers import Answer
-from fedmq.broker_config.amqp.publisher import Publisher, Timers
+from fedmq.broker_config.amqp.publisher import Publisher
+from fedmq.broker_config.chores import Chore, Finish
+from fedmq.broker_config.timers import Timers
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
@@ -193,6 +195,34 @@ class Session:
         answer.wait("the opening of a channel")
         self._driver.channel(self.consuming, opened, refused)
 
+    def begin_chore(self, chore: Chore, finish: Finish, refused: OnRefused) -> Callable[[], None]:
+        """Declare or delete a queue on a channel of its own, then `finish`. Return what gives the try up: a queue that
+        hangs fails alone."""
+        given_up = False
+        answer = self.answer(self.consuming, lambda silence: finish(BrokerUnavailable(silence)))
+
+        def give_up() -> None:
+            nonlocal given_up
+            given_up = True
+            answer.stop()
+
+        def opened(channel: Any) -> None:
+            def close(count: int) -> None:
+                if channel.is_open:
+                    channel.close()
+                finish(count)
+
+            if given_up:
+                channel.close()
+            elif chore.queue is None:
+                channel.queue_delete(chore.name, callback=lambda frame: close(frame.method.message_count))
+            else:
+                _declare(channel, chore.queue, close)
+
+        answer.wait(f"the {'deletion' if chore.queue is None else 'declaration'} of queue {chore.name!r}")
+        self._driver.channel(self.consuming, opened, refused)
+        return give_up
+
     def _consuming_is_open(self, connection: Any) -> None:
         self.consuming = connection
         if not self.over:
@@ -274,3 +304,15 @@ def _steps(exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> Any:
             "queue_bind",
             {"queue": queue.name, "exchange": queue.exchange, "routing_key": queue.routing_key},
         )
+
+
+def _declare(channel: Any, queue: Queue, then: Callable[[int], None]) -> None:
+    """Declare a queue with its binding, then call `then` with the number of its ready messages."""
+
+    def declared(frame: Any) -> None:
+        count = frame.method.message_count
+        channel.queue_bind(
+            queue.name, queue.exchange, routing_key=queue.routing_key, callback=lambda _frame: then(count)
+        )
+
+    channel.queue_declare(queue.name, durable=True, arguments=queue.arguments(), callback=declared)

@@ -11,7 +11,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,14 +19,15 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar, cast
 
+from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.embedded.broker import EmbeddedBroker
-from fedmq.broker_config.embedded.chores import Chore, Chores
 from fedmq.broker_config.embedded.connection import Arrived, Cancelled, Connection, Disconnected, Lost, Token
 from fedmq.broker_config.embedded.publisher import Publish, Publisher
+from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
-from fedmq.schemas.errors import BrokerUnavailable, FedmqError, TopologyConflict, TransportClosed
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, FedmqError, TopologyConflict, TransportClosed
 
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
 
@@ -81,9 +81,9 @@ class EmbeddedTransport:
         self._opened: Future[None] = Future()
         self._connection: Connection | None = None
         self._consumers: dict[str, _Consume] = {}
-        self._chores = Chores(broker, self._queues)
+        self._timers = ClockTimers(broker.clock)
+        self._chores = Chores(self._timers, self._queues, self._begin_chore)
         self._publisher = Publisher(broker)
-        self._give_back: deque[tuple[float, Delivery]] = deque()
         self._failure: TransportClosed | None = None
         self._close_deadline_s: float | None = None
 
@@ -139,21 +139,20 @@ class EmbeddedTransport:
 
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
         """One more queue; resolves with the number of its ready messages."""
-        return self._do(queue.name, queue, timeout_s)
+        return self._do(Chore(queue.name, queue, timeout_s))
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         """Delete a queue with its messages, and forget it."""
-        return self._do(name, None, timeout_s)
+        return self._do(Chore(name, None, timeout_s))
 
     def forget_queue(self, name: str) -> None:
         """Declare this queue no more after a reconnect."""
         self._enter(_Forget(name))
 
-    def _do(self, name: str, queue: Queue | None, timeout_s: float) -> Future[int]:
-        chore = Chore(name, queue, timeout_s, self._broker.clock() + timeout_s, Future())
+    def _do(self, chore: Chore) -> Future[int]:
         if not self._enter(chore):
-            chore.future.set_exception(self._closed())
-        return chore.future
+            chore.done.set_exception(self._closed())
+        return chore.done
 
     def ack(self, delivery: Delivery) -> bool:
         """Settle. False: the delivery's connection is gone, it will come again."""
@@ -212,7 +211,7 @@ class EmbeddedTransport:
             while True:
                 self._connect()
                 self._work()
-                self._give_back_due()
+                self._timers.do_due()
                 if self._is_over():
                     return
                 try:
@@ -227,12 +226,11 @@ class EmbeddedTransport:
     def _is_over(self) -> bool:
         if self._close_deadline_s is None:
             return False
-        return not (self._publisher or self._chores) or time.monotonic() >= self._close_deadline_s
+        return (not self._publisher and self._chores.idle) or time.monotonic() >= self._close_deadline_s
 
     def _wait_s(self) -> float | None:
         waits = [] if self._connection is None else [self._broker.seconds_until_due(self._connection)]
-        given_back_s = self._give_back[0][0] if self._give_back else None
-        dues_s = (self._publisher.next_deadline_s(), self._chores.next_deadline_s(), given_back_s)
+        dues_s = (self._publisher.next_deadline_s(), self._timers.next_due_s())
         waits.extend(due_s - self._broker.clock() for due_s in dues_s if due_s is not None)
         if self._close_deadline_s is not None:
             waits.append(self._close_deadline_s - time.monotonic())
@@ -247,7 +245,7 @@ class EmbeddedTransport:
                 live = wanted and connection is self._connection and connection.alive
                 live = live and self._close_deadline_s is None
                 if live and not self._call(on_delivery, delivery):
-                    self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
+                    self._give_back_later(delivery)
             case Publish():
                 if item.future.set_running_or_notify_cancel():
                     self._publisher.add(item)
@@ -260,15 +258,14 @@ class EmbeddedTransport:
             case _Forget(queue):
                 self._queues.pop(queue, None)
             case Chore():
-                if item.future.set_running_or_notify_cancel():
-                    if item.queue is None:
-                        self._stop(item.name)
-                        self._queues.pop(item.name, None)
-                    self._chores.add(item)
+                if item.queue is None:
+                    self._stop(item.name)
+                self._chores.submit(item)
             case _GiveBack(delivery):
-                self._give_back.append((self._broker.clock() + GIVE_BACK_DELAY_S, delivery))
+                self._give_back_later(delivery)
             case Lost(connection, detail) if connection is self._connection:
                 self._connection = None
+                self._chores.detach()
                 self._publisher.connection_lost()
                 self._report(TransportState("disconnected", detail))
             case Cancelled(connection, queue) if connection is self._connection and queue in self._consumers:
@@ -298,6 +295,7 @@ class EmbeddedTransport:
         if self._close_deadline_s is None:
             for consumer in self._consumers.values():
                 self._start(consumer)
+        self._chores.attach()
 
     def _start(self, consumer: _Consume) -> None:
         if self._connection is None:
@@ -322,21 +320,34 @@ class EmbeddedTransport:
         else:
             self._start(self._consumers[queue])
 
-    def _work(self) -> None:
-        """Chores before messages, which may be for a queue that is to be declared."""
-        for work in (self._chores, self._publisher):
-            if self._failure is not None:
-                work.fail(self._failure)
-        if self._connection is not None:
-            self._chores.do(self._connection)
-            self._publisher.send(self._connection)
-        now = self._broker.clock()
-        self._chores.time_out(now)
-        self._publisher.time_out(now)
+    def _begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
+        """Do it at once: nothing is left to give up."""
+        connection = self._connection
+        assert connection is not None, "chores wait while there is none"
+        try:
+            if chore.queue is None:
+                count = self._broker.remove(connection, chore.name)
+            else:
+                self._broker.declare(connection, (), [chore.queue])
+                count = self._broker.depth(chore.name)
+        except Disconnected:
+            self._chores.detach()  # its Lost is in the inbox
+        except BrokerError as error:
+            finish(error)
+        else:
+            finish(count)
+        return lambda: None
 
-    def _give_back_due(self) -> None:
-        while self._give_back and self._give_back[0][0] <= self._broker.clock():
-            self.nack(self._give_back.popleft()[1])
+    def _work(self) -> None:
+        if self._failure is not None:
+            self._publisher.fail(self._failure)
+            self._chores.fail_all(self._failure)
+        if self._connection is not None:
+            self._publisher.send(self._connection)
+        self._publisher.time_out(self._broker.clock())
+
+    def _give_back_later(self, delivery: Delivery) -> None:
+        self._timers.call_later(GIVE_BACK_DELAY_S, partial(self.nack, delivery))
 
     def _fail(self, error: TopologyConflict) -> None:
         """For good: this transport does nothing any more but close."""
@@ -353,11 +364,12 @@ class EmbeddedTransport:
             self._is_open = False
         self._broker.disconnect(self._connection, self._inbox)
         self._publisher.fail(self._closed())
-        self._chores.fail(self._closed())
+        self._chores.fail_all(self._closed())
         while not self._inbox.empty():
             item = self._inbox.get_nowait()
-            if isinstance(item, Publish | Chore) and item.future.set_running_or_notify_cancel():
-                item.future.set_exception(self._closed())
+            future = item.done if isinstance(item, Chore) else item.future if isinstance(item, Publish) else None
+            if future is not None and future.set_running_or_notify_cancel():
+                future.set_exception(self._closed())
 
     def _report(self, state: TransportState) -> None:
         if self._on_state is not None and self._close_deadline_s is None:  # whoever closes wants no more news

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from fedmq.broker_config.amqp.answers import ANSWER_S, MOST_ANSWER_S, MOVING_BYTES, Answer
-from fedmq.broker_config.amqp.chores import Chore, Chores
 from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import Publisher
 from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import TransportState
 from fedmq.schemas.errors import BrokerUnavailable
@@ -127,20 +127,22 @@ class Bench:
         driver = cast(Driver, broker)
         publisher = cast(Publisher, SimpleNamespace(attach=lambda *_: None, channel_closed=lambda *_: None))
         self.consumers = Consumers(driver, Backoff(0.1, 0.1), random.Random(0), self.states.append)
-        refusal: Any = None
-        self.chores = Chores(driver, broker.loop, refusal, on_done=lambda _: None, on_idle=lambda: None)
+        self.chores = Chores(broker.loop, {}, self.begin_chore)
         self.ready = False
 
         def ready(session: Session) -> None:
             self.ready = True
             self.consumers.attach(session)
-            self.chores.attach(session)
+            self.chores.attach()
 
         self.session = Session(
             driver, publisher, (Exchange("x"),), {"q": QUEUE}, broker="HOST", on_ready=ready,
             on_declaration_refused=lambda _, what, *__: self.refused.append(what),
             on_lost=lambda _, error: self.lost.append(error), on_blocked=lambda _: None,
         )  # fmt: skip
+
+    def begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
+        return self.session.begin_chore(chore, finish, lambda _code, _text: None)
 
     def wait(self, seconds: float = ANSWER_S) -> None:
         self.broker.loop.pass_time(seconds)
