@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.audit.replay import checkpoint_meta
-from fedmq.coordinator.decisions.commands import Command, Discard, Finish, IssueTask, RepeatReceipts, SayHello, Withdraw
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import ClosedTask
-from fedmq.coordinator.decisions.records import OPEN_STATES, Snapshot
+from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.service.effects import Pending
 from fedmq.coordinator.settings import CommitSettings
 from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles, file_name
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group
+from fedmq.coordinator.state.ledger.rows import CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger, in_doubt
 from fedmq.schemas.errors import Deposed
-from fedmq.schemas.messages import Notice, Receipt
 from fedmq.schemas.parameters import Parameters
 
 log = logging.getLogger("fedmq.coordinator")
@@ -34,43 +31,10 @@ quarter of its time."""
 MOST_REST_S = 60.0
 """However long a commit took: one that stood still, with its disk or its process, must not keep everybody waiting three
 times as long."""
-SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
-"""Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
-writes the model, on a disk that the broker may need too."""
 CONTROL_WINDOW = 128
 """Hellos and declines that one commit may hold."""
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 30.0
-
-
-@dataclass(slots=True)
-class Pending:
-    """All that happened since the last commit: what to write, and what to do once it is written."""
-
-    since_s: float = float("inf")
-    """Run time of the first thing in here."""
-    group: Group = field(default_factory=Group)
-    num_updates: int = 0
-    num_control: int = 0
-    poison_bytes: int = 0
-    urgent: bool = False
-    """Somebody waits for it: a participant for its task, say. Not what only has to be acked."""
-    arrays_changed: bool = False
-    settle: list[Delivery] = field(default_factory=list)
-    """To ack, without their bodies."""
-    poison: list[tuple[Delivery, Discard]] = field(default_factory=list)
-    tasks: list[tuple[IssueTask, Parameters]] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    verdicts: list[tuple[str, str]] = field(default_factory=list)
-    """(participant_id, task_id) of receipts to be repeated from the ledger."""
-    payload_queues: list[str] = field(default_factory=list)
-    """Of updates in chunks that are over: to be deleted."""
-
-    def touch(self, now: float, commands: Sequence[Command]) -> None:
-        """Something is in here from now on, and these commands with it."""
-        self.since_s = min(self.since_s, now)
-        self.urgent = self.urgent or any(isinstance(command, SOMEBODY_WAITS) for command in commands)
 
 
 @dataclass(slots=True)
@@ -149,11 +113,6 @@ class Committer:
         """Write version 0 of a new run."""
         return _write(files, 0, 0, 0, snapshot, epoch=epoch)
 
-    @property
-    def keeps_payloads(self) -> bool:
-        """Whether there is an archive."""
-        return self._archive is not None
-
     def keep_payload(self, order: int, payload: Parameters) -> None:
         """An update was accepted: for the archive, where there is one."""
         if self._archive is not None:
@@ -207,16 +166,6 @@ class Committer:
             return replace(self._doubted[-1], scalars=snapshot.scalars)
         seq, epoch, again = self._state.seq + 1, self._ledger.epoch, len(self._doubted)
         return _write(self._files, seq, version, accepted, snapshot, epoch=epoch, again=again)
-
-
-def closed_task(pending: Pending, ledger: Ledger, task_id: str) -> ClosedTask | None:
-    """What became of a task that the core no longer holds, committed or about to be."""
-    task = pending.group.tasks.get(task_id)
-    if task is None:
-        return ledger.closed_task(task_id)
-    if task.state in OPEN_STATES:
-        return None
-    return ClosedTask(task.task_id, task.participant_id, task.state)  # type: ignore[arg-type]
 
 
 def _write(

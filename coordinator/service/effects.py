@@ -1,13 +1,13 @@
-"""What the core's commands come to: entries of what the next commit holds, and a line of the log each.
+"""The effects of the core's commands: entries in what the next commit holds, and one log line each.
 
-Only an evaluation begins at once. Everything that anybody hears of waits for the commit.
+Only an evaluation begins at once. Everything that a participant or the broker notices waits for the commit.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedmq.broker_config.transport import Delivery
@@ -27,18 +27,65 @@ from fedmq.coordinator.decisions.commands import (
 )
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
-from fedmq.coordinator.decisions.events import EvaluationArrived
-from fedmq.coordinator.service import receipts as answers
-from fedmq.coordinator.service.commit import Pending
+from fedmq.coordinator.decisions.events import (
+    ClosedTask,
+    DeliveryHandle,
+    EvaluationArrived,
+    Event,
+    PoisonArrived,
+    Tick,
+    UpdateArrived,
+)
+from fedmq.coordinator.decisions.records import OPEN_STATES
 from fedmq.coordinator.service.intake import Intake
-from fedmq.coordinator.state.ledger.rows import Stamp
-from fedmq.schemas.messages import Update
+from fedmq.coordinator.service.receipts import notice, receipt
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.rows import Group, Stamp
+from fedmq.schemas.messages import Notice, Receipt, Update
+from fedmq.schemas.parameters import Parameters
 
 log = logging.getLogger("fedmq.coordinator")
 
+SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
+"""Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
+writes the model, on a disk that the broker may need too."""
 
-class Commands:
-    """Used from the loop's thread."""
+
+@dataclass(slots=True)
+class Pending:
+    """Everything since the last commit: what to write, and what to do once it is written."""
+
+    since_s: float = float("inf")
+    """Run time of the first entry."""
+    group: Group = field(default_factory=Group)
+    num_updates: int = 0
+    """Number of deliveries from the updates queue that the commit settles."""
+    num_control: int = 0
+    """Number of hellos and declines that the commit settles."""
+    poison_bytes: int = 0
+    urgent: bool = False
+    """True if somebody waits for the commit: a participant for its task, for example."""
+    arrays_changed: bool = False
+    settle: list[Delivery] = field(default_factory=list)
+    """Deliveries to ack, without their bodies."""
+    poison: list[tuple[Delivery, Discard]] = field(default_factory=list)
+    """Deliveries to dead-letter, with their bodies."""
+    tasks: list[tuple[IssueTask, Parameters]] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    verdicts: list[tuple[str, str]] = field(default_factory=list)
+    """(participant_id, task_id) of receipts to repeat from the ledger."""
+    payload_queues: list[str] = field(default_factory=list)
+    """Queues to delete: their updates in chunks are over."""
+
+    def touch(self, now: float, commands: Sequence[Command]) -> None:
+        """Note that there is something to commit since `now`, and that these commands are part of it."""
+        self.since_s = min(self.since_s, now)
+        self.urgent = self.urgent or any(isinstance(command, SOMEBODY_WAITS) for command in commands)
+
+
+class Effects:
+    """Collects what the next commit holds. The loop's thread calls everything."""
 
     def __init__(
         self,
@@ -53,11 +100,7 @@ class Commands:
     ) -> None:
         """`in_chunks`: the run's updates travel in chunks. `put` takes the results of evaluations, from any thread."""
         self.pending = Pending()
-        """Of the next commit."""
-        self.in_hand: dict[int, Delivery] = {}
-        """Updates that the core has not decided on, by their handles."""
-        self.stragglers: set[str] = set()
-        """Tasks that were withdrawn with the run: their updates may be on their way."""
+        """Entries of the next commit."""
         self._run_id = run_id
         self._core = core
         self._intake = intake
@@ -66,6 +109,11 @@ class Commands:
         self._put = put
         self._wall_s = wall_s
         self._now_s = 0.0
+        self._last_handle = 0
+        self._in_hand: dict[DeliveryHandle, Delivery] = {}
+        """Deliveries of updates that the core has not decided on."""
+        self._stragglers: set[str] = set()
+        """Tasks that were withdrawn with the run: their updates may be on their way."""
         self._handlers: dict[type, Callable[[Any], None]] = {
             Accept: self._accept,
             Discard: self._discard,
@@ -79,34 +127,94 @@ class Commands:
             Finish: self._finish,
         }
 
-    def carry_out(self, commands: Sequence[Command], now: float) -> None:
-        """Those of one step, at run time `now`."""
+    # Deliveries of updates
+
+    def hold(self, delivery: Delivery) -> DeliveryHandle:
+        """Keep an update's delivery until the core has decided on it. Return its handle."""
+        self._last_handle += 1
+        self._in_hand[self._last_handle] = delivery
+        self._stragglers.discard(delivery.correlation_id or "")
+        return self._last_handle
+
+    def let_go(self, handle: DeliveryHandle) -> Delivery:
+        """Return a delivery that the core will not decide on, and keep it no more."""
+        return self._in_hand.pop(handle)
+
+    def send_again(self, handle: DeliveryHandle, update: Update, detail: str, now: float) -> None:
+        """Settle the manifest of a broken payload, and ask its participant, which still has it, to send it again."""
+        pending = self.pending
+        pending.settle.append(replace(self._in_hand.pop(handle), body=b""))
+        pending.num_updates += 1
+        pending.notices.append(notice(self._run_id, update.participant_id, "send_again", detail, update.task_id))
+        pending.touch(now, ())
+        pending.urgent = True
+
+    def settle_control(self, delivery: Delivery) -> None:
+        """Ack a hello or a decline with the next commit."""
+        self.pending.settle.append(replace(delivery, body=b""))
+        self.pending.num_control += 1
+
+    def delete_payload(self, update: Update) -> None:
+        """Delete the queue of an update's chunks after the next commit, if it has one."""
+        if update.chunks is not None:
+            self._delete_payload(update.run_id, update.task_id, update.participant_id)
+
+    # Steps
+
+    def on_step(self, event: Event, commands: Sequence[Command], now: float) -> None:
+        """Collect what the core's step with this event, at run time `now`, comes to."""
         self._now_s = now
         for command in commands:
             self._handlers[type(command)](command)
+        if commands or not isinstance(event, Tick):
+            self.pending.touch(now, commands)
+        if isinstance(event, UpdateArrived | PoisonArrived):
+            self.pending.num_updates += 1
+        elif isinstance(event, EvaluationArrived):
+            self.pending.group.evaluations.append((event, self._stamp()))
 
     def taken(self) -> Pending:
-        """What was pending: it is committed, and something else begins."""
+        """Return what was pending, now that it is committed, and begin anew."""
         done, self.pending = self.pending, Pending()
         return done
 
-    def over_in_chunks(self, update: Update) -> None:
-        """Its queue is deleted after the commit."""
-        if update.chunks is not None:
-            queue = self._intake.queue_of(update.run_id, update.task_id, update.participant_id)
-            self.pending.payload_queues.append(queue)
+    # Questions
 
-    def stamp(self) -> Stamp:
-        """Of the step: what the core took for now, so that tasks and updates of one step have the same time."""
+    @property
+    def versions(self) -> set[int]:
+        """Base versions of the tasks to be committed: these tasks keep the versions' parameters in RAM."""
+        return {command.base_version for command, _ in self.pending.tasks}
+
+    @property
+    def expects_stragglers(self) -> bool:
+        """True if updates of tasks that were withdrawn with the run may be on their way."""
+        return bool(self._stragglers)
+
+    def closed_task(self, task_id: str, ledger: LedgerReader) -> ClosedTask | None:
+        """Return the end of a task that the core no longer holds, committed or about to be; None if it has none."""
+        task = self.pending.group.tasks.get(task_id)
+        if task is None:
+            return ledger.closed_task(task_id)
+        if task.state in OPEN_STATES:
+            return None
+        return ClosedTask(task.task_id, task.participant_id, task.state)  # type: ignore[arg-type]
+
+    # Commands
+
+    def _stamp(self) -> Stamp:
+        """Return the time of the step: tasks and updates of one step have the same."""
         return Stamp(self._now_s, self._wall_s())
+
+    def _delete_payload(self, run_id: str, task_id: str, participant_id: str) -> None:
+        self.pending.payload_queues.append(self._intake.queue_of(run_id, task_id, participant_id))
 
     def _accept(self, command: Accept) -> None:
         pending, update = self.pending, command.update
         pending.arrays_changed = True
-        pending.group.accepted.append((command, self.stamp()))
-        pending.settle.append(replace(self.in_hand.pop(command.delivery), body=b""))
-        pending.receipts.append(answers.receipt(update, "accepted"))
-        self.over_in_chunks(update)
+        pending.group.accepted.append((command, self._stamp()))
+        pending.settle.append(replace(self._in_hand.pop(command.delivery), body=b""))
+        pending.receipts.append(receipt(update, "accepted"))
+        self.delete_payload(update)
         log.info(
             "update accepted participant=%s task=%s base_version=%d staleness=%d client_weight=%.6g order=%d",
             update.participant_id, update.task_id, update.base_version, command.staleness, command.client_weight,
@@ -115,8 +223,8 @@ class Commands:
 
     def _discard(self, command: Discard) -> None:
         pending, update = self.pending, command.update
-        delivery = self.in_hand.pop(command.delivery)
-        pending.group.discards.append((command, self.stamp()))
+        delivery = self._in_hand.pop(command.delivery)
+        pending.group.discards.append((command, self._stamp()))
         if command.reason in POISON:
             pending.poison.append((delivery, command))
             pending.poison_bytes += len(delivery.body)
@@ -125,9 +233,9 @@ class Commands:
         if update is not None and command.reason == "duplicate":
             pending.verdicts.append((update.participant_id, update.task_id))  # the first one's verdict stands
         elif update is not None:
-            pending.receipts.append(answers.receipt(update, "discarded", command.reason))
+            pending.receipts.append(receipt(update, "discarded", command.reason))
         if update is not None:
-            self.over_in_chunks(update)
+            self.delete_payload(update)
         log.log(
             logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
             "update discarded participant=%s task=%s reason=%s detail=%s", update and update.participant_id,
@@ -136,7 +244,7 @@ class Commands:
 
     def _new_version(self, command: NewVersion) -> None:
         self.pending.arrays_changed = True
-        self.pending.group.versions.append((command, self.stamp()))
+        self.pending.group.versions.append((command, self._stamp()))
         log.info(
             "version made version=%d updates=%d weights=%s",
             command.version, len(command.update_ids), ",".join(f"{weight:.6g}" for weight in command.weights),
@@ -157,19 +265,18 @@ class Commands:
 
     def _withdraw(self, command: Withdraw) -> None:
         if self._core.stopping:
-            self.stragglers.add(command.task_id)
-        if self._in_chunks:  # of an upload that may be under way
-            queue = self._intake.queue_of(self._run_id, command.task_id, command.participant_id)
-            self.pending.payload_queues.append(queue)
+            self._stragglers.add(command.task_id)
+        if self._in_chunks:  # an upload may be under way
+            self._delete_payload(self._run_id, command.task_id, command.participant_id)
         self.pending.notices.append(
-            answers.notice(self._run_id, command.participant_id, "task_withdrawn", command.detail, command.task_id)
+            notice(self._run_id, command.participant_id, "task_withdrawn", command.detail, command.task_id)
         )
 
     def _repeat_receipts(self, command: RepeatReceipts) -> None:
         self.pending.verdicts.extend((command.participant_id, task_id) for task_id in command.task_ids)
 
     def _say_hello(self, command: SayHello) -> None:
-        self.pending.notices.extend(answers.notice(self._run_id, p, "say_hello") for p in command.participant_ids)
+        self.pending.notices.extend(notice(self._run_id, p, "say_hello") for p in command.participant_ids)
 
     def _evaluate(self, command: Evaluate) -> None:
         if self._evaluator is not None:

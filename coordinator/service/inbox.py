@@ -1,34 +1,57 @@
-"""The coordinator's two queues: consuming them, and what has come from them and is not worked on yet."""
+"""The coordinator's one inbox: everything that happens to it arrives here, from any thread.
+
+Deliveries of the two queues that it consumes, updates and control, wait here in their order until the loop has time
+for them.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport
 
 
-class Deliveries:
-    """`put` takes each one, on the transport's thread, and hands it to `add` on the loop's, where all else is used."""
+class Inbox:
+    """One transport's inbox. `put` may be called from any thread; the loop's thread calls everything else."""
 
-    def __init__(self, transport: Transport, topology: Topology, put: Callable[[Delivery], None]) -> None:
-        self._transport = transport
-        self._updates_queue, self._control_queue = topology.updates.name, topology.control.name
-        self._put = put
+    def __init__(self, transport: Transport, topology: Topology) -> None:
         self.consuming = False
         self.updates: deque[Delivery] = deque()
+        """Deliveries of the updates queue that the loop has not looked at yet."""
         self.control: deque[Delivery] = deque()
-        """Hellos and declines."""
+        """Deliveries of the control queue, hellos and declines, that the loop has not looked at yet."""
+        self._items: SimpleQueue[Any] = SimpleQueue()
+        self._transport = transport
+        self._updates_queue, self._control_queue = topology.updates.name, topology.control.name
 
-    def start(self, updates_window: int, control_window: int) -> None:
-        """Consume, with so many deliveries unsettled."""
-        self._transport.consume(self._control_queue, self._put, control_window)
-        self._transport.consume(self._updates_queue, self._put, updates_window)
+    def put(self, item: Any) -> None:
+        """Add what has happened."""
+        self._items.put(item)
+
+    def arrived(self) -> Iterator[Any]:
+        """Yield what is here, also what comes meanwhile. Never blocks."""
+        while not self._items.empty():
+            yield self._items.get()
+
+    def wait(self, timeout_s: float) -> Any | None:
+        """Return the next item; None if none comes within `timeout_s`."""
+        try:
+            return self._items.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+    def consume(self, updates_window: int, control_window: int) -> None:
+        """Consume both queues, each with so many deliveries unsettled."""
+        self._transport.consume(self._control_queue, self.put, control_window)
+        self._transport.consume(self._updates_queue, self.put, updates_window)
         self.consuming = True
 
-    def stop(self) -> None:
-        """What was not worked on comes again, to whoever consumes next: keep no second copy of it."""
+    def stop_consuming(self) -> None:
+        """Consume no more, and give the waiting deliveries back: whoever consumes next gets them again."""
         self._transport.stop_consuming(self._control_queue)
         self._transport.stop_consuming(self._updates_queue)
         self.consuming = False
@@ -38,8 +61,10 @@ class Deliveries:
         self.control.clear()
 
     def add(self, delivery: Delivery) -> None:
+        """Let a delivery of one of the two queues wait for the loop."""
         (self.updates if delivery.queue == self._updates_queue else self.control).append(delivery)
 
-    def updates_ready(self) -> int:
-        """How many the broker holds. Raises BrokerError where it does not say."""
-        return self._transport.depth(self._updates_queue)
+    def nothing_to_come(self) -> bool:
+        """True if no update is ready in the queue and nothing is here. Raises BrokerError if the broker gives no
+        number."""
+        return self._transport.depth(self._updates_queue) == 0 and self._items.empty()

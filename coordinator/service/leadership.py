@@ -41,7 +41,7 @@ class Leadership:
     def __init__(
         self, transport: Transport, queue: Queue, put: Callable[[Any], None], clock: Callable[[], float]
     ) -> None:
-        """`put` gets the token's deliveries, for `take`. `clock` is in seconds and never goes backwards."""
+        """`put` gets the token's deliveries, for `on_token`. `clock` is in seconds and never goes backwards."""
         self._transport = transport
         self._queue = queue
         self._put = put
@@ -60,10 +60,10 @@ class Leadership:
         self._ask()
 
     def owns(self, delivery: Delivery) -> bool:
-        """Whether this is a delivery for `take`."""
+        """Whether this is a delivery for `on_token`."""
         return delivery.queue == self._queue.name
 
-    def take(self, delivery: Delivery) -> None:
+    def on_token(self, delivery: Delivery) -> None:
         """A token has come."""
         self._token, self._asked = delivery, None
         self.active, self.in_vain = True, 0

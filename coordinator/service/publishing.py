@@ -49,8 +49,8 @@ class TaskPublished:
     error: BaseException | None
 
 
-class Publisher:
-    """Sends to participants. Used from the coordinator's loop; `on_task` is called from the transport's thread."""
+class CoordinatorPublisher:
+    """Sends to participants. Used from the coordinator's loop; `put` is called from the transport's thread."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Publisher:
         reply: Reply,
         window_bytes: int,
         timeout_s: float,
-        on_task: Callable[[TaskPublished | News], None],
+        put: Callable[[TaskPublished | News], None],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
@@ -71,7 +71,7 @@ class Publisher:
         self._reply = reply
         self._window_bytes = window_bytes
         self._timeout_s = timeout_s
-        self._on_task = on_task
+        self._put = put
         self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
         self._bytes_in_flight = 0
         self._unanswered: deque[tuple[Receipt | Notice, Future[None]]] = deque()
@@ -156,7 +156,7 @@ class Publisher:
             self._sending = None
             if isinstance(outcome, BaseException):
                 self._transport.delete_queue(queue.name)
-                self._on_task(TaskPublished(task.task_id, 0, outcome))
+                self._put(TaskPublished(task.task_id, 0, outcome))
                 return
             published = self._publish(task.model_copy(update={"chunks": outcome}))
             published.add_done_callback(lambda sent: sent.exception() and self._transport.delete_queue(queue.name))
@@ -170,7 +170,7 @@ class Publisher:
             num_bytes=pieces.num_bytes,
             chunk_bytes=self._chunk_bytes,
             read=pieces.read,
-            put=self._on_task,
+            put=self._put,
             on_done=done,
         )
         self._sending = command, sender
@@ -192,7 +192,7 @@ class Publisher:
         fault("before-task-publish")
         future = self._transport.publish(message, self._timeout_s)
         fault("after-task-publish")
-        future.add_done_callback(lambda done: self._on_task(TaskPublished(task.task_id, num_bytes, done.exception())))
+        future.add_done_callback(lambda done: self._put(TaskPublished(task.task_id, num_bytes, done.exception())))
         return future
 
     def receipt(self, receipt: Receipt) -> None:

@@ -13,18 +13,20 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
+from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.commit import Committer, Pace
+from fedmq.coordinator.service.effects import Effects
+from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.leadership import Leadership
 from fedmq.coordinator.service.loop import Clocks, Loop
-from fedmq.coordinator.service.publishing import Publisher
+from fedmq.coordinator.service.publishing import CoordinatorPublisher
 from fedmq.coordinator.service.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
@@ -107,13 +109,14 @@ class CoordinatorService:
         self._evaluator = evaluator
         self._export = export
         self._publish_timeout_s = publish_timeout_s
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._inbox: Inbox | None = None
         self._stopping = False
 
     def stop(self) -> None:
         """Commit and leave; the same run can be resumed. From any thread, or a signal handler."""
         self._stopping = True
-        self._inbox.put(Stop())
+        if self._inbox is not None:
+            self._inbox.put(Stop())
 
     def run(self) -> RunSummary:
         """Block until the run finishes or `stop` is called: as the active coordinator, or as a standby while there is
@@ -155,19 +158,17 @@ class CoordinatorService:
 
     def _term(self) -> bool:
         """Wait for the broker and the lead, and lead the run; False where another coordinator has taken it over."""
-        inbox = self._inbox = SimpleQueue()
-        if self._stopping:
-            return True
         transport = self._connect()
+        inbox = self._inbox = Inbox(transport, self._topology)
         try:
-            if not self._opened(transport, inbox):
+            if self._stopping or not self._opened(transport, inbox):
                 return True
             self._folder.acquire(f"{transport.broker_id} with prefix {self._topology.prefix}")
             leadership = Leadership(transport, self._topology.leader, inbox.put, time.monotonic)
             if wait_to_lead(leadership, inbox, self._folder) and not self._is_over():
                 with Ledger(self._folder.ledger) as ledger:
                     if self._take_over(ledger):
-                        self._lead(ledger, transport, leadership)
+                        self._lead(ledger, transport, inbox, leadership)
                         # Who stands by must not find that the epoch has ended while we still hold the token.
                         transport.close()
                         with contextlib.suppress(OSError):  # it is for people only
@@ -180,7 +181,7 @@ class CoordinatorService:
             transport.close()
         return True
 
-    def _opened(self, transport: Transport, inbox: SimpleQueue[Any]) -> bool:
+    def _opened(self, transport: Transport, inbox: Inbox) -> bool:
         """Wait for the broker, on a thread of its own so that `stop` can end the wait; False where it did."""
         opened: Future[None] = Future()
 
@@ -225,7 +226,7 @@ class CoordinatorService:
             return True
         return False
 
-    def _lead(self, ledger: Ledger, transport: Transport, leadership: Leadership) -> None:
+    def _lead(self, ledger: Ledger, transport: Transport, inbox: Inbox, leadership: Leadership) -> None:
         core = open_core(
             self._folder,
             ledger,
@@ -240,7 +241,8 @@ class CoordinatorService:
         if core.finished is None or not self._folder.final_parameters.exists():
             # Without a final model a finished run was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive:
-                self._loop(core, ledger, archive, transport, leadership).run()
+                loop = self._loop(core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership)
+                loop.run()
         if ledger.run().finished is not None:  # the core knows of it before its commit, which may have been refused
             self._save_model(core)
 
@@ -257,14 +259,25 @@ class CoordinatorService:
             archive.close()
 
     def _loop(
-        self, core: Core, ledger: Ledger, archive: Archive | None, transport: Transport, leadership: Leadership
+        self,
+        core: Core,
+        ledger: Ledger,
+        archive: Archive | None,
+        *,
+        transport: Transport,
+        inbox: Inbox,
+        leadership: Leadership,
     ) -> Loop:
         run = ledger.run()
         began_s = time.monotonic() - run.elapsed_s
+        clocks = Clocks(lambda: time.monotonic() - began_s, time.time)
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
-        # Of updates in chunks only manifests come through the window.
+        # If updates come in chunks, only their manifests come through the window.
         fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
+        limits = Limits(max_body_bytes=self._max_message_bytes)
+        payload_limits = Limits(max_body_bytes=self._max_payload_bytes)
+        intake = Intake(transport, self._topology, put=inbox.put, payload_bytes=core.payload_bytes)
         return Loop(
             run_id=self._run_settings.run_id,
             core=core,
@@ -273,24 +286,31 @@ class CoordinatorService:
             pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
             transport=transport,
             topology=self._topology,
-            publisher=Publisher(
+            publisher=CoordinatorPublisher(
                 transport,
                 self._topology,
                 run_id=self._run_settings.run_id,
                 reply=self._strategy.reply,
                 window_bytes=budget_bytes // 2,
                 timeout_s=self._publish_timeout_s,
-                on_task=self._inbox.put,
+                put=inbox.put,
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
             ),
-            intake=Intake(transport, self._topology, put=self._inbox.put, payload_bytes=core.payload_bytes),
+            effects=Effects(
+                run_id=self._run_settings.run_id,
+                core=core,
+                intake=intake,
+                evaluator=self._evaluator,
+                in_chunks=core.payload_bytes > limits.max_body_bytes,
+                put=inbox.put,
+                wall_s=clocks.wall_s,
+            ),
+            chunked=ChunkedUpdates(intake, core, transport, payload_limits, put=inbox.put, owned=archive is None),
             leadership=leadership,
-            evaluator=self._evaluator,
-            inbox=self._inbox,
-            limits=Limits(max_body_bytes=self._max_message_bytes),
-            payload_limits=Limits(max_body_bytes=self._max_payload_bytes),
-            clocks=Clocks(lambda: time.monotonic() - began_s, time.time),
+            inbox=inbox,
+            limits=limits,
+            clocks=clocks,
         )
 
     def _take_first(self) -> Parameters:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from queue import Empty, SimpleQueue
-from typing import Any
 
 from fedmq.broker_config.transport import Delivery, TransportState
+from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.leadership import Leadership
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import open_if_made
@@ -27,7 +26,7 @@ class Stop:
     """In the inbox: commit and leave."""
 
 
-def wait_to_lead(leadership: Leadership, inbox: SimpleQueue[Any], folder: RunFolder) -> bool:
+def wait_to_lead(leadership: Leadership, inbox: Inbox, folder: RunFolder) -> bool:
     """Block until this coordinator is the active one; False where a Stop comes first.
 
     Raises BrokerRefused where the broker is lost for good, and LedgerError where the active one has another folder.
@@ -48,14 +47,11 @@ def wait_to_lead(leadership: Leadership, inbox: SimpleQueue[Any], folder: RunFol
                 if active != waits_for:
                     log.info("standby: waiting until %s leaves or dies, to take over", epochs.shown(active))
                     waits_for = active
-        try:
-            item = inbox.get(timeout=leadership.wait_s())
-        except Empty:
-            item = None
+        item = inbox.wait(leadership.wait_s())
         if isinstance(item, Stop):
             return False
         if isinstance(item, Delivery):
-            leadership.take(item)
+            leadership.on_token(item)
         elif isinstance(item, TransportState):
             _changed(leadership, item)
     return True

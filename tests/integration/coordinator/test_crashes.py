@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedTransport
-from fedmq.coordinator.service import commit, loop, publishing
+from fedmq.coordinator.service import after_commit, commit, loop, publishing
 from fedmq.coordinator.settings import CommitSettings, StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies import Area, Ca2fl
@@ -34,7 +34,7 @@ def crash_at(monkeypatch, point: str, nth: int) -> threading.Event:
                 happened.set()
                 raise Crashed(name)
 
-    for module in (commit, loop, publishing):
+    for module in (after_commit, commit, loop, publishing):
         monkeypatch.setattr(module, "fault", fault)
     return happened
 

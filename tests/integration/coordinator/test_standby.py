@@ -6,7 +6,7 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
-from fedmq.coordinator.service import commit, leadership, loop, publishing, standby
+from fedmq.coordinator.service import after_commit, commit, leadership, loop, publishing, standby
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import ConfigError, LedgerError
@@ -117,7 +117,7 @@ def test_who_is_deposed_in_the_middle_of_a_commit_commits_and_acks_nothing_and_s
             paused.set()
             assert go_on.wait(DEADLINE_S)
 
-    for module in (commit, loop, publishing):
+    for module in (after_commit, commit, loop, publishing):
         monkeypatch.setattr(module, "fault", fault)
     acked = []
 

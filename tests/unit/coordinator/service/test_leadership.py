@@ -70,13 +70,13 @@ def test_it_asks_at_once_and_is_active_with_the_token(broker, leadership):
     assert (broker.prefetch, broker.asked, leadership.active) == (1, 1, False)
     assert leadership.owns(token())
     assert not leadership.owns(token("fedmq.updates"))
-    leadership.take(token())
+    leadership.on_token(token())
     assert (leadership.active, leadership.in_vain) == (True, 0)
 
 
 def test_the_token_is_given_back_long_before_the_consumer_timeout_and_comes_again(broker, leadership):
     for number in range(1, 4):
-        leadership.take(token())
+        leadership.on_token(token())
         after(broker, leadership, RENEW_S)
         assert (leadership.active, len(broker.given_back)) == (True, number)
     assert RENEW_S + BACK_S <= 30
@@ -84,16 +84,16 @@ def test_the_token_is_given_back_long_before_the_consumer_timeout_and_comes_agai
 
 
 def test_a_token_that_does_not_come_back_leaves_it_open_who_is_active(broker, leadership):
-    leadership.take(token())
+    leadership.on_token(token())
     after(broker, leadership, RENEW_S)
     after(broker, leadership, BACK_S)
     assert (leadership.active, leadership.in_vain, broker.asked) == (False, 0, 2)
-    leadership.take(token())
+    leadership.on_token(token())
     assert leadership.active
 
 
 def test_a_lost_connection_leaves_it_open_and_the_token_of_it_is_not_held_any_more(broker, leadership):
-    leadership.take(token())
+    leadership.on_token(token())
     leadership.doubt()
     assert not leadership.active
     after(broker, leadership, ANSWER_S)
@@ -101,10 +101,10 @@ def test_a_lost_connection_leaves_it_open_and_the_token_of_it_is_not_held_any_mo
 
 
 def test_a_lost_consumer_is_noticed_by_the_token_that_cannot_be_given_back(broker, leadership):
-    leadership.take(token())
+    leadership.on_token(token())
     leadership.renew()  # some other consumer was lost
     assert leadership.active
-    leadership.take(token())
+    leadership.on_token(token())
     broker.connected = False
     leadership.renew()
     assert not leadership.active
@@ -115,7 +115,7 @@ def test_tokens_that_the_broker_took_and_did_not_give_us_are_counted_and_asked_f
         after(broker, leadership, ANSWER_S)
         assert (leadership.in_vain, broker.asked) == (number, number + 1)
     after(broker, leadership, ASK_AGAIN_S)
-    leadership.take(token())
+    leadership.on_token(token())
     assert leadership.in_vain == 0
 
 

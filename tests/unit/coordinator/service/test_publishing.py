@@ -6,9 +6,9 @@ import numpy as np
 
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.coordinator.service import receipts as answers
-from fedmq.coordinator.service.commit import Pending
-from fedmq.coordinator.service.publishing import REFUSED_TRIES, Publisher
+from fedmq.coordinator.service.after_commit import tell
+from fedmq.coordinator.service.effects import Pending
+from fedmq.coordinator.service.publishing import REFUSED_TRIES, CoordinatorPublisher
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import PublishRejected, Unroutable
 from fedmq.schemas.messages import Notice, Task, TrainingConfig
@@ -39,10 +39,10 @@ class Wire:
         return future
 
 
-def publisher(wire: Wire, window_bytes: int, **changed: int) -> tuple[Publisher, list]:
+def publisher(wire: Wire, window_bytes: int, **changed: int) -> tuple[CoordinatorPublisher, list]:
     done: list = []
-    made = Publisher(
-        wire, Topology(), run_id="r", reply="delta", window_bytes=window_bytes, timeout_s=1, on_task=done.append,  # type: ignore[arg-type]
+    made = CoordinatorPublisher(
+        wire, Topology(), run_id="r", reply="delta", window_bytes=window_bytes, timeout_s=1, put=done.append,  # type: ignore[arg-type]
         **changed,
     )  # fmt: skip
     return made, done
@@ -163,7 +163,7 @@ def test_a_task_that_is_withdrawn_in_the_commit_that_issues_it_is_not_sent():
     made, _ = publisher(wire, 10_000)
     done = Pending(tasks=[(order(seq), PARAMETERS) for seq in (1, 2)])
     done.notices.append(Notice(run_id="r", participant_id="p1", event="task_withdrawn", task_id="t-1"))
-    answers.tell("r", done, made, ledger=None)
+    tell("r", done, made, ledger=None)
     assert [message.correlation_id for message, _ in wire.sent] == ["t-1", "t-2"]
     assert [message.headers["kind"] for message, _ in wire.sent] == ["notice", "task"]
 
