@@ -1,4 +1,4 @@
-"""What a study found, as the tables of a federation file: the strategy that wins is deployed unchanged."""
+"""The findings of a study as the tables of a federation file: the strategy that wins is deployed unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _RUN_KEYS = ("concurrency", "selection", "client_weights", "max_staleness", "ste
 
 
 def federation_tables(strategy: Strategy[Any], training: TrainingConfig, run: StudyRun) -> str:
-    """[strategy], [training] and what a study decides of [run], as TOML; keys at their defaults are left out."""
+    """Return [run], [strategy] and [training] as TOML, [run] with the keys that a study decides.
+
+    Keys at their defaults are left out.
+    """
     own = getattr(strategy, "settings", None)
     found = own() if callable(own) else {"name": strategy.name} | _set_fields(strategy)
     return "\n\n".join(
@@ -32,13 +35,13 @@ def _table(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _set_values(model: Any) -> dict[str, Any]:
-    """Of a pydantic model, what is not at its default."""
+    """Return the fields of a pydantic model that are not at their defaults."""
     found: dict[str, Any] = model.model_dump(exclude_defaults=True, exclude_none=True, mode="json")
     return found
 
 
 def _set_fields(value: Any) -> dict[str, Any]:
-    """Of a dataclass, what is not at its default; nested ones as tables with their names."""
+    """Return the fields of a dataclass that are not at their defaults; nested dataclasses become named tables."""
     found = {}
     for f in fields(value):
         now = getattr(value, f.name)

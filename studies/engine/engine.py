@@ -1,14 +1,14 @@
-"""Virtual time around the coordinator's own core: the events that the service would see, at the times that a population
-gives, with the training done lazily.
+"""Virtual time around the coordinator's own core. The core gets the events that the service would give it, at the times
+that a population says, and the training is done lazily.
 
 Rules
  1. Everything follows from (population, problem, strategy, run, training, seed): the same bytes again, on any number of
     cores. Events at one time happen in the order in which they were planned.
- 2. The core is the service's, through the same events: hello, update, decline, tick; and its commands are carried out
-    at once, as if commits cost nothing. What it withdraws stops, and its participant says hello.
- 3. A participant that would not take a task (off, away, not offering itself) declines it as not_idle, and says hello
-    when it would.
- 4. An update that is not finite ends the run as diverged, at its time.
+ 2. The core is the service's, and gets the same events: hello, update, decline, tick. Its commands are carried out at
+    once, as if commits cost nothing. A task that it withdraws stops, and the participant says hello.
+ 3. A participant that would not take a task (off, away, not offering itself) declines it as not_idle. It says hello
+    when it would take one.
+ 4. An update that is not finite ends the run as diverged, at the update's time.
  5. An event costs O(log n): one heap of what is to come, and the core's own heaps.
 """
 
@@ -36,13 +36,13 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
-from fedmq.schemas.errors import InputError
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.tensors import spec_of
-from fedmq.studies.engine.outcome import Evaluation, Outcome
+from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
+from fedmq.studies.engine.task_sizes import example_passes, first_training
 from fedmq.studies.population.devices import Device, Work
 from fedmq.studies.population.population import Population, arrival_generator
 from fedmq.studies.problems.lazy_training import LazyTraining
@@ -50,21 +50,11 @@ from fedmq.studies.problems.problem import Federation
 
 RUN_UID = "57d1e500"
 OnVersion = Callable[[float, int, int], None]
-"""Called at each version with the virtual time, the version and the updates accepted so far."""
+"""Called at each version with the virtual time (s), the version and the updates accepted so far."""
 FORGET_EVERY = 4096
-"""Steps between calls of `Core.forget_changes`: it is how the core forgets closed tasks."""
-
-
+"""Steps between calls of `Core.forget_changes`, by which the core forgets closed tasks."""
 COLLECT_EVERY = 20_000
-"""New objects between Python's searches for cycles."""
-
-
-class Stuck(InputError):
-    """Nothing is left to happen, and the run has not ended. `outcome` is what there is until then."""
-
-    def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message)
-        self.outcome = outcome
+"""New objects between two of Python's searches for cycles."""
 
 
 class Engine:
@@ -84,11 +74,11 @@ class Engine:
         on_version: OnVersion | None = None,
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
-        self._reply, self._first = strategy.reply, _of_first_tasks(training, strategy, run)
+        self._reply, self._first_training = strategy.reply, first_training(training, strategy, run)
         self._measures = run.steps is not None or arrivals(strategy) is not None
-        """How long tasks take, where that depends on what each is asked for."""
+        """True if the time of a task depends on what it is asked for, so that it has to be measured."""
         self._begun: list[tuple[int, float]] = [(0, 0.0)] * len(devices)
-        """Of each participant: its tasks, and the seconds that they take."""
+        """(tasks, seconds that they take in all) for each participant."""
         self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
@@ -120,10 +110,10 @@ class Engine:
             Evaluate: self._evaluate,
             Finish: self._finish,
         }
-        """What is done about a command; nothing about those that are not here."""
+        """The method that carries out each command. Other commands need nothing done."""
 
     def run(self) -> Outcome:
-        """Until the core finishes, or the training diverges."""
+        """Run until the core finishes or the training diverges. Raise Stuck if nothing is left to happen before."""
         keep_freed_memory()
         with _rare_collections():
             return self._run()
@@ -154,7 +144,7 @@ class Engine:
         return self._closed(outcome)
 
     def _open(self) -> None:
-        """All have said hello (studies.engine.recorded plans its record here)."""
+        """Plan what comes after all have said hello. Only a recorded order plans anything (studies.engine.recorded)."""
 
     def _closed(self, outcome: Outcome) -> Outcome:
         outcome.parameters = self._core.parameters
@@ -168,10 +158,9 @@ class Engine:
 
     def _mean_task_s(self) -> list[float]:
         payload_bytes = (self._down_bytes, self._up_bytes)
+        compute, first = self._population.compute, self._first_training
         return [
-            total_s / tasks
-            if tasks
-            else d.member.mean_task_s(self._population.compute, _passes(self._first, count), payload_bytes)
+            total_s / tasks if tasks else d.member.mean_task_s(compute, example_passes(first, count), payload_bytes)
             for d, count, (tasks, total_s) in zip(
                 self._devices, self._federation.num_examples, self._begun, strict=True
             )
@@ -180,7 +169,7 @@ class Engine:
     # The core
 
     def _settle(self) -> None:
-        """Give the core all that happened now, and see when it wants to be woken."""
+        """Give the core all that happened now, and plan when it wants to be woken."""
         while self._events and not self._outcome.finished:
             self._step(self._events.popleft())
         wakeup = self._core.next_wakeup()
@@ -235,7 +224,7 @@ class Engine:
             self._works,
             task,
             self._now,
-            passes=_passes(task.training, self._federation.num_examples[i]),
+            passes=example_passes(task.training, self._federation.num_examples[i]),
             down_bytes=self._down_bytes,
             up_bytes=self._up_bytes,
         )
@@ -254,7 +243,7 @@ class Engine:
             self._plan(at, self._end, device.work.number)
 
     def _end(self, number: int) -> None:
-        """The work of this number is done, or has dropped out; or it was withdrawn before."""
+        """End the work of this number: it is done or has dropped out. Do nothing if it was withdrawn before."""
         device = self._working.pop(number, None)
         if device is None:
             return
@@ -333,7 +322,7 @@ class Engine:
         device = self._devices[i]
         planned = device.ends_at() is not None
         if planned:
-            # Its work ends at this very moment, and its event comes later in the order.
+            # Its work ends at this very moment too, and that event comes later in the order.
             self._plan(self._now, self._turn, i)
             return
         device.turn()
@@ -390,31 +379,10 @@ class Engine:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Have Python look for cycles less often: the engine makes none, and what it holds is looked through in vain."""
+    """Make Python search for cycles less often: the engine makes none, and each search goes through all it holds."""
     often, *others = gc.get_threshold()
     gc.set_threshold(max(often, COLLECT_EVERY) if often else 0, *others)
     try:
         yield
     finally:
         gc.set_threshold(often, *others)
-
-
-def _passes(training: TrainingConfig, num_examples: int) -> int:
-    """Examples that one task goes through, each as often as it does: the last batch of an epoch may be a short one."""
-    passes = training.epochs * num_examples
-    if training.max_steps is None:
-        return passes
-    epochs, steps = divmod(training.max_steps, max(1, math.ceil(num_examples / training.batch_size)))
-    return min(passes, epochs * num_examples + steps * training.batch_size)
-
-
-def _of_first_tasks(training: TrainingConfig, strategy: Strategy[Any], run: StudyRun) -> TrainingConfig:
-    """What a participant of unknown speed is asked for."""
-    groups = arrivals(strategy)
-    if groups is not None:
-        return training.model_copy(update={"max_steps": groups.first_steps, "epochs": groups.first_steps})
-    if run.steps is not None:
-        first = run.steps.steps(None)
-        steps = first if training.max_steps is None else min(first, training.max_steps)
-        return training.model_copy(update={"max_steps": steps})
-    return training

@@ -1,4 +1,4 @@
-"""What one run in virtual time leaves behind, as columns."""
+"""The outcome of one run in virtual time, as columns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmq.schemas.errors import InputError
 from fedmq.schemas.parameters import Parameters
 
 
@@ -23,17 +24,17 @@ class Updates:
     base_version: array[int] = field(default_factory=lambda: array("l"))
     staleness: array[int] = field(default_factory=lambda: array("l"))
     weight: array[float] = field(default_factory=lambda: array("d"))
-    """Its aggregation coefficient (`Strategy.weights`); rows whose version never came have none yet: fewer entries, or
-    0 where a later row's version came before (arrival groups)."""
+    """Aggregation coefficient (`Strategy.weights`). A row whose version never came has none: the column ends before it,
+    or holds 0 if the version of a later row came first (arrival groups)."""
     client_weight: array[float] = field(default_factory=lambda: array("d"))
     tasks_out: array[int] = field(default_factory=lambda: array("l"))
-    """Just after it: the concurrency over time."""
+    """Tasks out just after the update: the concurrency over time."""
     bytes_up: array[float] = field(default_factory=lambda: array("d"))
-    """Sent by all participants until then, with what was lost or discarded."""
+    """Bytes that all participants have sent until then, lost and discarded updates included."""
     bytes_down: array[float] = field(default_factory=lambda: array("d"))
 
     def weigh(self, weights: Sequence[float], orders: Sequence[int] | None) -> None:
-        """A version came, of the next rows or of those of these orders."""
+        """Note the weights of a new version: of the next rows, or of the rows with these orders (from 1)."""
         if orders is None:
             self.weight.extend(weights)
             return
@@ -42,13 +43,13 @@ class Updates:
             self.weight[order - 1] = weight
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Views by name."""
+        """Return each column as a numpy view, by name."""
         return {name: np.asarray(getattr(self, name)) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One central evaluation, with where the run was."""
+    """One central evaluation, and how far the run was."""
 
     version: int
     time_s: float
@@ -60,36 +61,37 @@ class Evaluation:
 
 @dataclass(slots=True)
 class Outcome:
-    """See the module docstring. `parameters` are the final version's."""
+    """Everything that one run left. `parameters` are the final version's."""
 
     parameters: Parameters
     updates: Updates = field(default_factory=Updates)
     version_s: array[float] = field(default_factory=lambda: array("d"))
-    """When version 1, 2, ... was made."""
+    """Virtual time (s) at which version 1, 2, ... was made."""
     evaluations: list[Evaluation] = field(default_factory=list)
     finished: str = ""
-    """Why the run ended: the name of a limit or goal, or "diverged"."""
+    """Reason of the run's end: the name of a limit or goal, "diverged" or "stuck"."""
     diverged_s: float | None = None
-    """When the first update came that held NaN or infinite values, or a version's loss did."""
+    """Virtual time (s) of the first update, or the first evaluation, that held NaN or infinite values."""
     time_s: float = 0.0
     bytes_up: float = 0.0
-    """Sent by all participants in the whole run, with what came after the last accepted update."""
+    """Bytes that all participants sent in the whole run, what came after the last accepted update included."""
     bytes_down: float = 0.0
     discarded: dict[str, int] = field(default_factory=dict)
     dropouts: int = 0
     missed_arrivals: int = 0
-    """Open loop: offers of participants that were busy or off."""
+    """Offers of participants that were busy or off (open loop)."""
     num_examples: list[int] = field(default_factory=list)
-    """Of each participant."""
+    """Training examples of each participant."""
     mean_task_s: list[float] = field(default_factory=list)
-    """How long a task of each takes on average, before it drops out or is off: by the laws; where each task is asked
-    for steps of its own, the mean of those that it had, or what the first one takes where it had none."""
+    """Mean seconds that a task of each participant takes, apart from dropouts and times off. It follows from the laws.
+    If each task is asked for steps of its own, it is the mean of the tasks that the participant had, or the time of a
+    first task if it had none."""
     cohorts: int = 0
     trained: int = 0
     backend: str = ""
 
     def digest(self) -> str:
-        """SHA-256 over the parameters, every update and every version: equal for runs that are equal bit for bit."""
+        """Return a SHA-256 over the parameters, every update and every version: equal if runs are equal bit for bit."""
         hashed = hashlib.sha256(self.finished.encode())
         for name, tensor in self.parameters.items():
             hashed.update(name.encode() + str(tensor.dtype).encode() + np.ascontiguousarray(tensor).tobytes())
@@ -99,3 +101,11 @@ class Outcome:
         for e in self.evaluations:
             hashed.update(repr((e.version, e.time_s, sorted(e.metrics.items()))).encode())
         return hashed.hexdigest()
+
+
+class Stuck(InputError):
+    """Nothing is left to happen, and the run has not ended. `outcome` is what there is until then."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome

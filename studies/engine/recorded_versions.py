@@ -1,8 +1,8 @@
-"""The versions of a recorded run, where they do not follow from its updates alone: its ledger says when each was made,
-and with arrival groups of which updates. In the places of what decides it in the core.
+"""The versions of a recorded run, if they do not follow from its updates alone. The ledger says when each was made and,
+with arrival groups, of which updates. The classes here take the places of what decides that in the core.
 
 A synchronous round may have ended at its deadline, with fewer updates than its cohort has. Tasks that nobody answered
-in time are not in a replay: they gave no accepted update.
+in time are not in a replay, because they gave no accepted update.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from fedmq.coordinator.strategies.protocol import Cohort, State, Strategy, arriv
 
 
 class RecordedVersions:
-    """How far a replay is, and when the next version comes."""
+    """The progress of a replay, and the time of its next version."""
 
     def __init__(self, strategy: Strategy[Any], rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> None:
         self._strategy, self._rows, self._versions = strategy, rows, versions
         self.accepted = self.version = 0
 
     def next_due(self) -> float | None:
-        """When the next version was made, once it comes before the next update."""
+        """Return the run time (s) at which the next version was made; None if the next update comes before it."""
         if not self.accepted or not version_follows(self._strategy, self._rows, self.accepted, self.version):
             return None
         return self._versions[self.version].run_s
 
     def is_due(self, now: float) -> bool:
-        """Whether it is to be made by now."""
+        """Return True if the next version was made by now."""
         due_s = self.next_due()
         return due_s is not None and due_s <= now
 
 
 class RecordedGroups(ArrivalGroups):
-    """Nobody is assigned to any and nobody waits, because the tasks go out when they went out."""
+    """Arrival groups as recorded. Nobody is assigned to a group and nobody waits: tasks go out when they went out."""
 
     def __init__(self, strategy: Strategy[Any], rows: Sequence[UpdateRow], record: RecordedVersions) -> None:
         shape = arrivals(strategy)
@@ -77,7 +77,10 @@ class RecordedGroups(ArrivalGroups):
 
 
 class RecordedRounds(Rounds):
-    """Whoever was asked is asked, when it was, and no deadline passes but that which made a version."""
+    """Rounds as recorded: the same participants are asked at the same moments.
+
+    No deadline passes, apart from those that made a version.
+    """
 
     def __init__(self, cohort: Cohort, core: Core, record: RecordedVersions) -> None:
         super().__init__(cohort, core._desk, core._model)
@@ -105,7 +108,7 @@ class RecordedRounds(Rounds):
 
 
 class _ReadyAsRecorded:
-    """A synchronous strategy that is ready when it was."""
+    """A synchronous strategy that is ready when it was in the run."""
 
     def __init__(self, strategy: Strategy[Any], record: RecordedVersions) -> None:
         self._strategy, self._record = strategy, record
@@ -118,8 +121,10 @@ class _ReadyAsRecorded:
 
 
 def make_as_recorded(core: Core, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
-    """Have the core make the versions of rounds or arrival groups as the run did; None where a strategy has neither,
-    whose versions follow from its updates."""
+    """Make the core take the versions of rounds or arrival groups from the record.
+
+    Return None if the strategy has neither: its versions follow from its updates.
+    """
     strategy = core._strategy
     record = RecordedVersions(strategy, rows, versions)
     if arrivals(strategy) is not None:

@@ -1,4 +1,4 @@
-"""What a study says about its runs: `RunSettings` where time is virtual and nobody need be asked whether it lives."""
+"""The settings of a study's runs: `RunSettings` for virtual time, in which nobody has to prove to be alive."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings
 from fedmq.studies.value import Value
 
 NEVER_S = 1e15
-"""Later than any study ends, and small enough for sums of it to stay finite and ordered."""
+"""A time later than the end of any study. Sums of it stay finite and ordered."""
 
 
 class StudyRun(Value):
-    """One run in virtual time. How tasks go out:
+    """One run in virtual time. Tasks go out in one of three ways:
 
     closed loop         `concurrency` tasks are kept out (asynchronous strategies)
     open loop           `arrivals_per_s`: participants offer themselves for one task each, as Poisson processes
-    synchronous rounds  by the strategy's own cohort (FedAvg), with its over-selection
+    synchronous rounds  the strategy's own cohort decides (FedAvg), with its over-selection
     """
 
     stop: StopSettings
     concurrency: Annotated[int, Field(ge=1)] = 16
     arrivals_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Of all participants together; each has its own process at an equal share of this rate. One that is busy or off
-    when its turn comes lets it pass."""
+    """Arrivals of all participants together. Each has a process of its own, with an equal share of this rate. A
+    participant that is busy or off when its turn comes lets it pass."""
     selection: Literal["uniform", "least_used"] = "uniform"
     client_weights: Literal["equal", "examples", "sqrt", "log", "quality"] = "equal"
     max_staleness: Annotated[int, Field(ge=0)] | None = None
     steps: StepAssignment | None = None
-    """Steps by measured speed; None asks all participants for the same training."""
+    """Steps by measured speed. None asks all participants for the same training."""
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """None: a task holds its slot until its participant is heard from."""
+    """Lease of a task. None: a task holds its slot until its participant is heard from."""
     evaluate_interval_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Virtual time between evaluations, at least; 0 evaluates every version."""
+    """Shortest virtual time between two evaluations. 0 evaluates every version."""
 
     def run_settings(self, participants: int, seed: int) -> RunSettings:
-        """For the core. The run begins when all participants are here, so that selection is among all of them."""
+        """Return the core's settings. The run begins when all participants are there, so that any can be selected."""
         return RunSettings(
             run_id="study",
             seed=seed,

@@ -19,8 +19,7 @@ from fedmq.coordinator.strategies.protocol import Strategy, max_participants
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
-from fedmq.studies.engine.engine import Stuck
-from fedmq.studies.engine.outcome import Outcome
+from fedmq.studies.engine.outcome import Outcome, Stuck
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.population import Population

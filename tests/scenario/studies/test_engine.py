@@ -9,7 +9,7 @@ from fedmq.coordinator.decisions.events import UpdateArrived
 from fedmq.coordinator.strategies import Area, FedAsync, FedAvg
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.messages import Update
-from fedmq.studies.engine.engine import Stuck
+from fedmq.studies.engine.outcome import Stuck
 from fedmq.studies.population.laws import Constant, Exponential, LogNormal, Uniform
 from fedmq.studies.population.population import Availability, Dropout, Population
 from tests.scenario.studies.federations import (

@@ -9,8 +9,8 @@ from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import Ca2fl, FedAvg, FedBuff, Scaffold
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
-from fedmq.studies.engine.engine import _passes
 from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.engine.task_sizes import example_passes
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.laws import Constant
 from fedmq.studies.population.population import Compute, Network, Population
@@ -70,11 +70,11 @@ def test_an_epoch_may_end_in_a_short_batch(tmp_path):
 
 def test_four_steps_of_25_examples_in_batches_of_ten_are_35_of_them():
     def passes(**fields):
-        return _passes(TrainingConfig(batch_size=10, **fields), 25)
+        return example_passes(TrainingConfig(batch_size=10, **fields), 25)
 
     assert [passes(epochs=9, max_steps=steps) for steps in (1, 2, 3, 4, 5, 6, 7)] == [10, 20, 25, 35, 45, 50, 60]
     assert (passes(epochs=2), passes(epochs=2, max_steps=5), passes(epochs=2, max_steps=100)) == (50, 45, 50)
-    assert _passes(TrainingConfig(batch_size=10, max_steps=2), 0) == 0
+    assert example_passes(TrainingConfig(batch_size=10, max_steps=2), 0) == 0
 
 
 def test_where_steps_go_by_speed_a_task_takes_what_those_that_there_were_took(tmp_path):
