@@ -58,7 +58,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
     """
     study, folder = _study(file, from_run, order, config)
     folder = out or folder
-    console = Console()
+    console = Console(markup=False, emoji=False)  # labels are text, whatever brackets and colons are in them
     tuned: list[Tuned] = []
     with _progress(console) as (on_cell, on_progress):
         try:
@@ -110,7 +110,7 @@ def _progress(console: Console) -> Iterator[tuple[OnCell, OnProgress | None]]:
         TextColumn("{task.fields[cells]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=None, cells="")

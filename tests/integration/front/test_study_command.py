@@ -47,3 +47,16 @@ def test_ctrl_c_ends_it_cleanly_and_the_second_run_goes_on(tmp_path):
     lines = [line for line in output.splitlines() if "/12 fives" in line]
     assert len(lines) == 12 - finished
     assert "12 cells in" in output
+
+
+def test_a_label_with_brackets_is_text(tmp_path):
+    label = "fives [K=5] [/bold] :smile: x"
+    few = STUDY.replace("seeds = 12", "seeds = 1").replace("2000", "20")
+    (tmp_path / "study.toml").write_text(few.replace('label = "fives"', f'label = "{label}"'))
+    with start(tmp_path, "-j", "1") as process:
+        output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    table = [line for line in output.splitlines() if "fives" in line or "smile" in line]
+    assert "".join(table[0].split()).startswith("1/1" + "".join(label.split()))
+    assert "[K=5]" in table[1]
+    assert ":smile:" in output.partition("seed 0")[2]
