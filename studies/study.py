@@ -22,6 +22,7 @@ from typing import Any
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.local.extras import check_installed
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.population import Population
@@ -132,6 +133,8 @@ class Study:
     ) -> list[CellResult]:
         """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly. `on_tuned` is
         told at the end what was found for each strategy that was tuned."""
+        check_installed("matplotlib", "a study's report")
+        check_installed("pyarrow", "a study's Parquet tables")
         folder = Path(folder)
         prepare_folder(folder)
         tuned: dict[tuple[str, str], Tuned] = {}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.layout import Layout, layout
+from fedmq.schemas.local.extras import require
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
@@ -70,6 +71,7 @@ class SoftmaxCohort:
     def __init__(
         self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], classes: int, layout: Layout
     ) -> None:
+        require("numba", "softmax regression in a study")
         from fedmq.studies.problems import softmax_kernel  # numba takes half a second to import
 
         self._kernel = softmax_kernel

@@ -1,6 +1,8 @@
 """The way into the engine for a script."""
 
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -44,3 +46,30 @@ def test_what_a_strategys_method_lacks_is_refused():
     strategy = fedmq.Scaffold(cohort_size=2, num_participants=3)
     with pytest.raises(fedmq.ConfigError, match=r"training.learning_rate: missing"):
         fedmq.simulate(strategy, fedmq.Quadratics(), population(3), until(4))
+
+
+def test_a_run_of_numpys_problems_needs_no_extra_and_another_one_says_which():
+    script = """
+import sys
+for package in ("numba", "pyarrow", "matplotlib", "keras", "tensorflow", "torch"):
+    sys.modules[package] = None
+import fedmq
+
+def run(problem):
+    people = fedmq.Population(participants=3, compute={"task_s": {"name": "exponential", "mean": 1}})
+    settings = fedmq.StudyRun(concurrency=2, stop={"max_updates": 4})
+    training = fedmq.TrainingConfig(learning_rate=1)
+    return fedmq.simulate(fedmq.FedBuff(buffer_size=2), problem, people, settings, training)
+
+print(run(fedmq.Quadratics()).finished)
+try:
+    run(fedmq.Synthetic())
+except fedmq.InputError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "max_updates",
+        "The package numba is not installed. It is needed for softmax regression in a study. "
+        "Install it with: pip install 'fedmq[studies]'",
+    ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 
 from fedmq.coordinator.strategies import FedAvg, FedBuff
+from fedmq.schemas.errors import MissingExtra
 from fedmq.studies.study import Contender, Study
 from fedmq.studies.sweep.cell import Cell
 from fedmq.studies.sweep.pool import _by_text
@@ -58,3 +60,12 @@ def test_each_population_has_its_own_tuning_on_the_first_of_its_seeds():
 def test_one_population_may_be_tuned_on_for_all():
     found = first_batches(Contender("it", FedAvg(cohort_size=2)), Tuning(seeds=(7, 8), population="many"))
     assert found == [{("many", "it", 7)}]
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "pyarrow"])
+def test_a_study_without_the_packages_of_its_report_is_refused_before_anything_is_made(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    study = Study("s", Quadratics(), [Contender("a", FedBuff())], [population(2)], until(4), STEP, tuning=None)
+    with pytest.raises(MissingExtra, match=f"{package} is not installed.*a study's .*pip install 'fedmq.studies.'"):
+        study.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
