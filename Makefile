@@ -70,4 +70,4 @@ bench-smoke: $(VENV)/.installed broker-installed
 	$(BIN)/python -m bench.smoke
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

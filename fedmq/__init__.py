@@ -7,9 +7,8 @@ pika. An app file or a trainer may as well import nothing of fedmq at all.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # checkers of types take it for True; `typing` takes a while to import
 if TYPE_CHECKING:
     from fedmq.config.file import FederationConfig, load_config
     from fedmq.coordinator.settings import CommitSettings, Patience, RunSettings, StopSettings, TargetMetric
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from fedmq.studies.sweep.tuning import Tuning
     from fedmq.study.app_problem import AppProblem
 
-__version__ = version("fedmq")
+__version__ = "0.1.0"
 
 _ERRORS = (
     "AppError", "BrokerError", "BrokerRefused", "BrokerUnavailable", "ConfigError", "FedmqError", "InputError",

@@ -1,6 +1,11 @@
 """`python -m fedmq`, the same as `fedmq`."""
 
-from fedmq.cli.cli import main
+import sys
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        # A user's numpy.py or queue.py in the current folder must not take the place of the real one.
+        sys.path.append(sys.path.pop(0))
+    from fedmq.cli.cli import main
+
     main()

@@ -88,6 +88,10 @@ class TaskUndeliverable:
     detail: str
 
 
+SUPERSEDED = "superseded"
+"""First word of an evaluation's detail if a newer version was evaluated in its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
     """The central evaluation of a version; no metrics means that it failed, with `detail`."""

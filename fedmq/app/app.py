@@ -27,6 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fedmq.app.neighbours import import_neighbours_of
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.local.extras import missing_extra
 
@@ -100,9 +101,7 @@ def _run(path: Path) -> ModuleType:
         raise AppError(f"The app file {path} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles inside the app look themselves up here
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # an app may import its neighbours; nothing of ours is shadowed by them
+    import_neighbours_of(path)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as e:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from fedmq.app.children import importable, python
 from fedmq.app.model_worker import read_parameters, write_parameters
-from fedmq.coordinator.decisions.events import EvaluationArrived
-from fedmq.run.threads import tensorflow_environment
+from fedmq.app.threads import tensorflow_environment
+from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
 from fedmq.schemas.errors import AppError, MissingExtra
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES
-from fedmq.views.status import SUPERSEDED
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +127,12 @@ class ModelChild:
     def _start(self) -> subprocess.Popen[str]:
         with self._log_path.open("ab") as log_file:
             return subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
-                [sys.executable, "-m", "fedmq.app.model_worker", str(self._app)],
+                python("fedmq.app.model_worker", str(self._app)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,
-                env=tensorflow_environment(),
+                env=importable(tensorflow_environment()),
                 start_new_session=True,  # a Ctrl-C is the coordinator's to handle: it still needs the export
             )
 

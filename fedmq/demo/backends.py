@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
+from fedmq.app.threads import prepare_tensorflow
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.config.file import FederationConfig, load_config
 from fedmq.config.overrides import PREFIX, PROCESS_LEVEL
 from fedmq.run.processes import Children
-from fedmq.run.threads import prepare_tensorflow
 from fedmq.schemas.errors import FedmqError
 
 log = logging.getLogger(__name__)

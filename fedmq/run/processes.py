@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+from fedmq.app.children import importable, python
 
 GRACE_S = 8.0
 
@@ -22,15 +23,15 @@ class Children:
         """Each writes to log_dir/<name>.log."""
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
-        self._environ = dict(environ)
+        self._environ = importable(environ)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._watchdogs: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Run `python -m fedmq ARGUMENTS` in a session of its own: a Ctrl-C is ours to pass on."""
+        """Run `python -P -m fedmq ARGUMENTS` in a session of its own: a Ctrl-C is ours to pass on."""
         with self.log_path(name).open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
-                [sys.executable, "-m", "fedmq", *arguments],
+                python("fedmq", *arguments),
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -10,6 +10,7 @@ from pathlib import Path
 from fedmq.app.app import load_app, trainer_of
 from fedmq.app.model_process import ModelChild
 from fedmq.app.model_worker import read_parameters
+from fedmq.app.threads import prepare_tensorflow
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.transport import Transport
 from fedmq.config import custom_strategy
@@ -18,7 +19,6 @@ from fedmq.coordinator.service.service import CoordinatorService, RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.participant.conditions import checker
 from fedmq.participant.service.service import ParticipantService
-from fedmq.run.threads import prepare_tensorflow
 from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.parameters import Parameters

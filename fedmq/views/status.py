@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psutil
 
+from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import EpochRow
@@ -21,8 +22,6 @@ RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
 """How far back the last staleness and the rate are looked up, so that a status costs the same late in a run."""
 AWAY_AFTER_S = 60.0
-SUPERSEDED = "superseded"
-"""How the detail of an evaluation begins that a newer version's took the place of (fedmq.app.model_process)."""
 
 RunState = Literal["running", "stopped", "finished"]
 

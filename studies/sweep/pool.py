@@ -211,6 +211,7 @@ def single_threaded_children() -> Iterator[None]:
     environment = dict.fromkeys(threads, "1")
     environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # cells share a GPU's memory
     environment["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "0")  # as in a deployment
+    environment["PYTHONSAFEPATH"] = "1"  # a user's queue.py in the current folder is none of multiprocessing's
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -234,6 +235,7 @@ def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> Non
     error (TensorFlow, much of it) goes to a file: what matters comes back as an exception."""
     global _parts, _slot  # noqa: PLW0603 - what a process has for its whole life
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.pop("PYTHONSAFEPATH", None)  # processes that the app starts are its own
     target = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 2)
     os.close(target)

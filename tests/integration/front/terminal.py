@@ -16,11 +16,13 @@ DEADLINE_S = 90.0
 class Terminal:
     """`python -m fedmq ARGUMENTS`."""
 
+    program: tuple[str, ...] = (sys.executable, "-m", "fedmq")
+
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("FEDMQ_")}
         self.name = " ".join(arguments)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fedmq", *arguments],
+            [*self.program, *arguments],
             cwd=folder,
             env={**clean, "PYTHONUNBUFFERED": "1", "FEDMQ_TF_THREADS": "1", **environ},
             stdin=subprocess.DEVNULL,
