@@ -1,4 +1,4 @@
-"""docs/guide.md names every setting, each in the table of its own part of the federation file."""
+"""docs/guide.md names every setting, each in the table of its own part of the federation file, and its code runs."""
 
 import dataclasses
 import re
@@ -19,12 +19,12 @@ DESCRIBED_ELSEWHERE = {"strategy"}  # in the guide's chapter on strategies
 
 
 def settings_in_the_guide():
-    """{"": {"app", ...}, "run": {"run_id", ...}, ...} from the first column of the guide's table."""
+    """{"": {"app", ...}, "run": {"run_id", ...}, ...} from the first columns of the guide's tables, one a heading."""
     chapter = GUIDE.split("## The federation file")[1].split("\n## ")[0]
     found, part = {"": set()}, ""
-    for cell in re.findall(r"^\| (.+?) \|", chapter, re.MULTILINE):
-        if heading := re.fullmatch(r"\*\*`\[(.+)\]`\*\*", cell):
-            part = heading[1]
+    for heading, cell in re.findall(r"^### `\[(.+)\]`$|^\| (`.+?) \|", chapter, re.MULTILINE):
+        if heading:
+            part = heading
             found[part] = set()
         else:
             found[part] |= set(re.findall(r"`(\w+)`", cell))
