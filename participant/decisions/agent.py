@@ -28,7 +28,7 @@ Rules
 10. After a restart the spooled task is trained, unless its lease is long over (`LEASE_GRACE`; where the clocks cannot
     tell, it is trained), and the outbox is sent.
 11. "run_finished" drops what belongs to that run and ends the agent. One that comes within `BACKLOG_S` of the first
-    connection, of a run that this process has made no update for, was waiting in the queue and may be of an earlier
+    connection, of a run that this process has made no update for, was unconfirmed in the queue and may be of an earlier
     run: it does not end the agent.
 12. What a participant remembers for a method moves on an accepting receipt, and on nothing else. Until the verdict the
     update is unsettled: no task of a method that remembers is taken, and the hello names it, which repeats the receipt.
@@ -134,7 +134,7 @@ class Agent:
             return "disconnected"
         if self._current is not None:
             return "training"
-        return "delivering" if self._outbox.num_waiting else "idle"
+        return "delivering" if self._outbox.num_unconfirmed else "idle"
 
     @property
     def leaving(self) -> bool:
@@ -214,10 +214,10 @@ class Agent:
             return [ev.Note("warning", "task_of_another_ignored", fields), ack]
         if task.task_id in self._declines:
             return [*self._declines.send(task.task_id, connected=self._connected), ack]
-        if self._outbox.waits(self._update_id(task)):
+        if self._outbox.is_unconfirmed(self._update_id(task)):
             self._outbox.try_at_once(self._update_id(task))
             return [ack, *self._publish_due(now)]
-        spooling = self._taken(task.task_id, "spooling")
+        spooling = self._current_in(task.task_id, "spooling")
         if spooling is not None:  # it came again, after a lost connection say: the newest is acked once it is on disk
             former, spooling.delivery = spooling.delivery, event.delivery
             return [ev.Ack(former)]
@@ -225,8 +225,8 @@ class Agent:
             return [ev.Note("info", "task_repeated", {"task": task.task_id}), ack]
         if self._current is not None:
             return [*self._decline(task, "busy", f"training {self._current.task.task_id}"), ack]
-        if self._outbox.num_waiting >= MAX_OUTBOX:
-            return [*self._decline(task, "busy", f"{self._outbox.num_waiting} updates wait for the broker"), ack]
+        if self._outbox.num_unconfirmed >= MAX_OUTBOX:
+            return [*self._decline(task, "busy", f"{self._outbox.num_unconfirmed} updates wait for the broker"), ack]
         if self.num_examples == 0:
             return [*self._decline(task, "no_data", "the trainer has no examples"), ack]
         if self._outbox.num_unsettled and METHODS[task.reply].remembers:
@@ -239,14 +239,14 @@ class Agent:
         return [ev.SpoolTask(task, event.delivery)]
 
     def _on_spooled(self, event: ev.TaskSpooled, _now: float) -> list[ev.Command]:
-        current = self._taken(event.task_id, "spooling")
+        current = self._current_in(event.task_id, "spooling")
         if current is None:
             return []
         current.phase = "training"
         return [ev.Ack(current.delivery), ev.StartTraining(current.task)]
 
     def _on_spool_failed(self, event: ev.SpoolFailed, now: float) -> list[ev.Command]:
-        current = self._taken(event.task_id, "spooling")
+        current = self._current_in(event.task_id, "spooling")
         if current is None:
             return []
         self._current = None
@@ -270,10 +270,10 @@ class Agent:
         return [ev.WriteOutbox(event.task_id, self._update_id(current.task))]
 
     def _on_training_failed(self, event: ev.TrainingFailed, now: float) -> list[ev.Command]:
-        if self._taken(event.task_id, "withdrawn") is not None:
+        if self._current_in(event.task_id, "withdrawn") is not None:
             self._current = None
             return []
-        current = self._taken(event.task_id, "training")
+        current = self._current_in(event.task_id, "training")
         if current is None or self._leaving is not None:
             # Leaving: the trainer was asked to stop. The task stays in the spool for the next process.
             return []
@@ -284,7 +284,7 @@ class Agent:
         return commands
 
     def _on_outbox_written(self, event: ev.OutboxWritten, now: float) -> list[ev.Command]:
-        current = self._taken(event.task_id, "writing")
+        current = self._current_in(event.task_id, "writing")
         if current is None:
             return []
         self._current = None
@@ -294,7 +294,7 @@ class Agent:
         return [ev.ClearTask(task.task_id), *self._publish_due(now)]
 
     def _on_outbox_failed(self, event: ev.OutboxFailed, now: float) -> list[ev.Command]:
-        current = self._taken(event.task_id, "writing")
+        current = self._current_in(event.task_id, "writing")
         if current is None:
             return []
         current.retry.back_off(now, self._rng)
@@ -305,7 +305,7 @@ class Agent:
     # Delivery
 
     def _on_confirmed(self, event: ev.PublishConfirmed, now: float) -> list[ev.Command]:
-        if not self._outbox.waits(event.update_id):
+        if not self._outbox.is_unconfirmed(event.update_id):
             return []
         return [*self._outbox.confirmed(event.update_id, event.kept), *self._publish_due(now)]
 
@@ -349,7 +349,7 @@ class Agent:
             return [*commands, *self._publish_due(now)] if commands else []
         if notice.event == "task_withdrawn":
             return self._drop(lambda task_id, _run_id: task_id == notice.task_id)
-        commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ForgetRun(notice.run_id)]
+        commands = [*self._drop(lambda _task_id, run_id: run_id == notice.run_id), ev.ClearMemory(notice.run_id)]
         early = self._first_connected_at is None or now < self._first_connected_at + BACKLOG_S
         if early and notice.run_id not in self._served:
             return [*commands, ev.Note("info", "run_finished_while_away", {"run": notice.run_id})]
@@ -375,11 +375,11 @@ class Agent:
                 uid = self._update_id(current.task)
                 commands.append(ev.ClearOutbox(uid))
                 if METHODS[current.task.reply].remembers:
-                    commands.append(ev.GiveBack(uid))
+                    commands.append(ev.DropNextMemory(uid))
         commands += self._outbox.drop(belongs)
-        return [self._outbox.remember(), *commands]
+        return [self._outbox.write_sent(), *commands]
 
-    def _taken(self, task_id: str, phase: str) -> _Current | None:
+    def _current_in(self, task_id: str, phase: str) -> _Current | None:
         current = self._current
         return current if current is not None and (current.task.task_id, current.phase) == (task_id, phase) else None
 
@@ -401,7 +401,7 @@ class Agent:
         able = (
             self._unmet is None
             and now >= self._disk_refused_until
-            and self._outbox.num_waiting < MAX_OUTBOX
+            and self._outbox.num_unconfirmed < MAX_OUTBOX
             and self._leaving is None
             and self.num_examples != 0
         )
@@ -417,7 +417,7 @@ class Agent:
     def _exit_if_due(self, now: float) -> list[ev.Command]:
         if self._leaving is None:
             return []
-        undelivered = self._outbox.num_waiting or self._declines.num_waiting
+        undelivered = self._outbox.num_unconfirmed or self._declines.num_unconfirmed
         if undelivered and self._connected and now < self._leaving.deadline:
             return []
         return [self._leaving.exit]

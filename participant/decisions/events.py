@@ -276,7 +276,7 @@ class ClearOutbox:
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
+class WriteSent:
     """Write down which updates await a receipt and which tasks are over."""
 
     sent: Mapping[str, tuple[str, str]]
@@ -292,14 +292,14 @@ class MoveMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class DropNextMemory:
     """The update is not accepted: what is remembered stays, and what it would have left goes off the disk."""
 
     update_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetRun:
+class ClearMemory:
     """Take what is remembered of a run off the disk."""
 
     run_id: str
@@ -336,5 +336,6 @@ class Exit:
 
 Command = (
     SpoolTask | CancelSpooling | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate
-    | AnnounceAgain | ClearOutbox | Remember | MoveMemory | GiveBack | ForgetRun | SendHello | SendDecline | Note | Exit
+    | AnnounceAgain | ClearOutbox | WriteSent | MoveMemory | DropNextMemory | ClearMemory | SendHello | SendDecline
+    | Note | Exit
 )  # fmt: skip

@@ -29,7 +29,7 @@ class Hellos:
     ) -> list[ev.Command]:
         """Only while connected. `able`: whether it could take a task, were it not busy with one or with a verdict."""
         accepting = able and not busy
-        # Being busy with a task, or waiting for a verdict, is no news: the coordinator gave it, or knows it.
+        # Being busy with a task, or unconfirmed for a verdict, is no news: the coordinator gave it, or knows it.
         changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
         if not changed and now < self._next_at:
             return []

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 
 from fedmq.participant.decisions import events as ev
-from fedmq.participant.decisions.retries import MAX_REMEMBERED, Retry, Waiting
+from fedmq.participant.decisions.retries import MAX_LISTED, Retry, Unconfirmed
 from fedmq.schemas.messages import Receipt, Task
 from fedmq.schemas.methods import METHODS
 
@@ -32,7 +32,7 @@ class Outbox:
     def __init__(self, restored: ev.Restored, rng: random.Random) -> None:
         self._restored = restored
         self._rng = rng
-        self._waiting: dict[str, Waiting] = {}
+        self._unconfirmed: dict[str, Unconfirmed] = {}
         self._sent: dict[str, tuple[str, str]] = dict(restored.sent)
         self._kept: set[str] = set()
         self._unsettled: set[str] = set()
@@ -40,8 +40,8 @@ class Outbox:
         self._announce_at = float("inf")
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+    def num_unconfirmed(self) -> int:
+        return len(self._unconfirmed)
 
     @property
     def num_unsettled(self) -> int:
@@ -49,10 +49,10 @@ class Outbox:
 
     def held(self) -> list[str]:
         """task_ids of what is not over, those that wait first."""
-        return [*(w.task_id for w in self._waiting.values()), *(task_id for task_id, _ in self._sent.values())]
+        return [*(w.task_id for w in self._unconfirmed.values()), *(task_id for task_id, _ in self._sent.values())]
 
-    def waits(self, uid: str) -> bool:
-        return uid in self._waiting
+    def is_unconfirmed(self, uid: str) -> bool:
+        return uid in self._unconfirmed
 
     def is_over(self, task_id: str) -> bool:
         return task_id in self._done
@@ -66,12 +66,12 @@ class Outbox:
             if uid in self._sent:
                 self._kept.add(uid)
             else:
-                self._waiting[uid] = Waiting(task_id, run_id)
+                self._unconfirmed[uid] = Unconfirmed(task_id, run_id)
         commands: list[ev.Command] = []
         for uid, (task_id, run_id) in found.unsettled.items():
-            known = uid in self._waiting or uid in self._sent
+            known = uid in self._unconfirmed or uid in self._sent
             if not known and found.task is not None and found.task.task_id == task_id:
-                commands.append(ev.GiveBack(uid))  # the update was not on disk yet: its training begins again
+                commands.append(ev.DropNextMemory(uid))  # the update was not on disk yet: its training begins again
                 continue
             self._unsettled.add(uid)
             if not known:  # what was written of it is lost; the coordinator knows its verdict
@@ -82,18 +82,18 @@ class Outbox:
         """An update that is on disk now."""
         if METHODS[task.reply].remembers:
             self._unsettled.add(uid)
-        self._waiting[uid] = Waiting(task.task_id, task.run_id)
+        self._unconfirmed[uid] = Unconfirmed(task.task_id, task.run_id)
 
     # To the broker
 
     def due(self, now: float) -> list[ev.Command]:
         """Those to be published (again) now; only while connected."""
         commands: list[ev.Command] = []
-        for uid, waiting in self._waiting.items():
-            if waiting.is_due(now):
-                waiting.in_flight = True
-                commands.append(ev.PublishUpdate(uid, waiting.task_id, waiting.from_start))
-                waiting.from_start = False
+        for uid, unconfirmed in self._unconfirmed.items():
+            if unconfirmed.is_due(now):
+                unconfirmed.in_flight = True
+                commands.append(ev.PublishUpdate(uid, unconfirmed.task_id, unconfirmed.from_start))
+                unconfirmed.from_start = False
         return commands
 
     def announce_later(self, now: float) -> None:
@@ -109,54 +109,54 @@ class Outbox:
 
     def try_at_once(self, uid: str | None = None) -> None:
         """This one, or all: the broker is back, or takes updates again."""
-        for waiting in self._waiting.values() if uid is None else [self._waiting[uid]]:
-            waiting.retry = Retry()
+        for unconfirmed in self._unconfirmed.values() if uid is None else [self._unconfirmed[uid]]:
+            unconfirmed.retry = Retry()
 
     def confirmed(self, uid: str, kept: bool) -> list[ev.Command]:
         """The broker has one that waits."""
-        waiting = self._waiting[uid]
-        if waiting.from_start:  # the coordinator was faster than the broker's confirm
-            waiting.in_flight = False
+        unconfirmed = self._unconfirmed[uid]
+        if unconfirmed.from_start:  # the coordinator was faster than the broker's confirm
+            unconfirmed.in_flight = False
             return []
-        del self._waiting[uid]
-        self._sent[uid] = (waiting.task_id, waiting.run_id)
+        del self._unconfirmed[uid]
+        self._sent[uid] = (unconfirmed.task_id, unconfirmed.run_id)
         cleared = [] if kept else [uid]
         if kept:
             self._kept.add(uid)
         settled = [sent for sent in self._sent if sent not in self._unsettled]
-        for oldest in settled[: max(len(self._sent) - MAX_REMEMBERED, 0)]:
+        for oldest in settled[: max(len(self._sent) - MAX_LISTED, 0)]:
             self.finish(self._sent.pop(oldest)[0])
             cleared += [oldest] if oldest in self._kept else []
             self._kept.discard(oldest)
         self.try_at_once()
-        return [self.remember(), *(ev.ClearOutbox(one) for one in cleared)]
+        return [self.write_sent(), *(ev.ClearOutbox(one) for one in cleared)]
 
     def failed(self, uid: str, detail: str, now: float) -> list[ev.Command]:
-        waiting = self._waiting.get(uid)
-        if waiting is None:
+        unconfirmed = self._unconfirmed.get(uid)
+        if unconfirmed is None:
             return []
-        waiting.failed(now, self._rng)
-        retry_s = f"{waiting.retry.at - now:.0f}"
-        fields = {"task": waiting.task_id, "detail": detail, "retry_s": retry_s}
+        unconfirmed.failed(now, self._rng)
+        retry_s = f"{unconfirmed.retry.at - now:.0f}"
+        fields = {"task": unconfirmed.task_id, "detail": detail, "retry_s": retry_s}
         return [ev.Note("warning", "update_not_taken", fields)]
 
     def unreadable(self, uid: str) -> None:
         """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an
         unsettled one is named on: it may have been sent before, and its verdict decides what is remembered."""
-        waiting = self._waiting.pop(uid, None)
-        if waiting is not None and uid in self._unsettled:
-            self._sent[uid] = (waiting.task_id, waiting.run_id)
+        unconfirmed = self._unconfirmed.pop(uid, None)
+        if unconfirmed is not None and uid in self._unsettled:
+            self._sent[uid] = (unconfirmed.task_id, unconfirmed.run_id)
 
     def send_again(self, asked: str | None) -> list[ev.Command]:
         """What was sent in chunks for this task did not arrive whole."""
-        for waiting in self._waiting.values():
-            waiting.from_start = waiting.from_start or waiting.task_id == asked
+        for unconfirmed in self._unconfirmed.values():
+            unconfirmed.from_start = unconfirmed.from_start or unconfirmed.task_id == asked
         found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
         for uid in found:
             task_id, run_id = self._sent.pop(uid)
             self._kept.discard(uid)
-            self._waiting[uid] = Waiting(task_id, run_id, from_start=True)
-        return [self.remember()] if found else []
+            self._unconfirmed[uid] = Unconfirmed(task_id, run_id, from_start=True)
+        return [self.write_sent()] if found else []
 
     def not_announced(self, uid: str) -> list[ev.Command]:
         """The manifest of one that was sent in chunks is lost here."""
@@ -167,11 +167,11 @@ class Outbox:
 
     def received(self, receipt: Receipt) -> list[ev.Command]:
         uid = receipt.update_id
-        if uid not in self._sent and uid not in self._waiting:
+        if uid not in self._sent and uid not in self._unconfirmed:
             return []
         if uid in self._unsettled and receipt.verdict == "accepted":
             return [ev.MoveMemory(uid, receipt.task_id)]
-        return [*self._give_back(uid), *self._settle(uid)]
+        return [*self._drop_next_memory(uid), *self._settle(uid)]
 
     def memory_moved(self, uid: str) -> list[ev.Command]:
         self._unsettled.discard(uid)
@@ -180,12 +180,12 @@ class Outbox:
     def drop(self, belongs: Belongs) -> list[ev.Command]:
         """Forget the updates of these tasks."""
         commands: list[ev.Command] = []
-        for uid in [u for u, w in self._waiting.items() if belongs(w.task_id, w.run_id)]:
-            self.finish(self._waiting.pop(uid).task_id)
-            commands += [*self._give_back(uid), ev.ClearOutbox(uid)]
+        for uid in [u for u, w in self._unconfirmed.items() if belongs(w.task_id, w.run_id)]:
+            self.finish(self._unconfirmed.pop(uid).task_id)
+            commands += [*self._drop_next_memory(uid), ev.ClearOutbox(uid)]
         for uid in [u for u, (task_id, run_id) in self._sent.items() if belongs(task_id, run_id)]:
             self.finish(self._sent.pop(uid)[0])
-            commands += self._give_back(uid)
+            commands += self._drop_next_memory(uid)
             if uid in self._kept:
                 self._kept.discard(uid)
                 commands.append(ev.ClearOutbox(uid))
@@ -194,27 +194,27 @@ class Outbox:
     def finish(self, task_id: str) -> None:
         """The task is over."""
         self._done[task_id] = None
-        while len(self._done) > MAX_REMEMBERED:
+        while len(self._done) > MAX_LISTED:
             del self._done[next(iter(self._done))]
 
-    def remember(self) -> ev.Remember:
-        return ev.Remember(dict(self._sent), tuple(self._done))
+    def write_sent(self) -> ev.WriteSent:
+        return ev.WriteSent(dict(self._sent), tuple(self._done))
 
     def _settle(self, uid: str) -> list[ev.Command]:
         """The verdict on an update is known, and carried out."""
         sent = self._sent.pop(uid, None)
         if sent is not None:
             self.finish(sent[0])
-        waiting = self._waiting.pop(uid, None)
-        if waiting is not None:
-            self.finish(waiting.task_id)  # our confirm was lost, the update was not
+        unconfirmed = self._unconfirmed.pop(uid, None)
+        if unconfirmed is not None:
+            self.finish(unconfirmed.task_id)  # our confirm was lost, the update was not
         elif uid not in self._kept:
-            return [self.remember()]
+            return [self.write_sent()]
         self._kept.discard(uid)
-        return [self.remember(), ev.ClearOutbox(uid)]
+        return [self.write_sent(), ev.ClearOutbox(uid)]
 
-    def _give_back(self, uid: str) -> list[ev.Command]:
+    def _drop_next_memory(self, uid: str) -> list[ev.Command]:
         if uid not in self._unsettled:
             return []
         self._unsettled.discard(uid)
-        return [ev.GiveBack(uid)]
+        return [ev.DropNextMemory(uid)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fedmq.schemas.local.backoff import Backoff
 
 RETRY = Backoff(base_s=1.0, cap_s=60.0)
-MAX_REMEMBERED = 32
+MAX_LISTED = 32
 """Of each kind (sent, done, declined): hello.task_ids holds 64."""
 
 
@@ -25,7 +25,7 @@ class Retry:
 
 
 @dataclass(slots=True)
-class Waiting:
+class Unconfirmed:
     """An update in the outbox, or a decline, that the broker has not confirmed."""
 
     task_id: str

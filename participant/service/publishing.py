@@ -93,10 +93,10 @@ class Publisher:
             num_examples=update.num_examples, num_steps=update.num_steps, train_s=f"{update.train_s:.3f}",
             metrics=dict(update.metrics),
         )  # fmt: skip
-        remembered = self._finished[uid].remembered
+        next_memory = self._finished[uid].next_memory
         try:
-            if remembered is not None:
-                self._spool.write_next(uid, task_id, update.run_id, remembered)
+            if next_memory is not None:
+                self._spool.write_next_memory(uid, task_id, update.run_id, next_memory)
                 fault("next-memory-on-disk")
             self._spool.write_update(uid, task_id, update.run_id, *pieces)
         except SpoolError as error:

@@ -36,7 +36,7 @@ from fedmq.participant.service.publishing import Publisher
 from fedmq.participant.service.startup import num_examples_of, restore, signals
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.settings import ParticipantSettings
-from fedmq.participant.spool.spool import Memory, Spool
+from fedmq.participant.spool.spool import SentRecord, Spool
 from fedmq.participant.training.methods import replies_of, run_uid
 from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
@@ -340,14 +340,14 @@ class ParticipantService:
                     fault("before-update-cleared")
                     self._publisher.forget(uid)
                     fault("update-cleared")
-                case ev.GiveBack(uid):
+                case ev.DropNextMemory(uid):
                     fault("before-memory-given-back")
-                    self._spool.give_back(uid)
-                case ev.ForgetRun(run_id):
-                    self._spool.forget_run(run_id)
-                case ev.Remember(sent, done):
+                    self._spool.drop_next_memory(uid)
+                case ev.ClearMemory(run_id):
+                    self._spool.clear_memory(run_id)
+                case ev.WriteSent(sent, done):
                     fault("before-remembered")
-                    self._spool.remember(Memory(sent, done))
+                    self._spool.write_sent(SentRecord(sent, done))
         except SpoolError as error:
             log.error("spool_not_tidied", participant=self.participant_id, detail=error)
 

@@ -22,7 +22,7 @@ log = EventLog(__name__)
 def restore(spool: Spool, limits: Limits) -> Restored:
     """What the last process left; a task that this build cannot decode, or whose parameters are not whole, is set
     aside."""
-    memory = spool.remembered()
+    record = spool.read_sent()
     task, age = None, None
     found = spool.read_task()
     if found is not None:
@@ -40,7 +40,7 @@ def restore(spool: Spool, limits: Limits) -> Restored:
     if task is not None or outbox:
         task_id = task.task_id if task is not None else None
         log.info("restored", folder=spool.folder, task=task_id, age_s=age, outbox=len(outbox))
-    return Restored(task, age, outbox, memory.sent, memory.done, spool.unsettled())
+    return Restored(task, age, outbox, record.sent, record.done, spool.unsettled())
 
 
 def num_examples_of(trainer: Any) -> int | None:

@@ -16,7 +16,7 @@ from fedmq.broker_config.transport import Transport
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.service.download import Download
 from fedmq.participant.spool.spool import Spool
-from fedmq.participant.training.methods import remembers, run_uid
+from fedmq.participant.training.methods import has_memory, run_uid
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import MalformedMessage, PeerError, SpoolError
@@ -125,7 +125,7 @@ class TaskIntake:
             except (PeerError, SpoolError) as error:
                 return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
         try:
-            memory = self._spool.memory(run_uid(task.task_id)) if remembers(task) else None
+            memory = self._spool.read_memory(run_uid(task.task_id)) if has_memory(task) else None
         except SpoolError as error:
             return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
         self._training.start(task, parameters, memory)

@@ -14,7 +14,7 @@ from fedmq.broker_config.chunks.sender import ChunkSender, News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport
-from fedmq.participant.spool.chunk_journal import Journal
+from fedmq.participant.spool.chunk_journal import ChunkJournal
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import Limits, decode, encode
 from fedmq.schemas.errors import PeerError, SpoolError
@@ -76,7 +76,7 @@ class Uploads:
             self._announce(*announced)
             return
         path = self._spool.journal_path(update_id)
-        journal = Journal(path, {"payload_id": payload_id, "chunk_bytes": self._chunk_bytes})
+        journal = ChunkJournal(path, {"payload_id": payload_id, "chunk_bytes": self._chunk_bytes})
         done_before = journal.without_gap()
 
         def confirmed(digests: Sequence[bytes]) -> None:
@@ -176,7 +176,7 @@ class Uploads:
             sender.cancel()
 
 
-def _write_down(journal: Journal, digests: Sequence[bytes]) -> None:
+def _write_down(journal: ChunkJournal, digests: Sequence[bytes]) -> None:
     """The chunks from 0 on that are confirmed; none: it is begun again."""
     if not digests:
         journal.clear()

@@ -26,7 +26,7 @@ _INDEX_BYTES = 4
 _RECORD_BYTES = _INDEX_BYTES + DIGEST_BYTES
 
 
-class Journal:
+class ChunkJournal:
     """Which chunks are done. One that cannot be read counts as empty; OSErrors of writing are the caller's."""
 
     def __init__(self, path: Path, of: Mapping[str, object]) -> None:
@@ -79,7 +79,7 @@ class PayloadFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "task.payload"
         self._journal_path = folder / "task.chunks"
-        self._journal: Journal | None = None
+        self._journal: ChunkJournal | None = None
         self._handle: int | None = None
 
     def open(self, payload: ChunkedPayload) -> dict[int, bytes]:
@@ -88,7 +88,7 @@ class PayloadFile:
         Raises OSError where there is no room for the whole.
         """
         self.close()
-        journal = Journal(self._journal_path, payload.model_dump())
+        journal = ChunkJournal(self._journal_path, payload.model_dump())
         if not journal.digests or not self._path.exists():
             self.clear()
             journal.clear()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.participant.spool.chunk_journal import PayloadFile
-from fedmq.participant.training.methods import Remembered
+from fedmq.participant.training.methods import Memory
 from fedmq.schemas.errors import PeerError, SpoolError
 from fedmq.schemas.limits import DEFAULT_LIMITS
 from fedmq.schemas.local.clocks import Moment
@@ -50,7 +50,7 @@ Body = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class SentRecord:
     """The content of sent.json: see `participant.decisions.events.Restored`."""
 
     sent: Mapping[str, tuple[str, str]]
@@ -177,31 +177,31 @@ class Spool:
 
     # What is remembered after delivery
 
-    def remember(self, memory: Memory) -> None:
+    def write_sent(self, record: SentRecord) -> None:
         """Replace sent.json."""
-        text = json.dumps({"sent": memory.sent, "done": memory.done})
+        text = json.dumps({"sent": record.sent, "done": record.done})
         _write(self._sent, _wrap({}, text.encode()))
 
-    def remembered(self) -> Memory:
+    def read_sent(self) -> SentRecord:
         """The content of sent.json; empty where it cannot be read."""
         found = self._read(self._sent)
         if found is None:
-            return Memory({}, ())
+            return SentRecord({}, ())
         try:
             content = json.loads(bytes(found[1]))
             sent = {str(uid): (str(task_id), str(run_id)) for uid, (task_id, run_id) in content["sent"].items()}
-            return Memory(sent, tuple(str(task_id) for task_id in content["done"]))
+            return SentRecord(sent, tuple(str(task_id) for task_id in content["done"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.set_aside(self._sent, f"its content is not as expected: {error}")
-            return Memory({}, ())
+            return SentRecord({}, ())
 
     # What methods remember
 
-    def write_next(self, update_id: str, task_id: str, run_id: str, remembered: Remembered) -> None:
+    def write_next_memory(self, update_id: str, task_id: str, run_id: str, memory: Memory) -> None:
         """Keep what will be remembered once this update is accepted."""
-        tensors = Parameters(remembered.tensors)
+        tensors = Parameters(memory.tensors)
         entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
-        header = {"task_id": task_id, "run_id": run_id, "mark": remembered.mark, "tensors": entries}
+        header = {"task_id": task_id, "run_id": run_id, "mark": memory.mark, "tensors": entries}
         _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
 
     def move_memory(self, update_id: str, run_uid: str) -> None:
@@ -218,11 +218,11 @@ class Spool:
             for old in sorted(self._memory.glob("*.fedmq"), key=lambda file: -file.stat().st_mtime_ns)[MOST_MEMORIES:]:
                 old.unlink()
 
-    def give_back(self, update_id: str) -> None:
+    def drop_next_memory(self, update_id: str) -> None:
         """The update was not accepted: what is remembered stays as it was. Idempotent."""
         _remove(self._next / f"{update_id}.fedmq")
 
-    def memory(self, run_uid: str) -> Remembered | None:
+    def read_memory(self, run_uid: str) -> Memory | None:
         """What is remembered of a run; None where there is nothing, or nothing that can be read."""
         path = self._memory / f"{run_uid}.fedmq"
         found = self._read(path)
@@ -231,7 +231,7 @@ class Spool:
         try:
             listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
             entries = read_entries(listed, DEFAULT_LIMITS)
-            return Remembered(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
+            return Memory(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
         except (KeyError, TypeError, ValueError, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
@@ -247,7 +247,7 @@ class Spool:
                 found[path.stem] = (str(content[0].get("task_id", "")), str(content[0].get("run_id", "")))
         return found
 
-    def forget_run(self, run_id: str) -> None:
+    def clear_memory(self, run_id: str) -> None:
         """The run is over: nothing of it need be remembered."""
         with _as_spool_error("read", self._memory):
             paths = list(self._memory.glob("*.fedmq"))

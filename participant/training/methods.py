@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class Memory:
     """What a participant remembers of a run."""
 
     mark: str
@@ -43,7 +43,7 @@ class Start:
     parameters: Parameters
     beside: Mapping[str, Parameters]
     """The task's groups."""
-    memory: Remembered | None
+    memory: Memory | None
     correction: Parameters | None
     """To be added to each gradient: c - c_i. None where the method has none."""
 
@@ -54,8 +54,8 @@ class Made:
 
     tensors: Parameters
     """The update's, its groups among them."""
-    remembered: Mapping[str, Array] | None
-    """What is remembered once the update is accepted."""
+    next_memory: Mapping[str, Array] | None
+    """The method's memory once the update is accepted; None if the method has none."""
 
 
 def run_uid(task_id: str) -> str:
@@ -63,7 +63,7 @@ def run_uid(task_id: str) -> str:
     return task_id.rpartition("-")[0] or task_id
 
 
-def remembers(task: Task) -> bool:
+def has_memory(task: Task) -> bool:
     """Whether the task's method has a memory on the participant."""
     return task.work == "train" and METHODS[task.reply].remembers
 
@@ -81,7 +81,7 @@ def takes_correction(trainer: Any) -> bool:
         return False
 
 
-def begin(reply: Reply, tensors: Parameters, memory: Remembered | None) -> Start:
+def begin(reply: Reply, tensors: Parameters, memory: Memory | None) -> Start:
     """From a task's tensors. Raises SpecMismatch where its groups do not fit its parameters."""
     method = METHODS[reply]
     parameters, beside = split(tensors, method.task)
@@ -130,14 +130,14 @@ def _control_changes(
     return found
 
 
-def _change(local: Array, memory: Remembered | None, name: str) -> Array:
+def _change(local: Array, memory: Memory | None, name: str) -> Array:
     if memory is None:
         return np.array(local)
     with np.errstate(over="ignore"):
         return np.asarray((local.astype(np.float64) - memory.tensors[name]).astype(local.dtype))
 
 
-def _sum(memory: Remembered | None, sent: Mapping[str, Array]) -> dict[str, Array]:
+def _sum(memory: Memory | None, sent: Mapping[str, Array]) -> dict[str, Array]:
     if memory is None:
         return {n: a.astype(np.float64) for n, a in sent.items()}
     return {n: memory.tensors[n] + a for n, a in sent.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.participant.training.methods import Remembered, Start, begin, make, remembers, takes_correction
+from fedmq.participant.training.methods import Memory, Start, begin, has_memory, make, takes_correction
 from fedmq.schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
@@ -38,27 +38,27 @@ class TaskFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class FinishedTask:
     """A finished task."""
 
     update: Update
     payload: Parameters | None
     """The update's tensors; None for an evaluation."""
-    remembered: Remembered | None = None
-    """What the participant remembers once the update is accepted, where the method has a memory."""
+    next_memory: Memory | None = None
+    """The method's memory once the update is accepted; None if the method has none."""
 
 
 def do_task(
-    trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Remembered | None = None
-) -> Done:
+    trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Memory | None = None
+) -> FinishedTask:
     """The update of a task, and its payload; `memory` is what the run's accepted updates left. Raises TaskFailed and
     nothing else."""
     started = clock()
-    mark = uuid.uuid4().hex if remembers(task) else None
+    mark = uuid.uuid4().hex if has_memory(task) else None
     try:
         start = begin(task.reply, tensors, memory)
         if task.work == "evaluate":
-            return Done(_evaluated(trainer, task, start.parameters, clock, started), None)
+            return FinishedTask(_evaluated(trainer, task, start.parameters, clock, started), None)
         result = _train(trainer, task, start)
         local = _checked(start.parameters, result.parameters)
         num_steps = _count(result.num_steps, "num_steps", at_least=0)
@@ -81,8 +81,8 @@ def do_task(
     except (Exception, SystemExit) as error:
         log.exception("trainer_error", task=task.task_id)
         raise TaskFailed("trainer_error", _in_short(error)) from error
-    remembered = None if made.remembered is None or mark is None else Remembered(mark, made.remembered)
-    return Done(update, made.tensors, remembered)
+    next_memory = None if made.next_memory is None or mark is None else Memory(mark, made.next_memory)
+    return FinishedTask(update, made.tensors, next_memory)
 
 
 def _train(trainer: Any, task: Task, start: Start) -> Any:

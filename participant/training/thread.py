@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from fedmq.participant.decisions.events import TrainingFailed
-from fedmq.participant.training.methods import Remembered
+from fedmq.participant.training.methods import Memory
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.codec import encode_in_pieces
 from fedmq.schemas.local.event_log import EventLog
@@ -29,8 +29,8 @@ class Trained:
 
     update: Update
     pieces: Sequence[bytes | memoryview]
-    remembered: Remembered | None = None
-    """What the participant remembers once the update is accepted."""
+    next_memory: Memory | None = None
+    """The method's memory once the update is accepted; None if the method has none."""
 
 
 class TrainingThread:
@@ -42,13 +42,13 @@ class TrainingThread:
         self._trainer = trainer
         self._max_payload_bytes = max_payload_bytes
         self._put = put
-        self._jobs: SimpleQueue[tuple[Task, Parameters, Remembered | None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Task, Parameters, Memory | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def open(self) -> None:
         self._thread.start()
 
-    def start(self, task: Task, tensors: Parameters, memory: Remembered | None) -> None:
+    def start(self, task: Task, tensors: Parameters, memory: Memory | None) -> None:
         """Train this next, with what is remembered of its run."""
         self._jobs.put((task, tensors, memory))
 
@@ -73,7 +73,7 @@ class TrainingThread:
             self._put(self._trained(*job))
             del job
 
-    def _trained(self, task: Task, tensors: Parameters, memory: Remembered | None) -> Trained | TrainingFailed:
+    def _trained(self, task: Task, tensors: Parameters, memory: Memory | None) -> Trained | TrainingFailed:
         try:
             done = do_task(self._trainer, task, tensors, time.monotonic, memory)
             pieces = encode_in_pieces(done.update, done.payload)
@@ -86,4 +86,4 @@ class TrainingThread:
                 "raise it in [broker] on both sides"
             )
             return TrainingFailed(task.task_id, "unsupported", detail)
-        return Trained(done.update, pieces, done.remembered)
+        return Trained(done.update, pieces, done.next_memory)

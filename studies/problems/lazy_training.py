@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedmq.participant.training.methods import Made, Remembered, Start, begin, make
+from fedmq.participant.training.methods import Made, Memory, Start, begin, make
 from fedmq.schemas.errors import NotFinite
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS, Method
@@ -86,8 +86,8 @@ class LazyTraining:
         self._makes_deltas, self._train = deltas is not None, deltas or backend.train
         self._waiting: dict[int, tuple[Job, Start | None]] = {}
         self._done: dict[int, Result] = {}
-        self._memories: dict[int, Remembered] = {}
-        self._unsettled: dict[str, tuple[int, Remembered]] = {}
+        self._memories: dict[int, Memory] = {}
+        self._unsettled: dict[str, tuple[int, Memory]] = {}
         self.cohorts = 0
         self.trained = 0
 
@@ -113,7 +113,7 @@ class LazyTraining:
     def sent(self, update_id: str, participant: int, result: Result) -> None:
         """It is on its way to the coordinator."""
         if result.remembered is not None:
-            self._unsettled[update_id] = (participant, Remembered(update_id, result.remembered))
+            self._unsettled[update_id] = (participant, Memory(update_id, result.remembered))
 
     def settled(self, update_id: str, accepted: bool) -> None:
         """Its receipt: a memory moves on an accepting one only."""
@@ -156,7 +156,7 @@ def _made(made: Made, start: Start, trained: Trained) -> Result:
         num_steps=trained.num_steps,
         metrics=trained.metrics,
         memory=None if start.memory is None else start.memory.mark,
-        remembered=made.remembered,
+        remembered=made.next_memory,
         finite=_is_finite(made.tensors),
     )
 

@@ -23,7 +23,7 @@ from fedmq.coordinator.strategies import Area
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
 from fedmq.participant.settings import ParticipantSettings
-from fedmq.participant.training.methods import Remembered, begin, make, run_uid
+from fedmq.participant.training.methods import Memory, begin, make, run_uid
 from fedmq.schemas.messages import Notice, Receipt, Task, Update, update_id
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench
@@ -43,8 +43,8 @@ class Disk:
     outbox: dict[str, tuple[Update, Parameters]] = field(default_factory=dict)
     sent: dict[str, tuple[str, str]] = field(default_factory=dict)
     done: tuple[str, ...] = ()
-    memory: dict[str, Remembered] = field(default_factory=dict)
-    unsettled: dict[str, tuple[str, str, Remembered]] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+    unsettled: dict[str, tuple[str, str, Memory]] = field(default_factory=dict)
 
     def restored(self) -> ev.Restored:
         outbox = {uid: (u.task_id, u.run_id) for uid, (u, _) in self.outbox.items()}
@@ -66,7 +66,7 @@ class Person:
         self.queue.extendleft(reversed(self.unacked.values()))
         self.unacked.clear()
         self.inbox: deque[ev.Event] = deque([ev.Started(), ev.Connected()])
-        self.finished: dict[str, tuple[Update, Parameters, Remembered]] = {}
+        self.finished: dict[str, tuple[Update, Parameters, Memory]] = {}
         self.received: dict[str, Parameters] = {}
         self.sessions += 1
         self.agent = Agent(
@@ -137,13 +137,13 @@ class Person:
                 self.inbox.append(ev.PublishConfirmed(uid))
             case ev.ClearOutbox(uid):
                 disk.outbox.pop(uid, None)
-            case ev.Remember(sent, done):
+            case ev.WriteSent(sent, done):
                 disk.sent, disk.done = dict(sent), done
             case ev.MoveMemory(uid, task_id):
                 if uid in disk.unsettled:
                     disk.memory[run_uid(task_id)] = disk.unsettled.pop(uid)[2]
                 return ev.MemoryMoved(uid)
-            case ev.GiveBack(uid):
+            case ev.DropNextMemory(uid):
                 disk.unsettled.pop(uid, None)
             case ev.SendHello(hello):
                 self.world.control.append(hello)
@@ -166,8 +166,8 @@ class Person:
             base_version=task.base_version, payload="change", memory=None if memory is None else memory.mark,
             next_memory=mark, num_examples=5, num_steps=1, train_s=1.0,
         )  # fmt: skip
-        assert made.remembered is not None
-        self.finished[uid] = (update, made.tensors, Remembered(mark, made.remembered))
+        assert made.next_memory is not None
+        self.finished[uid] = (update, made.tensors, Memory(mark, made.next_memory))
         self.world.made[mark] = float(y["w"][0])
         self.inbox.append(ev.TrainingFinished(task.task_id, 5))
 

@@ -30,7 +30,7 @@ class LazyData:
         return 0 if self.source is None else length(self._arrays())
 
     def first(self) -> Data:
-        return _take(self._arrays(), slice(0, 1))
+        return _sliced(self._arrays(), slice(0, 1))
 
     def epochs(self, config: TrainingConfig) -> Iterator[Iterator[Data]]:
         """For each epoch its batches, in an order of its own that `config.seed` decides."""
@@ -41,12 +41,12 @@ class LazyData:
             if not starts:
                 return
             order = orders([config.seed], [count], epoch)[0]
-            yield (_take(data, order[i : i + config.batch_size]) for i in starts)
+            yield (_sliced(data, order[i : i + config.batch_size]) for i in starts)
             steps_left -= len(starts)
 
     def in_order(self, batch_size: int) -> Iterator[Data]:
         for start in range(0, self.num_examples, batch_size):
-            yield _take(self._arrays(), slice(start, start + batch_size))
+            yield _sliced(self._arrays(), slice(start, start + batch_size))
 
     def _arrays(self) -> Data:
         if self._loaded is None:
@@ -80,6 +80,6 @@ def _standard(leaf: Any) -> npt.NDArray[Any]:
     return as_trained(array)
 
 
-def _take(data: Data, index: Any) -> Data:
+def _sliced(data: Data, index: Any) -> Data:
     taken: Data = keras.tree.map_structure(lambda leaf: leaf[index], data)
     return taken

@@ -18,8 +18,7 @@ from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
 from fedmq.coordinator.service import intake
 from fedmq.coordinator.service.service import RunSummary
-from fedmq.participant.decisions import agent, outbox
-from fedmq.participant.decisions import retries as waiting
+from fedmq.participant.decisions import agent, outbox, retries
 from fedmq.schemas import chunks
 from fedmq.schemas.codec import decode, encode
 from fedmq.schemas.local.backoff import Backoff
@@ -252,7 +251,7 @@ def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
     """Connections are cut, queues deleted and everybody restarted all through the run."""
     for module, name, seconds in (
         (receiver, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05),
-        (outbox, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (waiting, "RETRY", Backoff(0.05, 0.5)),
+        (outbox, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (retries, "RETRY", Backoff(0.05, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, seconds)
     luck, pause, versions = random.Random(1), threading.Event(), 12

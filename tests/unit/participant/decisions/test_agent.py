@@ -6,7 +6,7 @@ import pytest
 
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import BACKLOG_S, LEASE_GRACE, LEAVE_S, MAX_OUTBOX
-from fedmq.participant.decisions.retries import MAX_REMEMBERED, RETRY
+from fedmq.participant.decisions.retries import MAX_LISTED, RETRY
 from tests.unit.participant.decisions.agents import (
     LATE,
     connected,
@@ -116,12 +116,12 @@ def test_an_update_is_on_disk_before_it_is_published_and_leaves_it_after_the_con
     ]
     assert agent.state == "delivering"
     assert agent.step(ev.PublishConfirmed(uid(task)), LATE) == [
-        ev.Remember({uid(task): (task.task_id, "run-1")}, ()),
+        ev.WriteSent({uid(task): (task.task_id, "run-1")}, ()),
         ev.ClearOutbox(uid(task)),
     ]
     assert agent.state == "idle"
     assert agent.held() == (task.task_id,), "until its receipt"
-    assert agent.step(ev.ReceiptReceived(receipt(task)), LATE) == [ev.Remember({}, (task.task_id,))]
+    assert agent.step(ev.ReceiptReceived(receipt(task)), LATE) == [ev.WriteSent({}, (task.task_id,))]
 
 
 def test_an_update_that_the_disk_refuses_is_written_again_later() -> None:
@@ -150,7 +150,7 @@ def test_a_receipt_for_an_update_whose_confirm_was_lost_clears_the_outbox() -> N
     agent = publishing(task)
     agent.step(ev.PublishFailed(uid(task), "no confirm"), LATE)
     commands = agent.step(ev.ReceiptReceived(receipt(task)), LATE)
-    assert commands == [ev.Remember({}, (task.task_id,)), ev.ClearOutbox(uid(task))]
+    assert commands == [ev.WriteSent({}, (task.task_id,)), ev.ClearOutbox(uid(task))]
 
 
 def test_the_next_task_may_overtake_the_confirm_of_the_last_update() -> None:
@@ -216,7 +216,7 @@ def test_a_withdrawn_task_in_training_is_cancelled_and_its_result_discarded() ->
     task = make_task()
     agent = training(task)
     commands = agent.step(ev.NoticeReceived(notice("task_withdrawn", task)), LATE)
-    assert kinds(commands) == ["Remember", "ClearTask", "CancelTraining"]
+    assert kinds(commands) == ["WriteSent", "ClearTask", "CancelTraining"]
     assert agent.held() == ()
     busy = only(ev.SendDecline, agent.step(ev.TaskReceived(make_task(2), 9), LATE))
     assert busy.decline.reason == "busy", "the training thread is not free before it returns"
@@ -228,7 +228,7 @@ def test_a_withdrawn_task_leaves_the_outbox() -> None:
     task = make_task()
     agent = publishing(task)
     commands = agent.step(ev.NoticeReceived(notice("task_withdrawn", task)), LATE)
-    assert commands == [ev.Remember({}, (task.task_id,)), ev.ClearOutbox(uid(task))]
+    assert commands == [ev.WriteSent({}, (task.task_id,)), ev.ClearOutbox(uid(task))]
 
 
 def test_a_trainer_error_is_declined_with_its_text_and_the_agent_lives_on() -> None:
@@ -307,7 +307,7 @@ def test_a_finished_run_drops_what_belongs_to_it_and_ends_the_agent() -> None:
     task = make_task()
     agent = training(task)
     commands = agent.step(ev.NoticeReceived(notice("run_finished", task)), LATE)
-    assert kinds(commands) == ["Remember", "ClearTask", "CancelTraining", "ForgetRun", "Exit"]
+    assert kinds(commands) == ["WriteSent", "ClearTask", "CancelTraining", "ClearMemory", "Exit"]
     assert only(ev.Exit, commands).reason == "run_finished"
 
 
@@ -362,12 +362,12 @@ def test_a_stop_during_training_keeps_the_task_for_the_next_process() -> None:
 
 def test_what_is_remembered_stays_small() -> None:
     agent = connected()
-    for number in range(3 * MAX_REMEMBERED):
+    for number in range(3 * MAX_LISTED):
         task = make_task(number)
         agent.step(ev.TaskReceived(task, number), LATE)
         agent.step(ev.TaskSpooled(task.task_id, number), LATE)
         agent.step(ev.TrainingFinished(task.task_id, 7), LATE)
         agent.step(ev.OutboxWritten(task.task_id), LATE)
-        remembered = only(ev.Remember, agent.step(ev.PublishConfirmed(uid(task)), LATE))
-    assert len(remembered.sent) == len(remembered.done) == MAX_REMEMBERED
+        remembered = only(ev.WriteSent, agent.step(ev.PublishConfirmed(uid(task)), LATE))
+    assert len(remembered.sent) == len(remembered.done) == MAX_LISTED
     assert len(agent.held()) <= 64

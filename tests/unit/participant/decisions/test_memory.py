@@ -8,7 +8,7 @@ import pytest
 
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.spool.spool import MOST_MEMORIES, Spool
-from fedmq.participant.training.methods import Remembered
+from fedmq.participant.training.methods import Memory
 from fedmq.schemas.messages import Receipt, Task
 from tests.unit.participant.decisions.agents import LATE, ME, connected, kinds, make_agent, make_task, notice, only, uid
 
@@ -43,7 +43,7 @@ def test_an_accepting_receipt_moves_the_memory_before_the_update_is_forgotten() 
     agent = sent(one)
     assert agent.step(verdict(one), LATE) == [ev.MoveMemory(uid(one), one.task_id)]
     assert one.task_id in agent.held()
-    remembered = only(ev.Remember, agent.step(ev.MemoryMoved(uid(one)), LATE))
+    remembered = only(ev.WriteSent, agent.step(ev.MemoryMoved(uid(one)), LATE))
     assert (dict(remembered.sent), remembered.done) == ({}, (one.task_id,))
     assert agent.step(verdict(one), LATE) == [], "a repeated receipt moves nothing"
 
@@ -52,15 +52,15 @@ def test_a_discarding_receipt_gives_the_memory_back() -> None:
     one = task()
     agent = sent(one)
     commands = agent.step(verdict(one, "discarded"), LATE)
-    assert commands[0] == ev.GiveBack(uid(one))
+    assert commands[0] == ev.DropNextMemory(uid(one))
     assert "MoveMemory" not in kinds(commands)
     assert agent.held() == ()
 
 
 def test_a_method_without_a_memory_knows_nothing_of_it() -> None:
     one = make_task()
-    assert kinds(sent(one).step(verdict(one), LATE)) == ["Remember"]
-    assert kinds(sent(one).step(verdict(one, "discarded"), LATE)) == ["Remember"]
+    assert kinds(sent(one).step(verdict(one), LATE)) == ["WriteSent"]
+    assert kinds(sent(one).step(verdict(one, "discarded"), LATE)) == ["WriteSent"]
 
 
 @pytest.mark.parametrize("event", ["task_withdrawn", "run_finished"])
@@ -68,15 +68,15 @@ def test_a_withdrawn_or_dropped_update_gives_its_memory_back(event: Any) -> None
     one = task()
     for agent in (trained(one), sent(one)):
         commands = agent.step(ev.NoticeReceived(notice(event, one)), LATE)
-        assert ev.GiveBack(uid(one)) in commands
-        assert (ev.ForgetRun("run-1") in commands) == (event == "run_finished")
+        assert ev.DropNextMemory(uid(one)) in commands
+        assert (ev.ClearMemory("run-1") in commands) == (event == "run_finished")
 
 
 def test_a_receipt_that_overtakes_the_confirm_clears_the_outbox_too() -> None:
     one = task()
     agent = trained(one)
     agent.step(verdict(one), LATE)
-    assert kinds(agent.step(ev.MemoryMoved(uid(one)), LATE)) == ["Remember", "ClearOutbox"]
+    assert kinds(agent.step(ev.MemoryMoved(uid(one)), LATE)) == ["WriteSent", "ClearOutbox"]
 
 
 def test_while_an_update_is_unsettled_the_participant_is_not_free_and_says_so_only_when_asked() -> None:
@@ -119,7 +119,7 @@ def restored(**found: Any) -> tuple[Any, list[ev.Command]]:
 def test_a_restart_between_the_memory_and_the_update_trains_again() -> None:
     one = task()
     agent, commands = restored(task=one, task_age_s=1.0, unsettled={uid(one): (one.task_id, one.run_id)})
-    assert commands[0] == ev.GiveBack(uid(one))
+    assert commands[0] == ev.DropNextMemory(uid(one))
     assert only(ev.StartTraining, commands).task == one
     assert agent.held() == (one.task_id,)
 
@@ -129,7 +129,7 @@ def test_a_restart_after_the_update_was_written_waits_for_its_verdict(known: str
     one = task()
     names = {uid(one): (one.task_id, one.run_id)}
     agent, commands = restored(unsettled=names, **({} if known == "nowhere" else {known: names}))
-    assert "GiveBack" not in kinds(commands)
+    assert "DropNextMemory" not in kinds(commands)
     assert agent.held() == (one.task_id,)
     assert agent.step(verdict(one), 1.0) == [ev.MoveMemory(uid(one), one.task_id)]
 
@@ -137,7 +137,7 @@ def test_a_restart_after_the_update_was_written_waits_for_its_verdict(known: str
 def test_a_restart_after_the_memory_has_moved_moves_nothing_again() -> None:
     one = task()
     agent, _ = restored(sent={uid(one): (one.task_id, one.run_id)})
-    assert kinds(agent.step(verdict(one), 1.0)) == ["Remember"]
+    assert kinds(agent.step(verdict(one), 1.0)) == ["WriteSent"]
 
 
 def test_a_spooled_task_whose_update_is_on_its_way_is_not_trained_to_another_memory() -> None:
@@ -150,42 +150,42 @@ def test_a_spooled_task_whose_update_is_on_its_way_is_not_trained_to_another_mem
 # The spool
 
 
-def memory(mark: str, value: float = 1.0) -> Remembered:
-    return Remembered(mark, {"w": np.array([value, 2.0]), "b": np.array(value)})
+def memory(mark: str, value: float = 1.0) -> Memory:
+    return Memory(mark, {"w": np.array([value, 2.0]), "b": np.array(value)})
 
 
 def found(spool: Spool, run_uid: str = "ab") -> tuple[str, float] | None:
-    kept = spool.memory(run_uid)
+    kept = spool.read_memory(run_uid)
     return None if kept is None else (kept.mark, float(kept.tensors["w"][0]))
 
 
 def test_what_an_update_leaves_is_remembered_once_it_is_moved(tmp_path: Path) -> None:
     spool = Spool(tmp_path, ME)
     assert found(spool) is None
-    spool.write_next("u1", "ab-1", "run-1", memory("m1"))
+    spool.write_next_memory("u1", "ab-1", "run-1", memory("m1"))
     assert (found(spool), spool.unsettled()) == (None, {"u1": ("ab-1", "run-1")})
     spool.move_memory("u1", "ab")
     spool.move_memory("u1", "ab")
-    spool.write_next("u2", "ab-2", "run-1", memory("m2", 5.0))
+    spool.write_next_memory("u2", "ab-2", "run-1", memory("m2", 5.0))
     spool.close()
     again = Spool(tmp_path, ME)
     assert (found(again), again.unsettled()) == (("m1", 1.0), {"u2": ("ab-2", "run-1")})
-    again.give_back("u2")
-    again.give_back("u2")
+    again.drop_next_memory("u2")
+    again.drop_next_memory("u2")
     assert (found(again), again.unsettled()) == (("m1", 1.0), {})
-    kept = again.memory("ab")
+    kept = again.read_memory("ab")
     assert kept is not None
     assert (kept.tensors["w"].dtype, kept.tensors["b"].shape) == (np.float64, ())
-    again.forget_run("another")
+    again.clear_memory("another")
     assert found(again) is not None
-    again.forget_run("run-1")
+    again.clear_memory("run-1")
     assert found(again) is None
     again.close()
 
 
 def test_a_damaged_memory_is_set_aside_and_not_used(tmp_path: Path) -> None:
     spool = Spool(tmp_path, ME)
-    spool.write_next("u1", "ab-1", "run-1", memory("m1"))
+    spool.write_next_memory("u1", "ab-1", "run-1", memory("m1"))
     spool.move_memory("u1", "ab")
     path = tmp_path / ME / "memory" / "ab.fedmq"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
@@ -197,7 +197,7 @@ def test_a_damaged_memory_is_set_aside_and_not_used(tmp_path: Path) -> None:
 def test_runs_whose_end_was_never_heard_of_are_forgotten_in_their_order(tmp_path: Path) -> None:
     spool = Spool(tmp_path, ME)
     for number in range(MOST_MEMORIES + 2):
-        spool.write_next("u", f"r{number}-1", "run", memory("m"))
+        spool.write_next_memory("u", f"r{number}-1", "run", memory("m"))
         spool.move_memory("u", f"r{number}")
     assert [found(spool, f"r{n}") is not None for n in range(MOST_MEMORIES + 2)] == [False] * 2 + [True] * MOST_MEMORIES
     spool.close()

@@ -13,7 +13,7 @@ import pytest
 from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived, Lost
 from fedmq.broker_config.transport import Delivery
 from fedmq.participant.service.download import TOGETHER, Download
-from fedmq.participant.spool.chunk_journal import Journal, PayloadFile
+from fedmq.participant.spool.chunk_journal import ChunkJournal, PayloadFile
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError
 from fedmq.schemas.messages import ChunkedPayload, Task, TrainingConfig
@@ -135,7 +135,7 @@ def test_a_journal_that_says_wrong_things_costs_the_payload_and_not_the_particip
     else:
         digests[77] = digests.pop(3)
     (tmp_path / "task.payload").write_bytes(b"".join(PARTS))
-    Journal(tmp_path / "task.chunks", PAYLOAD.model_dump()).add(digests)
+    ChunkJournal(tmp_path / "task.chunks", PAYLOAD.model_dump()).add(digests)
     one = Fetching(tmp_path, ready=0)
     one.download.tick(PATIENCE_S)
     (lost,) = one.outcomes

@@ -14,7 +14,7 @@ from fedmq.broker_config.chunks.sender import WINDOW
 from fedmq.broker_config.topology import Topology
 from fedmq.participant.service.upload import Uploads
 from fedmq.participant.spool import spool as spool_module
-from fedmq.participant.spool.chunk_journal import Journal
+from fedmq.participant.spool.chunk_journal import ChunkJournal
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import decode, encode
 from fedmq.schemas.errors import SpoolError
@@ -90,8 +90,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def no_removal(_self: Spool, _uid: str) -> None:
         raise SpoolError("cannot remove")
 
-    monkeypatch.setattr(Journal, "add", no)
-    monkeypatch.setattr(Journal, "clear", no)
+    monkeypatch.setattr(ChunkJournal, "add", no)
+    monkeypatch.setattr(ChunkJournal, "clear", no)
     monkeypatch.setattr(spool_module, "_write", lambda *_: (_ for _ in ()).throw(SpoolError("cannot write")))
     monkeypatch.setattr(Spool, "clear_upload", no_removal)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.participant.spool.chunk_journal import Journal, PayloadFile
+from fedmq.participant.spool.chunk_journal import ChunkJournal, PayloadFile
 from fedmq.schemas.chunks import digest_of, digest_of_all
 from fedmq.schemas.errors import SpoolError
 from fedmq.schemas.messages import ChunkedPayload
@@ -24,35 +24,35 @@ def full_disk(_handle: int) -> None:
 
 
 def test_a_journal_knows_what_was_added_and_where_the_first_gap_is(tmp_path: Path) -> None:
-    Journal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0], 2: DIGESTS[2]})
-    again = Journal(tmp_path / "j", {"of": 1})
+    ChunkJournal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0], 2: DIGESTS[2]})
+    again = ChunkJournal(tmp_path / "j", {"of": 1})
     assert again.digests == {0: DIGESTS[0], 2: DIGESTS[2]}
     assert again.without_gap() == DIGESTS[:1]
     again.add({1: DIGESTS[1]})
-    assert Journal(tmp_path / "j", {"of": 1}).without_gap() == DIGESTS
+    assert ChunkJournal(tmp_path / "j", {"of": 1}).without_gap() == DIGESTS
 
 
 def test_a_journal_of_something_else_counts_as_empty_and_is_replaced(tmp_path: Path) -> None:
-    Journal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0]})
-    other = Journal(tmp_path / "j", {"of": 2})
+    ChunkJournal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0]})
+    other = ChunkJournal(tmp_path / "j", {"of": 2})
     assert other.digests == {}
     other.add({1: DIGESTS[1]})
-    assert Journal(tmp_path / "j", {"of": 1}).digests == {}
-    assert Journal(tmp_path / "j", {"of": 2}).digests == {1: DIGESTS[1]}
+    assert ChunkJournal(tmp_path / "j", {"of": 1}).digests == {}
+    assert ChunkJournal(tmp_path / "j", {"of": 2}).digests == {1: DIGESTS[1]}
 
 
 def test_a_torn_record_counts_for_nothing_and_is_written_over(tmp_path: Path) -> None:
-    Journal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0], 1: DIGESTS[1]})
+    ChunkJournal(tmp_path / "j", {"of": 1}).add({0: DIGESTS[0], 1: DIGESTS[1]})
     whole = (tmp_path / "j").read_bytes()
     (tmp_path / "j").write_bytes(whole[:-5])
-    torn = Journal(tmp_path / "j", {"of": 1})
+    torn = ChunkJournal(tmp_path / "j", {"of": 1})
     assert torn.digests == {0: DIGESTS[0]}
     torn.add({1: DIGESTS[1]})
     assert (tmp_path / "j").read_bytes() == whole
 
 
 def test_a_record_that_could_not_be_written_leaves_no_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path / "j", {"of": 1})
+    journal = ChunkJournal(tmp_path / "j", {"of": 1})
     journal.add({0: DIGESTS[0]})
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_disk)
@@ -60,7 +60,7 @@ def test_a_record_that_could_not_be_written_leaves_no_hole(tmp_path: Path, monke
             journal.add({1: DIGESTS[1]})
     assert journal.without_gap() == DIGESTS[:1]
     journal.add({1: DIGESTS[1], 2: DIGESTS[2]})
-    assert Journal(tmp_path / "j", {"of": 1}).without_gap() == DIGESTS
+    assert ChunkJournal(tmp_path / "j", {"of": 1}).without_gap() == DIGESTS
 
 
 def test_a_payload_is_written_in_any_order_and_goes_on_after_a_crash(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedmq.participant.spool.spool import Memory, Spool
+from fedmq.participant.spool.spool import SentRecord, Spool
 from fedmq.schemas.errors import SpoolError
 from fedmq.schemas.local.clocks import Moment, age_s
 
@@ -49,10 +49,10 @@ def test_updates_are_listed_with_their_tasks_until_they_are_cleared(spool: Spool
 
 
 def test_what_is_remembered_comes_back(spool: Spool) -> None:
-    assert spool.remembered() == Memory({}, ())
-    memory = Memory({"u1": ("t1", "run-1")}, ("t0",))
-    spool.remember(memory)
-    assert spool.remembered() == memory
+    assert spool.read_sent() == SentRecord({}, ())
+    memory = SentRecord({"u1": ("t1", "run-1")}, ("t0",))
+    spool.write_sent(memory)
+    assert spool.read_sent() == memory
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "somebody else's"])
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_set_aside_with_a_loud_line(
 ) -> None:
     spool.write_task(b"task body", NOW)
     spool.write_update("u1", "t1", "run-1", b"update body")
-    spool.remember(Memory({"u1": ("t1", "run-1")}, ()))
+    spool.write_sent(SentRecord({"u1": ("t1", "run-1")}, ()))
     for path in (spool.folder / "task.fedmq", spool.folder / "outbox" / "u1.fedmq", spool.folder / "sent.json"):
         content = path.read_bytes()
         path.write_bytes(
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_set_aside_with_a_loud_line(
     with caplog.at_level(logging.ERROR):
         assert spool.read_task() is None
         assert spool.outbox() == {}
-        assert spool.remembered() == Memory({}, ())
+        assert spool.read_sent() == SentRecord({}, ())
     assert caplog.text.count("spool_file_set_aside") == 3
     assert len(list((spool.folder / "set-aside").iterdir())) == 3
     with pytest.raises(SpoolError, match="u1 cannot be read"):

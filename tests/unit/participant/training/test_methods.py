@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedmq.participant.trainer import TrainResult
-from fedmq.participant.training.methods import Remembered, begin, make, remembers, replies_of, run_uid
+from fedmq.participant.training.methods import Memory, begin, has_memory, make, replies_of, run_uid
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.errors import TrainerError
 from fedmq.schemas.messages import Task, TrainingConfig
@@ -20,7 +20,7 @@ def scaffold_task(control=2.0):
 
 
 def kept(value):
-    return Remembered("before", {"w": np.array([value])})
+    return Memory("before", {"w": np.array([value])})
 
 
 def numbers(tensors):
@@ -42,8 +42,8 @@ def test_scaffold_sends_what_its_control_variate_changes_by():
     made = make("scaffold", start, local, 2, RATE)
     # Δc = (4 - 1)/(2·0.5) - 2; c_i ← 0.5 + 1
     assert numbers(made.tensors) == {"w": -3.0, "mean": 2.0, "control:w": 1.0}
-    assert numbers(made.remembered) == {"w": 1.5}
-    assert made.remembered["w"].dtype == np.float64
+    assert numbers(made.next_memory) == {"w": 1.5}
+    assert made.next_memory["w"].dtype == np.float64
     assert made.tensors.non_trainable == {"mean"}
 
 
@@ -57,14 +57,14 @@ def test_no_step_changes_nothing_and_no_rate_is_an_error():
 def test_a_change_is_against_the_sum_of_what_was_sent_whose_rounding_it_takes_back():
     first = make("change", begin("change", MODEL, None), {"w": np.float32([0.1]), "mean": np.float32([7])}, 1, RATE)
     assert numbers(first.tensors) == {"w": np.float32(0.1), "mean": 7.0}
-    memory = Remembered("u", first.remembered)
+    memory = Memory("u", first.next_memory)
     local = {"w": np.float32([1e8]), "mean": np.float32([7])}
     second = make("change", begin("change", MODEL, memory), local, 1, RATE)
     assert second.tensors["w"].dtype == np.float32
-    third = make("change", begin("change", MODEL, Remembered("v", second.remembered)), local, 1, RATE)
+    third = make("change", begin("change", MODEL, Memory("v", second.next_memory)), local, 1, RATE)
     total = sum(float(one.tensors["w"][0]) for one in (first, second, third))
     assert total == pytest.approx(1e8, abs=1e-6), "float32 alone would be off by 0.1 for ever"
-    assert numbers(third.remembered) == {"w": total, "mean": 7.0}
+    assert numbers(third.next_memory) == {"w": total, "mean": 7.0}
 
 
 class Plain:
@@ -87,9 +87,9 @@ def test_a_participant_says_what_its_trainer_can_do():
     assert replies_of(Plain()) == ("delta", "parameters", "change")
     assert replies_of(Correcting()) == ("delta", "parameters", "change", "scaffold")
     assert run_uid("ab12-7") == "ab12"
-    assert remembers(order("change"))
-    assert not remembers(order("delta"))
-    assert not remembers(order("change", work="evaluate"))
+    assert has_memory(order("change"))
+    assert not has_memory(order("delta"))
+    assert not has_memory(order("change", work="evaluate"))
 
 
 def test_a_task_of_scaffold_ends_in_one_update_and_what_to_remember_of_it():
@@ -98,12 +98,12 @@ def test_a_task_of_scaffold_ends_in_one_update_and_what_to_remember_of_it():
     assert numbers(trainer.correction) == {"w": 1.5}
     assert (done.update.payload, done.update.memory) == ("scaffold", "before")
     assert numbers(done.payload) == {"w": 1.0, "mean": 1.0, "control:w": -1 / 0.5 - 2}
-    assert (done.remembered.mark, numbers(done.remembered.tensors)) == (done.update.next_memory, {"w": -3.5})
+    assert (done.next_memory.mark, numbers(done.next_memory.tensors)) == (done.update.next_memory, {"w": -3.5})
     again = do_task(trainer, order("scaffold"), scaffold_task(), lambda: 0.0, kept(0.5))
     assert again.update.update_id == done.update.update_id
     assert again.update.next_memory != done.update.next_memory, "another training leaves another memory"
     plain = do_task(trainer, order("delta"), MODEL, lambda: 0.0)
-    assert (trainer.correction, plain.update.next_memory, plain.remembered) == (None, None, None)
+    assert (trainer.correction, plain.update.next_memory, plain.next_memory) == (None, None, None)
 
 
 def test_a_trainer_that_takes_no_correction_declines_as_unsupported():
