@@ -8,7 +8,6 @@ only the others come again. So a model also reaches a device whose link, or batt
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,9 +15,10 @@ from fedmq.broker_config.chunks.receiver import ChunkArrived, ChunkReceiver, Los
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery, Transport
 from fedmq.participant.spool.chunk_journal import PayloadFile
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 PREFETCH = 16
 TOGETHER = 8
@@ -54,8 +54,8 @@ class Download:
         with self._disk_errors():
             outcome = self._receiver.begin(now, self._file.open(self.payload))
             log.info(
-                "event=download task=%s bytes=%d chunks=%d missing=%d",
-                self.task_id, self.payload.num_bytes, self.payload.count, self._receiver.missing,
+                "download", task=self.task_id, bytes=self.payload.num_bytes, chunks=self.payload.count,
+                missing=self._receiver.missing,
             )  # fmt: skip
             self._came_to(outcome)
 
@@ -82,7 +82,7 @@ class Download:
         try:
             self._file.clear()
         except OSError as error:  # of a disk that is read-only now: the next task's parameters take its place
-            log.warning("event=payload_not_cleared task=%s detail=%r", self.task_id, str(error))
+            log.warning("payload_not_cleared", task=self.task_id, detail=error)
 
     # The receiver's store
 

@@ -32,7 +32,8 @@ from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
-from fedmq.participant.service.publishing import Publisher
+from fedmq.participant.service.context import ServiceContext
+from fedmq.participant.service.publishing import ParticipantPublisher
 from fedmq.participant.service.startup import num_examples_of, restore, signals
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.settings import ParticipantSettings
@@ -110,7 +111,7 @@ class ParticipantService:
         self._tick_at = float("-inf")
         self._spool: Spool
         self._intake: TaskIntake
-        self._publisher: Publisher
+        self._publisher: ParticipantPublisher
         self._agent: Agent
 
     def run(self) -> str:
@@ -120,27 +121,19 @@ class ParticipantService:
         be made, BrokerRefused or TopologyConflict where the broker will never take this participant.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
-        self._intake = TaskIntake(
-            self._transport,
-            self._topology,
-            self._spool,
-            self._training,
-            self.participant_id,
+        context = ServiceContext(
+            participant_id=self.participant_id,
+            transport=self._transport,
+            topology=self._topology,
+            spool=self._spool,
             limits=self._limits,
             payload_limits=self._payload_limits,
-            put=self._inbox.put,
-        )
-        self._publisher = Publisher(
-            self._transport,
-            self._topology,
-            self._spool,
-            self.participant_id,
             chunk_bytes=self._chunk_bytes,
-            limits=self._limits,
-            payload_limits=self._payload_limits,
             publish_timeout_s=self._publish_timeout_s,
             put=self._inbox.put,
         )
+        self._intake = TaskIntake(context, self._training)
+        self._publisher = ParticipantPublisher(context)
         try:
             self._training.open()
             with signals(self.stop):
@@ -176,7 +169,7 @@ class ParticipantService:
                 item = self._inbox.get(timeout=TICK_S)
             except Empty:
                 item = None
-            left = self._take(item) if item is not None else None
+            left = self._on_item(item) if item is not None else None
             now = time.monotonic()
             if left is None and now >= self._tick_at:
                 self._tick_at = now + TICK_S
@@ -189,16 +182,16 @@ class ParticipantService:
                     raise AppError(left.error)
                 return left.reason
 
-    def _take(self, item: Any) -> ev.Exit | None:
+    def _on_item(self, item: Any) -> ev.Exit | None:
         match item:
             case _Delivered(delivery):
-                return self._take_delivery(delivery)
+                return self._on_delivery(delivery)
             case Trained(update):
                 fault("trained")
                 self._publisher.keep(item)
                 return self._handle(ev.TrainingFinished(update.task_id, update.num_examples))
             case News():
-                self._publisher.take(item)
+                self._publisher.on_news(item)
                 return None
             case ChunkArrived():
                 self._intake.on_chunk(item)
@@ -206,11 +199,11 @@ class ParticipantService:
             case _Broken(error):
                 raise error
             case TransportState():
-                return self._take_state(item)
+                return self._on_state(item)
             case _:
                 return self._handle(item)
 
-    def _take_state(self, state: TransportState) -> ev.Exit | None:
+    def _on_state(self, state: TransportState) -> ev.Exit | None:
         level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
         log.log(level, f"broker_{state.name}", participant=self.participant_id, detail=state.detail)
         if state.name == "failed":
@@ -224,7 +217,7 @@ class ParticipantService:
             return self._handle(ev.Disconnected())
         return None
 
-    def _take_delivery(self, delivery: Delivery) -> ev.Exit | None:
+    def _on_delivery(self, delivery: Delivery) -> ev.Exit | None:
         try:
             decoded = decode(delivery.body, self._limits)
         except PeerError as error:
@@ -232,7 +225,7 @@ class ParticipantService:
             return None
         match decoded.message:
             case Task() as task:
-                return self._take_task(task, decoded.parameters, delivery)
+                return self._on_task(task, decoded.parameters, delivery)
             case Receipt() as receipt:
                 log.info(
                     "receipt", participant=self.participant_id, task=receipt.task_id, verdict=receipt.verdict,
@@ -249,7 +242,7 @@ class ParticipantService:
         self._transport.ack(delivery)
         return left
 
-    def _take_task(self, task: Task, parameters: Parameters | None, delivery: Delivery) -> ev.Exit | None:
+    def _on_task(self, task: Task, parameters: Parameters | None, delivery: Delivery) -> ev.Exit | None:
         log.info(
             "task_received", participant=self.participant_id, task=task.task_id, run=task.run_id,
             base_version=task.base_version, bytes=len(delivery.body), redelivered=delivery.redelivered,
@@ -303,19 +296,19 @@ class ParticipantService:
             case ev.StartTraining(task):
                 return self._intake.start_training(task)
             case ev.WriteOutbox(task_id, uid):
-                return self._publisher.write(task_id, uid)
+                return self._publisher.write_update(task_id, uid)
             case ev.MoveMemory(uid, task_id):
                 return self._move_memory(uid, task_id)
             case ev.PublishUpdate(uid, task_id, from_start):
-                return self._publisher.update(uid, task_id, from_start)
+                return self._publisher.send_update(uid, task_id, from_start)
             case ev.AnnounceAgain(uid, task_id):
                 return self._publisher.announce_again(uid, task_id)
             case ev.CancelSpooling():
                 self._intake.cancel_spooling()
             case ev.SendHello(hello):
-                self._publisher.hello(hello)
+                self._publisher.send_hello(hello)
             case ev.SendDecline(decline):
-                self._publisher.decline(decline)
+                self._publisher.send_decline(decline)
             case ev.Ack(handle):
                 delivery = self._deliveries.pop(handle, None)
                 fault("before-task-ack")

@@ -1,24 +1,20 @@
-"""Tasks from their arrival to the training: onto the disk, with parameters that come in chunks, and off it again.
+"""Tasks from their arrival to the start of their training: onto the disk, with parameters that may come in chunks.
 
-Used from the service's thread, which carries out the agent's SpoolTask, CancelSpooling and StartTraining here.
+The service's thread calls everything here. It carries out the agent's SpoolTask, CancelSpooling and StartTraining.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from fedmq.broker_config.chunks.receiver import ChunkArrived, Lost
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Transport
 from fedmq.participant.decisions import events as ev
+from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
-from fedmq.participant.spool.spool import Spool
 from fedmq.participant.training.methods import has_memory, run_uid
 from fedmq.participant.training.thread import TrainingThread
-from fedmq.schemas.codec import Limits, decode
+from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.local.clocks import moment_now
 from fedmq.schemas.messages import Task
@@ -26,44 +22,31 @@ from fedmq.schemas.parameters import Parameters
 
 
 class TaskIntake:
-    """One participant's. `put` takes what is to be fed to the agent later, and the chunks that arrive."""
+    """The task intake of one participant."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        topology: Topology,
-        spool: Spool,
-        training: TrainingThread,
-        participant_id: str,
-        *,
-        limits: Limits,
-        payload_limits: Limits,
-        put: Callable[[Any], None],
-    ) -> None:
-        self._transport = transport
-        self._topology = topology
-        self._spool = spool
+    def __init__(self, context: ServiceContext, training: TrainingThread) -> None:
+        self._context = context
+        self._spool = context.spool
         self._training = training
-        self._participant_id = participant_id
-        self._limits = limits
-        self._payload_limits = payload_limits
-        self._put = put
         self._received: dict[str, Parameters] = {}
         """task_id -> its parameters, from its arrival to its training."""
         self._download: Download | None = None
 
     def arrived(self, task: Task, parameters: Parameters | None) -> None:
-        """A task that the agent is about to see; None: its parameters come in chunks."""
+        """Hold the parameters of a task that the agent is about to see; None if they come in chunks."""
         if parameters is not None:
             self._received[task.task_id] = parameters
 
     def decided(self, task: Task, goes_back: bool) -> None:
-        """The agent has seen it: nothing stays of a task that was declined, or is there already, or is a copy of the
-        one in hand. `goes_back`: it is left to the next process."""
+        """Drop what a task brought, now that the agent has decided on it, unless it is being fetched.
+
+        The agent may have declined it, or it is here already, or it is a copy of the task in hand. `goes_back` means
+        that the task returns to its queue for the next process, which needs its chunks.
+        """
         self._received.pop(task.task_id, None)
         fetched = None if self._download is None else self._download.payload
         if task.chunks is not None and fetched != task.chunks and not goes_back:
-            self._transport.delete_queue(self._payload_queue(task))
+            self._context.transport.delete_queue(self._payload_queue(task))
 
     def on_chunk(self, chunk: ChunkArrived) -> None:
         """Keep a chunk of the task that is fetched now."""
@@ -79,33 +62,35 @@ class TaskIntake:
             self._download.disconnected()
 
     def spool(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event | None:
-        """Write the message body; parameters in chunks are fetched first, and the event is put later."""
+        """Write a task's message body to disk. Parameters in chunks are fetched first, and the event is put later."""
         if task.chunks is None:
             return self._write_task(task, handle, body)
-        if task.chunks.num_bytes > self._payload_limits.max_body_bytes:
+        most_bytes = self._context.payload_limits.max_body_bytes
+        if task.chunks.num_bytes > most_bytes:
             detail = (
-                f"the task has {task.chunks.num_bytes} bytes, max_payload_bytes is "
-                f"{self._payload_limits.max_body_bytes}: raise it in [broker] on both sides"
+                f"the task has {task.chunks.num_bytes} bytes, max_payload_bytes is {most_bytes}: "
+                "raise it in [broker] on both sides"
             )
             return ev.SpoolFailed(task.task_id, handle, detail, "unsupported")
 
         def done(outcome: Lost | OSError | None) -> None:
             self._download = None
             if outcome is None:
-                self._put(self._write_task(task, handle, body))
+                event = self._write_task(task, handle, body)
+            elif isinstance(outcome, Lost):
+                event = ev.SpoolFailed(task.task_id, handle, outcome.detail, "payload_lost")
             else:
-                lost = isinstance(outcome, Lost)
-                detail = outcome.detail if isinstance(outcome, Lost) else f"cannot keep its parameters: {outcome}"
-                self._put(ev.SpoolFailed(task.task_id, handle, detail, "payload_lost" if lost else "not_idle"))
+                event = ev.SpoolFailed(task.task_id, handle, f"cannot keep its parameters: {outcome}", "not_idle")
+            self._context.put(event)
 
         if self._download is not None:
             self._download.cancel()
         self._download = download = Download(
-            self._transport,
+            self._context.transport,
             self._payload_queue(task),
             task,
             self._spool.payload,
-            put=self._put,
+            put=self._context.put,
             on_done=done,
         )
         download.begin(time.monotonic())
@@ -117,7 +102,7 @@ class TaskIntake:
             self._download = None
 
     def start_training(self, task: Task) -> ev.Event | None:
-        """With its parameters as they arrived or from disk, and with what is remembered of its run."""
+        """Give a task to the training thread, with its parameters and the method's memory of its run."""
         parameters = self._received.pop(task.task_id, None)
         if parameters is None:
             try:
@@ -140,19 +125,19 @@ class TaskIntake:
         return ev.TaskSpooled(task.task_id, handle)
 
     def _read_parameters(self, task: Task) -> Parameters:
-        """From disk, and checked: raises SpoolError or PeerError."""
+        """Read a task's parameters from disk and check them. Raises SpoolError or PeerError."""
         if task.chunks is not None:
-            decoded = decode(self._spool.payload.read(), self._payload_limits)
+            decoded = decode(self._spool.payload.read(), self._context.payload_limits)
             if decoded.message != task.model_copy(update={"chunks": None}):
                 raise MalformedMessage("its chunks are of another task than its manifest")
         else:
             found = self._spool.read_task()
             if found is None:
                 raise SpoolError("its file is gone")
-            decoded = decode(found[0], self._limits)
+            decoded = decode(found[0], self._context.limits)
         assert decoded.parameters is not None, "the codec lets no whole task through without"
         return decoded.parameters
 
     def _payload_queue(self, task: Task) -> str:
         assert task.chunks is not None
-        return self._topology.payload(self._participant_id, task.chunks.payload_id).name
+        return self._context.payload_queue(task.chunks.payload_id).name

@@ -23,8 +23,8 @@ class Running:
         self.service = service
         self.ended: str | None = None
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
 
     def _run(self) -> None:
         try:
@@ -34,8 +34,8 @@ class Running:
 
     def wait(self) -> str | None:
         """Why it ended, once it has; raises what it raised."""
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive(), "the participant did not end"
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive(), "the participant did not end"
         if self.error is not None:
             raise self.error
         return self.ended
@@ -78,4 +78,4 @@ def start(broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Callable[..., Runn
     yield start_one
     for running in started:
         running.service.stop()
-        running._thread.join(DEADLINE_S)
+        running.thread.join(DEADLINE_S)

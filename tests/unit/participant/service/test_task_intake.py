@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.broker_config.topology import Topology
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.spool.spool import Spool
-from fedmq.schemas.codec import Limits
+from tests.unit.participant.service.contexts import make_context
 from tests.unit.participant.service.test_download import TASK, Queues
 
 assert TASK.chunks is not None
@@ -24,10 +23,8 @@ def queues() -> Queues:
 
 @pytest.fixture
 def intake(tmp_path: Path, queues: Queues) -> Iterator[TaskIntake]:
-    spool, limits = Spool(tmp_path, "p"), Limits()
-    yield TaskIntake(
-        queues, Topology("x"), spool, None, "p", limits=limits, payload_limits=limits, put=lambda _item: None  # type: ignore[arg-type]
-    )  # fmt: skip
+    spool = Spool(tmp_path, "p")
+    yield TaskIntake(make_context(queues, spool, "p", put=lambda _item: None), None)  # type: ignore[arg-type]
     spool.close()
 
 

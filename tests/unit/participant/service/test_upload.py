@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.broker_config.chunks.sender import WINDOW
-from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.chunks.sender import WINDOW, News
+from fedmq.participant.decisions import events as ev
 from fedmq.participant.service.upload import Uploads
 from fedmq.participant.spool import spool as spool_module
 from fedmq.participant.spool.chunk_journal import ChunkJournal
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import decode, encode
-from fedmq.schemas.errors import SpoolError
-from fedmq.schemas.limits import DEFAULT_LIMITS
+from fedmq.schemas.errors import SpoolError, Unroutable
 from fedmq.schemas.messages import Update, update_id
 from fedmq.schemas.parameters import Parameters
 from tests.unit.broker_config.chunks.test_sender import Wire
+from tests.unit.participant.service.contexts import make_context
 
 UID = update_id("r", "t", "p0")
 UPDATE = Update(
@@ -38,22 +38,12 @@ class Uploading:
     def __init__(self, folder: Path) -> None:
         self.spool = Spool(folder, "p0")
         self.wire = Wire()
-        self.news: list[Any] = []
+        self.inbox: list[Any] = []
         self.announced: list[Update] = []
-        self.failed: list[str] = []
+        self.published: list[ev.PublishConfirmed | ev.PublishFailed] = []
         self.sent: list[int] = []
         self.depth = 0
-        self.uploads = Uploads(
-            self.wire,  # type: ignore[arg-type]
-            Topology("p"),
-            self.spool,
-            "p0",
-            chunk_bytes=1024,
-            limits=DEFAULT_LIMITS,
-            put=self.news.append,
-            announce=lambda _update, manifest: self.announced.append(decode(manifest).message),  # type: ignore[arg-type]
-            failed=lambda uid, _error: self.failed.append(uid),
-        )
+        self.uploads = Uploads(make_context(self.wire, self.spool, "p0", put=self.inbox.append))
 
     def begin(self, payload_id: str = "one") -> None:
         self.uploads.begin(UID, payload_id, BODY)
@@ -61,16 +51,23 @@ class Uploading:
     def run(self, most_chunks: int = 1000) -> None:
         while self.wire.asked:
             what, about, future = self.wire.asked.pop(0)
-            if what == "publish" and len(self.sent) == most_chunks:
+            manifest = what == "publish" and about.headers.get("kind") == "update"
+            if what == "publish" and not manifest and len(self.sent) == most_chunks:
                 return
-            if what == "publish":
+            if manifest:
+                self.announced.append(decode(about.body).message)  # type: ignore[arg-type]
+            elif what == "publish":
                 self.sent.append(about.headers["chunk"])
                 self.depth += 1
             elif what == "delete":
                 self.depth = 0
             future.set_result(self.depth)
-            while self.news:
-                self.uploads.take(self.news.pop(0))
+            while self.inbox:
+                item = self.inbox.pop(0)
+                if isinstance(item, News):
+                    self.uploads.on_news(item)
+                else:
+                    self.published.append(item)
 
 
 @pytest.fixture
@@ -103,8 +100,10 @@ def test_an_upload_is_announced_when_it_is_whole_and_from_then_on_only_announced
     (announced,) = one.announced
     assert announced.chunks is not None
     assert (announced.update_id, announced.chunks.count) == (UID, COUNT)
+    assert one.published == [ev.PublishConfirmed(UID, kept=True)]
     one.begin()
-    assert (one.announced, one.wire.asked) == ([announced] * 2, [])
+    one.run()
+    assert (one.announced, one.sent) == ([announced] * 2, list(range(COUNT)))
     manifest = one.uploads.manifest(UID)
     assert manifest is not None
     assert decode(manifest).message == announced
@@ -138,7 +137,21 @@ def test_a_disk_that_takes_no_notes_keeps_no_update_back(
     refuse(monkeypatch, number)
     one.begin()
     one.run()
-    assert (len(one.announced), one.failed) == (1, [])
+    assert (len(one.announced), one.published) == (1, [ev.PublishConfirmed(UID, kept=True)])
+
+
+def test_an_upload_that_the_broker_refuses_is_a_failed_publish(one: Uploading) -> None:
+    one.begin()
+    while one.wire.asked:
+        what, _, future = one.wire.asked.pop(0)
+        if what == "publish":
+            future.set_exception(Unroutable("no such queue"))
+        else:
+            future.set_result(0)
+        for item in [item for item in one.inbox if isinstance(item, News)]:
+            one.inbox.remove(item)
+            one.uploads.on_news(item)
+    assert one.inbox == [ev.PublishFailed(UID, "Unroutable: no such queue")]
 
 
 def test_an_upload_begins_again_although_the_disk_cannot_forget_the_first(

@@ -1,0 +1,34 @@
+"""The identity, the connections and the limits that every part of the participant's service works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedmq.broker_config.topology import Queue, Topology
+from fedmq.broker_config.transport import Transport
+from fedmq.participant.spool.spool import Spool
+from fedmq.schemas.codec import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """One participant's context. Only the service's thread uses the spool."""
+
+    participant_id: str
+    transport: Transport
+    topology: Topology
+    spool: Spool
+    limits: Limits
+    """Limits of a single message."""
+    payload_limits: Limits
+    """Limits of a payload that travels in chunks."""
+    chunk_bytes: int
+    publish_timeout_s: float
+    put: Callable[[Any], None]
+    """Hand an item to the service's inbox. Any thread may call it, and it does not block."""
+
+    def payload_queue(self, payload_id: str) -> Queue:
+        """Return the queue of a payload of this participant."""
+        return self.topology.payload(self.participant_id, payload_id)
