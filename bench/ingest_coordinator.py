@@ -78,9 +78,10 @@ class CommitTimes(logging.Handler):
         coordinator.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("commit updates=") and isinstance(record.args, tuple):
-            updates, _version, took_s = record.args
-            self.commits.append((updates, took_s))  # type: ignore[arg-type]
+        event, *fields = record.getMessage().split()
+        if event == "event=commit":
+            value = dict(field.split("=") for field in fields)
+            self.commits.append((int(value["updates"]), float(value["took_s"])))
 
 
 def declare(url: str, prefix: str) -> None:

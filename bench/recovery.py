@@ -115,12 +115,12 @@ def measure(url: str, folder: Path, num_bytes: int, rounds: int) -> tuple[float,
             assert child.stdout is not None
             os.set_blocking(child.stdout.fileno(), False)  # nobody reads them; a full pipe must not hold them up
         with process(folder, "coordinator", *config) as coordinator:
-            seconds_until(coordinator, time.monotonic(), "version made version=3 ")
+            seconds_until(coordinator, time.monotonic(), "event=version_made version=3 ")
         for _ in range(rounds):
             began_s = time.monotonic()
             with process(folder, "coordinator", *config) as coordinator:
-                times.append(seconds_until(coordinator, began_s, "run resumed", "update accepted"))
-                seconds_until(coordinator, time.monotonic(), "version made", "version made")
+                times.append(seconds_until(coordinator, began_s, "event=run_resumed", "event=update_accepted"))
+                seconds_until(coordinator, time.monotonic(), "event=version_made", "event=version_made")
     back, accepted = zip(*times, strict=True)
     return statistics.median(back), statistics.median(accepted)
 

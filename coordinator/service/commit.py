@@ -5,7 +5,6 @@ Order: checkpoint files (where arrays changed), SQLite transaction, then the cal
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,9 +20,10 @@ from fedmq.coordinator.state.checkpoint_files import CheckpointFiles, file_name
 from fedmq.coordinator.state.ledger.rows import CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger, in_doubt
 from fedmq.schemas.errors import Deposed
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 REST_FACTOR = 3.0
 """A coordinator rests this many commit durations between commits, unless its window is full: they cost at most a
@@ -101,8 +101,8 @@ class Committer:
         cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
         if cut_short:
             log.warning(
-                "a commit was cut short: %s never reached the ledger and is removed; the run goes on from %s, and the "
-                "broker delivers the commit's updates again", ", ".join(cut_short), self._state.file,
+                "commit_cut_short", removed=",".join(cut_short), goes_on_from=self._state.file,
+                detail="it never reached the ledger; the broker delivers its updates again",
             )  # fmt: skip
         files.remove(left_over)
         for name in self._kept[:-1]:

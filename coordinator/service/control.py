@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from fedmq.broker_config.transport import Delivery
@@ -10,9 +9,10 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Decline, Hello
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def read_control(core: Core, limits: Limits, delivery: Delivery) -> ParticipantS
     if isinstance(message, Hello):
         return ParticipantSeen(message, delivery.user_id)
     m = message
-    log.info("task declined participant=%s task=%s reason=%s %s", m.participant_id, m.task_id, m.reason, m.detail)
+    log.info("task_declined", participant=m.participant_id, task=m.task_id, reason=m.reason, detail=m.detail)
     return TaskDeclined(m.participant_id, m.task_id, m.run_id, m.reason, m.detail, m.retry_after_s)
 
 
@@ -53,7 +53,5 @@ class LeftOut:
         session = (hello.participant_id, hello.session_id)
         if session not in self._told and not self._core.has_room_for(hello.participant_id):
             self._told.add(session)
-            log.warning(
-                "participant %s gets no tasks: the strategy has room for num_participants, and these came before it",
-                hello.participant_id,
-            )
+            detail = "it gets no tasks: the strategy has room for num_participants, and these came before it"
+            log.warning("participant_left_out", participant=hello.participant_id, detail=detail)

@@ -41,10 +41,11 @@ from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.receipts import notice, receipt
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import Group, Stamp
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Update
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
 """Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
@@ -216,9 +217,8 @@ class Effects:
         pending.receipts.append(receipt(update, "accepted"))
         self.delete_payload(update)
         log.info(
-            "update accepted participant=%s task=%s base_version=%d staleness=%d client_weight=%.6g order=%d",
-            update.participant_id, update.task_id, update.base_version, command.staleness, command.client_weight,
-            command.order,
+            "update_accepted", participant=update.participant_id, task=update.task_id, base_version=update.base_version,
+            staleness=command.staleness, client_weight=f"{command.client_weight:.6g}", order=command.order,
         )  # fmt: skip
 
     def _discard(self, command: Discard) -> None:
@@ -238,27 +238,25 @@ class Effects:
             self.delete_payload(update)
         log.log(
             logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
-            "update discarded participant=%s task=%s reason=%s detail=%s", update and update.participant_id,
-            update.task_id if update else delivery.correlation_id, command.reason, command.detail,
+            "update_discarded", participant=update and update.participant_id,
+            task=update.task_id if update else delivery.correlation_id, reason=command.reason, detail=command.detail,
         )  # fmt: skip
 
     def _new_version(self, command: NewVersion) -> None:
         self.pending.arrays_changed = True
         self.pending.group.versions.append((command, self._stamp()))
-        log.info(
-            "version made version=%d updates=%d weights=%s",
-            command.version, len(command.update_ids), ",".join(f"{weight:.6g}" for weight in command.weights),
-        )  # fmt: skip
+        weights = ",".join(f"{weight:.6g}" for weight in command.weights)
+        log.info("version_made", version=command.version, updates=len(command.update_ids), weights=weights)
 
     def _issue(self, command: IssueTask) -> None:
         self.pending.tasks.append((command, self._core.task_tensors))
         log.debug(
-            "task issued participant=%s task=%s base_version=%d again=%s",
-            command.participant_id, command.task_id, command.base_version, command.again,
+            "task_issued", participant=command.participant_id, task=command.task_id, base_version=command.base_version,
+            again=command.again,
         )  # fmt: skip
 
     def _close_task(self, command: CloseTask) -> None:
-        log.info("task closed task=%s state=%s detail=%s", command.task_id, command.state, command.detail)
+        log.info("task_closed", task=command.task_id, state=command.state, detail=command.detail)
         receipts = self.pending.receipts
         if command.state == "discarded" and not (receipts and receipts[-1].task_id == command.task_id):
             self.pending.verdicts.append(("", command.task_id))  # its update could not be decoded
@@ -283,4 +281,4 @@ class Effects:
             self._evaluator.submit(command.version, self._core.parameters, self._put)
 
     def _finish(self, command: Finish) -> None:
-        log.info("run finished reason=%s version=%d", command.reason, self._core.version)
+        log.info("run_finished", reason=command.reason, version=self._core.version)

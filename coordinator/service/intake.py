@@ -17,7 +17,6 @@ Rules
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,9 +29,10 @@ from fedmq.broker_config.transport import Delivery, Transport
 from fedmq.coordinator.decisions.events import DeliveryHandle
 from fedmq.schemas.errors import LimitExceeded, SpecMismatch
 from fedmq.schemas.limits import DEFAULT_LIMITS
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 GIVE_WAY_S = 1.0
 MOST_TRIES = 3
@@ -185,8 +185,8 @@ class Intake:
             return self._broken(manifest, lost.detail, now)
         self._current = current
         log.info(
-            "payload begun participant=%s task=%s bytes=%d chunks=%d waiting=%d",
-            update.participant_id, update.task_id, chunks.num_bytes, chunks.count, len(self._waiting),
+            "payload_begun", participant=update.participant_id, task=update.task_id, bytes=chunks.num_bytes,
+            chunks=chunks.count, waiting=len(self._waiting),
         )  # fmt: skip
         return None
 
@@ -223,7 +223,7 @@ class Intake:
             self._silent_since_s[update.update_id] = silent_since_s
             self._stop(current)
             self._waiting.append(current.manifest)
-            log.info("payload waits for its chunks, others go first task=%s", update.task_id)
+            log.info("payload_gives_way", task=update.task_id, detail="it waits for its chunks, and others go first")
         return None
 
     def abandon(self) -> Manifest | None:
@@ -262,7 +262,5 @@ class Intake:
             self._tried_at_s[update.update_id] = now
             self._tries[update.update_id] += 1
         self._silent_since_s.pop(update.update_id, None)
-        log.warning(
-            "payload broken participant=%s task=%s detail=%s", update.participant_id, update.task_id, detail
-        )  # fmt: skip
+        log.warning("payload_broken", participant=update.participant_id, task=update.task_id, detail=detail)
         return Broken(manifest, detail, self._tries[update.update_id] >= MOST_TRIES)

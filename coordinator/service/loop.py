@@ -47,8 +47,9 @@ from fedmq.coordinator.service.update_reader import read_update
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import BrokerError, BrokerRefused
+from fedmq.schemas.local.event_log import EventLog
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 FAREWELL_S = 5.0
 """How long the broker may take for one of the last notices."""
@@ -200,10 +201,8 @@ class Loop:
     def _on_transport(self, state: TransportState) -> None:
         if state.name == "failed":
             raise state.error or BrokerRefused(f"the broker is lost for good: {state.detail}")
-        log.log(
-            logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING,
-            "broker %s %s", state.name, state.detail,
-        )  # fmt: skip
+        level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
+        log.log(level, f"broker_{state.name}", detail=state.detail)
         if state.name in ("blocked", "unblocked", "disconnected"):
             self._blocked = state.name == "blocked"
         if state.name == "disconnected":
@@ -238,18 +237,18 @@ class Loop:
     def _on_published(self, published: TaskPublished) -> None:
         self._publisher.task_done(published)
         if published.error is not None:
-            log.warning("task undeliverable task=%s error=%s", published.task_id, published.error)
+            log.warning("task_undeliverable", task=published.task_id, error=published.error)
             self._step(TaskUndeliverable(published.task_id, str(published.error)))
 
     def _on_evaluation(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
-        log.info("evaluated version=%d %s", event.version, shown or event.detail)
+        log.info("evaluated", version=event.version, **({"metrics": shown} if shown else {"detail": event.detail}))
         self._step(event)
 
     def _on_control(self, delivery: Delivery) -> None:
         event = read_control(self._core, self._limits, delivery)
         if isinstance(event, ControlPoison):
-            log.warning("control message discarded reason=%s detail=%s", event.reason, event.detail)
+            log.warning("control_message_discarded", reason=event.reason, detail=event.detail)
             self._transport.dead_letter(delivery, self._dead_exchange, event.reason, event.detail)
             return
         self._step(event)
@@ -301,17 +300,15 @@ class Loop:
             self._committer.commit(self._core, self._effects.pending, self._clocks.run_s)
         except OSError as error:
             self._pace.failed(self._clocks.run_s())
-            log.error(
-                "commit failed, nothing was acked: %s. Make room on the disk; trying again in %.1f s",
-                error, self._pace.retry_s,
-            )  # fmt: skip
+            detail = f"nothing was acked: {error}. Make room on the disk"
+            log.error("commit_failed", retry_s=self._pace.retry_s, detail=detail)
             return False
         done = self._effects.taken()
         settle(done, self._transport, self._dead_exchange)
         tell(self._run_id, done, self._publisher, self._ledger)
         ended_s = self._clocks.run_s()
         self._pace.succeeded(began_s, ended_s)
-        log.debug("commit updates=%d version=%d took_s=%.4f", done.num_updates, self._core.version, ended_s - began_s)
+        log.debug("commit", updates=done.num_updates, version=self._core.version, took_s=f"{ended_s - began_s:.4f}")
         return True
 
     # The end
@@ -331,9 +328,8 @@ class Loop:
         fault("before-farewell")
         say_goodbye(self._run_id, finished, self._publisher, self._ledger)
         if left := self._publisher.flush(FAREWELL_S):
-            log.warning(
-                "the broker took nothing for %g s: %d receipts and notices were not delivered", FAREWELL_S, left
-            )
+            detail = f"the broker took nothing for {FAREWELL_S:g} s"
+            log.warning("receipts_and_notices_not_delivered", count=left, detail=detail)
 
     def _answer_the_rest(self) -> None:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""

@@ -8,7 +8,6 @@ chunks that never come. Nothing here decides; nothing here waits.
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections import deque
@@ -26,10 +25,11 @@ from fedmq.schemas.chunks import Pieces
 from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable
 from fedmq.schemas.limits import CHUNK_BYTES
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 FINISHED_NEWS_S = 600.0
 """How long the end of a run is news: whoever comes later may have come for the next one."""
@@ -260,6 +260,6 @@ class CoordinatorPublisher:
 
 def _log_failure(message: Receipt | Notice, error: BaseException | None) -> None:
     if isinstance(error, Unroutable):
-        log.debug("%s not delivered participant=%s: its queue is gone", message.kind, message.participant_id)
+        log.debug(f"{message.kind}_not_delivered", participant=message.participant_id, error="its queue is gone")
     elif error is not None:
-        log.warning("%s not delivered participant=%s error=%s", message.kind, message.participant_id, error)
+        log.warning(f"{message.kind}_not_delivered", participant=message.participant_id, error=error)

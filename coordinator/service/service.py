@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -42,10 +41,11 @@ from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import Deposed, LedgerLocked, StateError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.allocator import keep_freed_memory
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 MOST_PREFETCH = 512
 OPEN_POLL_S = 0.2
@@ -131,7 +131,7 @@ class CoordinatorService:
             self._first = self._initial_parameters()  # whose mistakes should be told now, not when the broker is there
         try:
             while not self._term():
-                log.info("standing by again run=%s", self._run_settings.run_id)
+                log.info("standing_by_again", run=self._run_settings.run_id)
         except OSError as error:  # at the start and at the end; a commit in between is tried again
             raise StateError(
                 f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk: "
@@ -152,7 +152,7 @@ class CoordinatorService:
             refuse_changes(ledger.run().settings, self._settings(), self._folder)
             over = ledger.run().finished is not None and self._folder.final_parameters.exists()
         if over:
-            log.info("the run is over already run=%s", self._run_settings.run_id)
+            log.info("run_over_already", run=self._run_settings.run_id)
             self._export_model()
         return over
 
@@ -174,7 +174,7 @@ class CoordinatorService:
                         with contextlib.suppress(OSError):  # it is for people only
                             ledger.leave(time.time())
         except Deposed as error:
-            log.warning("%s", error)
+            log.warning("deposed", detail=error)
             transport.close(0.0)
             return False
         finally:
@@ -214,15 +214,12 @@ class CoordinatorService:
             try:
                 epoch = ledger.take_over(socket.gethostname(), os.getpid(), time.time())
             except LedgerLocked as error:
-                log.error(
-                    "cannot take over: %s. %s stands still in the middle of a commit: end it with kill -9, and this "
-                    "one goes on; trying again", error, epochs.shown(last) if last else "Another process",
-                )  # fmt: skip
+                holder = epochs.shown(last) if last else "another process"
+                advice = f"{holder} stands still in the middle of a commit: end it with kill -9, and this one goes on"
+                log.error("cannot_take_over_yet", error=error, detail=advice)
                 continue
-            log.info(
-                "this coordinator is the active one run=%s epoch=%d%s", self._run_settings.run_id, epoch,
-                f", after {epochs.shown(last)}" if last else "",
-            )  # fmt: skip
+            after = {"after": epochs.shown(last)} if last else {}
+            log.info("active", run=self._run_settings.run_id, epoch=epoch, **after)
             return True
         return False
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.leadership import Leadership
@@ -12,8 +10,9 @@ from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.rows import EpochRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import BrokerRefused, LedgerError
+from fedmq.schemas.local.event_log import EventLog
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 SURE_AFTER = 2
 """Tokens that were put into the queue in vain before somebody else is taken to be active."""
@@ -45,7 +44,7 @@ def wait_to_lead(leadership: Leadership, inbox: Inbox, folder: RunFolder) -> boo
             else:
                 refused_at = 0
                 if active != waits_for:
-                    log.info("standby: waiting until %s leaves or dies, to take over", epochs.shown(active))
+                    log.info("standby", waits_for=epochs.shown(active))
                     waits_for = active
         item = inbox.wait(leadership.wait_s())
         if isinstance(item, Stop):
@@ -61,7 +60,7 @@ def _changed(leadership: Leadership, state: TransportState) -> None:
     if state.name == "failed":
         raise state.error or BrokerRefused(f"the broker is lost for good: {state.detail}")
     if state.name in ("disconnected", "consumer_lost"):
-        log.warning("broker %s %s", state.name, state.detail)
+        log.warning(f"broker_{state.name}", detail=state.detail)
         leadership.doubt()
 
 

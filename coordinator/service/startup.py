@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +20,11 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
 from fedmq.schemas.errors import CheckpointError, ConfigError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Array, Parameters
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
 """Settings that a run keeps for life, beside its strategy and training: the ledger could not be replayed otherwise."""
@@ -55,7 +55,7 @@ def open_core(
         files.prepare()
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
-        log.info("run created run=%s uid=%s folder=%s", run.run_id, run_uid, folder.path)
+        log.info("run_created", run=run.run_id, uid=run_uid, folder=folder.path)
         return core
     refuse_changes(ledger.run().settings, settings, folder)
     snapshot = _load(folder, ledger, commit, strategy)
@@ -64,7 +64,7 @@ def open_core(
     if check_model is not None and core.finished is None:
         check_model(core.parameters)
     ledger.resume(settings)
-    log.info("run resumed run=%s version=%d accepted=%d", run.run_id, core.version, core.accepted)
+    log.info("run_resumed", run=run.run_id, version=core.version, accepted=core.accepted)
     return core
 
 
@@ -98,13 +98,13 @@ def _rebuild(
         ) from error
     arrays, source = found
     log.error(
-        "%s; version %d was made again from %s, the same bit for bit: the run goes on",
-        checkpoint.fault_of(error), row.version, source,
+        "checkpoint_rebuilt", version=row.version, source=source,
+        detail=f"{checkpoint.fault_of(error)}; its state was made again, the same bit for bit: the run goes on",
     )  # fmt: skip
     try:
         files.write(row.file, arrays, checkpoint_meta(row.accepted, row.version))
     except OSError as refused:
-        log.warning("it could not be written again (%s): the next commit does", refused)
+        log.warning("checkpoint_not_mended", error=refused, detail="the next commit writes one")
     return arrays
 
 

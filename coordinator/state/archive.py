@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import zlib
@@ -41,10 +40,11 @@ from fedmq.schemas.errors import CheckpointError, FedmqError
 from fedmq.schemas.limits import Limits
 from fedmq.schemas.local.clocks import Moment, age_s, moment_now
 from fedmq.schemas.local.durable import sync_folder
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.tensors import TENSOR_ALIGNMENT_BYTES, pack, read_entries, spec_of, unpack
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 PART_OF_LIMIT = 4
 """A base is written each time that this part of a limit is used up: so much is forgotten at a time."""
@@ -128,7 +128,7 @@ class Archive:
                 self._next_file(accepted)
             self._forget()
         except OSError as error:
-            log.warning("the archive could not begin a new part, and goes on with the old one: %s", error)
+            log.warning("archive_part_not_begun", error=error, detail="the archive goes on with the old part")
 
     def _is_full(self, base: Base) -> bool:
         limit = self._settings.max_bytes
@@ -208,7 +208,12 @@ class Archive:
             ) from error
         self._go_on_in(file, name, end)
         self._rows = rows
-        log.warning("the archive goes on in %s: the disk could not write the end of %s", name, broken.name)
+        log.warning(
+            "archive_goes_on",
+            file=name,
+            broken=broken.name,
+            detail="the disk could not write its end",
+        )
         if not named:
             with contextlib.suppress(OSError):
                 broken.unlink()

@@ -9,7 +9,6 @@ next commit has often taken its place, and nothing was written twice. Older file
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -22,9 +21,10 @@ from fedmq.coordinator.state.checkpoint import Checkpoint
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, RunRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Array
 
-log = logging.getLogger("fedmq.coordinator")
+log = EventLog(__name__)
 
 
 class CheckpointFiles:
@@ -82,11 +82,8 @@ class CheckpointFiles:
                 damage[path] = error
                 continue
             for bad, found_wrong in damage.items():
-                log.error(
-                    "%s; the same state is whole in %s: the run goes on from that",
-                    checkpoint.fault_of(found_wrong),
-                    path,
-                )
+                detail = f"{checkpoint.fault_of(found_wrong)}; the run goes on from the whole file"
+                log.error("checkpoint_damaged", file=bad, whole=path, detail=detail)
                 if bad.parent in self._folders():
                     self._mend(bad, found)
             if not damage and self.copies is not None:
@@ -100,7 +97,7 @@ class CheckpointFiles:
         try:
             checkpoint.look(path, digest)
         except CheckpointError as error:
-            log.warning("%s; it is the copy of a checkpoint that is whole", checkpoint.fault_of(error))
+            log.warning("checkpoint_copy_damaged", file=path, detail=checkpoint.fault_of(error))
             self._mend(path, whole)
 
     @staticmethod
@@ -108,9 +105,9 @@ class CheckpointFiles:
         try:
             checkpoint.write(path, whole.arrays, whole.meta)
         except OSError as error:
-            log.warning("%s could not be written again (%s): the next commit writes both", path, error)
+            log.warning("checkpoint_not_mended", file=path, error=error, detail="the next commit writes both")
         else:
-            log.warning("%s was written again", path)
+            log.warning("checkpoint_mended", file=path)
 
     def places(self, name: str, newest: bool) -> list[Path]:
         """Where a checkpoint lies: the newest one twice."""

@@ -33,7 +33,7 @@ def test_a_week_away_loses_no_finished_training_and_drops_a_task_whose_slot_was_
     begun = federation.participant("p2", fault="task-on-disk")
     assert died_at(begun, "task-on-disk")
     others = [federation.participant("p1")]
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     held = Gate(federation, "p1").reached()
     # The broker has thrown away what waited for them, and at last their queues.
     queues = [federation.topology.participant(name).name for name in ("p0", "p2")]
@@ -41,7 +41,7 @@ def test_a_week_away_loses_no_finished_training_and_drops_a_task_whose_slot_was_
     restamp(federation, "p2", wall_s=-7 * DAY_S, boot_s=-7 * DAY_S)
     others += [federation.participant(name) for name in ("p0", "p2")]
     others[2].wait_for("event=declined .*reason=lease_over .*60480[0-9] s on disk")
-    coordinator.wait_for("update accepted participant=p0")
+    coordinator.wait_for("event=update_accepted participant=p0")
     held.open()
     assert [one.ended() for one in (coordinator, *others)] == [0, 0, 0, 0]
     rows = federation.check()

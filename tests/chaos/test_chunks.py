@@ -69,13 +69,13 @@ def test_a_broker_killed_in_mid_upload_loses_nothing(tmp_path, prefix):
         federation.environ = IN_CHUNKS | {"FEDMQ_BROKER__CHUNK_BYTES": "16384"}
         try:
             coordinator = federation.coordinator()
-            coordinator.wait_for("run created")
+            coordinator.wait_for("event=run_created")
             node.flush_new_queues()
             participants = [federation.participant(name) for name in ("p0", "p1")]
-            coordinator.wait_for("payload begun", times=2)
+            coordinator.wait_for("event=payload_begun", times=2)
             node.kill()
             for one in (coordinator, *participants):
-                one.wait_for("event=broker_disconnected|broker disconnected")
+                one.wait_for("event=broker_disconnected")
             node.start()
             assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
             federation.check(versions=3)

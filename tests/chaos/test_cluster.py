@@ -47,7 +47,7 @@ def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothin
         other = federation.participant("p1", FEDMQ_BROKER_URL=",".join(node.url for node in others), **QUORUM)
         everybody = ",".join(node.url for node in (leader, *others))
         coordinator = federation.coordinator(FEDMQ_BROKER_URL=everybody, **QUORUM)
-        coordinator.wait_for("version made version=1 ")
+        coordinator.wait_for("event=version_made version=1 ")
         for name in ("p0", "p1"):
             federation.hold(name)
         uploads = uploader.text.count("event=update_sent")
@@ -77,7 +77,7 @@ def test_participants_whose_queue_is_on_a_node_that_is_away_wait_for_it(cluster,
     home, *others = cluster.nodes
     participant = federation.participant("p0", FEDMQ_BROKER_URL=f"{home.url},{others[0].url}")
     coordinator = federation.coordinator(FEDMQ_BROKER_URL=others[1].url)
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     home.kill()
     participant.wait_for("cannot reach queue '.*participant.p0'")
     home.start()

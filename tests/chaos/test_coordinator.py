@@ -41,12 +41,12 @@ def test_a_coordinator_that_stands_still_for_longer_than_the_heartbeat_commits_n
     """A suspended machine. The broker takes its deliveries back; it still has them in memory when it goes on."""
     participants = [federation.participant(name) for name in ("p0", "p1")]
     coordinator = federation.coordinator()
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     coordinator.send(signal.SIGSTOP)
     try:
         federation.witness.wait_for_depth(federation.topology.updates, 1)
     finally:
         coordinator.send(signal.SIGCONT)
-    coordinator.wait_for("broker disconnected")
+    coordinator.wait_for("event=broker_disconnected")
     assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
     federation.check()

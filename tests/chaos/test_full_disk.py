@@ -13,9 +13,11 @@ def test_a_coordinator_with_a_full_disk_acks_nothing_says_so_and_goes_on_when_th
     coordinator = federation.coordinator(**runs)
     participants = [federation.participant(name) for name in ("p0", "p1")]
     for times in (1, 2):
-        coordinator.wait_for(rf"version made version={2 * times} ")
+        coordinator.wait_for(rf"event=version_made version={2 * times} ")
         disk.fill()
-        coordinator.wait_for("commit failed, nothing was acked: .*No space left on device.*trying again", 2 * times)
+        coordinator.wait_for(
+            'event=commit_failed retry_s=.* detail="nothing was acked: .*No space left on device', 2 * times
+        )
         with federation.ledger() as ledger:
             accepted = {row.update_id for row in ledger.updates()}
         federation.witness.wait_until(lambda known=accepted: set(federation.witness.updates) - known)

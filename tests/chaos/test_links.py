@@ -26,7 +26,7 @@ def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_b
     (own, coordinators_url), (other, participants_url) = proxies(), proxies()
     coordinator = federation.coordinator(**coordinators_url)
     participants = [federation.participant("p0", **participants_url), federation.participant("p1")]
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     assert [link.blackhole(*directions, new=new) for link in (own, other)] == [2, 2]
     for one in (coordinator, participants[0]):
         one.wait_for(f"({DISCONNECTED})" + (".*[Hh]eartbeat" if "down" in directions else ""))

@@ -41,7 +41,7 @@ def test_a_coordinator_that_is_cut_off_in_the_middle_of_a_task_or_an_update_goes
     proxy.cut_at(int(1.5 * UPDATE_BYTES), 2, direction)
     coordinator = federation.coordinator(**through_it)
     participants = [federation.participant(name) for name in ("p0", "p1")]
-    coordinator.wait_for("broker disconnected", times=2)
+    coordinator.wait_for("event=broker_disconnected", times=2)
     assert (proxy.cuts, proxy.cuts_left) == (2, 0)
     assert [one.ended() for one in (coordinator, *participants)] == [0, 0, 0]
     federation.check(versions=2)

@@ -44,7 +44,7 @@ def test_a_participant_killed_at_one_point_counts_once(federation, place):
 
 def test_an_update_that_was_published_and_never_confirmed_is_sent_again_and_counted_once(federation, rabbitmq_node):
     coordinator = federation.coordinator()
-    coordinator.wait_for("run created")
+    coordinator.wait_for("event=run_created")
     proxy = Proxy(rabbitmq_node.port)
     try:
         cut_off = federation.participant("p0", FEDMQ_BROKER_URL=rabbitmq_node.url_for(port=proxy.port))

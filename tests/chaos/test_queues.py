@@ -24,7 +24,7 @@ def begun(federation, **environ):
     """Two participants and their coordinator in mid-run, each of the participants in a training that does not end."""
     participants = [federation.participant(name) for name in NAMES]
     coordinator = federation.coordinator(**environ)
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     for name in NAMES:
         federation.hold(name)
     return coordinator, *participants
@@ -106,9 +106,9 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
     coordinator, p0, p1 = begun(federation, **lease)
     rabbitmq_node.ctl("delete_queue", queue.name)
     coordinator.wait_for(f"consumer_lost.*cancelled the consumer: queue '{queue.name}' was deleted")
-    so_far = coordinator.text.count("update accepted participant=p0")
+    so_far = coordinator.text.count("event=update_accepted participant=p0")
     federation.release("p0")
-    coordinator.wait_for("update accepted participant=p0", times=so_far + 1)
+    coordinator.wait_for("event=update_accepted participant=p0", times=so_far + 1)
     federation.hold("p0")
     coordinator.kill()
     federation.release("p0")
@@ -118,7 +118,7 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
     came_later = p1.wait_for(r'event=update_not_taken .*task=(\S+) detail="Unroutable')[1]
     again = federation.coordinator(**lease)
     federation.hold("p0", wait=False)  # or it might finish the run before the other one tries again
-    again.wait_for(f"update accepted participant=p1 task={came_later}")
+    again.wait_for(f"event=update_accepted participant=p1 task={came_later}")
     federation.release("p0")
     assert [one.ended() for one in (again, p0, p1)] == [0, 0, 0]
     unwitnessed.check(federation, NAMES, versions=8, may_be_lost=waiting)
@@ -153,7 +153,7 @@ def test_a_full_updates_queue_takes_no_more_and_gets_all_once_it_drains(federati
         (other,) = {*NAMES} - {kept_back}
         federation.hold(other, wait=False)  # as above
         again = federation.coordinator()
-        again.wait_for(f"update accepted participant={kept_back} task={task_id}")
+        again.wait_for(f"event=update_accepted participant={kept_back} task={task_id}")
     finally:
         rabbitmq_node.ctl("clear_policy", "full")
     federation.release(other)

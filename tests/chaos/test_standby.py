@@ -56,18 +56,18 @@ def epochs_of(federation):
 def test_standbys_take_over_from_coordinators_that_are_killed_one_after_the_other(federation):
     """All are there before the work begins, or else it is done before the next one has started."""
     coordinators = [federation.coordinator()]
-    coordinators[0].wait_for("the active one run=r1 epoch=1")
+    coordinators[0].wait_for("event=active run=r1 epoch=1")
     for _ in range(3 if FULL else 2):
         coordinators.append(federation.coordinator())
-        coordinators[-1].wait_for(f"standby: waiting until the coordinator with pid {coordinators[0].pid} ")
+        coordinators[-1].wait_for(f'event=standby waits_for="the coordinator with pid {coordinators[0].pid} ')
     participants = [federation.participant(name) for name in ("p0", "p1")]
     for epoch, (active, standby) in enumerate(pairwise(coordinators), start=2):
-        active.wait_for("version made", times=2)
+        active.wait_for("event=version_made", times=2)
         began_s = time.monotonic()
         assert active.kill() == -signal.SIGKILL
-        standby.wait_for(f"the active one run=r1 epoch={epoch}, after the coordinator with pid {active.pid} ")
+        standby.wait_for(f'event=active run=r1 epoch={epoch} after="the coordinator with pid {active.pid} ')
         leads_s = time.monotonic() - began_s
-        standby.wait_for("update accepted")
+        standby.wait_for("event=update_accepted")
         print(f"takeover: active after {leads_s:.2f} s, first update after {time.monotonic() - began_s:.2f} s")
     assert [one.ended() for one in (coordinators[-1], *participants)] == [0, 0, 0]
     assert [pid for _, pid in epochs_of(federation)] == [one.pid for one in coordinators]
@@ -82,19 +82,19 @@ def test_a_coordinator_that_was_paused_in_a_commit_while_another_took_over_commi
     acks = Acks(proxy)
     participants = [federation.participant(name) for name in ("p0", "p1")]
     old = federation.coordinator(fault=f"{point}:4:stop", **through)
-    old.wait_for("the active one run=r1 epoch=1")
+    old.wait_for("event=active run=r1 epoch=1")
     new = federation.coordinator()
     old.wait_for(f"fault point {point}")
     ask_until(psutil.Process(old.pid).status, lambda status: status == psutil.STATUS_STOPPED)
-    new.wait_for(f"the active one run=r1 epoch=2, after the coordinator with pid {old.pid} ")
-    new.wait_for("version made", times=2)
+    new.wait_for(f'event=active run=r1 epoch=2 after="the coordinator with pid {old.pid} ')
+    new.wait_for("event=version_made", times=2)
     assert psutil.Process(old.pid).status() == psutil.STATUS_STOPPED
     assert (before := acks.count) > 0, "it acked what it committed"
     old.send(signal.SIGCONT)
     old.wait_for(f"taken over by the coordinator with pid {new.pid} .* this coordinator had epoch 1")
-    old.wait_for("standing by again")
+    old.wait_for("event=standing_by_again")
     assert [one.ended() for one in (new, old, *participants)] == [0, 0, 0, 0]
-    assert old.text.count("the active one run=") == 1
+    assert old.text.count("event=active run=") == 1
     assert acks.count == before
     assert epochs_of(federation) == [(1, old.pid), (2, new.pid)]
     federation.check(versions=20)

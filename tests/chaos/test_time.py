@@ -77,11 +77,11 @@ def test_a_training_that_outlives_its_lease_loses_its_slot_and_counts_once_if_it
     coordinator, slow = federation.coordinator(**run), federation.participant("p0")
     late.reached()
     fast = federation.participant("p1")
-    coordinator.wait_for("version made version=2 ")
+    coordinator.wait_for("event=version_made version=2 ")
     other = Gate(federation, "p1").reached()
     late.open()
     if welcome:
-        coordinator.wait_for("update accepted participant=p0")
+        coordinator.wait_for("event=update_accepted participant=p0")
     else:
         slow.wait_for("event=task_withdrawn")
     other.open()

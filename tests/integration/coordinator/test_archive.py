@@ -67,7 +67,7 @@ def test_a_replay_of_the_archive_makes_every_committed_state_and_the_newest_one_
     for path in files:
         flip(path)
     assert federation.run().version == 8
-    assert "was made again from" in caplog.text
+    assert "event=checkpoint_rebuilt" in caplog.text
     assert "the same bit for bit" in caplog.text
     with federation.ledger() as ledger:
         assert states.items() <= ledger.states().items()
@@ -256,7 +256,7 @@ def test_after_a_sync_that_failed_the_archive_goes_on_in_another_file(federation
     failed = failing_sync(monkeypatch, federation, lose=False)
     assert federation.run().version == 5
     assert len(failed) == 1
-    assert "the archive goes on in" in caplog.text
+    assert "event=archive_goes_on" in caplog.text
     with federation.ledger() as ledger:
         assert len({row.file for row in ledger.archived(0, 15)}) == 2
     assert all(check.holds for check in checks_of(federation).values())

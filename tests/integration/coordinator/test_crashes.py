@@ -98,7 +98,7 @@ def test_what_a_crash_left_of_a_checkpoint_is_passed_over_for_the_last_good_one_
     (federation.run_dir / "checkpoints" / torn).write_bytes(b"half of it")
     (federation.run_dir / "checkpoints" / f"{torn}.tmp").write_bytes(b"less")
     federation.run()
-    said = f"{torn}, {torn}.tmp never reached the ledger and is removed; the run goes on from {good}"
+    said = f"event=commit_cut_short removed={torn},{torn}.tmp goes_on_from={good}"
     assert said in caplog.text
     assert 0 < before < 15
     assert same_bits(federation.final(), federation.replayed())

@@ -52,7 +52,7 @@ def test_damage_to_one_of_the_two_files_costs_nothing_and_is_mended_aloud(
     with pytest.raises(BaseException, match="the mended files"):
         federation.run()
     assert str(path) in caplog.text
-    assert f"{path} was written again" in caplog.text
+    assert f"event=checkpoint_mended file={path}" in caplog.text
     assert path.read_bytes() == whole
     monkeypatch.undo()
     assert federation.run().version == 5

@@ -15,6 +15,8 @@ def test_a_participant_too_many_gets_no_tasks_and_the_log_says_why_once(federati
     with caplog.at_level(logging.WARNING, "fedmq.coordinator"):
         assert federation.run().accepted == 12
     assert len(federation.participants[2].tasks) == 0
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["participant p2 gets no tasks"]
+    assert [r.getMessage().partition(" detail=")[0] for r in caplog.records] == [
+        "event=participant_left_out participant=p2"
+    ]
     with federation.ledger() as ledger:
         assert set(ledger.accepted_by_participant()) == {"p0", "p1"}

@@ -54,7 +54,7 @@ def test_a_standby_waits_says_for_whom_and_takes_over_when_the_active_one_leaves
 
     def late(ledger, wall_s):
         if ledger.epoch == 1:
-            said.wait_for("epoch=2, after the coordinator with pid")
+            said.wait_for('epoch=2 after="the coordinator with pid')
         leave(ledger, wall_s)
 
     monkeypatch.setattr(Ledger, "leave", late)
@@ -62,9 +62,9 @@ def test_a_standby_waits_says_for_whom_and_takes_over_when_the_active_one_leaves
         federation.join(f"p{i}", lambda p, task: (len(p.tasks) < 2 or go.wait(DEADLINE_S), p.train(task)))
     first = federation.service()
     active = federation.start(first)
-    said.wait_for("the active one run=r1 epoch=1")
+    said.wait_for("event=active run=r1 epoch=1")
     standby = federation.start(federation.service())
-    said.wait_for("standby: waiting until the coordinator with pid")
+    said.wait_for('event=standby waits_for="the coordinator with pid')
     assert not standby.done()
     first.stop()
     left = active.result(DEADLINE_S)
@@ -82,7 +82,7 @@ def test_a_standby_ends_well_when_the_active_one_finishes_the_run(federation, sa
     active = federation.start(federation.service())
     said.wait_for("epoch=1")
     standby = federation.start(federation.service())
-    said.wait_for("standby: waiting")
+    said.wait_for("event=standby ")
     go.set()
     assert standby.result(DEADLINE_S) == active.result(DEADLINE_S)
     assert active.result().finished == "max_versions"
@@ -95,7 +95,7 @@ def test_a_standby_that_is_stopped_leaves_the_run_alone(federation, said):
     said.wait_for("epoch=1")
     service = federation.service()
     standby = federation.start(service)
-    said.wait_for("standby: waiting")
+    said.wait_for("event=standby ")
     service.stop()
     assert standby.result(DEADLINE_S).finished is None
     go.set()
@@ -132,12 +132,12 @@ def test_who_is_deposed_in_the_middle_of_a_commit_commits_and_acks_nothing_and_s
     old = federation.start(federation.service(connect=lambda: Old(federation.broker, "old")))
     assert paused.wait(DEADLINE_S)
     new = federation.start(federation.service(connect=lambda: EmbeddedTransport(federation.broker, "new")))
-    said.wait_for("standby: waiting")
+    said.wait_for("event=standby ")
     assert federation.broker.drop_connections("old") == 1
-    said.wait_for("epoch=2, after the coordinator with pid")
-    said.wait_for("version made version=2 ")
+    said.wait_for('epoch=2 after="the coordinator with pid')
+    said.wait_for("event=version_made version=2 ")
     go_on.set()
-    said.wait_for("standing by again")
+    said.wait_for("event=standing_by_again")
     assert acked == []
     held.set()
     assert (new.result(DEADLINE_S).version, old.result(DEADLINE_S).version) == (8, 8)
@@ -175,7 +175,7 @@ def test_a_standby_hears_of_wrong_settings_at_once(federation, said):
     federation.join("p0", lambda p, task: None)
     service = federation.service()
     running = federation.start(service)
-    said.wait_for("run created")
+    said.wait_for("event=run_created")
     with pytest.raises(ConfigError, match=r"training\.epochs was 1 and is now 2"):
         federation.run(training=TrainingConfig(epochs=2), connect=None)
     service.stop()
@@ -206,7 +206,7 @@ def test_a_standby_does_not_take_a_coordinator_that_is_leaving_for_one_of_anothe
     active = federation.start(first)
     said.wait_for("epoch=1")
     other = federation.start(federation.service())
-    said.wait_for("standby: waiting")
+    said.wait_for("event=standby ")
     first.stop()
     assert waiting.wait(DEADLINE_S)
     for _ in range(5):

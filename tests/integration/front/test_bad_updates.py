@@ -119,7 +119,7 @@ def test_whatever_is_sent_is_counted_by_reason_and_the_run_goes_on(terminal, tmp
     (tmp_path / "federation.toml").write_text(FEDERATION)
     url = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
     coordinator = terminal("coordinator", *CONFIG, **url)
-    coordinator.wait_for("run created")
+    coordinator.wait_for("event=run_created")
     first = intruder.task(1)
     intruder.send(b"noise")
     intruder.send(bytes(65537))
@@ -137,10 +137,10 @@ def test_whatever_is_sent_is_counted_by_reason_and_the_run_goes_on(terminal, tmp
     assert intruder.receipt(third) == ("discarded", "wrong_shape")
     stale = intruder.task(4)
     participant = terminal("participant", *CONFIG, "--id", "sensor-1", **url)
-    coordinator.wait_for(f"version made version={stale.base_version + 3} ")
+    coordinator.wait_for(f"event=version_made version={stale.base_version + 3} ")
     intruder.send(update(stale), stale)
     assert intruder.receipt(stale) == ("discarded", "too_stale")
-    coordinator.wait_for(f"version made version={stale.base_version + 10} ")
+    coordinator.wait_for(f"event=version_made version={stale.base_version + 10} ")
     for one in (participant, coordinator):
         one.send(signal.SIGTERM)
         assert one.ended() == 0, one.text

@@ -67,7 +67,7 @@ def test_everything_can_be_killed_and_started_again_and_each_update_counts_once(
     first = terminal("participant", *CONFIG, "--id", "sensor-1", **url)
     coordinator = terminal("coordinator", *CONFIG, **url)
     second = terminal("participant", *CONFIG, "--id", "sensor-2", **url)
-    coordinator.wait_for("version made version=5 ")
+    coordinator.wait_for("event=version_made version=5 ")
     assert coordinator.kill() == -signal.SIGKILL
     assert second.kill() == -signal.SIGKILL
     status = terminal("status", *CONFIG)
@@ -75,10 +75,10 @@ def test_everything_can_be_killed_and_started_again_and_each_update_counts_once(
     assert "stopped (the same coordinator command continues it)" in " ".join(status.text.split())
 
     coordinator = terminal("coordinator", *CONFIG, **url)
-    coordinator.wait_for("run resumed")
-    coordinator.wait_for("version made version=15 ")
+    coordinator.wait_for("event=run_resumed")
+    coordinator.wait_for("event=version_made version=15 ")
     second = terminal("participant", *CONFIG, "--id", "sensor-2", **url)
-    coordinator.wait_for("update accepted participant=sensor-2")
+    coordinator.wait_for("event=update_accepted participant=sensor-2")
     coordinator.send(signal.SIGTERM)
     assert coordinator.ended() == 0
     assert "the same command continues it" in coordinator.text
@@ -109,7 +109,7 @@ def test_a_broker_with_a_folder_comes_back_under_its_url_and_the_run_goes_on(ter
     }
     participant = terminal("participant", *CONFIG, "--id", "sensor-1", **url)
     coordinator = terminal("coordinator", *CONFIG, **url)
-    coordinator.wait_for("version made version=5 ")
+    coordinator.wait_for("event=version_made version=5 ")
     broker.send(signal.SIGTERM)
     assert broker.ended() == 0
     coordinator.wait_for("trying again in")
@@ -186,7 +186,7 @@ def test_a_run_whose_app_builds_another_model_now_is_refused_with_the_difference
 ):
     away = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
     first = terminal("coordinator", *CONFIG, **away)
-    first.wait_for("run created")
+    first.wait_for("event=run_created")
     first.send(signal.SIGTERM)
     assert first.ended() == 0
     (tmp_path / "app.py").write_text(APP.replace("zeros(1000", "zeros(1001"))
@@ -204,7 +204,7 @@ def test_an_initial_file_of_another_model_is_refused_with_the_difference(termina
     assert one.ended() == 2
     assert "other.safetensors, which `initial` names, is not of the model of" in one.text
     assert "[999]" in one.text
-    assert "run created" not in one.text
+    assert "event=run_created" not in one.text
 
 
 KERAS_APP = """
@@ -229,7 +229,7 @@ def test_a_participant_whose_model_is_not_the_coordinators_ends_with_2_and_the_d
     other = APP.replace('{"w": np.zeros(1000', '{"000/dense/kernel": np.zeros((3, 2)')
     (tmp_path / "app.py").write_text(other.replace('parameters["w"]', 'parameters["000/dense/kernel"]'))
     coordinator = terminal("coordinator", *CONFIG, **url)
-    coordinator.wait_for("run created")
+    coordinator.wait_for("event=run_created")
     (tmp_path / "other.py").write_text(KERAS_APP)
     participant = terminal("participant", *CONFIG, "--id", "sensor-1", "--set", "app=other.py", **url)
     assert participant.ended() == 2
@@ -238,7 +238,7 @@ def test_a_participant_whose_model_is_not_the_coordinators_ends_with_2_and_the_d
     assert "this app's model is not the federation's" in last
     assert "[3, 2]" in last
     assert "[4, 2]" in last
-    coordinator.wait_for("task declined participant=sensor-1 .* reason=unsupported")
+    coordinator.wait_for("event=task_declined participant=sensor-1 .* reason=unsupported")
     coordinator.send(signal.SIGTERM)
     assert coordinator.ended() == 0
 
