@@ -1,8 +1,8 @@
 """Elementwise kernels of aggregation: in the accumulator's dtype, in cache-sized chunks, never a model-sized temporary.
 
-Each kernel does the same operations on each element in the same order, so that neither the chunk size nor the cut of
-the model into tensors changes a bit of the result. The scratch belongs to the calling thread: kernels may run in
-several threads at once, on different accumulators.
+Each kernel does the same operations on each element in the same order. Neither the chunk size nor the cut of the model
+into tensors changes a bit of the result. No state outlives a call: kernels may run in several threads at once, on
+different accumulators.
 
 Inputs may be read-only and unaligned (views into a message body). An input that is not C-contiguous is copied once.
 """
@@ -10,7 +10,6 @@ Inputs may be read-only and unaligned (views into a message body). An input that
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,38 +18,23 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 FillChunk = Callable[[slice, Array], None]
-"""fill(part, out): write a flat tensor's chunk `part` into `out`, an array of the accumulator's dtype."""
+"""fill(part, out) writes chunk `part` of a flat tensor into `out`, an array of the accumulator's dtype."""
 
 CHUNK_ELEMENTS = 16 * 1024
-"""64 KiB of float32: accumulator, input and scratch of one chunk stay in a core's second-level cache."""
+"""64 KiB of float32: one chunk's accumulator, input and scratch stay in a core's second-level cache."""
 _ALIGNMENT = 64
 
 
-class _Scratch(threading.local):
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, int], Array] = {}
-
-    def take(self, dtype: np.dtype[Any], which: int) -> Array:
-        """The calling thread's buffer number `which`: a kernel uses each number for one thing at a time."""
-        buffer = self._buffers.get((dtype.char, which))
-        if buffer is None:
-            buffer = self._buffers[dtype.char, which] = np.empty(CHUNK_ELEMENTS, dtype)
-        return buffer
-
-
-_scratch = _Scratch()
-
-
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that tensors of `dtype` are summed in: float64 for float64, else float32."""
+    """Return the dtype that tensors of `dtype` are summed in: float64 for float64, else float32."""
     return np.dtype(np.float64) if dtype.itemsize >= 8 else np.dtype(np.float32)
 
 
 def allocate(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> dict[str, Array]:
-    """Uninitialised C-contiguous arrays by name, (shape, dtype) each, in native byte order and in one block of memory.
+    """Return uninitialised C-contiguous arrays of these shapes and dtypes: native byte order, in one block of memory.
 
-    One block, because the kernel hands out fresh memory by small pages for each tensor of a few MB, at five times the
-    cost of the arithmetic on it, and by huge pages for one large block. It is freed when the last of its arrays is.
+    One large block gets huge pages from the operating system. Separate tensors of a few MB get small pages, which cost
+    five times as much as the arithmetic on them. The block is freed when the last of its arrays is.
     """
     offsets, end = [], 0
     for shape, dtype in tensors.values():
@@ -64,7 +48,7 @@ def allocate(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> di
 
 
 def flat(size: int, dtype: np.dtype[Any]) -> Array:
-    """An uninitialised one-dimensional array in native byte order, aligned as `allocate` aligns each tensor."""
+    """Return an uninitialised one-dimensional array in native byte order, aligned as `allocate` aligns each tensor."""
     num_bytes = size * dtype.itemsize
     block = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -block.ctypes.data % _ALIGNMENT
@@ -72,12 +56,12 @@ def flat(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 def allocate_like(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Uninitialised arrays of these shapes and dtypes, for the next version of a model."""
+    """Return uninitialised arrays of these shapes and dtypes, for the next version of a model."""
     return allocate({name: (x.shape, x.dtype) for name, x in tensors.items()})
 
 
 def accumulators(tensors: Mapping[str, Array], value: float = 0.0) -> dict[str, Array]:
-    """Arrays of these shapes in their accumulator dtypes, filled with `value`."""
+    """Return arrays of these shapes in their accumulator dtypes, filled with `value`."""
     made = allocate({name: (x.shape, accumulator_dtype(x.dtype)) for name, x in tensors.items()})
     for acc in made.values():
         acc.fill(value)
@@ -85,19 +69,16 @@ def accumulators(tensors: Mapping[str, Array], value: float = 0.0) -> dict[str, 
 
 
 def scale_add(acc: Array, weight: float, x: Array) -> None:
-    """acc += weight·x in place; `acc` is C-contiguous, float32 or float64; `x` has its shape and any floating dtype."""
+    """Add weight·x to `acc`, a C-contiguous float32 or float64 array; `x` has its shape and any floating dtype."""
     if x.ndim == acc.ndim == 1 and x.size == acc.size <= CHUNK_ELEMENTS and x.dtype == acc.dtype and acc.itemsize >= 4:
-        product = _scratch.take(acc.dtype, 0)[: acc.size]  # a small model in one block: nothing to flatten or convert
-        np.multiply(x, acc.dtype.type(weight), product)
-        np.add(acc, product, acc)
+        np.add(acc, x * acc.dtype.type(weight), acc)  # a small model in one block: nothing to flatten or convert
         return
     total, values = _flat_accumulator(acc), _flat(x, acc.shape)
     dtype, factor = acc.dtype, acc.dtype.type(weight)
-    scratch = _scratch.take(dtype, 0)
-    if total.size <= CHUNK_ELEMENTS:  # most tensors of most models: slicing would cost as much as their arithmetic
-        product = scratch[: total.size]
-        np.multiply(_in(dtype, values, product), factor, product)
-        np.add(total, product, total)
+    scratch = _scratch(total.size, dtype)
+    if total.size <= CHUNK_ELEMENTS:  # most tensors of most models: slicing would cost as much as the arithmetic
+        np.multiply(_in(dtype, values, scratch), factor, scratch)
+        np.add(total, scratch, total)
         return
     for start in range(0, total.size, CHUNK_ELEMENTS):
         target = total[start : start + CHUNK_ELEMENTS]
@@ -107,11 +88,11 @@ def scale_add(acc: Array, weight: float, x: Array) -> None:
 
 
 def lerp(x: Array, y: Array, weight: float, out: Array) -> None:
-    """out = (1 - weight)·x + weight·y; a weight of 0 gives x, of 1 gives y. `out` has x's shape and dtype."""
+    """Write (1 - weight)·x + weight·y into `out`: x for a weight of 0, y for 1. `out` has x's shape and dtype."""
     dtype = accumulator_dtype(out.dtype)
     keep, take = dtype.type(1.0 - weight), dtype.type(weight)
     values, others = _flat(x, out.shape), _flat(y, out.shape)
-    second = _scratch.take(dtype, 1)
+    second = _scratch(out.size, dtype)
 
     def mix(part: slice, result: Array) -> None:
         share = second[: result.size]
@@ -123,7 +104,7 @@ def lerp(x: Array, y: Array, weight: float, out: Array) -> None:
 
 
 def step(x: Array, rate: float, acc: Array, out: Array) -> None:
-    """out = x + rate·acc, computed in the accumulator's dtype. `out` has x's shape and dtype."""
+    """Write x + rate·acc into `out`, computed in the accumulator's dtype. `out` has x's shape and dtype."""
     total, factor = _flat(acc, out.shape), acc.dtype.type(rate)
 
     def scaled(part: slice, result: Array) -> None:
@@ -133,10 +114,10 @@ def step(x: Array, rate: float, acc: Array, out: Array) -> None:
 
 
 def step_by(x: Array, fill: FillChunk, out: Array) -> None:
-    """out = x + d, where `fill(part, chunk)` writes d's flat chunk `part`; parts come in order and each once."""
+    """Write x + d into `out`. `fill(part, chunk)` writes the flat chunk `part` of d; each part comes once, in order."""
     dtype = accumulator_dtype(out.dtype)
     values = _flat(x, out.shape)
-    second = _scratch.take(dtype, 1)
+    second = _scratch(out.size, dtype)
 
     def add(part: slice, result: Array) -> None:
         fill(part, result)
@@ -146,7 +127,7 @@ def step_by(x: Array, fill: FillChunk, out: Array) -> None:
 
 
 def quotient(acc: Array, divisor: float, out: Array) -> None:
-    """out = acc / divisor, in out's dtype."""
+    """Write acc / divisor into `out`, in out's dtype."""
     total, by = _flat(acc, out.shape), acc.dtype.type(divisor)
 
     def divide(part: slice, result: Array) -> None:
@@ -156,7 +137,7 @@ def quotient(acc: Array, divisor: float, out: Array) -> None:
 
 
 def cosine(deltas: Mapping[str, Array], new: Mapping[str, Array], old: Mapping[str, Array]) -> float:
-    """The cosine of the angle between `deltas` and new - old, over the tensors of `new`; 1 where either is 0."""
+    """Return the cosine between `deltas` and new - old, over the tensors of `new`; 1 if either of the two is 0."""
     dots, lengths, moves = [], [], []
     for name, current in new.items():
         delta, x, before = (_flat(a, current.shape) for a in (deltas[name], current, old[name]))
@@ -179,7 +160,7 @@ def _write(out: Array, fill: FillChunk) -> None:
         for part in _chunks(target.size):
             fill(part, target[part])
         return
-    scratch = _scratch.take(dtype, 0)
+    scratch = _scratch(target.size, dtype)
     for part in _chunks(target.size):
         piece = target[part]
         computed = scratch[: piece.size]
@@ -187,14 +168,19 @@ def _write(out: Array, fill: FillChunk) -> None:
         np.copyto(piece, computed, casting="unsafe")
 
 
+def _scratch(size: int, dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised chunk for the intermediate results of one call, no longer than the tensor."""
+    return np.empty(min(size, CHUNK_ELEMENTS), dtype)
+
+
 def _chunks(size: int) -> Iterable[slice]:
     if size <= CHUNK_ELEMENTS:
-        return (slice(0, size),)  # most tensors: the call of a generator would cost as much as their arithmetic
+        return (slice(0, size),)  # most tensors: a generator would cost as much as the arithmetic
     return (slice(start, min(start + CHUNK_ELEMENTS, size)) for start in range(0, size, CHUNK_ELEMENTS))
 
 
 def _in(dtype: np.dtype[Any], chunk: Array, scratch: Array) -> Array:
-    """The chunk itself where it has this dtype, else its copy in the scratch."""
+    """Return the chunk itself if it has this dtype, else its copy in the scratch."""
     if chunk.dtype == dtype:
         return chunk
     np.copyto(scratch, chunk, casting="unsafe")
@@ -211,6 +197,6 @@ def _flat_accumulator(acc: Array) -> Array:
     if not acc.flags.c_contiguous or acc.dtype.kind != "f" or acc.dtype.itemsize < 4:
         raise ValueError(
             f"got an accumulator of dtype {acc.dtype} and strides {acc.strides}, expected a C-contiguous float32 or "
-            "float64 array: make it with accumulator_like"
+            "float64 array: make it with accumulators()"
         )
     return acc.reshape(-1)
