@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         Port,
         Scaffold,
     )
+    from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy
+    from fedmq.coordinator.strategies.weighted_mean import WeightedMean
     from fedmq.demo.data import load_mnist
     from fedmq.participant.trainer import Trainer, TrainResult
     from fedmq.participant.training.keras.trainer import KerasTrainer
@@ -71,6 +73,8 @@ _HOMES = {
         ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric"), "fedmq.coordinator.settings"
     ),
     **dict.fromkeys(_STRATEGIES, "fedmq.coordinator.strategies"),
+    **dict.fromkeys(("ClientUpdate", "Strategy"), "fedmq.coordinator.strategies.protocol"),
+    "WeightedMean": "fedmq.coordinator.strategies.weighted_mean",
     **dict.fromkeys(("FederationConfig", "load_config"), "fedmq.config.file"),
     "load_mnist": "fedmq.demo.data",
     **dict.fromkeys(("Contender", "Study"), "fedmq.studies.study"),
@@ -92,13 +96,13 @@ _HOMES = {
 }
 
 __all__ = [
-    "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CommitSettings",
-    "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight",
-    "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "MissingExtra", "Parameters",
-    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings", "Scaffold",
-    "Softmax", "StateError", "StopSettings", "Study", "StudyRun", "Synthetic", "TargetMetric", "TrainResult",
-    "Trainer", "TrainerError", "TrainingConfig", "Tuning", "__version__", "load_config", "load_mnist", "replay",
-    "simulate",
+    "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "ClientUpdate",
+    "CommitSettings", "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova",
+    "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "MissingExtra",
+    "Parameters", "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings",
+    "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Study", "StudyRun", "Synthetic", "TargetMetric",
+    "TrainResult", "Trainer", "TrainerError", "TrainingConfig", "Tuning", "WeightedMean", "__version__", "load_config",
+    "load_mnist", "replay", "simulate",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -114,10 +115,15 @@ def settings_of(
     """As the ledger keeps them."""
     return {
         "run": to_jsonable_python(run),
-        "strategy": {"type": type(strategy).__qualname__, **to_jsonable_python(strategy)},
+        "strategy": {"type": type(strategy).__qualname__, **_hyper_parameters(strategy)},
         "training": to_jsonable_python(training),
         "commit": to_jsonable_python(commit),
     }
+
+
+def _hyper_parameters(strategy: Strategy[Any]) -> dict[str, Any]:
+    """Return all fields by name. Pydantic forgets those that a plain dataclass adds to one of its own."""
+    return {f.name: to_jsonable_python(getattr(strategy, f.name)) for f in fields(strategy)}  # type: ignore[arg-type]
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:

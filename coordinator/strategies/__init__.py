@@ -20,7 +20,7 @@ from fedmq.coordinator.strategies.fedcompass import FedCompass
 from fedmq.coordinator.strategies.fednova import FedNova
 from fedmq.coordinator.strategies.fedstaleweight import FedStaleWeight
 from fedmq.coordinator.strategies.math.server_optimizers import AnyServerOptimizer
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.participation import ParticipationCorrection
 from fedmq.coordinator.strategies.port import Port
 from fedmq.coordinator.strategies.scaffold import Scaffold
@@ -33,7 +33,7 @@ AnyStrategy = Annotated[BuiltIn, Field(discriminator="name")]
 
 __all__ = [
     "AnyServerOptimizer",
-    "AnyStaleness",
+    "AnyStalenessWeight",
     "AnyStrategy",
     "Area",
     "BuiltIn",

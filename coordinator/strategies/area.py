@@ -37,7 +37,7 @@ from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.protocol import MEMORY, Arrays, ClientUpdate
 from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
 from fedmq.coordinator.strategies.states.buffer import check_coefficient, check_payload
-from fedmq.coordinator.strategies.states.per_participant import GIB, check_memory, memories_in, own_copy
+from fedmq.coordinator.strategies.states.per_participant import GIB, check_bytes_kept, memories_in, own_copy
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Array, Parameters
@@ -63,8 +63,8 @@ class AreaState:
     def count(self) -> int:
         return len(self.coefficients)
 
-    def take(self, update: ClientUpdate) -> None:
-        """m_i ← y_i; nothing changes where it does not fit."""
+    def accumulate_parameters(self, update: ClientUpdate) -> None:
+        """Replace m_i by y_i. Raises ValueError, and changes nothing, if the update does not fit."""
         check_payload(update, {n: x.shape for n, x in self.initial.items()})
         check_coefficient(update, update.client_weight)
         who = update.participant_id
@@ -80,8 +80,8 @@ class AreaState:
         self.changed.add(who)
         self.coefficients.append(weight)
 
-    def add(self, update: ClientUpdate) -> None:
-        """Σ (m_j - x_0) from what a participant that remembers m_i sends; nothing changes where it does not fit."""
+    def accumulate_change(self, update: ClientUpdate) -> None:
+        """Add y_i - m_i; the participant keeps m_i. Raises ValueError, and changes nothing, if it does not fit."""
         check_payload(update, {n: x.shape for n, x in self.initial.items()})
         for name, total in self.total.items():
             arithmetic.scale_add(total, 1.0, update.payload[name])
@@ -126,7 +126,7 @@ class Area(Buffered):
         """Raises ConfigError where N models are more than `memory_limit_bytes`."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
         kept = self.num_participants if self.memory == "coordinator" else 0
-        check_memory(self.name, averaged, kept, 2, self.memory_limit_bytes)
+        check_bytes_kept(self.name, averaged, kept, 2, self.memory_limit_bytes)
         return AreaState(averaged, {n: np.zeros(x.shape, np.float64) for n, x in averaged.items()})
 
     def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> AreaState:
@@ -148,9 +148,9 @@ class Area(Buffered):
 
     def accumulate(self, state: AreaState, update: ClientUpdate, staleness: int) -> AreaState:  # noqa: ARG002
         if self.memory == "coordinator":
-            state.take(update)
+            state.accumulate_parameters(update)
         else:
-            state.add(update)
+            state.accumulate_change(update)
         return state
 
     def weights(self, state: AreaState) -> tuple[float, ...]:

@@ -29,8 +29,8 @@ from pydantic.dataclasses import dataclass
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.protocol import MEMORY, Arrays, ClientUpdate
 from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
-from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, check_payload
-from fedmq.coordinator.strategies.states.per_participant import GIB, check_memory, memories_in, own_copy
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
+from fedmq.coordinator.strategies.states.per_participant import GIB, check_bytes_kept, memories_in, own_copy
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Array, Parameters
@@ -51,18 +51,18 @@ class Ca2flState(BufferState):
     changed: set[str] = field(default_factory=set)
     """Participants whose h_i is not in the ledger yet."""
 
-    def calibrate(self, update: ClientUpdate) -> None:
-        """Take in an update; nothing changes where it does not fit."""
-        check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
-        check_coefficient(update, update.client_weight)
-        kept = {n: own_copy(update.payload[n], update.client_weight) for n in self.sums}
+    def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
+        """Add coefficient·Δ_i - h_i to the sums. Raises ValueError, and changes nothing, if the update does not fit."""
+        self.check(update)
+        check_coefficient(update, coefficient)
+        kept = {n: own_copy(update.payload[n], coefficient) for n in self.sums}
         known = self.cache.get(update.participant_id, {})
         for name, acc in self.sums.items():
             arithmetic.scale_add(acc, 1.0, kept[name])
             if known:
                 arithmetic.scale_add(acc, -1.0, known[name])
         self.pending[update.participant_id] = kept
-        self.coefficients.append(update.client_weight)
+        self.coefficients.append(coefficient)
 
     def remember(self) -> None:
         """h_i ← q_i·Δ_i, for all in the buffer."""
@@ -129,7 +129,7 @@ class Ca2fl(Buffered):
     def init(self, parameters: Parameters) -> Ca2flState:
         """Raises ConfigError where N models are more than `memory_limit_bytes`."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
-        check_memory(self.name, averaged, self.num_participants, self.buffer_size, self.memory_limit_bytes)
+        check_bytes_kept(self.name, averaged, self.num_participants, self.buffer_size, self.memory_limit_bytes)
         state = Ca2flState.zero(parameters, None)
         state.kept_total = {n: np.zeros(x.shape, np.float64) for n, x in averaged.items()}
         return state
@@ -138,7 +138,7 @@ class Ca2fl(Buffered):
         return self.init(parameters).load(arrays, scalars)
 
     def accumulate(self, state: Ca2flState, update: ClientUpdate, staleness: int) -> Ca2flState:  # noqa: ARG002
-        state.calibrate(update)
+        state.accumulate(update, update.client_weight)
         return state
 
     def weights(self, state: Ca2flState) -> tuple[float, ...]:

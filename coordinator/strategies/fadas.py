@@ -84,7 +84,7 @@ class Fadas(Buffered):
         return self.init(parameters).load(arrays, scalars)
 
     def accumulate(self, state: FadasState, update: ClientUpdate, staleness: int) -> FadasState:
-        state.add(update, update.client_weight)
+        state.accumulate(update, update.client_weight)
         state.highest_staleness = max(state.highest_staleness, staleness)
         return state
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.next_version import blocks, next_version
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Polynomial
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight, Polynomial
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
 from fedmq.coordinator.strategies.states.buffer import check_coefficient, check_payload
 from fedmq.schemas.errors import CheckpointError
@@ -58,7 +58,7 @@ class FedAsync:
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
     """The mixing rate α of a fresh update."""
-    staleness: AnyStaleness = Polynomial(0.5)
+    staleness: AnyStalenessWeight = Polynomial(0.5)
     name: Literal["fedasync"] = "fedasync"
 
     @property

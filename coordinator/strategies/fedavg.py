@@ -67,7 +67,7 @@ class FedAvg:
 
     def accumulate(self, state: BufferState, update: ClientUpdate, staleness: int) -> BufferState:
         check_this_round(update, staleness)
-        state.add(update, update.client_weight)
+        state.accumulate(update, update.client_weight)
         return state
 
     def ready(self, state: BufferState, now: float) -> bool:

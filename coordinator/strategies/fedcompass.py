@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Polynomial
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight, Polynomial
 from fedmq.coordinator.strategies.protocol import Arrays, Arrivals, ClientUpdate
 from fedmq.coordinator.strategies.states.buffer import BufferState
 from fedmq.schemas.errors import CheckpointError
@@ -62,11 +62,11 @@ class CompassState:
     def count(self) -> int:
         return sum(buffer.count for buffer in self.buffers.values())
 
-    def add(self, update: ClientUpdate, coefficient: float) -> None:
-        """Nothing changes where the payload does not fit."""
+    def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
+        """Add an update to its group's buffer. Raises ValueError, and changes nothing, if it does not fit."""
         name = LATE if update.group is None else str(update.group)
         buffer = self.buffers.get(name) or BufferState.zero(self.model, None)
-        buffer.add(update, coefficient)
+        buffer.accumulate(update, coefficient)
         self.buffers[name] = buffer
         self.accumulated += 1
         self.orders.setdefault(name, []).append(self.accumulated)
@@ -122,7 +122,7 @@ class FedCompass:
     speed_momentum: Annotated[float, Field(gt=0, le=1)] = 0.9
     """What the newest measurement counts in a participant's speed."""
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    staleness: AnyStaleness = Polynomial(0.5)
+    staleness: AnyStalenessWeight = Polynomial(0.5)
     name: Literal["fedcompass"] = "fedcompass"
 
     @model_validator(mode="after")
@@ -151,7 +151,7 @@ class FedCompass:
         return self.init(parameters).load(arrays, scalars)
 
     def accumulate(self, state: CompassState, update: ClientUpdate, staleness: int) -> CompassState:
-        state.add(update, self.staleness(staleness) * update.client_weight)
+        state.accumulate(update, self.staleness(staleness) * update.client_weight)
         return state
 
     def close_group(self, state: CompassState, group: int) -> CompassState:

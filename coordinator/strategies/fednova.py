@@ -26,10 +26,10 @@ from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.server_optimizers import Decay
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import TwoForms
-from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, check_payload
+from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Parameters
 
@@ -42,9 +42,9 @@ class FedNovaState(BufferState):
     """a_i, in order of arrival."""
     non_trainable: frozenset[str] = frozenset()
 
-    def add_normalized(self, update: ClientUpdate, coefficient: float, norm: float) -> None:
-        """Take in an update; nothing changes where it does not fit."""
-        check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
+    def accumulate_normalized(self, update: ClientUpdate, coefficient: float, norm: float) -> None:
+        """Add an update over its norm a_i. Raises ValueError, and changes nothing, if the update does not fit."""
+        self.check(update)
         check_coefficient(update, coefficient)
         for name, acc in self.sums.items():
             divisor = 1.0 if name in self.non_trainable else norm
@@ -66,7 +66,7 @@ class FedNovaState(BufferState):
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class FedNova(TwoForms):
+class FedNova(RoundsOrBuffer):
     """A new version at `cohort_size` updates, or at the deadline with at least `min_updates`; with a `buffer_size`
     there are no rounds, and a new version at every so many updates.
 
@@ -81,7 +81,7 @@ class FedNova(TwoForms):
     local_momentum: Decay = 0.0
     """ρ of the participants' SGD: what the app's model was compiled with."""
     buffer_size: Annotated[int, Field(ge=1)] | None = None
-    staleness: AnyStaleness | None = None
+    staleness: AnyStalenessWeight | None = None
     """s(τ) of the asynchronous form; None is 1."""
     name: Literal["fednova"] = "fednova"
 
@@ -103,7 +103,7 @@ class FedNova(TwoForms):
         return self.init(parameters).load(arrays, scalars)
 
     def accumulate(self, state: FedNovaState, update: ClientUpdate, staleness: int) -> FedNovaState:
-        state.add_normalized(update, self.coefficient(update, staleness), self.norm(update.num_steps))
+        state.accumulate_normalized(update, self.coefficient(update, staleness), self.norm(update.num_steps))
         return state
 
     def weights(self, state: FedNovaState) -> tuple[float, ...]:

@@ -1,55 +1,48 @@
-"""Participation correction: FedBuff whose updates count for more, the more rarely their participant takes part.
+"""Participation correction: FedBuff in which the updates of rare participants count for more.
 
 In an asynchronous run a participant gives a share p_i of the updates, a fast one more than a slow one, and FedBuff goes
-to the optimum of Σ p_i·f_i. Weights w_i = 1/(N·p_i) make it that of the plain mean (1/N)·Σ f_i:
+to the optimum of Σ p_i·f_i. The weights w_i = 1/(N·p_i) make it the optimum of the plain mean (1/N)·Σ f_i:
 
     at K updates   x ← x + η_g·(1/K)·Σ w_i·q_i·Δ_i
 
-p_i is not known, but measured (`measure`), each by a mean over the participant's updates so far:
+p_i is not known. It is measured (`measure`), each time by a mean over the participant's updates so far:
 
     staleness   w_i = (K·τ̄_i + 1)/N        τ̄_i versions are K·τ̄_i updates, and one more is its own
-    duration    w_i = T̄_i·(1/N)·Σ_j 1/T̄_j  T_i: how long it trained; who always trains gives 1/T_i updates a second
-    interval    w_i = S̄_i/N                S_i: accepted updates from its last one to this one; 1 for its first
+    duration    w_i = T̄_i·(1/N)·Σ_j 1/T̄_j  T_i: training time; one that always trains gives 1/T_i updates a second
+    interval    w_i = S̄_i/N                S_i: accepted updates from its last one to this one; w_i = 1 for its first
 
-The divisors are fixed: dividing by the sum of the weights in the buffer instead (FedStaleWeight) brings a part of the
-bias back, because a buffer of slow participants would count as much as one of fast ones. The first two measures take it
-that every participant has a task at all times (`concurrency` is their number or more); `interval` holds for any
-selection, and needs a participant's second update to begin.
+The divisor is fixed. The sum of the weights in the buffer (FedStaleWeight) would bring a part of the bias back, because
+a buffer of slow participants would count as much as one of fast participants. The first two measures assume that every
+participant has a task at all times (`concurrency` is their number or more). `interval` holds for any selection, and
+begins with a participant's second update.
 
-The first is by the average staleness of Ma, Tu, Chen, Reddi 2024, "FedStaleWeight" (whose authors' test bench has this
-form, of single updates' staleness). The third is the online estimate of Wang, Ji 2024, "A Lightweight Method for
-Tackling Unknown Participation Statistics in Federated Averaging" (FedAU), in updates for its rounds. FedAU takes the
-time to a participant's first update for its first interval, and cuts intervals off at a length; here the first update
-tells none, and `max_weight` caps the mean.
+`staleness` uses the average staleness of Ma, Tu, Chen, Reddi 2024, "FedStaleWeight"; their test bench has this form, by
+the staleness of single updates. `interval` is the online estimate of Wang, Ji 2024, "A Lightweight Method for Tackling
+Unknown Participation Statistics in Federated Averaging" (FedAU), counted in updates and not in rounds. FedAU takes the
+time to a participant's first update for its first interval, and cuts intervals off at a length. Here a first update
+gives no interval, and `max_weight` caps the mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
-from fedmq.coordinator.strategies.states.participation_counts import TallyState
-from fedmq.schemas.messages import Reply
+from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.coordinator.strategies.states.participation_counts import CountingBufferState
+from fedmq.coordinator.strategies.weighted_mean import WeightedMean
 from fedmq.schemas.parameters import Parameters
 
 SHORTEST_S = 1e-6
-"""What a training of no measured duration counts as."""
+"""The duration of a training that reports none."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class ParticipationCorrection(Buffered):
-    """A new version at every `buffer_size` updates.
+class ParticipationCorrection(WeightedMean):
+    """A new version of every `buffer_size` updates."""
 
-    Non-trainable floating tensors (BatchNorm statistics) take the same mean with rate 1.
-    """
-
-    buffer_size: Annotated[int, Field(ge=1)] = 10
-    server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     measure: Literal["staleness", "duration", "interval"] = "staleness"
     num_participants: Annotated[int, Field(ge=1)] | None = None
     """N; None counts those that have sent an update. `duration` always does."""
@@ -57,48 +50,39 @@ class ParticipationCorrection(Buffered):
     """An upper limit on w: less variance from rare participants, for some bias against them."""
     name: Literal["participation"] = "participation"
 
-    @property
-    def reply(self) -> Reply:
-        return "delta"
+    def init(self, parameters: Parameters) -> CountingBufferState:
+        return CountingBufferState.zero(parameters, None)
 
-    def init(self, parameters: Parameters) -> TallyState:
-        return TallyState.zero(parameters, None)
+    def weight(self, update: ClientUpdate, staleness: int, state: CountingBufferState) -> float:
+        """Return w·q."""
+        measured = self._measured(update, staleness, state)
+        w = 1.0 if measured is None else self._correction(update.participant_id, measured, state)
+        return w * update.client_weight
 
-    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> TallyState:
-        return self.init(parameters).load(arrays, scalars)
-
-    def accumulate(self, state: TallyState, update: ClientUpdate, staleness: int) -> TallyState:
-        value = self._value(state, update, staleness)
-        state.add(update, self._weight(state, update.participant_id, value) * update.client_weight)
-        state.order += 1
-        state.tally.add(update.participant_id, state.order, value)
+    def accumulate(self, state: CountingBufferState, update: ClientUpdate, staleness: int) -> Any:
+        super().accumulate(state, update, staleness)
+        state.record(update.participant_id, self._measured(update, staleness, state))
         return state
 
-    def _value(self, state: TallyState, update: ClientUpdate, staleness: int) -> float | None:
-        """What this update tells of its participant."""
+    def weights(self, state: CountingBufferState) -> tuple[float, ...]:
+        """Return η_g·w·q/K, multiplied before it is divided: ledgers are verified to the last bit."""
+        return tuple(self.server_learning_rate * c / state.count for c in state.coefficients)
+
+    def _measured(self, update: ClientUpdate, staleness: int, state: CountingBufferState) -> float | None:
+        """Return τ, T or S of this update; None if it is the first and has no S."""
         if self.measure == "staleness":
             return float(staleness)
         if self.measure == "duration":
             return max(update.train_s, SHORTEST_S)
-        last = state.tally.last.get(update.participant_id)
+        last = state.participation.last.get(update.participant_id)
         return None if last is None else float(state.order + 1 - last)
 
-    def _weight(self, state: TallyState, participant_id: str, value: float | None) -> float:
-        if value is None:
-            return 1.0
-        mean = state.tally.mean_with(participant_id, value)
+    def _correction(self, participant_id: str, measured: float, state: CountingBufferState) -> float:
+        counts = state.participation
+        mean = counts.mean_with(participant_id, measured)
         if self.measure == "duration":
-            weight = mean * state.tally.mean_reciprocal_with(participant_id, value)
+            w = mean * counts.mean_reciprocal_with(participant_id, measured)
         else:
-            known = self.num_participants or state.tally.known_with(participant_id)
-            weight = (mean if self.measure == "interval" else self.buffer_size * mean + 1.0) / known
-        return weight if self.max_weight is None else min(weight, self.max_weight)
-
-    def weights(self, state: TallyState) -> tuple[float, ...]:
-        """η_g·w·q/K."""
-        return tuple(self.server_learning_rate * c / state.count for c in state.coefficients)
-
-    def aggregate(self, state: TallyState, parameters: Parameters) -> tuple[TallyState, Parameters]:
-        new = state.step(parameters, self.server_learning_rate, 1.0 / state.count)
-        state.clear()
-        return state, new
+            known = self.num_participants or counts.known_with(participant_id)
+            w = (mean if self.measure == "interval" else self.buffer_size * mean + 1.0) / known
+        return w if self.max_weight is None else min(w, self.max_weight)

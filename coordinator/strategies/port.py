@@ -1,16 +1,17 @@
-"""Port: an update counts by its freshness, and by how well it agrees with where the model went meanwhile.
+"""Port: an update counts by its freshness, and by how well it agrees with the model's way since its base.
 
-Su, Li 2022, "How Asynchronous can Federated Learning Be?" (IWQoS), the aggregation weights of Port, as its authors'
-implementation (in Plato) has them, with client weights q for its shares of examples:
+Su, Li 2022, "How Asynchronous can Federated Learning Be?" (IWQoS): the aggregation weights of Port, as in its authors'
+implementation (in Plato), with client weights q in the place of its shares of examples:
 
     at K updates   x ← x + Σ w_i·Δ_i        w_i ∝ q_i·(σ·(1 + cos(Δ_i, x_t - x_{t-τ}))/2 + ρ·β/(τ + β)),  Σ w_i = 1
 
-The cosine is over all trainable floating tensors together, and 1 for a fresh update: nothing has moved that it could
-disagree with. Port bounds the staleness of what it takes in; so does `run.max_staleness`. (That implementation takes
-the cosine where τ > 1 alone, over all tensors, and with the model of two rounds before, whatever τ is.)
+The cosine is over all trainable floating tensors together. It is 1 for a fresh update, because nothing has moved that
+the update could disagree with. Port bounds the staleness of the updates that it accepts; `run.max_staleness` does so
+here. The authors' implementation takes the cosine only for τ > 1, over all tensors, and always with the model of two
+rounds before.
 
-Memory and every checkpoint hold the models of the last `history` versions besides: an update that is staler than that
-is compared with what the model did since the oldest of them.
+RAM and every checkpoint also hold the models of the last `history` versions. An update that is staler than that is
+compared with the model's way since the oldest of them.
 """
 
 from __future__ import annotations
@@ -27,21 +28,20 @@ from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.server_optimizers import Positive
 from fedmq.coordinator.strategies.math.staleness_weights import NonNegative
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
-from fedmq.coordinator.strategies.states.buffer import BufferState, check_payload
+from fedmq.coordinator.strategies.states.buffer import BufferState
+from fedmq.coordinator.strategies.weighted_mean import MeanOfDeltas
 from fedmq.schemas.errors import CheckpointError
-from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Array, Parameters
 
 
 @plain_dataclass
 class PortState(BufferState):
-    """A buffer, and the trainable floating tensors of the last versions by reference, the current one last."""
+    """A buffer, and the trainable floating tensors of the last versions, by reference, the current version last."""
 
     versions: list[dict[str, Array]] = field(default_factory=list)
 
-    def direction(self, update: ClientUpdate, staleness: int) -> float:
-        """The cosine between the update and what the model did since its base."""
+    def cosine(self, update: ClientUpdate, staleness: int) -> float:
+        """Return the cosine between the update and the model's way since the update's base."""
         if staleness == 0:
             return 1.0
         base = max(0, len(self.versions) - 1 - staleness)
@@ -68,11 +68,8 @@ class PortState(BufferState):
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Port(Buffered):
-    """A new version at every `buffer_size` updates.
-
-    Non-trainable floating tensors (BatchNorm statistics) take the same mean.
-    """
+class Port(MeanOfDeltas):
+    """A new version of every `buffer_size` updates. There is no server learning rate: the weights sum to 1."""
 
     buffer_size: Annotated[int, Field(ge=1)] = 10
     similarity_weight: NonNegative = 1.0
@@ -80,8 +77,9 @@ class Port(Buffered):
     staleness_weight: NonNegative = 1.0
     """ρ."""
     beta: Positive = 10.0
-    """The staleness at which the second part has come down to a half."""
+    """β: the staleness at which the second part has come down to a half."""
     history: Annotated[int, Field(ge=1)] = 5
+    """Older versions that are kept."""
     name: Literal["port"] = "port"
 
     @model_validator(mode="after")
@@ -92,36 +90,26 @@ class Port(Buffered):
             )
         return self
 
-    @property
-    def reply(self) -> Reply:
-        return "delta"
-
     def init(self, parameters: Parameters) -> PortState:
         state = PortState.zero(parameters, None)
         state.versions = [_trainable(parameters)]
         return state
 
-    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> PortState:
-        return self.init(parameters).load(arrays, scalars)
-
-    def accumulate(self, state: PortState, update: ClientUpdate, staleness: int) -> PortState:
-        check_payload(update, {n: acc.shape for n, acc in state.sums.items()})
-        agreement = (1.0 + state.direction(update, staleness)) / 2.0
+    def weight(self, update: ClientUpdate, staleness: int, state: PortState) -> float:
+        """Return q·(σ·(1 + cos)/2 + ρ·β/(τ + β))."""
+        agreement = (1.0 + state.cosine(update, staleness)) / 2.0
         freshness = self.beta / (staleness + self.beta)
         factor = self.similarity_weight * agreement + self.staleness_weight * freshness
-        state.add(update, factor * update.client_weight)
-        return state
+        return factor * update.client_weight
 
-    def weights(self, state: PortState) -> tuple[float, ...]:
-        """w_i; all 0 where every coefficient is."""
-        mean = state.per_total()
-        return tuple(mean * c for c in state.coefficients)
+    def divisor(self, state: PortState) -> float:
+        """Return the sum of the buffer's weights."""
+        return state.total()
 
     def aggregate(self, state: PortState, parameters: Parameters) -> tuple[PortState, Parameters]:
-        new = state.step(parameters, 1.0, state.per_total())
-        state.versions = [*state.versions, _trainable(new)][-self.history - 1 :]
-        state.clear()
-        return state, new
+        _, made = super().aggregate(state, parameters)
+        state.versions = [*state.versions, _trainable(made)][-self.history - 1 :]
+        return state, made
 
 
 def _trainable(parameters: Parameters) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from fedmq.coordinator.strategies.fedavg import check_minimum, check_this_round, round_is_ready
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Cohort, State
 from fedmq.coordinator.strategies.states.buffer import BufferState
 
@@ -25,7 +25,7 @@ class Buffered:
         return state.count >= self.buffer_size
 
 
-class TwoForms:
+class RoundsOrBuffer:
     """Synchronous rounds as FedAvg's, or with a `buffer_size` a new version of every so many updates: for a strategy
     that declares these as its hyper-parameters, with these defaults of the rounds': 10, 1, 600, 1."""
 
@@ -35,7 +35,7 @@ class TwoForms:
     round_deadline_s: float
     min_updates: int
     buffer_size: int | None
-    staleness: AnyStaleness | None
+    staleness: AnyStalenessWeight | None
 
     def check_form(self) -> None:
         """Raise ValueError where hyper-parameters of both forms are set."""

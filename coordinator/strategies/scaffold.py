@@ -31,10 +31,10 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness
+from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import TwoForms
-from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, check_payload
+from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.methods import CONTROL, trained
@@ -53,8 +53,8 @@ class ScaffoldState(BufferState):
     changes: dict[str, Array] = field(default_factory=dict)
     """Σ Δc_i of the buffer."""
 
-    def take(self, update: ClientUpdate, coefficient: float) -> None:
-        """Nothing changes where it does not fit."""
+    def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
+        """Add Δy_i and Δc_i. Raises ValueError, and changes nothing, if one of them does not fit."""
         change = update.beside.get(CONTROL, Parameters({}))
         found, expected = ({n: a.shape for n, a in group.items()} for group in (change, self.changes))
         if found != expected:
@@ -62,11 +62,11 @@ class ScaffoldState(BufferState):
                 f"update {update.update_id} has the control variates {found}, expected {expected}: a trainer must "
                 "give back what it was given"
             )
-        check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
+        self.check(update)
         check_coefficient(update, coefficient)
         for name, total in self.changes.items():
             arithmetic.scale_add(total, 1.0, change[name])
-        self.add(update, coefficient)
+        super().accumulate(update, coefficient)
 
     def beside(self, parameters: Parameters) -> dict[str, dict[str, Array]]:
         """c, in the dtypes of the parameters."""
@@ -95,7 +95,7 @@ class ScaffoldState(BufferState):
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Scaffold(TwoForms):
+class Scaffold(RoundsOrBuffer):
     """Without a `buffer_size`: synchronous rounds as FedAvg's; with one, a new version at every so many updates.
 
     Non-trainable floating tensors (BatchNorm statistics) take the same mean with rate 1 and have no control variates.
@@ -110,7 +110,7 @@ class Scaffold(TwoForms):
     round_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     min_updates: Annotated[int, Field(ge=1)] = 1
     buffer_size: Annotated[int, Field(ge=1)] | None = None
-    staleness: AnyStaleness | None = None
+    staleness: AnyStalenessWeight | None = None
     """s(τ) of the asynchronous form; None is 1."""
     name: Literal["scaffold"] = "scaffold"
 
@@ -138,7 +138,7 @@ class Scaffold(TwoForms):
         return self.init(parameters).load(arrays, scalars)
 
     def accumulate(self, state: ScaffoldState, update: ClientUpdate, staleness: int) -> ScaffoldState:
-        state.take(update, self.coefficient(update, staleness))
+        state.accumulate(update, self.coefficient(update, staleness))
         return state
 
     def weights(self, state: ScaffoldState) -> tuple[float, ...]:

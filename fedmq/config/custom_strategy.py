@@ -1,9 +1,9 @@
-"""A strategy of the user's own, from a Python file beside the federation file.
+"""A strategy from the user's own Python file.
 
     [strategy]
     name = "custom"
-    file = "strategy.py"            # has build_strategy(**options) -> a frozen dataclass
-    (coordinator.strategies.protocol) options = { buffer_size = 5 }
+    file = "strategy.py"            # has build_strategy(**options), which returns a frozen dataclass (fedmq.Strategy)
+    options = { buffer_size = 5 }
 
 It is a file of its own, not the app, because the coordinator loads it and the app loads TensorFlow.
 """
@@ -11,7 +11,10 @@ It is a file of its own, not the app, because the coordinator loads it and the a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,7 +30,7 @@ NEEDED = ("name", "reply", "cohort", "init", "restore", "accumulate", "ready", "
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CustomStrategy:
-    """Where to find it."""
+    """The [strategy] table of a user's own strategy."""
 
     file: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -35,7 +38,7 @@ class CustomStrategy:
 
 
 def build(configured: AnyStrategy | CustomStrategy) -> Strategy[Any]:
-    """The strategy itself. Raises AppError where the file or what it builds is not one."""
+    """Return the strategy itself. Raises AppError if the file, or what it builds, is not one."""
     if not isinstance(configured, CustomStrategy):
         return configured
     strategy = _call(configured.file, configured.options)
@@ -43,7 +46,7 @@ def build(configured: AnyStrategy | CustomStrategy) -> Strategy[Any]:
     if missing:
         raise AppError(
             f"build_strategy in {configured.file} gave {type(strategy).__name__}, which lacks {', '.join(missing)}: "
-            "extend fedmq.FedBuff, fedmq.FedAsync or fedmq.FedAvg, or write all of fedmq.Strategy"
+            "extend fedmq.WeightedMean or another strategy of fedmq, or write all of fedmq.Strategy"
         )
     if not dataclasses.is_dataclass(strategy) or isinstance(strategy, type):
         raise AppError(
@@ -54,15 +57,17 @@ def build(configured: AnyStrategy | CustomStrategy) -> Strategy[Any]:
 
 
 def _call(file: str, options: Mapping[str, Any]) -> Any:
-    spec = importlib.util.spec_from_file_location("fedmq_custom_strategy", file)
+    module_name = f"fedmq_custom_strategy_{hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise AppError(f"The strategy file {file} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except FileNotFoundError:
         raise AppError(
-            f"There is no strategy file {file}: strategy.file names it, relative to the file that it stands in."
+            f"There is no strategy file {file}. strategy.file is relative to the federation file that names it."
         ) from None
     except Exception as e:
         raise AppError(f"The strategy file {file} fails when it is loaded: {type(e).__name__}: {e}") from e

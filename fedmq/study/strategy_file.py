@@ -1,5 +1,7 @@
-"""A strategy from a file of one's own, in a study: built anew in each process, as its class has no home to be imported
-from. Everything else is the strategy's own, so that what was studied is what a federation file deploys.
+"""A strategy from the user's own file, in a study.
+
+Each process builds it anew, because pickle cannot import its class. Everything else is the strategy's own: a federation
+file deploys exactly what was studied.
 """
 
 from __future__ import annotations
@@ -13,28 +15,28 @@ from fedmq.config.custom_strategy import CustomStrategy, build
 
 @dataclass(frozen=True)
 class StrategyFromFile:
-    """`file` has build_strategy(**options), as `name = "custom"` in a federation file names it."""
+    """The file and the options of a strategy, as in a [strategy] table with `name = "custom"`."""
 
     file: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What decides the strategy besides its options."""
+        """Files that decide the strategy besides its options."""
         return (self.file,)
 
     def with_field(self, name: str, value: Any) -> StrategyFromFile:
-        """With another value of one option. Raises AppError where the file refuses it."""
+        """Return the strategy with another value of one option. Raises AppError if the file refuses it."""
         changed = StrategyFromFile(self.file, {**self.options, name: value})
         changed.built()
         return changed
 
     def settings(self) -> dict[str, Any]:
-        """As a [strategy] table."""
+        """Return the [strategy] table."""
         return {"name": "custom", "file": self.file, "options": dict(self.options)}
 
     def built(self) -> Any:
-        """The strategy itself, built on first use. Raises AppError."""
+        """Return the strategy itself, built on first use. Raises AppError."""
         if "_built" not in self.__dict__:
             object.__setattr__(self, "_built", build(CustomStrategy(self.file, dict(self.options))))
         return self.__dict__["_built"]

@@ -70,7 +70,7 @@ class DelayAdaptive:
         return self.concurrency / max(self.concurrency, staleness)
 
 
-AnyStaleness = Annotated[Constant | Polynomial | Hinge | DelayAdaptive, Field(discriminator="name")]
+AnyStalenessWeight = Annotated[Constant | Polynomial | Hinge | DelayAdaptive, Field(discriminator="name")]
 
 
 def _check(staleness: int) -> None:

@@ -1,4 +1,4 @@
-"""The memory of the buffered strategies: weighted sums in the accumulator's dtype, and a server optimiser's moments."""
+"""The buffer of a strategy: weighted sums in the accumulator's dtype, and a server optimiser's moments."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class BufferState:
     moments: dict[str, dict[str, Array]]
     """moment -> trainable tensor -> array; empty without a server optimiser."""
     coefficients: list[float] = field(default_factory=list)
-    """In order of arrival: s·q for FedBuff, q for FedAvg."""
+    """Coefficients of the buffered updates in order of arrival: s·q for FedBuff, q for FedAvg."""
     opened_at_s: float | None = None
-    """FedAvg: run time at which the open round began."""
+    """Run time (seconds) at which the open round began; None if no round is open."""
     layout: Layout | None = None
-    """Of the sums, where the model's floating tensors share one dtype."""
+    """Layout of the sums; None unless the model's floating tensors share one dtype."""
     block: Array | None = None
-    """The sums' own memory then: one operation on it is one on all of them."""
+    """The array that holds all sums if there is a layout: one operation on it is one on all of them."""
 
     @classmethod
     def zero(cls, parameters: Parameters, optimizer: ServerOptimizer | None) -> Self:
-        """An empty buffer for a model; a server optimiser's moments at their initial values."""
+        """Return an empty buffer for a model, with the server optimiser's moments at their initial values."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
         trainable = {n: x for n, x in averaged.items() if n not in parameters.non_trainable}
         initial = optimizer.initial() if optimizer else {}
@@ -53,33 +53,37 @@ class BufferState:
 
     @property
     def count(self) -> int:
-        """Updates in the buffer."""
+        """Number of updates in the buffer."""
         return len(self.coefficients)
 
     def total(self) -> float:
-        """Σ of the coefficients, exactly rounded."""
+        """Return the sum of the coefficients, exactly rounded."""
         return math.fsum(self.coefficients)
 
     def per_total(self) -> float:
-        """1/Σ of the coefficients; 0 where each of them is, so that nothing moves."""
+        """Return 1 over the sum of the coefficients, or 0 if all of them are 0: then nothing moves."""
         total = self.total()
         return 1.0 / total if total > 0 else 0.0
 
-    def add(self, update: ClientUpdate, coefficient: float) -> None:
-        """sums += coefficient·payload; nothing changes where the payload does not fit."""
-        payload = update.payload
-        if payload.block is not None and payload.layout is self.layout:
-            check_coefficient(update, coefficient)
-            arithmetic.scale_add(cast(Array, self.block), coefficient, payload.block)
-        else:
+    def check(self, update: ClientUpdate) -> None:
+        """Raise ValueError unless the payload has the names and shapes of the sums."""
+        if not self._lies_alike(update.payload):
             check_payload(update, {n: acc.shape for n, acc in self.sums.items()})
-            check_coefficient(update, coefficient)
+
+    def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
+        """Add coefficient·payload to the sums. Raises ValueError, and changes nothing, if the update does not fit."""
+        self.check(update)
+        check_coefficient(update, coefficient)
+        payload = update.payload
+        if self._lies_alike(payload):
+            arithmetic.scale_add(cast(Array, self.block), coefficient, cast(Array, payload.block))
+        else:
             for name, acc in self.sums.items():
                 arithmetic.scale_add(acc, coefficient, payload[name])
         self.coefficients.append(coefficient)
 
     def merge(self, other: BufferState) -> None:
-        """sums += the other's sums, which is of the same model."""
+        """Add the updates of another buffer of the same model."""
         if self.block is not None and other.block is not None:
             arithmetic.scale_add(self.block, 1.0, other.block)
         else:
@@ -88,15 +92,19 @@ class BufferState:
         self.coefficients += other.coefficients
 
     def clear(self) -> None:
-        """Empty the buffer; moments stay."""
+        """Empty the buffer; the moments stay."""
         for acc in self.sums.values() if self.block is None else (self.block,):
             acc.fill(0)
         self.coefficients.clear()
         self.opened_at_s = None
 
     def arrays(self) -> dict[str, Array]:
-        """For the checkpoint: sum/{tensor} and {moment}/{tensor}; a subclass may add its own."""
+        """Return the checkpoint's arrays: sum/{tensor} and {moment}/{tensor}; a subclass may add its own."""
         return self._buffer_arrays()
+
+    def _lies_alike(self, payload: Parameters) -> bool:
+        """True if the payload lies in one block, in the layout of the sums."""
+        return payload.block is not None and payload.layout is self.layout
 
     def _buffer_arrays(self) -> dict[str, Array]:
         named = {f"sum/{n}": a for n, a in self.sums.items()}
@@ -105,11 +113,11 @@ class BufferState:
         return named
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the checkpoint's scalars."""
         return {"coefficients": list(self.coefficients), "opened_at_s": self.opened_at_s}
 
     def load(self, arrays: Arrays, scalars: Mapping[str, Any]) -> Self:
-        """Take over what `arrays()` and `scalars()` gave; raises CheckpointError where it is of another model."""
+        """Read what `arrays()` and `scalars()` gave. Raises CheckpointError if it belongs to another model."""
         own = self._buffer_arrays()
         if own.keys() != arrays.keys():
             raise CheckpointError(
@@ -130,7 +138,7 @@ class BufferState:
         return self
 
     def step(self, parameters: Parameters, rate: float, mean: float) -> Parameters:
-        """x + rate·mean·sums for trainable tensors, x + mean·sums for the others; the buffer stays as it is."""
+        """Return x + rate·mean·sums for trainable tensors, x + mean·sums for the others; the buffer stays as it is."""
         made, new = next_version(parameters)
         if self.block is not None and not made.non_trainable and (both := blocks(parameters, made)) is not None:
             arithmetic.step(both[0], rate * mean, self.block, both[1])
@@ -143,7 +151,7 @@ class BufferState:
     def optimize(
         self, optimizer: ServerOptimizer, name: str, x: Array, mean_delta: arithmetic.FillChunk, out: Array
     ) -> None:
-        """out = x + the optimiser's step for tensor `name`; `mean_delta(part, chunk)` writes chunks of Δ̄."""
+        """Write x + the optimiser's step for tensor `name` into `out`; `mean_delta(part, chunk)` writes chunks of Δ̄."""
         moments = {moment: tensors[name].reshape(-1) for moment, tensors in self.moments.items()}
 
         def advance(part: slice, chunk: Array) -> None:
@@ -154,7 +162,7 @@ class BufferState:
 
 
 def check_payload(update: ClientUpdate, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the payload has exactly these names and shapes: half an update cannot be taken back."""
+    """Raise ValueError unless the payload has exactly these names and shapes: half an update cannot be undone."""
     payload = update.payload
     if payload.keys() != shapes.keys():
         raise ValueError(
@@ -169,7 +177,7 @@ def check_payload(update: ClientUpdate, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def check_coefficient(update: ClientUpdate, coefficient: float) -> None:
-    """Raise ValueError unless finite and not negative."""
+    """Raise ValueError unless the coefficient is finite and not negative."""
     if not (math.isfinite(coefficient) and coefficient >= 0):
         raise ValueError(
             f"update {update.update_id} has the coefficient {coefficient}, expected a finite number of 0 or more: "
@@ -178,7 +186,7 @@ def check_coefficient(update: ClientUpdate, coefficient: float) -> None:
 
 
 def scaled(total: Array, factor: float) -> arithmetic.FillChunk:
-    """Chunks of factor·total."""
+    """Return a function that writes chunks of factor·total."""
     flat, by = total.reshape(-1), total.dtype.type(factor)
 
     def fill(part: slice, out: Array) -> None:

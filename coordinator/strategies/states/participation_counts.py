@@ -1,4 +1,4 @@
-"""What buffered strategies remember of each participant: a few numbers, whose means tell how often it takes part."""
+"""Participation counts: a few numbers for each participant, whose means tell how often it takes part."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _ARRAYS = ("ids", "counts", "sums", "last")
 
 
 @dataclass(slots=True)
-class Tally:
-    """The running mean of one quantity for each participant, and the mean of its reciprocals over participants.
+class ParticipationCounts:
+    """The running mean of one quantity for each participant, and the mean of its reciprocal over participants.
 
-    The latter's sum is of integers (units of 2^-32): free of drift, and the same after a restore.
+    The reciprocals are summed as integers (units of 2^-32): free of drift, and the same after a restore.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
-    """The order of its last update, from 1."""
+    """participant -> number of its last update among all updates of the run, from 1."""
     _reciprocals: int = 0
 
     def mean_with(self, participant_id: str, value: float) -> float:
-        """Its mean once `value` is in it; nothing changes."""
+        """Return the participant's mean with `value` in it; nothing changes."""
         return (self.sums.get(participant_id, 0.0) + value) / (self.counts.get(participant_id, 0) + 1)
 
-    def add(self, participant_id: str, order: int, value: float | None) -> None:
-        """An update of this order came, and `value` with it; None where it tells none yet."""
+    def record(self, participant_id: str, order: int, value: float | None) -> None:
+        """Count an update with this order and this value; None if it has no value yet."""
         self._reciprocals -= self._reciprocal(participant_id)
         self.sums[participant_id] = self.sums.get(participant_id, 0.0) + (value or 0.0)
         self.counts[participant_id] = self.counts.get(participant_id, 0) + (value is not None)
@@ -44,11 +44,11 @@ class Tally:
         self._reciprocals += self._reciprocal(participant_id)
 
     def known_with(self, participant_id: str) -> int:
-        """Participants heard from, once this one is."""
+        """Return the number of participants that sent an update, this one included."""
         return len(self.counts) + (participant_id not in self.counts)
 
     def mean_reciprocal_with(self, participant_id: str, value: float) -> float:
-        """(1/n)·Σ 1/mean over the n participants heard from, once `value` is in; for values above 0."""
+        """Return (1/n)·Σ 1/mean over the n participants that sent an update, with `value` in it; for values above 0."""
         others = self._reciprocals - self._reciprocal(participant_id)
         mine = _exact(1.0 / self.mean_with(participant_id, value))
         return (others + mine) / (self.known_with(participant_id) * _UNIT)
@@ -58,7 +58,7 @@ class Tally:
         return _exact(self.counts[participant_id] / total) if total > 0 else 0
 
     def arrays(self) -> dict[str, Array]:
-        """For the checkpoint, in the order of their first updates."""
+        """Return the arrays for the checkpoint, in the order of the participants' first updates."""
         ids = "\n".join(self.counts).encode()
         return {
             _PREFIX + "ids": np.frombuffer(ids, np.uint8),
@@ -69,27 +69,32 @@ class Tally:
 
     @classmethod
     def load(cls, arrays: Arrays) -> Self:
-        """From what `arrays()` gave."""
+        """Rebuild the counts from what `arrays()` gave."""
         ids, counts, sums, last = (arrays[_PREFIX + name].tolist() for name in _ARRAYS)
         names = bytes(ids).decode().split("\n") if ids else []
-        tally = cls()
-        tally.counts = dict(zip(names, counts, strict=True))
-        tally.sums = dict(zip(names, sums, strict=True))
-        tally.last = dict(zip(names, last, strict=True))
-        tally._reciprocals = sum(tally._reciprocal(name) for name in names)
-        return tally
+        made = cls()
+        made.counts = dict(zip(names, counts, strict=True))
+        made.sums = dict(zip(names, sums, strict=True))
+        made.last = dict(zip(names, last, strict=True))
+        made._reciprocals = sum(made._reciprocal(name) for name in names)
+        return made
 
 
 @dataclass
-class TallyState(BufferState):
-    """A buffer, and a tally of those who filled it."""
+class CountingBufferState(BufferState):
+    """A buffer, and the participation counts of the run."""
 
-    tally: Tally = field(default_factory=Tally)
+    participation: ParticipationCounts = field(default_factory=ParticipationCounts)
     order: int = 0
     """Updates accumulated in the run."""
 
+    def record(self, participant_id: str, value: float | None) -> None:
+        """Count the update that was accumulated last, with its value; None if it has no value yet."""
+        self.order += 1
+        self.participation.record(participant_id, self.order, value)
+
     def arrays(self) -> dict[str, Array]:
-        return super().arrays() | self.tally.arrays()
+        return super().arrays() | self.participation.arrays()
 
     def scalars(self) -> dict[str, Any]:
         return super().scalars() | {"order": self.order}
@@ -97,11 +102,11 @@ class TallyState(BufferState):
     def load(self, arrays: Arrays, scalars: Mapping[str, Any]) -> Self:
         if not all(_PREFIX + name in arrays for name in _ARRAYS):
             raise CheckpointError(
-                "the checkpoint's strategy state tells nothing of participants; "
+                "the checkpoint's strategy state lacks the participation counts; "
                 "resume with the strategy and model that wrote it"
             )
         super().load({n: a for n, a in arrays.items() if not n.startswith(_PREFIX)}, scalars)
-        self.tally = Tally.load(arrays)
+        self.participation = ParticipationCounts.load(arrays)
         self.order = int(scalars["order"])
         return self
 

@@ -1,4 +1,4 @@
-"""What the strategies share that keep a model's tensors of each participant (strategies.base.RemembersParticipants)."""
+"""The method's memory of each participant, as tensors of the model (`protocol.RemembersParticipants`)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fedmq.schemas.parameters import Array
 GIB = 2**30
 
 
-def check_memory(strategy: str, tensors: Mapping[str, Array], num_participants: int, others: int, limit: int) -> None:
-    """Raise ConfigError where models of all participants, and `others` besides, have more bytes than the limit."""
+def check_bytes_kept(strategy: str, tensors: Mapping[str, Array], participants: int, others: int, limit: int) -> None:
+    """Raise ConfigError if models of all participants, and `others` models besides, have more bytes than the limit."""
     model_bytes = sum(x.nbytes for x in tensors.values())
-    needed = (num_participants + others) * model_bytes
+    needed = (participants + others) * model_bytes
     if needed > limit:
         raise ConfigError(
             f"strategy {strategy} would keep {needed:,} bytes ({needed / GIB:.1f} GiB): {model_bytes:,} bytes for each "
-            f"of {num_participants} participants, and {others} times as much besides. That is more than "
-            f"memory_limit_bytes = {limit:,}: raise it where the machine has so much, or take a strategy without such "
-            "a memory (participation, fedstaleweight)"
+            f"of {participants} participants, and {others} times as much besides. That is more than "
+            f"memory_limit_bytes = {limit:,}: raise it if the machine has that much RAM, or take a strategy that keeps "
+            "no models of participants (participation, fedstaleweight)"
         )
 
 
 def memories_in(arrays: Arrays) -> dict[str, dict[str, Array]]:
-    """participant -> tensor -> array, from the arrays that `restore` is given."""
+    """Return participant -> tensor -> array, from the arrays that `restore` is given."""
     found: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         if name.startswith(MEMORY):
@@ -38,7 +38,7 @@ def memories_in(arrays: Arrays) -> dict[str, dict[str, Array]]:
 
 
 def own_copy(x: Array, weight: float = 1.0) -> Array:
-    """weight·x in x's dtype, in memory of its own: the message that x lies in is let go."""
+    """Return weight·x in x's dtype, as a copy: the message that x lies in is not kept alive."""
     if weight == 1.0:
         return np.array(x, order="C")
     wide = arithmetic.accumulator_dtype(x.dtype)

@@ -59,8 +59,8 @@ def test_what_came_late_is_added_whether_the_model_lies_in_one_block_or_not(seco
 def test_buffers_that_were_merged_have_the_updates_of_both() -> None:
     parameters = model({"x": [0.0]})
     ours, theirs = (BufferState.zero(parameters, None) for _ in range(2))
-    ours.add(update({"x": [2.0]}), 0.5)
-    theirs.add(update({"x": [8.0]}), 0.25)
+    ours.accumulate(update({"x": [2.0]}), 0.5)
+    theirs.accumulate(update({"x": [8.0]}), 0.25)
     ours.merge(theirs)
     assert (ours.sums["x"].tolist(), ours.coefficients, ours.count) == ([3.0], [0.5, 0.25], 2)
 

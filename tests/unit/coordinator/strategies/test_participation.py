@@ -153,7 +153,7 @@ def test_an_update_that_does_not_fit_tells_nothing_of_its_participant(strategy) 
     state = strategy.init(model({"x": [0.0]}))
     with pytest.raises(ValueError, match="carries other tensors"):
         strategy.accumulate(state, update({"y": [1.0]}, who="a"), 7)
-    assert (state.tally.counts, state.order) == ({}, 0)
+    assert (state.participation.counts, state.order) == ({}, 0)
 
 
 def test_what_is_remembered_of_ten_thousand_participants_is_small() -> None:

@@ -43,7 +43,7 @@ STRATEGY = """
 
     class Half(FedBuff):
         def accumulate(self, state, update, staleness):
-            state.add(update, 0.5)
+            state.accumulate(update, 0.5)
             return state
 
     def build_strategy(**options):

@@ -5,9 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedmq.coordinator.strategies.math.staleness_weights import AnyStaleness, Constant, DelayAdaptive, Hinge, Polynomial
+from fedmq.coordinator.strategies.math.staleness_weights import (
+    AnyStalenessWeight,
+    Constant,
+    DelayAdaptive,
+    Hinge,
+    Polynomial,
+)
 
-ADAPTER = TypeAdapter(AnyStaleness)
+ADAPTER = TypeAdapter(AnyStalenessWeight)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +28,7 @@ ADAPTER = TypeAdapter(AnyStaleness)
         (Hinge(a=1, b=2.5), {2: 1.0, 3: 1 / 1.5}),
     ],
 )
-def test_each_function_has_its_values(function: AnyStaleness, table: dict[int, float]) -> None:
+def test_each_function_has_its_values(function: AnyStalenessWeight, table: dict[int, float]) -> None:
     assert {tau: function(tau) for tau in table} == pytest.approx(table, rel=1e-15)
 
 

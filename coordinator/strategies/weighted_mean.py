@@ -1,0 +1,166 @@
+"""Weighted means of deltas: a new version of every K updates.
+
+    at K updates   x ← x + η_g·(1/D)·Σ w_i·Δ_i
+
+A strategy of this form is two functions, and only the first must be written:
+
+    weight(self, update, staleness)    gives w_i; a third parameter, `state`, shows it what came before
+    divisor(self, state)               gives D; without it D is K
+
+Everything else is here: the sum, the step, the checkpoint, and the check of what the two functions give. An error in
+them is an AppError that names the strategy, and it leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from numbers import Real
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass, is_pydantic_dataclass
+from pydantic_core import ErrorDetails
+
+from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.next_version import next_version
+from fedmq.coordinator.strategies.math.server_optimizers import ServerOptimizer
+from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, scaled
+from fedmq.schemas.errors import AppError, ConfigError, shown
+from fedmq.schemas.messages import Reply
+from fedmq.schemas.parameters import Parameters
+
+
+class MeanOfDeltas(Buffered):
+    """The mechanism, for a strategy that declares all of its hyper-parameters itself.
+
+    Non-trainable floating tensors (BatchNorm statistics) take the same mean with rate 1 and no server optimiser.
+    """
+
+    server_optimizer: ServerOptimizer | None = None
+    """Takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
+    weight: Callable[..., float]
+    """weight(update, staleness) or weight(update, staleness, state): a finite number of 0 or more."""
+    _weight_takes_state: bool
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if hasattr(cls, "weight"):
+            cls._weight_takes_state = "state" in inspect.signature(cls.weight).parameters
+
+    def divisor(self, state: Any) -> float:
+        """Return D, a finite number of 0 or more; at 0 nothing moves."""
+        return float(state.count)
+
+    @property
+    def _rate(self) -> float:
+        """η_g. It is 1 for a strategy that has no server learning rate."""
+        return 1.0
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def reply(self) -> Reply:
+        return "delta"
+
+    def init(self, parameters: Parameters) -> BufferState:
+        return BufferState.zero(parameters, self.server_optimizer)
+
+    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> BufferState:
+        return self.init(parameters).load(arrays, scalars)
+
+    def accumulate(self, state: Any, update: ClientUpdate, staleness: int) -> Any:
+        """Add w·Δ to the sums. Raises AppError if `weight` fails, before anything is added."""
+        state.check(update)
+        check_coefficient(update, update.client_weight)
+        seen = (update, staleness, state) if self._weight_takes_state else (update, staleness)
+        state.accumulate(update, self._number("weight", *seen))
+        return state
+
+    def weights(self, state: Any) -> tuple[float, ...]:
+        """Return η_g·w/D of each update; with a server optimiser, its share w/D of Δ̄."""
+        mean = self._per_divisor(state)
+        return tuple(self._rate * mean * c for c in state.coefficients)
+
+    def aggregate(self, state: Any, parameters: Parameters) -> tuple[Any, Parameters]:
+        mean = self._per_divisor(state)
+        if self.server_optimizer is None:
+            made = state.step(parameters, self._rate, mean)
+        else:
+            made, new = next_version(parameters)
+            for name, total in state.sums.items():
+                x, out = parameters[name], new[name]
+                if name in parameters.non_trainable:
+                    arithmetic.step(x, mean, total, out)
+                else:
+                    state.optimize(self.server_optimizer, name, x, scaled(total, mean), out)
+        state.clear()
+        return state, made
+
+    def _per_divisor(self, state: Any) -> float:
+        divisor = self._number("divisor", state)
+        return 1.0 / divisor if divisor > 0 else 0.0
+
+    def _number(self, function: str, *seen: Any) -> float:
+        """Call `weight` or `divisor`. Raises AppError unless it gives a finite number of 0 or more."""
+        who, expected = f"strategy {type(self).__name__}: {function}()", "expected a finite number of 0 or more"
+        try:
+            got = getattr(self, function)(*seen)
+            number = float(got) if isinstance(got, Real) else math.nan
+        except Exception as e:
+            raise AppError(f"{who} raised {type(e).__name__}: {e}; {expected}") from e
+        if not (math.isfinite(number) and number >= 0):
+            raise AppError(f"{who} gave {shown(got)}, {expected}")
+        return number
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class WeightedMean(MeanOfDeltas):
+    """A weighted mean of deltas, for a plain dataclass to extend with a `weight`; see the top of this file.
+
+    @dataclasses.dataclass(frozen=True)
+    class Impatient(WeightedMean):
+        patience: int = 2
+
+        def weight(self, update, staleness):
+            return update.client_weight if staleness < self.patience else 0.0
+    """
+
+    buffer_size: Annotated[int, Field(ge=1)] = 10
+    """K: updates in a version."""
+    server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """η_g."""
+
+    @property
+    def _rate(self) -> float:
+        return self.server_learning_rate
+
+    def __post_init__(self) -> None:
+        """Check the inherited hyper-parameters of a plain dataclass, which checks nothing by itself.
+
+        Raises ConfigError for a value that cannot be, and AppError if there is no `weight`.
+        """
+        if is_pydantic_dataclass(type(self)):
+            return
+        if not hasattr(self, "weight"):
+            raise AppError(f"strategy {type(self).__name__} has no weight(self, update, staleness): write one")
+        base = next(kind for kind in type(self).__mro__ if is_pydantic_dataclass(kind))
+        names = [f.name for f in fields(base)]
+        try:
+            checked = base(**{name: getattr(self, name) for name in names})
+        except ValidationError as e:
+            raise ConfigError(f"strategy {type(self).__name__}: {'; '.join(map(_mistake, e.errors()))}") from None
+        for name in names:
+            object.__setattr__(self, name, getattr(checked, name))
+
+
+def _mistake(found: ErrorDetails) -> str:
+    """Return what pydantic found wrong, in one line."""
+    place = ".".join(map(str, found["loc"]))
+    return f"got {place} = {shown(found['input'])}: {found['msg']}" if place else found["msg"]
