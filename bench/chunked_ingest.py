@@ -57,7 +57,7 @@ def upload(url: str, prefix: str, run_uid: str, num_bytes: str, count: str) -> N
         ).begin()  # fmt: skip
         while not done:
             found = news.get()
-            found.sender.take(found)
+            found.sender.on_news(found)
         chunks = done[0]
         if isinstance(chunks, BaseException):
             raise SystemExit(f"an upload failed: {chunks}")

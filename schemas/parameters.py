@@ -67,14 +67,14 @@ class Parameters(Mapping[str, Array]):
         """Bytes of all tensors together."""
         return sum(a.nbytes for a in self.values())
 
-    def take(self) -> Parameters:
+    def move(self) -> Parameters:
         """All tensors, in a new object; this one is empty from then on. So that who is handed a large payload can let
         its memory go although those who handed it over still hold this object."""
-        taken = Parameters({}, frozenset())
-        taken.layout, taken.block, taken.non_trainable = self.layout, self.block, self.non_trainable
-        taken._tensors = self._tensors
+        moved = Parameters({}, frozenset())
+        moved.layout, moved.block, moved.non_trainable = self.layout, self.block, self.non_trainable
+        moved._tensors = self._tensors
         self.layout, self.block, self._tensors = None, None, {}
-        return taken
+        return moved
 
     def replace(self, tensors: Mapping[str, Array]) -> Parameters:
         """The same names and flags with other arrays."""

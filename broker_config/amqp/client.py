@@ -23,7 +23,7 @@ from typing import Any, cast
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal
 from fedmq.broker_config.amqp.consumer import Consumer, Token, Verdict
 from fedmq.broker_config.amqp.consumers import Consumers
-from fedmq.broker_config.amqp.publisher import Outgoing, Publisher, Window, describe
+from fedmq.broker_config.amqp.publisher import AmqpPublisher, Outgoing, Window, describe
 from fedmq.broker_config.amqp.retries import Retries
 from fedmq.broker_config.amqp.session import Driver, Session
 from fedmq.broker_config.chores import Chore, Chores, Finish
@@ -94,7 +94,7 @@ class AmqpClient:
         self._stopped = False
         self._retries = Retries(self._loop, addresses, backoff, rng, self._connect)
         self._consumers = Consumers(driver, backoff, rng, self._report)
-        self._publisher = Publisher(self._loop, driver.properties, window, self._on_idle)
+        self._publisher = AmqpPublisher(self._loop, driver.properties, window, self._on_idle)
         self._chores = Chores(self._loop, self._queues, self._begin_chore, self._on_idle)
 
     @property
@@ -249,8 +249,8 @@ class AmqpClient:
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> bool:
         hold, tag = cast(Token, delivery.token)
-        # The order matters: once taken, the delivery is ours to settle.
-        return hold.take(tag) and self._enter(partial(hold.settle, tag, verdict))
+        # The order matters: once claimed, the delivery is ours to settle.
+        return hold.claim(tag) and self._enter(partial(hold.settle, tag, verdict))
 
     def _dead_lettered(self, delivery: Delivery, published: Future[None]) -> None:
         error = published.exception()

@@ -18,7 +18,7 @@ _COUNT = "x-delivery-count"
 class Hold:
     """The deliveries of one channel that are not settled yet. A lost channel holds none: they come again.
 
-    `take` may race with `clear` from the I/O thread: set operations are atomic, one of the two wins.
+    `claim` may race with `clear` from the I/O thread: set operations are atomic, one of the two wins.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -28,7 +28,7 @@ class Hold:
     def add(self, tag: int) -> None:
         self._tags.add(tag)
 
-    def take(self, tag: int) -> bool:
+    def claim(self, tag: int) -> bool:
         """Whether the delivery was still ours to settle; it is not any more."""
         try:
             self._tags.remove(tag)
@@ -40,7 +40,7 @@ class Hold:
         self._tags.clear()
 
     def settle(self, tag: int, verdict: Verdict) -> None:
-        """On the I/O thread, after `take`."""
+        """On the I/O thread, after `claim`."""
         if not self.channel.is_open:
             return
         if verdict == "ack":

@@ -87,7 +87,7 @@ def describe(message: Message) -> str:
     )
 
 
-class Publisher:
+class AmqpPublisher:
     """`attach` a channel in confirm mode, `detach` when it is lost; `submit` at any time."""
 
     def __init__(

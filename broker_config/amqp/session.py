@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fedmq.broker_config.amqp.address import NOT_FOUND
 from fedmq.broker_config.amqp.answers import Answer
-from fedmq.broker_config.amqp.publisher import Publisher
+from fedmq.broker_config.amqp.publisher import AmqpPublisher
 from fedmq.broker_config.chores import Chore, Finish
 from fedmq.broker_config.timers import Timers
 from fedmq.broker_config.topology import Exchange, Queue
@@ -55,7 +55,7 @@ class Driver(Protocol):
         Nothing is called where the connection is not open, or lost: on_lost of the connection tells that.
         """
 
-    def confirm(self, channel: Any, publisher: Publisher, on_ready: Callable[[], None]) -> None:
+    def confirm(self, channel: Any, publisher: AmqpPublisher, on_ready: Callable[[], None]) -> None:
         """Put a channel into confirm mode and hand its confirms and returns to the publisher."""
 
     def broker_id(self, connection: Any) -> str:
@@ -90,7 +90,7 @@ class Session:
     def __init__(
         self,
         driver: Driver,
-        publisher: Publisher,
+        publisher: AmqpPublisher,
         exchanges: tuple[Exchange, ...],
         queues: Mapping[str, Queue],
         *,

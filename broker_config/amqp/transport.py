@@ -19,7 +19,7 @@ from pika.exceptions import AMQPError, BodyTooLongError, ChannelClosedByBroker
 
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, connection_refusal
 from fedmq.broker_config.amqp.client import AmqpClient
-from fedmq.broker_config.amqp.publisher import Publisher, Window
+from fedmq.broker_config.amqp.publisher import AmqpPublisher, Window
 from fedmq.broker_config.amqp.session import OnBlocked, OnLost, OnOpen, OnRefused
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES
 from fedmq.broker_config.transport import Message
@@ -145,7 +145,7 @@ class PikaDriver:
         if connection.is_open:
             connection.channel(on_open_callback=opened)
 
-    def confirm(self, channel: Any, publisher: Publisher, on_ready: Callable[[], None]) -> None:
+    def confirm(self, channel: Any, publisher: AmqpPublisher, on_ready: Callable[[], None]) -> None:
         """Confirm mode; confirms and returns go to the publisher while it uses this channel.
 
         Those of a channel that was given up (the publisher's rule 5, or a session that we closed) may still come in

@@ -9,7 +9,7 @@ Rules
 4. A lost connection ends nothing: the transport declares and sends again by itself. Once it is over it declares the
    queue no more: that would bring back those of all payloads that were ever sent, and hide that one was lost.
 
-Everything happens on the owner's thread: what the transport answers comes to `put` as News, and goes to `take`.
+Everything happens on the owner's thread: what the transport answers comes to `put` as News, and goes to `on_news`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ChunkSender:
         """Send no more. What is in the queue stays; `on_done` is not called any more."""
         self._over = True
 
-    def take(self, news: News) -> None:
+    def on_news(self, news: News) -> None:
         """The transport's answer."""
         if self._over or news.turn != self._turn:
             return
@@ -102,7 +102,7 @@ class ChunkSender:
         elif news.what == "deleted":
             self.begin()
         elif news.what == "sent":
-            self._took(news.count)
+            self._on_sent(news.count)
         elif news.what == "declared":
             if news.count < len(self._confirmed) or (news.count and not self._confirmed):
                 self._start_over()
@@ -150,7 +150,7 @@ class ChunkSender:
             )
             self._ask("sent", self._transport.publish(message, ANSWER_S), index)
 
-    def _took(self, index: int) -> None:
+    def _on_sent(self, index: int) -> None:
         self._confirmed.add(index)
         while self._without_gap in self._confirmed:
             self._without_gap += 1

@@ -22,7 +22,7 @@ class Publish:
     future: Future[None]
 
 
-class Publisher:
+class EmbeddedPublisher:
     """In order of arrival; what a lost connection had not confirmed goes first on the next one."""
 
     def __init__(self, broker: EmbeddedBroker) -> None:

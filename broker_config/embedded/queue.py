@@ -171,13 +171,13 @@ class QueueModel:
         while self._ready:
             expires_at_s = self._ready[0][1].expires_at_s
             if expires_at_s is not None and expires_at_s < now:
-                outcome.dead.append(Dead(self._take().content, "expired"))
+                outcome.dead.append(Dead(self._pop().content, "expired"))
             elif (consumer := self._next_consumer()) is not None:
-                outcome.handouts.append(self._hand(self._take(), consumer))
+                outcome.handouts.append(self._hand(self._pop(), consumer))
             else:
                 break
         while self._ready and (due := self._ready[0][1].expires_at_s) is not None and due <= now:
-            outcome.dead.append(Dead(self._take().content, "expired"))
+            outcome.dead.append(Dead(self._pop().content, "expired"))
         self._drop_head(outcome.dead)
         return outcome
 
@@ -205,7 +205,7 @@ class QueueModel:
 
     def _drop_head(self, dead: list[Dead]) -> None:
         while self.queue.overflow == "drop-head" and self._ready and self._full(spare=1):
-            dead.append(Dead(self._take().content, "maxlen"))
+            dead.append(Dead(self._pop().content, "maxlen"))
 
     def _next_place(self) -> int:
         self._places += 1
@@ -215,7 +215,7 @@ class QueueModel:
         heapq.heappush(self._ready, (stored.place, stored))
         self._ready_bytes += len(stored.content.body)
 
-    def _take(self) -> Stored:
+    def _pop(self) -> Stored:
         _, stored = heapq.heappop(self._ready)
         self._ready_bytes -= len(stored.content.body)
         return stored

@@ -23,7 +23,7 @@ from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.embedded.broker import EmbeddedBroker
 from fedmq.broker_config.embedded.connection import Arrived, Cancelled, Connection, Disconnected, Lost, Token
-from fedmq.broker_config.embedded.publisher import Publish, Publisher
+from fedmq.broker_config.embedded.publisher import EmbeddedPublisher, Publish
 from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
@@ -83,7 +83,7 @@ class EmbeddedTransport:
         self._consumers: dict[str, _Consume] = {}
         self._timers = ClockTimers(broker.clock)
         self._chores = Chores(self._timers, self._queues, self._begin_chore)
-        self._publisher = Publisher(broker)
+        self._publisher = EmbeddedPublisher(broker)
         self._failure: TransportClosed | None = None
         self._close_deadline_s: float | None = None
 
@@ -219,7 +219,7 @@ class EmbeddedTransport:
                 except Empty:
                     self._broker.do_due()
                 else:
-                    self._take(item)
+                    self._on_item(item)
         finally:
             self._leave()
 
@@ -237,7 +237,7 @@ class EmbeddedTransport:
         shortest_s = min((wait_s for wait_s in waits if wait_s is not None), default=None)
         return None if shortest_s is None else min(max(shortest_s, 0.0), threading.TIMEOUT_MAX)
 
-    def _take(self, item: object) -> None:
+    def _on_item(self, item: object) -> None:
         match item:
             case Arrived(connection, delivery, on_delivery):
                 consumer = self._consumers.get(delivery.queue)

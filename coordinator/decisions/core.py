@@ -321,7 +321,7 @@ class Core:
         else:
             group = self._groups.arrive(p, task, update.update_id, self._accepted + 1, self._desk.now)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
-        tensors = event.payload.take() if event.owned else event.payload
+        tensors = event.payload.move() if event.owned else event.payload
         self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
         del tensors  # a version needs as much memory again
         if self._remembers:

@@ -165,7 +165,7 @@ class Loop:
         elif isinstance(item, TaskPublished):
             self._on_published(item)
         elif isinstance(item, News):
-            item.sender.take(item)
+            item.sender.on_news(item)
         elif isinstance(item, ChunkNews):
             self._carry_out(self._chunked.on_news(item, self._clocks.run_s()))
         elif isinstance(item, EvaluationArrived):

@@ -84,7 +84,7 @@ class Uploads:
 
     def on_news(self, news: News) -> None:
         """Give the transport's answer to its sender."""
-        news.sender.take(news)
+        news.sender.on_news(news)
 
     def manifest(self, update_id: str) -> bytes | None:
         """Return the manifest of an upload; None until the upload is whole."""

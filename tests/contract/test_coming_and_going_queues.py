@@ -15,7 +15,7 @@ def test_a_queue_declared_later_takes_messages_and_its_depth_is_told(world: Worl
     assert transport.declare(queue).result(WAIT_S) == 0
     world.publish(transport, "1", "2", key="later")
     assert transport.declare(queue).result(WAIT_S) == 2
-    assert [delivery.message_id for delivery in world.consume(transport, queue).take_many(2)] == ["1", "2"]
+    assert [delivery.message_id for delivery in world.consume(transport, queue).next_ones(2)] == ["1", "2"]
 
 
 def test_depth_is_right_at_once_after_the_last_confirm(world: World) -> None:
@@ -81,7 +81,7 @@ def test_a_deleted_queue_is_gone_with_its_messages_and_stays_gone(world: World) 
     transport = world.open("one", queue, on_state=states.put)
     received = world.consume(transport, queue, prefetch=1)
     world.publish(transport, "1", "2", "3")
-    held = received.take()
+    held = received.next()
     transport.delete_queue(queue.name).result(WAIT_S)
     assert transport.ack(held) is False
     with pytest.raises(BrokerError):
@@ -109,7 +109,7 @@ def test_a_consumer_that_was_stopped_gives_back_what_it_holds_and_gets_no_more(w
     one, two = world.open("one", queue, on_state=states.put), world.open("two", queue)
     received = world.consume(one, queue, prefetch=2)
     world.publish(two, "1", "2", "3")
-    first, _ = received.take_many(2)
+    first, _ = received.next_ones(2)
     one.stop_consuming(queue.name)
     world.await_depth(two, queue, 3)
     assert one.ack(first) is False
@@ -117,7 +117,7 @@ def test_a_consumer_that_was_stopped_gives_back_what_it_holds_and_gets_no_more(w
     states.wait_for("disconnected")
     states.wait_for("connected")
     assert one.depth(queue.name) == 3
-    assert [delivery.message_id for delivery in world.consume(one, queue).take_many(3)] == ["1", "2", "3"]
+    assert [delivery.message_id for delivery in world.consume(one, queue).next_ones(3)] == ["1", "2", "3"]
 
 
 def test_stopping_what_nobody_consumes_does_nothing(world: World) -> None:

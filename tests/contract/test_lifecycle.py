@@ -60,7 +60,7 @@ def test_depth_counts_what_is_ready(world: World) -> None:
     assert transport.depth(queue.name) == 0
     world.publish(transport, "1", "2", "3")
     world.await_depth(transport, queue, 3)
-    world.consume(transport, queue, prefetch=1).take()
+    world.consume(transport, queue, prefetch=1).next()
     world.await_depth(transport, queue, 2)
 
 
@@ -83,10 +83,10 @@ def test_closing_returns_what_is_unsettled(world: World) -> None:
     one, two = world.open("one", queue), world.open("two", queue)
     held = world.consume(one, queue, prefetch=2)
     world.publish(two, "1", "2", "3")
-    first, _ = held.take_many(2)
+    first, _ = held.next_ones(2)
     one.close()
     assert one.ack(first) is False
-    again = world.consume(two, queue).take_many(3)
+    again = world.consume(two, queue).next_ones(3)
     assert [(delivery.message_id, delivery.redelivered) for delivery in again] == [
         ("1", True),
         ("2", True),
@@ -109,7 +109,7 @@ def test_closing_settles_first_what_was_acked(world: World) -> None:
     transport = world.open("one", queue)
     received = world.consume(transport, queue, prefetch=100)
     world.publish(transport, *(str(number) for number in range(30)))
-    for delivery in received.take_many(30):
+    for delivery in received.next_ones(30):
         assert transport.ack(delivery)
     transport.close()
     world.await_depth(world.open("two", queue), queue, 0)
@@ -151,7 +151,7 @@ def test_closing_finishes_over_a_new_connection_what_a_lost_one_cut_off(world: W
     world.sever("one")
     closing.join(WAIT_S)
     assert (outcome(sent), deleted.result(0)) == (None, 0)
-    assert received.take().message_id == "m1"
+    assert received.next().message_id == "m1"
     assert outcome(two.publish(world.message("m2", "doomed"))) is Unroutable
     assert states.get_nowait().name == "connected"
     assert states.empty(), "nobody hears of a connection that was lost while closing"
@@ -190,7 +190,7 @@ def test_closing_from_a_callback_does_not_hang(world: World) -> None:
     transport = world.open("one", queue)
     received = world.consume(transport, queue, then=lambda _: transport.close())
     world.publish(transport, "m1")
-    assert received.take().message_id == "m1"
+    assert received.next().message_id == "m1"
     ask_until(lambda: outcome(transport.publish(world.message("m2"))), lambda found: found is TransportClosed)
 
 

@@ -28,7 +28,7 @@ def test_ids_headers_and_body_survive(world: World) -> None:
     headers = {"text": "σ(τ) ≤ 1", "empty": "", "int": -(2**40), "yes": True, "no": False}
     message = world.message("id-1", correlation_id="task-1", headers=headers, body=bytes(range(256)))
     transport.publish(message).result(WAIT_S)
-    delivery = world.consume(transport, queue).take()
+    delivery = world.consume(transport, queue).next()
     assert (delivery.queue, delivery.body) == (queue.name, bytes(range(256)))
     assert (delivery.message_id, delivery.correlation_id) == ("id-1", "task-1")
     assert {name: delivery.headers[name] for name in headers} == headers
@@ -41,7 +41,7 @@ def test_a_message_without_correlation_id_arrives_without(world: World) -> None:
     queue = world.queue()
     transport = world.open("one", queue)
     world.publish(transport, "m1")
-    assert world.consume(transport, queue).take().correlation_id is None
+    assert world.consume(transport, queue).next().correlation_id is None
 
 
 def test_a_header_that_amqp_cannot_carry_fails_its_message_alone(world: World) -> None:
@@ -51,7 +51,7 @@ def test_a_header_that_amqp_cannot_carry_fails_its_message_alone(world: World) -
     world.publish(transport, "right")
     with pytest.raises(PublishError, match="wrong"):
         wrong.result(WAIT_S)
-    assert world.consume(transport, queue).take().message_id == "right"
+    assert world.consume(transport, queue).next().message_id == "right"
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview], ids=["bytes", "bytearray", "memoryview"])
@@ -59,7 +59,7 @@ def test_any_bytes_like_body_arrives_as_bytes(world: World, wrap: type) -> None:
     queue = world.queue()
     transport = world.open("one", queue)
     transport.publish(replace(world.message("m1"), body=wrap(b"\x00tensor\xff"))).result(WAIT_S)
-    delivery = world.consume(transport, queue).take()
+    delivery = world.consume(transport, queue).next()
     assert type(delivery.body) is bytes
     assert delivery.body == b"\x00tensor\xff"
 
@@ -70,7 +70,7 @@ def test_a_body_arrives_bit_for_bit(world: World, num_bytes: int) -> None:
     transport = world.open("one", queue)
     body = np.random.default_rng(7).bytes(num_bytes)
     transport.publish(world.message("m1", body=body)).result(WAIT_S)
-    assert world.consume(transport, queue).take().body == body
+    assert world.consume(transport, queue).next().body == body
 
 
 def test_a_routing_key_without_a_queue_is_unroutable(world: World) -> None:
@@ -97,9 +97,9 @@ def test_a_full_queue_rejects_and_takes_again_once_drained(world: World, kind: A
     assert len(accepted) >= 5  # a quorum queue tells its publishers a little late
     assert outcome(transport.publish(world.message("over"))) is PublishRejected
     received = world.consume(transport, queue, prefetch=200, then=transport.ack)
-    assert [delivery.message_id for delivery in received.take_many(len(accepted))] == accepted
+    assert [delivery.message_id for delivery in received.next_ones(len(accepted))] == accepted
     ask_until(lambda: outcome(transport.publish(world.message("next"))), lambda found: found is None)
-    assert received.take().message_id == "next"
+    assert received.next().message_id == "next"
 
 
 def test_a_publish_without_a_broker_fails_at_its_deadline_and_the_next_goes_through(world: World) -> None:
@@ -113,7 +113,7 @@ def test_a_publish_without_a_broker_fails_at_its_deadline_and_the_next_goes_thro
     assert not patient.done()
     world.up()
     patient.result(WAIT_S)
-    assert world.consume(transport, queue).take().message_id == "patient"
+    assert world.consume(transport, queue).next().message_id == "patient"
 
 
 def test_a_publish_that_is_never_confirmed_fails_at_its_deadline(world: World) -> None:
@@ -123,7 +123,7 @@ def test_a_publish_that_is_never_confirmed_fails_at_its_deadline(world: World) -
     world.withhold_confirms("publisher")
     future = publisher.publish(world.message("m1"), timeout_s=0.2)
     assert outcome(future) is PublishTimeout
-    assert received.take().message_id == "m1"  # it may or may not have arrived: here it has
+    assert received.next().message_id == "m1"  # it may or may not have arrived: here it has
     world.sever("publisher")
 
 
@@ -133,11 +133,11 @@ def test_publishes_whose_confirms_are_lost_are_sent_again_in_order(world: World)
     received = world.consume(consumer, queue)
     world.withhold_confirms("publisher")
     futures = [publisher.publish(world.message(message_id), timeout_s=WAIT_S) for message_id in ("1", "2", "3")]
-    assert [delivery.message_id for delivery in received.take_many(3)] == ["1", "2", "3"]
+    assert [delivery.message_id for delivery in received.next_ones(3)] == ["1", "2", "3"]
     assert not any(future.done() for future in futures)
     world.sever("publisher")
     assert [outcome(future) for future in futures] == [None] * 3
-    assert [delivery.message_id for delivery in received.take_many(3)] == ["1", "2", "3"]
+    assert [delivery.message_id for delivery in received.next_ones(3)] == ["1", "2", "3"]
 
 
 def test_publishes_of_one_thread_keep_their_order(world: World) -> None:
@@ -147,7 +147,7 @@ def test_publishes_of_one_thread_keep_their_order(world: World) -> None:
     futures = [transport.publish(world.message(message_id)) for message_id in ids]
     assert [outcome(future) for future in futures] == [None] * 300
     received = world.consume(transport, queue, prefetch=50, then=transport.ack)
-    assert [delivery.message_id for delivery in received.take_many(300)] == ids
+    assert [delivery.message_id for delivery in received.next_ones(300)] == ids
 
 
 def test_four_threads_publish_at_once_and_all_arrives_once_in_their_orders(world: World) -> None:
@@ -164,7 +164,7 @@ def test_four_threads_publish_at_once_and_all_arrives_once_in_their_orders(world
     threads = [threading.Thread(target=publish, args=(thread,)) for thread in range(4)]
     for thread in threads:
         thread.start()
-    ids = [str(delivery.message_id) for delivery in received.take_many(800)]
+    ids = [str(delivery.message_id) for delivery in received.next_ones(800)]
     for thread in threads:
         thread.join(WAIT_S)
     assert [errors.get(timeout=WAIT_S) for _ in range(800)] == [None] * 800
@@ -185,8 +185,8 @@ def test_a_delivery_callback_may_publish_and_settle(world: World) -> None:
     asked = world.consume(transport, ping, prefetch=1, then=answer)
     answers = world.consume(transport, pong, then=transport.ack)
     world.publish(transport, "a", "b", "c", key="ping")
-    assert [delivery.message_id for delivery in asked.take_many(3)] == ["a", "b", "c"]
-    assert [delivery.message_id for delivery in answers.take_many(3)] == ["re-a", "re-b", "re-c"]
+    assert [delivery.message_id for delivery in asked.next_ones(3)] == ["a", "b", "c"]
+    assert [delivery.message_id for delivery in answers.next_ones(3)] == ["re-a", "re-b", "re-c"]
 
 
 def test_a_future_s_callback_may_publish(world: World) -> None:
@@ -194,4 +194,4 @@ def test_a_future_s_callback_may_publish(world: World) -> None:
     transport = world.open("one", queue)
     transport.publish(world.message("first")).add_done_callback(lambda _: transport.publish(world.message("second")))
     received = world.consume(transport, queue)
-    assert [delivery.message_id for delivery in received.take_many(2)] == ["first", "second"]
+    assert [delivery.message_id for delivery in received.next_ones(2)] == ["first", "second"]

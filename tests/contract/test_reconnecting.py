@@ -17,13 +17,13 @@ def test_a_severed_transport_tells_and_consumes_again(world: World) -> None:
     transport = world.open("one", queue, on_state=states.put)
     received = world.consume(transport, queue, then=transport.ack)
     world.publish(transport, "before")
-    assert received.take().message_id == "before"
+    assert received.next().message_id == "before"
     for turn in range(3):
         world.sever("one")
         states.wait_for("disconnected")
         states.wait_for("connected")
         world.publish(transport, f"after-{turn}")
-        ask_until(received.take, lambda found, turn=turn: found.message_id == f"after-{turn}")
+        ask_until(received.next, lambda found, turn=turn: found.message_id == f"after-{turn}")
 
 
 def test_severing_one_spares_the_others(world: World) -> None:
@@ -33,10 +33,10 @@ def test_severing_one_spares_the_others(world: World) -> None:
     states.wait_for("connected")
     received = world.consume(two, queue)
     world.publish(one, "m1")
-    held = received.take()
+    held = received.next()
     world.sever("one")
     world.publish(one, "m2")
-    assert received.take().message_id == "m2"
+    assert received.next().message_id == "m2"
     assert two.ack(held) is True
     assert states.empty()
 
@@ -53,7 +53,7 @@ def test_publishes_made_while_the_broker_is_away_arrive_in_order(world: World) -
     assert not any(future.done() for future in futures)
     world.up()
     assert [outcome(future) for future in futures] == [None] * 20
-    assert [delivery.message_id for delivery in received.take_many(20)] == ids
+    assert [delivery.message_id for delivery in received.next_ones(20)] == ids
 
 
 def test_a_queue_that_was_deleted_meanwhile_is_declared_and_consumed_again(world: World) -> None:
@@ -68,7 +68,7 @@ def test_a_queue_that_was_deleted_meanwhile_is_declared_and_consumed_again(world
     world.up()
     states.wait_for("connected")
     future.result(WAIT_S)
-    assert received.take().message_id == "m1"
+    assert received.next().message_id == "m1"
 
 
 def test_a_consumer_whose_queue_is_deleted_under_it_tells_and_comes_back(world: World) -> None:
@@ -77,12 +77,12 @@ def test_a_consumer_whose_queue_is_deleted_under_it_tells_and_comes_back(world: 
     transport = world.open("one", queue, on_state=states.put)
     received = world.consume(transport, queue)
     world.publish(transport, "before")
-    before = received.take()
+    before = received.next()
     world.delete_queue(queue)
     states.wait_for("consumer_lost")
     assert transport.ack(before) is False
     ask_until(lambda: outcome(transport.publish(world.message("after"))), lambda found: found is None)
-    assert received.take().message_id == "after"
+    assert received.next().message_id == "after"
 
 
 def test_messages_survive_the_broker_s_absence(world: World) -> None:
@@ -92,7 +92,7 @@ def test_messages_survive_the_broker_s_absence(world: World) -> None:
     world.down()
     world.up()
     received = world.consume(transport, queue)
-    assert [delivery.message_id for delivery in received.take_many(2)] == ["1", "2"]
+    assert [delivery.message_id for delivery in received.next_ones(2)] == ["1", "2"]
 
 
 def test_a_changed_queue_fails_the_transport_for_good(world: World) -> None:

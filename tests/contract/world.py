@@ -29,11 +29,11 @@ T = TypeVar("T")
 class Received(Queue[Delivery]):
     """Hand its `put` to consume()."""
 
-    def take(self) -> Delivery:
+    def next(self) -> Delivery:
         return self.get(timeout=WAIT_S)
 
-    def take_many(self, count: int) -> list[Delivery]:
-        return [self.take() for _ in range(count)]
+    def next_ones(self, count: int) -> list[Delivery]:
+        return [self.next() for _ in range(count)]
 
 
 class States(Queue[TransportState]):

@@ -33,7 +33,7 @@ def label(index: int, **changes: Any) -> dict[str, object]:
     return {**chunks.headers("one", index, chunks.digest_of(PARTS[index])), **changes}
 
 
-def take(assembly: Assembly, index: int) -> None:
+def arrive(assembly: Assembly, index: int) -> None:
     assert assembly.place(label(index), len(PARTS[index])) == index
     assembly.check(index, chunks.digest_of(PARTS[index]))
 
@@ -41,7 +41,7 @@ def take(assembly: Assembly, index: int) -> None:
 def test_chunks_in_any_order_make_the_payload() -> None:
     assembly = Assembly(manifest())
     for index in (2, 0, 1):
-        take(assembly, index)
+        arrive(assembly, index)
     assert assembly.missing == 0
     assembly.check_all()
     assert [assembly.offset(index) for index in range(3)] == [0, 1024, 2048]
@@ -49,7 +49,7 @@ def test_chunks_in_any_order_make_the_payload() -> None:
 
 def test_a_repeated_chunk_and_one_of_another_payload_are_not_wanted() -> None:
     assembly = Assembly(manifest())
-    take(assembly, 1)
+    arrive(assembly, 1)
     assert assembly.place(label(1), SIZE) is None
     assert assembly.place(label(0, payload_id="other"), SIZE) is None
     assert assembly.missing == 2
@@ -58,14 +58,14 @@ def test_a_repeated_chunk_and_one_of_another_payload_are_not_wanted() -> None:
 def test_what_was_there_before_is_not_wanted_again() -> None:
     assembly = Assembly(manifest(), {0: chunks.digest_of(PARTS[0])})
     assert assembly.place(label(0), SIZE) is None
-    take(assembly, 1)
-    take(assembly, 2)
+    arrive(assembly, 1)
+    arrive(assembly, 2)
     assembly.check_all()
 
 
 def test_missing_chunks_are_counted() -> None:
     assembly = Assembly(manifest())
-    take(assembly, 0)
+    arrive(assembly, 0)
     with pytest.raises(MalformedMessage, match="2 of 3 chunks are missing"):
         assembly.check_all()
 
@@ -79,7 +79,7 @@ def test_a_damaged_chunk_is_found_by_its_digest() -> None:
 
 def test_whole_chunks_in_each_other_s_place_are_found_by_the_digest_of_all() -> None:
     assembly = Assembly(manifest())
-    take(assembly, 1)
+    arrive(assembly, 1)
     for index, other in ((0, 2), (2, 0)):
         digest = chunks.digest_of(PARTS[other])
         assembly.place(chunks.headers("one", index, digest), SIZE)

@@ -13,7 +13,7 @@ import pytest
 from fedmq.broker_config.amqp.answers import ANSWER_S, MOST_ANSWER_S, MOVING_BYTES, Answer
 from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.consumers import Consumers
-from fedmq.broker_config.amqp.publisher import Publisher
+from fedmq.broker_config.amqp.publisher import AmqpPublisher
 from fedmq.broker_config.amqp.session import Driver, Session
 from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.topology import Exchange, Queue
@@ -125,7 +125,7 @@ class Bench:
         self.lost: list[Exception] = []
         self.states: list[TransportState] = []
         driver = cast(Driver, broker)
-        publisher = cast(Publisher, SimpleNamespace(attach=lambda *_: None, channel_closed=lambda *_: None))
+        publisher = cast(AmqpPublisher, SimpleNamespace(attach=lambda *_: None, channel_closed=lambda *_: None))
         self.consumers = Consumers(driver, Backoff(0.1, 0.1), random.Random(0), self.states.append)
         self.chores = Chores(broker.loop, {}, self.begin_chore)
         self.ready = False

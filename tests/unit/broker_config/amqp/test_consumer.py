@@ -44,9 +44,9 @@ def test_a_consumer_that_is_started_twice_gives_the_first_channel_s_messages_bac
     assert not first.is_open, "or its messages would wait for an ack until the connection ends"
     second.brings(1)
     hold, tag = taken[0].token
-    assert not hold.take(tag), "the delivery of the first channel comes again"
+    assert not hold.claim(tag), "the delivery of the first channel comes again"
     hold, tag = taken[1].token
-    assert hold.take(tag)
+    assert hold.claim(tag)
 
 
 def test_a_delivery_of_a_lost_channel_is_nobody_s_to_settle() -> None:
@@ -56,6 +56,6 @@ def test_a_delivery_of_a_lost_channel_is_nobody_s_to_settle() -> None:
     channel.brings(1)
     one.detach()
     hold, tag = taken[0].token
-    assert not hold.take(tag)
+    assert not hold.claim(tag)
     channel.brings(2)
     assert len(taken) == 1

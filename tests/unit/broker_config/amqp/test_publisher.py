@@ -10,7 +10,7 @@ import pika
 import pytest
 
 from fedmq.broker_config.amqp.address import Addresses
-from fedmq.broker_config.amqp.publisher import NEW_CHANNEL_S, SLOWEST_LINK_BYTES_PER_S, Outgoing, Publisher, Window
+from fedmq.broker_config.amqp.publisher import NEW_CHANNEL_S, SLOWEST_LINK_BYTES_PER_S, AmqpPublisher, Outgoing, Window
 from fedmq.broker_config.amqp.transport import PikaDriver
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import (
@@ -82,7 +82,7 @@ class Bench:
     def __init__(self, messages: int = 3, size_bytes: int = 1000) -> None:
         self.timers = Timers()
         self.idle = 0
-        self.publisher = Publisher(
+        self.publisher = AmqpPublisher(
             self.timers, lambda m: m.message_id, Window(messages, size_bytes, SILENCE_S), self._idle
         )
         self.unwritten = 0

@@ -86,7 +86,7 @@ class Sending:
         else:
             future.set_result(outcome)
         while self.news:
-            self.sender.take(self.news.pop(0))
+            self.sender.on_news(self.news.pop(0))
         return about
 
     def confirm_all(self) -> list[int]:

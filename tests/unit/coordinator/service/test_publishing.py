@@ -130,7 +130,7 @@ def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next
     for seq in (1, 2):
         made.task(order(seq, base_version=seq), PARAMETERS)
     made.pump()
-    done[0].sender.take(done[0])  # declared
+    done[0].sender.on_news(done[0])  # declared
     assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
     (queue,) = wire.queues
     made.withdraw({"t-1"})
@@ -138,7 +138,7 @@ def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next
     for _, chunk in wire.sent:
         chunk.set_result(None)
     for news in done[1:]:
-        news.sender.take(news)
+        news.sender.on_news(news)
     assert made.versions == {2}
     assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
     made.pump()
@@ -152,7 +152,7 @@ def test_one_who_leaves_leaves_no_queue_of_half_a_payload():
     for seq in (1, 2):
         made.task(order(seq), PARAMETERS)
     made.pump()
-    done[0].sender.take(done[0])
+    done[0].sender.on_news(done[0])
     made.withdraw_all()
     made.pump()
     assert (wire.queues, made.versions) == ([], set())
