@@ -24,7 +24,7 @@ def build_model():
 
 
 def load_data(participant_id):
-    """On a real device this reads the device's own files. Here sensor-1 to sensor-5 take their shares of the sample."""
+    """Read the device's own files. Here sensor-1 to sensor-5 take their shares of the sample instead."""
     data = load_mnist()
     rows = dirichlet(data.y_train, SHARES, alpha=1.0, seed=1)[share_of(participant_id)]
     return data.x_train[rows] / 255.0, data.y_train[rows]
