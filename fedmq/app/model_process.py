@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import subprocess
 import threading
 from collections.abc import Callable
@@ -20,11 +19,12 @@ from fedmq.app.model_worker import read_parameters, write_parameters
 from fedmq.app.threads import tensorflow_environment
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
 from fedmq.schemas.errors import AppError, MissingExtra
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 CLOSE_S = 5.0
 OnResult = Callable[[EvaluationArrived], None]
@@ -140,7 +140,7 @@ class ModelChild:
         if self._ready is not None and self._process.poll() is None:
             return
         if self._ready is not None:
-            log.warning("the model process ended with status %s: starting another", self._process.returncode)
+            log.warning("model_process_ended", status=self._process.returncode, next="starting another")
             self._end(0.0)
             self._process = self._start()
         self._ready = self._answer()

@@ -15,16 +15,16 @@ Rules
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.local.extras import EXTRAS
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 DEPENDENCIES = frozenset(
     {
@@ -62,4 +62,6 @@ def import_neighbours_of(app: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     for hidden in sorted(PROTECTED & ({path.stem for path in folder.glob("*.py")} - {app.stem})):
-        log.warning("%s is not what `import %s` gives to the app: rename it", folder / f"{hidden}.py", hidden)
+        log.warning(
+            "neighbour_hidden", file=folder / f"{hidden}.py", why=f"`import {hidden}` gives the installed module"
+        )

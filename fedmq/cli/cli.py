@@ -1,64 +1,101 @@
-"""The command line. Each command is a thin function in fedmq.cli.commands; here are what they share: errors become one
-clear message, and exit codes mean something.
+"""The command line: it finds the command, loads that one alone, and turns errors into one clear message.
 
     0  done            1  the run or a check failed            2  bad input: file, flag, environment, app
     3  the broker refused us or cannot be reached            130, 143  ended by Ctrl-C, SIGTERM
+
+Rules
+1. `fedmq --version` and the list of commands load no command's module.
+2. A command's module loads typer and the error tree. Its function imports the rest, after the flags have been checked.
 """
 
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
-
-import typer
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fedmq import __version__
-from fedmq.cli.commands import broker, coordinator, demo, doctor, explain, options, participant, status, study, verify
 from fedmq.schemas.errors import BrokerError, FedmqError, InputError
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_BROKER = 3
 
-app = typer.Typer(
-    name="fedmq",
-    help="Asynchronous federated learning over RabbitMQ.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 the broker refused or is not there.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for module in (demo, broker, coordinator, participant, status, verify, explain, study, doctor):
-    app.command(name=module.__name__.rsplit(".", 1)[-1])(module.command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"fedmq {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    _show_version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-) -> None:
-    """Asynchronous federated learning over RabbitMQ."""
+COMMANDS = {
+    "demo": "Train MNIST with participants of different speeds and unequal shares of the data, and watch.",
+    "broker": "Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.",
+    "coordinator": "Coordinate a run: start it, or continue it after a stop or a crash. The run_id says which run.",
+    "participant": "Train for a federation, on data that stay here.",
+    "status": "Show a running or finished run from its ledger. No broker is needed.",
+    "verify": "Check that a run's ledger and checkpoints agree: nothing missing or twice, each weight as claimed.",
+    "explain": "List the updates that made a model version: whose, how stale, and with which weight.",
+    "study": "Compare strategies in virtual time, with the coordinator's own core.",
+    "doctor": "Check configuration, app, trainer and broker, and say what to do about each finding.",
+}
+"""Name to help, which is the first line of its function's docstring in fedmq.cli.commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:1]) == ["--version"]:
+        print(f"fedmq {__version__}")
+        sys.exit(0)
     try:
-        app(args=argv)
+        command_line(argv)(args=argv)
     except FedmqError as e:
-        if options.debugging():
+        from fedmq.cli.console_log import debugging
+
+        if debugging():
+            import traceback
+
             traceback.print_exc()
         print(f"fedmq: {e}", file=sys.stderr)
         sys.exit(exit_code(e))
 
 
+def command_line(argv: Sequence[str]) -> Typer:
+    """Return the application in which the command that `argv` names is real. The others only show their help."""
+    import typer
+
+    app = typer.Typer(
+        name="fedmq",
+        help="Asynchronous federated learning over RabbitMQ.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 the broker refused or is not there.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def root(_version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+        """Asynchronous federated learning over RabbitMQ."""
+
+    wanted = next((argument for argument in argv if not argument.startswith("-")), "")  # root flags take no values
+    for name, text in COMMANDS.items():
+        if name == wanted:
+            function = import_module(f"fedmq.cli.commands.{name}").command
+            app.command(name=name, help=_unwrapped(function.__doc__))(function)
+        else:
+            app.command(name=name, help=text)(_only_listed)
+    return app
+
+
+def _unwrapped(text: str) -> str:
+    """Return each paragraph as one line, which typer then wraps to the width of the terminal."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _only_listed() -> None:
+    raise AssertionError("the command that argv names is the real one")
+
+
 def exit_code(error: FedmqError) -> int:
-    """2 for the user's mistakes, 3 for the broker's, 1 for the rest."""
+    """Return 2 for the user's mistakes, 3 for the broker's, 1 for the rest."""
     if isinstance(error, InputError):
         return EXIT_INPUT
     return EXIT_BROKER if isinstance(error, BrokerError) else EXIT_FAILED

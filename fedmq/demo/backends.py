@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
@@ -16,8 +14,9 @@ from fedmq.config.file import FederationConfig, load_config
 from fedmq.config.overrides import PREFIX, PROCESS_LEVEL
 from fedmq.run.processes import Children
 from fedmq.schemas.errors import FedmqError
+from fedmq.schemas.local.event_log import EventLog
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 JOIN_S = 15.0
 THREADS_EACH = "1"
@@ -140,8 +139,8 @@ class EmbeddedBackend:
                 work()
             except FedmqError as e:
                 self._errors[name] = f"ended: {e}"
-            except Exception as e:  # noqa: BLE001 (reported; the others go on)
-                log.error("%s failed:\n%s", name, traceback.format_exc())
+            except Exception as e:
+                log.exception("participant_failed" if name != COORDINATOR else "coordinator_failed", name=name)
                 self._errors[name] = f"ended: {type(e).__name__}: {e}"
 
         self._threads[name] = threading.Thread(target=run, name=name, daemon=True)

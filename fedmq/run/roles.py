@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,11 @@ from fedmq.participant.conditions import checker
 from fedmq.participant.service.service import ParticipantService
 from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.local.backoff import Backoff
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import check_spec, spec_of
 
-log = logging.getLogger("fedmq")
+log = EventLog(__name__)
 
 
 def amqp(settings: BrokerSettings, name: str) -> Transport:
@@ -49,7 +49,7 @@ def coordinator_for(
 ) -> Iterator[CoordinatorService]:
     """The service, with the process that loads the app beside it. Raises AppError where the app cannot be loaded."""
     strategy = custom_strategy.build(config.strategy)
-    log.info("loading the app %s", config.app)
+    log.info("app_loading", app=config.app)
     child = ModelChild(Path(config.app), config.run_dir / "model")
     try:
         child.ready()
@@ -80,7 +80,7 @@ def participant_for(
 ) -> ParticipantService:
     """The service around the app's trainer. Raises AppError where the app cannot be loaded."""
     prepare_tensorflow()
-    log.info("loading the app %s", config.app)
+    log.info("app_loading", app=config.app)
     app = load_app(config.app)
     own = app.get("conditions")
     return ParticipantService(

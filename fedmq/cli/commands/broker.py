@@ -6,14 +6,15 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmq.broker_config.amqp.address import BrokerAddress
-from fedmq.broker_config.node.node import PrivateNode, find_server
 from fedmq.cli.commands import options
 from fedmq.schemas.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from fedmq.broker_config.amqp.address import BrokerAddress
 
 POLL_S = 1.0
 URL_FILE = "fedmq-url"
@@ -32,6 +33,8 @@ def command(
 
     It listens on 127.0.0.1 alone, with a password made for it, and touches no RabbitMQ that runs here already.
     """
+    from fedmq.broker_config.node.node import PrivateNode, find_server
+
     options.terminate_as_interrupt()
     with ExitStack() as stack:
         if folder is None:
@@ -56,6 +59,8 @@ def command(
 
 def _before(folder: Path) -> BrokerAddress | None:
     """The URL of the last start in this folder, so that processes that know it find the node again."""
+    from fedmq.broker_config.amqp.address import BrokerAddress
+
     try:
         return BrokerAddress.parse((folder / URL_FILE).read_text().strip())
     except FileNotFoundError:

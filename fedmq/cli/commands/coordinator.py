@@ -11,9 +11,9 @@ def command(
     settings: options.Set = None,
     _debug: options.Debug = False,
 ) -> None:
-    """Coordinate a run: start it, or continue it where it was stopped or killed (the run_id says which).
+    """Coordinate a run: start it, or continue it after a stop or a crash. The run_id says which run.
 
-    Ctrl-C commits and leaves; the same command goes on from there.
+    Ctrl-C commits and leaves. The same command goes on from there.
     """
     federation = options.configured(config, broker, settings)
     options.terminate_as_interrupt()

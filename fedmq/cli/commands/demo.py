@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedmq.cli.commands import options
-from fedmq.demo.data import load_mnist
+from fedmq.cli.console_log import FORM_WITH_THREAD, debugging, log_to
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.local.extras import check_installed
 
@@ -34,26 +33,20 @@ def command(
     Over RabbitMQ with real processes where rabbitmq-server is installed (a private node, never one that runs here
     already) or --broker is given; else in one process. Ends with a summary and a picture.
     """
-    from fedmq.demo.demo import RUN_ID, DemoPlan, run_demo
-
     check_installed("keras", "fedmq demo")
     check_installed("tensorflow", "fedmq demo")
+    from rich.console import Console
+
+    from fedmq.demo.data import load_mnist
+    from fedmq.demo.demo import RUN_ID, DemoPlan, run_demo
+
     load_mnist(data)  # a wrong file is told before anything is started
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if (folder / RUN_ID).exists():
         raise InputError(f"{folder} holds a demo's run already, which would be continued: give --out another folder.")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    _log_to(folder / "logs" / "demo.log")
+    # The screen is the live view's.
+    log_to(logging.FileHandler(folder / "logs" / "demo.log"), form=FORM_WITH_THREAD, debug=debugging())
     options.terminate_as_interrupt()
     plan = DemoPlan(folder, participants, data, broker, embedded, prefix=f"fedmq-demo-{secrets.token_hex(3)}")
     raise typer.Exit(run_demo(plan, Console()))
-
-
-def _log_to(path: Path) -> None:
-    """The screen is the live view's: what would be logged there goes to a file."""
-    root = logging.getLogger()
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(threadName)s %(message)s"))
-    for old in list(root.handlers):
-        root.removeHandler(old)
-    root.addHandler(handler)

@@ -6,11 +6,10 @@ import logging
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from fedmq.cli.commands import options
 from fedmq.cli.commands.participant import checked_id
+from fedmq.cli.console_log import debugging
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "wrong": ("✗", "bold red")}
 
@@ -26,9 +25,12 @@ def command(
 
     Ends with status 0 where nothing is wrong. It declares the federation's queues, as the coordinator would.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     federation = options.configured(config, broker, settings)
     name = checked_id(participant_id)
-    if not options.debugging():
+    if not debugging():
         logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say it all
     from fedmq.views.doctor import examine
 

@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fedmq.cli.commands import options
-from fedmq.coordinator.audit import audit
-from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.run_folder import RunFolder
 
 
 def command(
@@ -24,11 +19,18 @@ def command(
     _debug: options.Debug = False,
 ) -> None:
     """List the updates that made a model version: whose, how stale, and with which weight."""
+    from fedmq.coordinator.audit import audit
+    from fedmq.coordinator.state.ledger.reader import LedgerReader
+    from fedmq.coordinator.state.run_folder import RunFolder
+
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         found = audit.explain(ledger, version)
     if as_json:
         print(json.dumps(asdict(found)))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     point = found.point
     table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time")
     for heading in ("participant", "task"):

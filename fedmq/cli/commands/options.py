@@ -1,4 +1,4 @@
-"""Options that several commands take, logging, and signals."""
+"""Options that several commands take, and signals."""
 
 from __future__ import annotations
 
@@ -10,31 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmq.config.file import FederationConfig, load_config
+from fedmq.cli.console_log import log_to
+
+if TYPE_CHECKING:
+    from fedmq.config.file import FederationConfig
 
 _SECOND_SIGNAL_EXIT = 130
 
 
-def debugging() -> bool:
-    """Whether --debug was given."""
-    return logging.getLogger().isEnabledFor(logging.DEBUG)
-
-
 def _set_debug(wanted: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if wanted else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    logging.getLogger("pika").setLevel(logging.INFO if wanted else logging.CRITICAL)
-    for name in ("matplotlib", "PIL", "h5py", "tensorflow", "absl"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_to(logging.StreamHandler(sys.stderr), debug=wanted)
 
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The federation file.", show_default=False)]
@@ -49,7 +38,9 @@ Debug = Annotated[
 
 
 def configured(config: Path, broker: str | None, settings: list[str] | None) -> FederationConfig:
-    """The federation file under the flags. Raises ConfigError."""
+    """Read the federation file and lay the flags over it. Raises ConfigError."""
+    from fedmq.config.file import load_config
+
     flags = list(settings or ())
     if broker is not None:
         flags.append(f"broker.url={broker}")

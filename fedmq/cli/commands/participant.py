@@ -6,11 +6,9 @@ import socket
 from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from fedmq.cli.commands import options
 from fedmq.schemas.errors import ConfigError
-from fedmq.schemas.messages import Identifier
 
 
 def command(
@@ -37,7 +35,11 @@ def command(
 
 
 def checked_id(name: str) -> str:
-    """The name, where it can be an id. Raises ConfigError."""
+    """Return the name if it can be an id. Raises ConfigError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from fedmq.schemas.messages import Identifier
+
     try:
         return TypeAdapter(Identifier).validate_python(name)
     except ValidationError:

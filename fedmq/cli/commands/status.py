@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
 from fedmq.cli.commands import options
-from fedmq.views.status import newest_run, read_status
-from fedmq.views.status_view import status_view
 
 WATCH_INTERVAL_S = 1.0
 
@@ -26,17 +22,28 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
     _debug: options.Debug = False,
 ) -> None:
-    """Show a running or finished run from its ledger: no broker needed. Without arguments: the newest in ./runs."""
+    """Show a running or finished run from its ledger. No broker is needed.
+
+    Give no argument to see the newest run in ./runs.
+    """
+    from fedmq.views.status import newest_run, read_status
+
     if run_dir is None:
         run_dir = options.configured(config, None, settings).run_dir if config else newest_run(Path("runs"))
     status = read_status(run_dir)
     if as_json:
         print(json.dumps(status.to_json()))
         return
+    from rich.console import Console
+
+    from fedmq.views.status_view import status_view
+
     console = Console()
     if not watch:
         console.print(status_view(status))
         return
+    from rich.live import Live
+
     with Live(status_view(status), console=console, auto_refresh=False) as live:
         while status.finished is None:
             time.sleep(WATCH_INTERVAL_S)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fedmq.cli.commands import options
-from fedmq.config.file import load_config
-from fedmq.coordinator.settings import TargetMetric
 from fedmq.schemas.errors import ConfigError
-from fedmq.studies.study import Study
-from fedmq.studies.sweep.cell import CellResult
-from fedmq.studies.sweep.intervals import mean_text
-from fedmq.studies.sweep.measures import cost_of, final_value, metrics_of
-from fedmq.studies.sweep.pool import OnCell, OnProgress
-from fedmq.studies.sweep.tuning import Tuned
+
+if TYPE_CHECKING:
+    from fedmq.studies.study import Study
+    from fedmq.studies.sweep.tuning import Tuned
 
 Order = Literal["drawn", "recorded"]
 
@@ -36,7 +25,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
         typer.Option("--from-run", help="A recorded run's folder: its participants are the population."),
     ] = None,
     order: Annotated[
-        Order, typer.Option(help="Of the run's tasks: durations drawn anew, or everything when it was.")
+        Order, typer.Option(help="Order of the run's tasks: durations drawn anew, or everything at its recorded time.")
     ] = "drawn",
     config: Annotated[
         Path | None,
@@ -50,17 +39,23 @@ def command(  # noqa: PLR0917 - the flags of a command line
     ] = None,
     _debug: options.Debug = False,
 ) -> None:
-    """Compare strategies in virtual time: every strategy, population and seed of FILE, with the coordinator's own core.
+    """Compare strategies in virtual time, with the coordinator's own core.
 
-    Cells that are finished are not run again: after Ctrl-C the same command goes on. With --from-run the population is
-    a recorded run's: what would other strategies have made of its participants? FILE says which, on what problem; with
-    --config in place of FILE the problem is the run's own app.
+    A study runs every strategy of FILE on every population with every seed. A finished cell is not run again: after
+    Ctrl-C the same command goes on.
+
+    With --from-run the population is a recorded run's: what would other strategies have made of its participants? FILE
+    names the strategies and the problem. With --config in place of FILE the problem is the run's own app.
     """
+    from rich.console import Console
+
+    from fedmq.views.study_screen import failures, progress, summary
+
     study, folder = _study(file, from_run, order, config)
     folder = out or folder
     console = Console(markup=False, emoji=False)  # labels are text, whatever brackets and colons are in them
     tuned: list[Tuned] = []
-    with _progress(console) as (on_cell, on_progress):
+    with progress(console) as (on_cell, on_progress):
         try:
             results = study.run(
                 folder, workers=workers, on_cell=on_cell, on_progress=on_progress, on_tuned=tuned.append
@@ -80,6 +75,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
 
 
 def _study(file: Path | None, from_run: Path | None, order: Order, config: Path | None) -> tuple[Study, Path]:
+    from fedmq.config.file import load_config
     from fedmq.study.file import load_study
     from fedmq.study.from_run import population_table, study_of_run
 
@@ -93,78 +89,3 @@ def _study(file: Path | None, from_run: Path | None, order: Order, config: Path 
     if config is None:
         raise ConfigError("--from-run needs FILE for strategies and problem, or --config for the run's own app")
     return study_of_run(from_run, load_config(config), order)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[tuple[OnCell, OnProgress | None]]:
-    """A bar on a terminal, which moves within cells too; a line for each cell elsewhere."""
-    if not console.is_terminal:
-
-        def line(result: CellResult, done: int, total: int) -> None:
-            print(f"{done}/{total} {_cell(result)}", flush=True)
-
-        yield line, None
-        return
-    columns = (
-        BarColumn(),
-        TextColumn("{task.fields[cells]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=None, cells="")
-
-        def finished(result: CellResult, done: int, total: int) -> None:
-            text = f"{result.strategy}, {result.population}"
-            progress.update(bar, completed=done, total=total, description=text, cells=f"{done}/{total} cells")
-
-        def move(done: float, total: int) -> None:
-            progress.update(
-                bar, completed=max(done, progress.tasks[0].completed), total=total, cells=f"{int(done)}/{total} cells"
-            )
-
-        yield finished, move
-
-
-def _cell(result: CellResult) -> str:
-    return (
-        f"{result.strategy}, {result.population}, seed {result.seed}: {result.finished} at {result.time_s:,.1f} s, "
-        f"{result.updates:,} updates, {result.took_s:.1f} s to compute"
-    )
-
-
-def summary(results: Sequence[CellResult], target: TargetMetric | None = None) -> Iterator[Table]:
-    """A table for each population, a row for each strategy: means over seeds with 95 % confidence intervals. The time
-    to the target where all seeds reached it, else how many did."""
-    metrics = metrics_of(results)
-    for population in dict.fromkeys(r.population for r in results):
-        table = Table(title=population, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("strategy", min_width=16, max_width=24)
-        for name in ("virtual s", "staleness", *metrics):
-            table.add_column(name, justify="right", no_wrap=True)
-        if target is not None:
-            table.add_column(f"s to {target.name} {target.value:g}", justify="right")
-        for strategy in dict.fromkeys(r.strategy for r in results):
-            cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
-            table.add_row(
-                strategy,
-                f"{statistics.fmean(r.time_s for r in cells):,.5g}",
-                f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
-                *(mean_text([final_value(r, m) for r in cells]) for m in metrics),
-                *(() if target is None else (_time_to(target, cells),)),
-            )
-        yield table
-
-
-def _time_to(target: TargetMetric, cells: Sequence[CellResult]) -> str:
-    times = [cost["time_s"] for r in cells if (cost := cost_of(r, target)) is not None]
-    return mean_text(times) if len(times) == len(cells) else f"{len(times)} of {len(cells)} got there"
-
-
-def failures(results: Sequence[CellResult]) -> Iterator[str]:
-    """A line for each cell that did not come to the end that was asked for."""
-    for r in results:
-        if r.finished in {"diverged", "stuck"}:
-            why = f": {r.detail}" if r.detail else ""
-            yield f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {r.time_s:,.4g} s{why}"

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from fedmq.cli.commands import options
-from fedmq.coordinator.audit import audit
-from fedmq.coordinator.state.run_folder import RunFolder
 
 
 def command(
@@ -21,11 +19,14 @@ def command(
     replay: Annotated[bool, typer.Option(help="Replay the archived updates; it reads and adds all of them.")] = True,
     _debug: options.Debug = False,
 ) -> None:
-    """Check that a run's ledger and checkpoints agree: nothing missing, nothing twice, weights and digests as claimed.
+    """Check that a run's ledger and checkpoints agree: nothing missing or twice, each weight as claimed.
 
-    Where the run has an archive, its updates are replayed and must make the committed states bit for bit. Also
-    while the run goes on. Exit status 1 where something is wrong.
+    If the run has an archive, its updates are replayed and must make the committed states bit for bit. The run may
+    still go on meanwhile. The exit status is 1 if something is wrong.
     """
+    from fedmq.coordinator.audit import audit
+    from fedmq.coordinator.state.run_folder import RunFolder
+
     strategy = None
     if config is not None:
         from fedmq.config import custom_strategy

@@ -54,7 +54,7 @@ def test_the_app_imports_its_neighbours_and_fedmq_and_the_libraries_import_their
     )
     done = python(folder, code, "-P")
     assert done.stdout == f"{[f'the apps {name}' for name in OF_OURS]}\n"
-    assert f"{folder / 'queue.py'} is not what `import queue` gives to the app: rename it" in done.stderr
+    assert f'event=neighbour_hidden file={folder / "queue.py"} why="`import queue` gives the installed' in done.stderr
 
 
 def test_a_plain_folder_beside_the_app_hides_no_package_but_is_found_if_there_is_none(tmp_path):

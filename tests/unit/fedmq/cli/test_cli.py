@@ -1,10 +1,18 @@
+import io
+import logging
 import os
+import re
 import subprocess
 import sys
+from datetime import datetime
+from importlib import import_module
 
 import pytest
 
 import fedmq
+from fedmq.cli.cli import COMMANDS
+from fedmq.cli.console_log import log_to
+from fedmq.schemas.local.event_log import EventLog
 
 DEADLINE_S = 60
 
@@ -49,13 +57,54 @@ def test_importing_fedmq_loads_neither_tensorflow_nor_pika():
     assert python(f"import sys, fedmq; print({heavy})") == "set()"
 
 
-def test_the_command_line_loads_no_tensorflow_before_it_must():
-    code = (
-        "import sys\nfrom fedmq.cli.cli import main\n"
-        "try: main(['coordinator', '--help'])\nexcept SystemExit: pass\n"
-        "print({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
-    )
-    assert python(code).splitlines()[-1] == "set()"
+def imported(*arguments):
+    """Every module that a command loads."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fedmq", *arguments],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=True,
+    )  # fmt: skip
+    return {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+def ours(modules):
+    return {name for name in modules if name.startswith("fedmq.") and not name.startswith("fedmq.cli")}
+
+
+HEAVY = {"numpy", "pika", "msgpack", "psutil", "sqlite3", "tensorflow", "keras", "matplotlib"}
+"""pydantic is not among them: typer checks a flag's value with it."""
+
+
+def test_the_version_is_printed_without_a_library():
+    modules = imported("--version")
+    assert "fedmq.cli.cli" in modules
+    assert modules & {*HEAVY, "pydantic", "typer", "rich", "logging", "inspect"} == set()
+    assert ours(modules) == {"fedmq.schemas", "fedmq.schemas.errors"}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_help_of_a_command_loads_the_command_line_alone(command):
+    modules = imported(*command.split(), "--help")
+    assert "typer" in modules
+    assert modules & HEAVY == set()
+    allowed = {"fedmq.schemas", "fedmq.schemas.errors", "fedmq.schemas.local", "fedmq.schemas.local.extras"}
+    assert ours(modules) <= allowed
+    commands = {name for name in modules if name.startswith("fedmq.cli.commands.")} - {"fedmq.cli.commands.options"}
+    assert commands <= {f"fedmq.cli.commands.{command}", "fedmq.cli.commands.participant"}
+
+
+def test_a_list_of_commands_has_the_first_line_of_each_docstring():
+    for name, text in COMMANDS.items():
+        assert import_module(f"fedmq.cli.commands.{name}").command.__doc__.splitlines()[0] == text
+
+
+def test_a_log_line_has_its_time_with_its_zone():
+    handler = logging.StreamHandler(stream := io.StringIO())
+    log_to(handler)
+    EventLog("fedmq.somewhere").info("something", value=1)
+    time, rest = stream.getvalue().split(" ", 1)
+    assert rest == "INFO fedmq.somewhere event=something value=1\n"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", time)
+    assert datetime.fromisoformat(time).utcoffset() is not None
 
 
 def test_a_coordinator_is_put_together_without_tensorflow():

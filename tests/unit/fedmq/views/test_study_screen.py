@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from fedmq.cli.commands.study import summary
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.views.study_screen import summary
 from tests.unit.studies.report.test_report import CELL
 
 
