@@ -10,7 +10,6 @@ again), `amqp_address` (URLs, refusals).
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from collections import deque
@@ -40,13 +39,14 @@ from fedmq.schemas.errors import (
     TransportClosed,
 )
 from fedmq.schemas.local.backoff import Backoff
+from fedmq.schemas.local.event_log import EventLog
 
 DEPTH_TIMEOUT_S = 5.0
 GIVE_BACK_DELAY_S = 0.5
 """Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
 
-_log = logging.getLogger("fedmq.broker")
+log = EventLog(__name__)
 
 
 class AmqpClient:
@@ -224,7 +224,7 @@ class AmqpClient:
         if thread is not threading.current_thread():
             thread.join(timeout_s + 2 * _CLOSE_GRACE_S)
             if thread.is_alive():
-                _log.warning("the I/O thread of transport %r did not end in time and is left behind", self.name)
+                log.warning("io_thread_left_behind", transport=self.name, detail="it did not end in time")
 
     def _enter(self, job: Callable[[], None]) -> bool:
         with self._gate:
@@ -257,7 +257,7 @@ class AmqpClient:
         if error is None:
             self.ack(delivery)
         else:
-            _log.warning("could not dead-letter message %s, giving it back: %s", delivery.message_id, error)
+            log.warning("not_dead_lettered", message=delivery.message_id, detail=f"giving it back: {error}")
             self._enter(partial(self._give_back_later, delivery))
 
     # -- the I/O thread ----------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class AmqpClient:
         while not self._stopped:
             try:
                 self._loop.start()
-            except Exception as error:  # noqa: BLE001  whatever it is, messages must go on
+            except Exception as error:
                 if (
                     isinstance(error, ValueError)
                     and isinstance(error.__context__, OSError)
@@ -276,7 +276,7 @@ class AmqpClient:
                     # A peer that hung up between pika's connecting and its first look at the socket.
                     self._session.lose(error.__context__)
                     continue
-                _log.exception("unexpected error on the I/O thread of transport %r; connecting afresh", self.name)
+                log.exception("io_thread_error", transport=self.name, detail="connecting afresh")
                 if self._session is not None:
                     self._session.lose(error)
                 self._loop.add_callback_threadsafe(self._drain)  # what was behind a job that raised
@@ -306,7 +306,7 @@ class AmqpClient:
         self._retries.ready()
         self._reported_connected = True
         self._broker_id = self._driver.broker_id(session.consuming)
-        _log.info("connected to RabbitMQ at %s as %r (%s)", self.address, self.address.user, self.name)
+        log.info("connected", broker=self.address, user=self.address.user, transport=self.name)
         self._report(TransportState("connected", f"RabbitMQ at {self.address}"))
         if not self._opened.done():
             self._opened.set_result(None)
@@ -340,7 +340,7 @@ class AmqpClient:
         self._publisher.fail_all(self._failure)
         self._chores.fail_all(self._failure)
         if self._opened.done():
-            _log.error("%s", error)
+            log.error("gave_up", transport=self.name, detail=error)
             self._report(TransportState("failed", str(error), error))
         else:
             self._opened.set_exception(error)
@@ -350,8 +350,8 @@ class AmqpClient:
             return
         try:
             self._on_state(state)
-        except Exception:  # noqa: BLE001  a caller's mistake must not end the connection
-            _log.exception("the state callback of transport %r raised on %r", self.name, state.name)
+        except Exception:
+            log.exception("state_callback_raised", transport=self.name, state=state.name)
 
     # publishing
 
@@ -384,11 +384,11 @@ class AmqpClient:
 
     def _blocked(self, reason: str | None) -> None:
         if reason is None:
-            _log.info("RabbitMQ at %s takes messages again", self.address)
+            log.info("unblocked", broker=self.address, detail="it takes messages again")
             self._publisher.unblock()
             self._report(TransportState("unblocked"))
         else:
-            _log.warning("RabbitMQ at %s takes no messages now: %s", self.address, reason)
+            log.warning("blocked", broker=self.address, detail=f"it takes no messages now: {reason}")
             self._publisher.block()
             self._report(TransportState("blocked", reason))
 

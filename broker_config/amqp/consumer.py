@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from fedmq.broker_config.transport import Delivery, OnDelivery
+from fedmq.schemas.local.event_log import EventLog
 
-_log = logging.getLogger("fedmq.broker")
+log = EventLog(__name__)
 
 Verdict = Literal["ack", "requeue", "reject"]
 _COUNT = "x-delivery-count"
@@ -139,6 +139,6 @@ class Consumer:
         )
         try:
             self._on_delivery(delivery)
-        except Exception:  # noqa: BLE001  a caller's mistake must not end the connection
-            _log.exception("the consumer of queue %r raised; its message is given back", self.queue)
+        except Exception:
+            log.exception("consumer_raised", queue=self.queue, detail="its message is given back")
             self._on_failed(delivery)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,9 @@ from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.session import Driver, Session
 from fedmq.broker_config.transport import TransportState
 from fedmq.schemas.local.backoff import Backoff
+from fedmq.schemas.local.event_log import EventLog
 
-_log = logging.getLogger("fedmq.broker")
+log = EventLog(__name__)
 
 
 class Consumers:
@@ -67,7 +67,7 @@ class Consumers:
         delay_s = self._backoff.delay_s(consumer.failures, self._rng)
         consumer.failures += 1
         detail = f"{why}; declaring and consuming again in {delay_s:.1f} s"
-        _log.warning("%s", detail)
+        log.warning("consumer_lost", queue=consumer.queue, detail=detail)
         self._report(TransportState("consumer_lost", detail))
 
         def again() -> None:

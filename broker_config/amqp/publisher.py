@@ -22,7 +22,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -35,6 +34,7 @@ from fedmq.broker_config.amqp.address import publish_refusal
 from fedmq.broker_config.timers import Timers
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
+from fedmq.schemas.local.event_log import EventLog
 
 SLOWEST_LINK_BYTES_PER_S = 64 * 1024
 """Behind a proxy that we do not see through a message may travel this slowly, and is not sent again for it."""
@@ -42,7 +42,7 @@ SLOWEST_LINK_BYTES_PER_S = 64 * 1024
 NEW_CHANNEL_S = 5.0
 """A full queue refuses on every channel: no more than one new one in this time."""
 
-_log = logging.getLogger("fedmq.broker")
+log = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +242,11 @@ class AmqpPublisher:
         if self._blocked or unwritten_bytes_before or self._unwritten_bytes():
             self._watch_for_silence()
             return
-        _log.warning(
-            "RabbitMQ has not confirmed the oldest of %d messages for %g s: sending them again on a new channel",
-            len(self._unconfirmed),
-            self._silence_s,
+        log.warning(
+            "not_confirmed",
+            messages=len(self._unconfirmed),
+            silence_s=f"{self._silence_s:g}",
+            detail="RabbitMQ has not confirmed the oldest message: sending them again on a new channel",
         )
         self._silence_s *= 2
         self._take_back(alone=False)

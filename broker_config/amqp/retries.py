@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.timers import Timers
 from fedmq.schemas.errors import BrokerError
 from fedmq.schemas.local.backoff import Backoff
+from fedmq.schemas.local.event_log import EventLog
 
 STEADY_S = 10.0
 """A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks
 every few seconds the waits stay short, and a broker that drops everybody at once is not overrun."""
 
-_log = logging.getLogger("fedmq.broker")
+log = EventLog(__name__)
 
 
 class Retries:
@@ -49,7 +49,7 @@ class Retries:
         delay_s = self._backoff.delay_s(self._attempt // len(self._addresses), self._rng)
         self._attempt += 1
         where = "again" if len(self._addresses) == 1 else str(self._addresses.current)
-        _log.warning("%s; trying %s in %.1f s", why, where, delay_s)
+        log.warning("not_connected", detail=f"{why}; trying {where} in {delay_s:.1f} s")
         self._timer = self._timers.call_later(delay_s, self._try)
 
     def hurry(self) -> None:

@@ -8,7 +8,6 @@ futures; everything reaches that thread through one inbox, so nothing here holds
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,12 +27,13 @@ from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, FedmqError, TopologyConflict, TransportClosed
+from fedmq.schemas.local.event_log import EventLog
 
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
 
 GIVE_BACK_DELAY_S = 0.5
 """So that what could not be handled does not come again in a tight loop."""
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 _numbers = itertools.count(1)
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ class EmbeddedTransport:
         if error is None:
             self.ack(delivery)
         else:
-            _log.warning("could not dead-letter message %s, giving it back: %s", delivery.message_id, error)
+            log.warning("not_dead_lettered", message=delivery.message_id, detail=f"giving it back: {error}")
             self._enter(_GiveBack(delivery))
 
     # The dispatcher thread
@@ -379,7 +379,7 @@ class EmbeddedTransport:
         """Whether it went well: a callback that raises must not take the dispatcher down with it."""
         try:
             callback(argument)
-        except Exception:  # noqa: BLE001  whatever a user's code raises
-            _log.exception("a callback of transport %s raised; going on", self.name)
+        except Exception:
+            log.exception("callback_raised", transport=self.name, detail="going on")
             return False
         return True

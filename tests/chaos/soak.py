@@ -203,7 +203,7 @@ def main() -> None:
         sys.exit(1 if os.environ.get("CI") else 0)
     names = [f"p{number}" for number in range(options.participants)]
     kills = schedule(options.seconds, options.seed, names)
-    logging.getLogger("fedmq.broker").setLevel(logging.ERROR)  # of our own connections, lost on purpose
+    logging.getLogger("fedmq.broker_config").setLevel(logging.ERROR)  # of our own connections, lost on purpose
     print(f"soak: {options.seconds:g} s, seed {options.seed}, {len(names)} participants, {len(kills)} kills planned")
     with tempfile.TemporaryDirectory(prefix="fedmq-soak-") as folder:
         soak = Soak(Path(folder), names)

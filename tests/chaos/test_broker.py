@@ -10,7 +10,7 @@ from tests.chaos.harness import FULL, Federation
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
-CONNECTED = "connected to RabbitMQ at"
+CONNECTED = "event=connected "
 DISCONNECTED = "event=broker_disconnected"
 """What a participant and the coordinator say of it."""
 

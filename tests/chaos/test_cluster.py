@@ -61,7 +61,7 @@ def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothin
         uploader.wait_for("event=broker_disconnected")
         federation.release("p1")
         for one in (uploader, coordinator):
-            assert str(leader.port) not in one.wait_for("connected to RabbitMQ at (.*) as", times=2)[1]
+            assert str(leader.port) not in one.wait_for("event=connected broker=(.*) user=", times=2)[1]
         assert [one.ended() for one in (coordinator, uploader, other)] == [0, 0, 0]
         not_taken = r"event=update_not_taken .*detail=\"PublishRejected: message '(\w+)'"
         federation.check(refused=re.findall(not_taken, uploader.text + other.text))

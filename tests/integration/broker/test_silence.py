@@ -52,7 +52,7 @@ def test_a_declaration_that_is_never_answered_is_made_again_on_a_new_connection(
     monkeypatch.setattr(amqp_answers, "ANSWER_S", 0.5)
     corner, news = Corner(prefix), News()
     muted = mute_once(deaf, DECLARE, corner.queue.name)
-    with caplog.at_level(logging.WARNING, "fedmq.broker"):
+    with caplog.at_level(logging.WARNING, "fedmq.broker_config"):
         transport = corner.open(rabbitmq_node.url_for(port=deaf.port), news)
     assert muted.is_set()
     assert f"has not answered the declaration of queue {corner.queue.name!r} for 0.5 s" in caplog.text
