@@ -1,0 +1,49 @@
+"""The inbox: everything arrives in it, and deliveries wait in their order."""
+
+from __future__ import annotations
+
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.service.inbox import Inbox
+
+TOPOLOGY = Topology()
+
+
+def delivery(name: str, queue: str = TOPOLOGY.updates.name) -> Delivery:
+    return Delivery(queue, b"", name, None, None, {}, False, 0, name)
+
+
+class Wire:
+    """Stands for a transport: keeps what was consumed and given back."""
+
+    def __init__(self) -> None:
+        self.consumed: list[tuple[str, int]] = []
+        self.given_back: list[object] = []
+
+    def consume(self, queue: str, _put: object, window: int) -> None:
+        self.consumed.append((queue, window))
+
+    def stop_consuming(self, queue: str) -> None:
+        self.consumed = [one for one in self.consumed if one[0] != queue]
+
+    def nack(self, one: Delivery) -> None:
+        self.given_back.append(one.token)
+
+
+def test_the_inbox_hands_out_all_that_arrives_and_keeps_deliveries_in_order() -> None:
+    wire = Wire()
+    inbox = Inbox(wire, TOPOLOGY)  # type: ignore[arg-type]
+    inbox.consume(8, 4)
+    assert wire.consumed == [(TOPOLOGY.control.name, 4), (TOPOLOGY.updates.name, 8)]
+    for item in ("first", "second"):
+        inbox.put(item)
+    assert list(inbox.arrived()) == ["first", "second"]
+    assert inbox.wait(0.0) is None
+    for one in (delivery("a"), delivery("h", TOPOLOGY.control.name), delivery("b")):
+        inbox.add(one)
+    assert [one.token for one in inbox.updates] == ["a", "b"]
+    assert [one.token for one in inbox.control] == ["h"]
+    inbox.stop_consuming()
+    assert (wire.given_back, wire.consumed, inbox.consuming) == (["a", "b", "h"], [], False)
+    assert not inbox.updates
+    assert not inbox.control
