@@ -1,8 +1,7 @@
-"""Updates in chunks: which payloads are fetched, when, and what becomes of a broken one.
+"""Updates in chunks: the choice of the payload to fetch, its time, and the end of a broken one.
 
-RAM: a model's parameters, the aggregation state and one payload are held at a time. A payload is fetched only if no
-task that waits to be sent keeps an older version (but for alarms, see `Loop`), and is let go before a new version is
-made.
+RAM holds a model's parameters, the aggregation state and one payload at a time. A payload is fetched only if no task
+that waits to be sent keeps an older version (but for alarms, see `Loop`). It is let go before a new version is made.
 
 Nothing here enters the loop. Each call returns the events and the orders that it leads to, for the loop to carry out
 in their order.
@@ -96,7 +95,7 @@ class ChunkedUpdates:
         return self._intake.idle
 
     def on_manifest(self, arrived: UpdateArrived) -> Sequence[Outcome]:
-        """A manifest came. The update's event follows at once if its payload is not wanted, later if it is."""
+        """Take a manifest on. The update's event follows at once if its payload is not wanted, and later if it is."""
         handle, update = arrived.delivery, arrived.update
         assert update.chunks is not None
         if not self._core.awaits(update):
@@ -129,7 +128,7 @@ class ChunkedUpdates:
         return self._on_broken(self._intake.begin(manifest, now))
 
     def on_news(self, news: ChunkNews, now: float) -> Sequence[Outcome]:
-        """A chunk came, or a broken payload's queue is deleted."""
+        """Take in a chunk, or the news that a broken payload's queue is deleted."""
         if isinstance(news, PayloadDropped):
             manifest = self._dropping.pop(news.update_id, None)
             if manifest is None:  # the connection was lost: the manifest comes again

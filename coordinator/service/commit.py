@@ -1,6 +1,8 @@
-"""The group commit (design.md, section 6): the one place where the coordinator makes anything durable.
+"""The group commit: the one place where the coordinator makes anything durable.
 
-Order: checkpoint files (where arrays changed), SQLite transaction, then the caller's acks and publishes.
+Order: the checkpoint files (if arrays changed), the SQLite transaction, then the caller's acks and publishes. A kill
+before the transaction leaves the old state, and the broker redelivers. A kill after it leaves duplicates, which the
+ledger recognises.
 """
 
 from __future__ import annotations
@@ -26,50 +28,51 @@ from fedmq.schemas.parameters import Parameters
 log = EventLog(__name__)
 
 REST_FACTOR = 3.0
-"""A coordinator rests this many commit durations between commits, unless its window is full: they cost at most a
-quarter of its time."""
+"""Commit durations that a coordinator rests between commits, unless its window is full: commits take at most a quarter
+of its time."""
 MOST_REST_S = 60.0
-"""However long a commit took: one that stood still, with its disk or its process, must not keep everybody waiting three
-times as long."""
+"""Longest rest. A commit that stood still, with its disk or its process, must not make everybody wait three times as
+long."""
 CONTROL_WINDOW = 128
-"""Hellos and declines that one commit may hold."""
+"""Most hellos and declines in one commit."""
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 30.0
 
 
 @dataclass(slots=True)
 class Pace:
-    """When to commit. `window` is how many updates the broker hands out unsettled, `poison_budget_bytes` how many
-    bytes of poison may be kept for the dead-letter queue."""
+    """The times of the commits."""
 
     settings: CommitSettings
     window: int
+    """Number of updates that the broker hands out unsettled."""
     poison_budget_bytes: int
+    """Most bytes of poison that are kept for the dead-letter queue."""
     ended_s: float = float("-inf")
     took_s: float = 0.0
     retry_s: float = 0.0
-    """Nonzero after a failure: how long to wait before trying again."""
+    """Wait before the next try, in seconds; nonzero after a failure."""
 
     def due_s(self, pending: Pending, idle: bool) -> float:
-        """Run time at which `pending` is to be committed; `idle` says that nothing else is left to do."""
+        """Return the run time at which `pending` is to be committed. `idle`: nothing else is left to do."""
         if self.retry_s:
             return self.ended_s + self.retry_s
-        # Not the whole window: what is left of it keeps coming in while the commit is written.
+        # Less than the whole window: the rest of it keeps coming in while the commit is written.
         full = pending.num_updates >= min(self.settings.commit_every_updates, self.window - self.window // 3)
         if full or pending.num_control >= CONTROL_WINDOW or pending.poison_bytes > self.poison_budget_bytes:
             return float("-inf")
         rested_s = self.ended_s + min(REST_FACTOR * self.took_s, MOST_REST_S)
         if idle and pending.urgent:
             return max(pending.since_s, rested_s)
-        # Writing the state of a large model takes longer than the interval: it must not be all that is done.
+        # To write a large model takes longer than the interval, and there is other work than commits.
         return max(pending.since_s + self.settings.commit_interval_s, rested_s)
 
     def succeeded(self, began_s: float, ended_s: float) -> None:
-        """A commit went through."""
+        """Note that a commit went through."""
         self.ended_s, self.took_s, self.retry_s = ended_s, ended_s - began_s, 0.0
 
     def failed(self, ended_s: float) -> None:
-        """A commit did not go through: try again later, and ever later."""
+        """Note that a commit failed. Each failure in a row doubles the wait for the next try."""
         self.ended_s = ended_s
         self.retry_s = min(RETRY_MOST_S, 2 * self.retry_s or RETRY_FIRST_S)
 
@@ -77,13 +80,13 @@ class Pace:
 class Committer:
     """Writes checkpoints and the ledger of one run, in the ledger's epoch.
 
-    A checkpoint's name has its epoch, so that a coordinator which was paused and deposed writes over no file of its
-    successor's, and at its start it takes away what older epochs left, nothing newer: whatever it has read of the
+    A checkpoint's name has its epoch. Therefore a coordinator that was paused and deposed writes over no file of its
+    successor. At its start a coordinator removes what older epochs left, and nothing newer, because its view of the
     ledger may be out of date by then.
 
-    A transaction that was refused because it could not be synced may be in the ledger all the same after a crash
-    (`ledger.in_doubt`). So the checkpoint that it names is neither written over nor removed until a later one is
-    committed: the next try uses it again, or writes under another name.
+    A transaction that was refused because it could not be synced may still be in the ledger after a crash
+    (`ledger.in_doubt`). Therefore the checkpoint that it names is neither written over nor removed until a later one
+    is committed: the next try uses it again, or writes under another name.
     """
 
     def __init__(self, files: CheckpointFiles, ledger: Ledger, keep: int, archive: Archive | None = None) -> None:
@@ -95,7 +98,7 @@ class Committer:
         rows = ledger.checkpoints()
         self._state = rows[0]
         self._doubted: list[CheckpointRow] = []
-        """Of transactions that may be in the ledger after a crash."""
+        """Checkpoints of transactions that may be in the ledger after a crash."""
         self._kept = [row.file for row in reversed(rows)]
         left_over = files.left_over(self._kept, ledger.epoch)
         cut_short = [name for name in left_over if name > self._state.file]  # the others were superseded
@@ -114,14 +117,16 @@ class Committer:
         return _write(files, 0, 0, 0, snapshot, epoch=epoch)
 
     def keep_payload(self, order: int, payload: Parameters) -> None:
-        """An update was accepted: for the archive, where there is one."""
+        """Give an accepted update to the archive, if there is one."""
         if self._archive is not None:
             self._archive.keep(order, payload)
 
     def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
-        """Make `pending` and the core's state durable. Raises OSError where the disk refuses: nothing was committed,
-        `pending` is as good as before. Raises Deposed where another coordinator has taken over: nothing was committed,
-        and nothing will be."""
+        """Make `pending` and the core's state durable.
+
+        Raises OSError if the disk refuses: nothing was committed, and `pending` can be committed later. Raises Deposed
+        if another coordinator has taken over: nothing was committed, and nothing will be.
+        """
         pending.group.finished = core.finished
         changes = core.changes()
         pending.group.participants.update(changes.participants)
@@ -161,7 +166,7 @@ class Committer:
             self._archive.committed(snapshot, state.accepted, state.version)
 
     def _written(self, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
-        """The checkpoint of this state; the arrays of equal counts are equal."""
+        """Return the checkpoint of this state. States of equal counts have equal arrays."""
         if self._doubted and (self._doubted[-1].version, self._doubted[-1].accepted) == (version, accepted):
             return replace(self._doubted[-1], scalars=snapshot.scalars)
         seq, epoch, again = self._state.seq + 1, self._ledger.epoch, len(self._doubted)

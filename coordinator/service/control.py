@@ -49,7 +49,7 @@ class LeftOut:
         self._told: set[tuple[str, str]] = set()
 
     def on_hello(self, hello: Hello) -> None:
-        """Log it if the core has no room for the participant: nothing else would say why it never gets a task."""
+        """Log if the core has no room for the participant: nothing else would say why it never gets a task."""
         session = (hello.participant_id, hello.session_id)
         if session not in self._told and not self._core.has_room_for(hello.participant_id):
             self._told.add(session)

@@ -1,4 +1,4 @@
-"""The effects of the core's commands: entries in what the next commit holds, and one log line each.
+"""The effects of the core's commands: entries of the next commit, and one log line each.
 
 Only an evaluation begins at once. Everything that a participant or the broker notices waits for the commit.
 """
@@ -48,13 +48,13 @@ from fedmq.schemas.parameters import Parameters
 log = EventLog(__name__)
 
 SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
-"""Commands that leave only after their commit. What only has to be acked can wait for `commit_interval_s`: each commit
-writes the model, on a disk that the broker may need too."""
+"""Commands that leave only after their commit. Updates that only have to be acked can wait for `commit_interval_s`:
+each commit writes the model, on a disk that the broker may need too."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """Everything since the last commit: what to write, and what to do once it is written."""
+    """Everything since the last commit: rows to write, and acks and messages that follow once they are written."""
 
     since_s: float = float("inf")
     """Run time of the first entry."""
@@ -86,7 +86,7 @@ class Pending:
 
 
 class Effects:
-    """Collects what the next commit holds. The loop's thread calls everything."""
+    """Collects the entries of the next commit. The loop's thread calls everything."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Effects:
     # Steps
 
     def on_step(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        """Collect what the core's step with this event, at run time `now`, comes to."""
+        """Collect the effects of the core's step with this event at run time `now`."""
         self._now_s = now
         for command in commands:
             self._handlers[type(command)](command)
@@ -175,7 +175,7 @@ class Effects:
             self.pending.group.evaluations.append((event, self._stamp()))
 
     def taken(self) -> Pending:
-        """Return what was pending, now that it is committed, and begin anew."""
+        """Return the entries that are committed now, and begin anew."""
         done, self.pending = self.pending, Pending()
         return done
 

@@ -29,11 +29,11 @@ class Inbox:
         self._updates_queue, self._control_queue = topology.updates.name, topology.control.name
 
     def put(self, item: Any) -> None:
-        """Add what has happened."""
+        """Add an item: a delivery, or news of the transport, of an evaluation or of a publish."""
         self._items.put(item)
 
     def arrived(self) -> Iterator[Any]:
-        """Yield what is here, also what comes meanwhile. Never blocks."""
+        """Yield the items that are here, and those that come meanwhile. Never blocks."""
         while not self._items.empty():
             yield self._items.get()
 
@@ -51,7 +51,7 @@ class Inbox:
         self.consuming = True
 
     def stop_consuming(self) -> None:
-        """Consume no more, and give the waiting deliveries back: whoever consumes next gets them again."""
+        """Consume no more, and give the waiting deliveries back: the next consumer gets them again."""
         self._transport.stop_consuming(self._control_queue)
         self._transport.stop_consuming(self._updates_queue)
         self.consuming = False

@@ -1,18 +1,18 @@
-"""Who is the active coordinator: whoever holds the token in the broker's leader queue.
+"""Leadership: the coordinator that holds the token in the broker's leader queue is the active one.
 
-The queue has a single active consumer: the broker serves one of those who consume it, and another one when that one's
-connection or channel is gone. It tells nobody, but only the active consumer gets what is in the queue. So there is a
-token in it.
+The queue has a single active consumer. The broker serves one consumer, and serves another one when the connection or
+channel of the first is gone. It tells nobody, but only the active consumer gets what is in the queue. Therefore a
+token is in it.
 
-1. Who gets the token is active, and keeps it unacked.
-2. It gives the token back every RENEW_S and gets it again at once, because no other consumer is active: a delivery that
+1. A coordinator that gets the token is active, and keeps the token unacked.
+2. It gives the token back every RENEW_S, and gets it again at once because no other consumer is active. A delivery that
    is held for longer than the broker's consumer_timeout (30 minutes by default) would cost the channel.
-3. Who does not know puts a token there: it comes to itself, or it changes nothing. Of more than one the queue drops all
-   but one.
-4. A lost connection or channel leaves it open who is active, until a token comes again.
+3. A coordinator that does not know whether it leads publishes a token. If it leads, the token comes to it; if it does
+   not, nothing changes. The queue keeps one token and drops the others.
+4. After a lost connection or channel a coordinator does not know whether it leads, until a token comes again.
 
-That two are never active at once cannot be promised over a network: a coordinator may be paused, or cut off, and not
-know yet that another one has the token. The ledger's epoch decides what is written (coordinator.state.ledger.epochs).
+No network can promise that two coordinators are never active at once. One that was paused or cut off may not know yet
+that another one has the token. The ledger's epoch decides what is written (coordinator.state.ledger.epochs).
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from fedmq.broker_config.topology import Queue
 from fedmq.broker_config.transport import Delivery, Message, Transport
 
 RENEW_S = 1.0
-"""Well within any consumer_timeout that somebody may set."""
+"""Seconds for which a token is held: well within any consumer_timeout that somebody may set."""
 BACK_S = 10.0
-"""How soon a token that was given back must be here again."""
+"""Seconds within which a token that was given back must be here again."""
 ANSWER_S = 1.0
-"""How soon a token that was put there must be here, where this coordinator is the active one."""
+"""Seconds within which a published token must be here, if this coordinator is the active one."""
 ASK_AGAIN_S = 10.0
 SOON = 4
-"""Tokens in vain that are asked after ANSWER_S, not ASK_AGAIN_S: whoever has just started wants to know."""
+"""Tokens in vain that are followed by the next after ANSWER_S; the later ones are followed after ASK_AGAIN_S. A
+coordinator that has just started wants to know soon."""
 
 
 class Leadership:
-    """One coordinator's part in it, on one transport. No thread: the owner hands over what arrives in its inbox."""
+    """One coordinator's share in the leadership, on one transport. It has no thread: its owner calls it."""
 
     def __init__(
         self, transport: Transport, queue: Queue, put: Callable[[Any], None], clock: Callable[[], float]
@@ -50,32 +51,32 @@ class Leadership:
         self._asked: Future[None] | None = None
         self._due_s = float("inf")
         self.active = False
-        """Whether the broker has told us so, and nothing has happened since that leaves it open."""
+        """True if the token has come, and nothing has happened since that puts it in doubt."""
         self.in_vain = 0
-        """How many tokens that we put there and that the broker took did not come to us: somebody else is active."""
+        """Number of published tokens that the broker took and did not give to us: another coordinator is active."""
 
     def begin(self) -> None:
-        """Consume, and ask at once: where nobody was ever active there is no token yet."""
+        """Consume, and publish a token at once: if nobody was ever active there is none yet."""
         self._transport.consume(self._queue.name, self._put, 1)
         self._ask()
 
     def owns(self, delivery: Delivery) -> bool:
-        """Whether this is a delivery for `on_token`."""
+        """True if this is a delivery for `on_token`."""
         return delivery.queue == self._queue.name
 
     def on_token(self, delivery: Delivery) -> None:
-        """A token has come."""
+        """Lead, and keep the token."""
         self._token, self._asked = delivery, None
         self.active, self.in_vain = True, 0
         self._due_s = self._clock() + RENEW_S
 
     def doubt(self) -> None:
-        """The connection is gone, and the token with it."""
+        """Lead no more, because the connection is gone and the token with it; ask soon."""
         self._token, self._asked, self.active = None, None, False
         self._due_s = self._clock() + ANSWER_S
 
     def renew(self) -> None:
-        """Give the token back, now: it comes again, unless our consumer was lost."""
+        """Give the token back now. It comes again unless our consumer was lost."""
         token, self._token = self._token, None
         if token is not None and self._transport.nack(token):
             self._due_s = self._clock() + BACK_S
@@ -83,11 +84,11 @@ class Leadership:
             self.doubt()
 
     def wait_s(self) -> float:
-        """How long until `pass_time` has something to do."""
+        """Return the seconds until `pass_time` has something to do."""
         return max(0.0, self._due_s - self._clock())
 
     def pass_time(self) -> None:
-        """Do what is due."""
+        """Renew the token, or ask for one, if it is time."""
         if self._clock() < self._due_s:
             return
         if self._token is not None:

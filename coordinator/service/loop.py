@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fedmq.broker_config.chunks.sender import News
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
@@ -52,27 +50,20 @@ from fedmq.schemas.local.event_log import EventLog
 log = EventLog(__name__)
 
 FAREWELL_S = 5.0
-"""How long the broker may take for one of the last notices."""
+"""Seconds that the broker may take for one of the last notices."""
 STRAGGLERS_S = 1.0
-"""How long updates are waited for that may have been on their way when their tasks were withdrawn with the run."""
+"""Seconds to wait for updates that may have been on their way when their tasks were withdrawn with the run."""
 DEPTH_POLL_S = 0.05
 QUIET_POLLS = 3
+"""Looks in a row at an empty queue, DEPTH_POLL_S apart, after which no more updates are expected."""
 STOOD_STILL_S = 2.0
-"""A loop that did nothing for so long may have been paused: it looks who is active before it goes on."""
+"""A loop that did nothing for so many seconds may have been paused. It checks that it still leads before it goes on."""
 MOST_VERSIONS_WAITING = 1
-"""Model versions kept for tasks that wait to be sent, before updates wait as well: each is a model in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """`run_s` is run time (coordinator.decisions.events), `wall_s` Unix time for people."""
-
-    run_s: Callable[[], float]
-    wall_s: Callable[[], float]
+"""Model versions that are kept for tasks to be sent, before updates wait as well: each is a model in RAM."""
 
 
 class Loop:
-    """One coordinator's work from its start to its end. `run` is called once."""
+    """The work of one active coordinator, from its start to its end. `run` is called once."""
 
     def __init__(
         self,
@@ -83,27 +74,28 @@ class Loop:
         committer: Committer,
         pace: Pace,
         transport: Transport,
-        topology: Topology,
+        dead_exchange: str,
         publisher: CoordinatorPublisher,
         effects: Effects,
         chunked: ChunkedUpdates,
         leadership: Leadership,
         inbox: Inbox,
         limits: Limits,
-        clocks: Clocks,
+        run_s: Callable[[], float],
     ) -> None:
+        """`run_s` gives run time in seconds (coordinator.decisions.events)."""
         self._run_id = run_id
         self._core = core
         self._ledger = ledger
         self._committer = committer
         self._pace = pace
         self._transport = transport
-        self._dead_exchange = topology.dead_exchange.name
+        self._dead_exchange = dead_exchange
         self._publisher = publisher
         self._leadership = leadership
         self._inbox = inbox
         self._limits = limits
-        self._clocks = clocks
+        self._run_s = run_s
         self._effects = effects
         self._chunked = chunked
         self._left_out = LeftOut(core)
@@ -116,15 +108,17 @@ class Loop:
     # The loop
 
     def run(self) -> None:
-        """Work until the run finishes or Stop arrives; one that has finished already still gets its goodbye. Raises
-        BrokerRefused if the broker is lost for good, and Deposed if another coordinator has taken over."""
+        """Work until the run finishes or Stop arrives. A run that has finished already still gets its goodbye.
+
+        Raises BrokerRefused if the broker is lost for good, and Deposed if another coordinator has taken over.
+        """
         self._step(Started())
         self._keep_lead()
         while not self._over():
             self._collect()
             self._keep_lead()
             worked = self._work()
-            now = self._clocks.run_s()
+            now = self._run_s()
             if now >= self._wakeup_s:
                 self._step(Tick())
                 self._wakeup_s = max(self._next_wakeup_s(), now + 0.001)
@@ -156,7 +150,7 @@ class Loop:
         return float("inf") if due_s is None else due_s
 
     def _on_item(self, item: Any) -> None:
-        """Sort one thing from the inbox; only deliveries of the two queues wait."""
+        """Work on one item from the inbox; only deliveries of the two queues wait."""
         if isinstance(item, Delivery):
             if self._leadership.owns(item):
                 self._leadership.on_token(item)
@@ -167,7 +161,7 @@ class Loop:
         elif isinstance(item, News):
             item.sender.on_news(item)
         elif isinstance(item, ChunkNews):
-            self._carry_out(self._chunked.on_news(item, self._clocks.run_s()))
+            self._carry_out(self._chunked.on_news(item, self._run_s()))
         elif isinstance(item, EvaluationArrived):
             self._on_evaluation(item)
         elif isinstance(item, TransportState):
@@ -185,7 +179,7 @@ class Loop:
             return True
         if self._chunked.idle:
             return False
-        outcomes = self._chunked.work(self._clocks.run_s(), self._has_room_for_a_payload())
+        outcomes = self._chunked.work(self._run_s(), self._has_room_for_a_payload())
         self._carry_out(outcomes or ())
         return outcomes is not None
 
@@ -212,10 +206,10 @@ class Loop:
             self._leadership.renew()
 
     def _keep_lead(self) -> None:
-        """Consume while this coordinator is the active one. While that is open, it still commits what it has, in its
+        """Consume while this coordinator is the active one. While it does not know, it still commits its updates in its
         epoch: the ledger refuses if another one has taken over."""
         self._leadership.pass_time()
-        active, now = self._leadership.active, self._clocks.run_s()
+        active, now = self._leadership.active, self._run_s()
         if not (active and self._inbox.consuming) or now - self._awake_s > STOOD_STILL_S:
             self._ledger.check_epoch()
         self._awake_s = now
@@ -268,7 +262,7 @@ class Loop:
             if isinstance(outcome, Superseded):
                 self._transport.ack(self._effects.let_go(outcome.handle))
             elif isinstance(outcome, SendAgain):
-                self._effects.send_again(outcome.handle, outcome.update, outcome.detail, self._clocks.run_s())
+                self._effects.send_again(outcome.handle, outcome.update, outcome.detail, self._run_s())
             elif isinstance(outcome, DeletePayload):
                 self._effects.delete_payload(outcome.update)
             else:
@@ -288,25 +282,25 @@ class Loop:
             self._committer.keep_payload(self._core.accepted, event.payload)
 
     def _step(self, event: Event) -> None:
-        now = self._clocks.run_s()
+        now = self._run_s()
         self._effects.on_step(event, self._core.step(event, now), now)
 
     # Commits
 
     def _commit(self) -> bool:
-        """Make everything durable, then tell everybody. False if the disk refused: nothing was acked."""
-        began_s = self._clocks.run_s()
+        """Make everything durable, then ack and tell everybody; False if the disk refused and nothing was acked."""
+        began_s = self._run_s()
         try:
-            self._committer.commit(self._core, self._effects.pending, self._clocks.run_s)
+            self._committer.commit(self._core, self._effects.pending, self._run_s)
         except OSError as error:
-            self._pace.failed(self._clocks.run_s())
+            self._pace.failed(self._run_s())
             detail = f"nothing was acked: {error}. Make room on the disk"
             log.error("commit_failed", retry_s=self._pace.retry_s, detail=detail)
             return False
         done = self._effects.taken()
         settle(done, self._transport, self._dead_exchange)
         tell(self._run_id, done, self._publisher, self._ledger)
-        ended_s = self._clocks.run_s()
+        ended_s = self._run_s()
         self._pace.succeeded(began_s, ended_s)
         log.debug("commit", updates=done.num_updates, version=self._core.version, took_s=f"{ended_s - began_s:.4f}")
         return True
@@ -314,8 +308,8 @@ class Loop:
     # The end
 
     def _leave(self) -> None:
-        """Commit once more. If the run is over, and the ledger says so, answer what has reached the queue and say
-        goodbye."""
+        """Commit once more. If the run is over, and the ledger says so, answer the updates that have reached the queue
+        and say goodbye."""
         finished = self._core.finished
         while not self._commit():
             if finished is None or self._stopping:
@@ -333,13 +327,13 @@ class Loop:
 
     def _answer_the_rest(self) -> None:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""
-        began_s = heard_s = self._clocks.run_s()
+        began_s = heard_s = self._run_s()
         quiet = 0
         updates = self._inbox.updates
         updates.extendleft(reversed(self._take_back_manifests()))
         while not self._stopping and quiet < QUIET_POLLS:
             self._collect()
-            now = self._clocks.run_s()
+            now = self._run_s()
             if updates or self._effects.pending.num_updates:
                 heard_s, quiet = now, 0
                 while updates:
@@ -362,5 +356,5 @@ class Loop:
     def _wait_for_room(self) -> None:
         """Wait until the next try to commit, or Stop. Whatever arrives meanwhile is answered after it."""
         until_s = self._pace.due_s(self._effects.pending, idle=True)
-        while not self._stopping and (left_s := until_s - self._clocks.run_s()) > 0:
+        while not self._stopping and (left_s := until_s - self._run_s()) > 0:
             self._wait_for_item(left_s)

@@ -1,9 +1,9 @@
-"""What the coordinator sends: tasks within a window of bytes, receipts and notices as they come.
+"""Publishes to the participants: tasks within a window of bytes, receipts and notices as they come.
 
-A task is encoded only when the window has room, and until then it is a reference to an immutable version: a thousand
-tasks of a large model cost one model, not a thousand. What is too large for one message goes out in chunks, one task
-after the other, into a queue of its own; the task itself follows as their manifest, so that no participant waits for
-chunks that never come. Nothing here decides; nothing here waits.
+A task is encoded only when the window has room. Until then it is a reference to an immutable version: a thousand tasks
+of a large model cost one model, not a thousand. A task that is too large for one message goes out in chunks, one task
+after the other, into a queue of its own. The task itself follows as their manifest, so no participant waits for chunks
+that never come. Nothing here decides, and nothing waits but `flush`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from fedmq.schemas.parameters import Parameters
 log = EventLog(__name__)
 
 FINISHED_NEWS_S = 600.0
-"""How long the end of a run is news: whoever comes later may have come for the next one."""
+"""Seconds for which the end of a run is news: a participant that comes later may have come for the next run."""
 REFUSED_AGAIN_S, REFUSED_TRIES = 0.5, 30
-"""The end of a run that a nack met, as where the participant's queue elects a leader, is told again: nobody else will.
-For longer than a channel is kept that refuses for ever (broker_config.amqp.publisher, rule 7)."""
+"""Seconds between the tries, and their number, for the end of a run that was refused with a nack, for example because
+the participant's queue elects a leader. Nobody else tells it. The tries take longer than the time for which a channel
+that refuses for ever is kept (broker_config.amqp.publisher, rule 7)."""
 _LEAST_EXPIRY_S, _MOST_EXPIRY_S = 60.0, 14 * 24 * 3600.0
-"""Chunks that nobody fetches go away with the task's lease, within these bounds."""
+"""Bounds of the seconds after which chunks that nobody fetches go away; in between it is the task's lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPublished:
-    """What became of a task's publish; `error` is None where the broker took it over."""
+    """The end of a task's publish; `error` is None if the broker took it over."""
 
     task_id: str
     num_bytes: int
@@ -50,7 +51,7 @@ class TaskPublished:
 
 
 class CoordinatorPublisher:
-    """Sends to participants. Used from the coordinator's loop; `put` is called from the transport's thread."""
+    """Sends to participants. The loop's thread calls everything; `put` is called from the transport's thread."""
 
     def __init__(
         self,
@@ -75,24 +76,24 @@ class CoordinatorPublisher:
         self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
         self._bytes_in_flight = 0
         self._unanswered: deque[tuple[Receipt | Notice, Future[None]]] = deque()
-        """Receipts and notices, in the order in which they left; answered ones among them."""
+        """Receipts and notices in the order in which they left. Some may have been answered."""
         self._refused: list[Notice] = []
-        """Ends of the run that got a nack."""
+        """Notices of the end of the run that got a nack."""
         self._topology = topology
         self._max_message_bytes = max_message_bytes
         self._chunk_bytes = chunk_bytes
         self._sending: tuple[IssueTask, ChunkSender] | None = None
-        """Whose chunks are going out."""
+        """The task whose chunks are going out."""
 
     @property
     def versions(self) -> set[int]:
-        """Of the tasks that are not sent yet: they keep these versions' parameters in memory."""
+        """Base versions of the tasks that are not sent yet: these tasks keep the versions' parameters in RAM."""
         held = {command.base_version for command, _ in self._waiting}
         return held | {self._sending[0].base_version} if self._sending else held
 
     @property
     def versions_waiting(self) -> int:
-        """How many model versions wait here to be sent, at most."""
+        """Upper bound of the number of model versions that wait here to be sent."""
         if not self._waiting:
             return 0
         return min(len(self._waiting), self._waiting[-1][0].base_version - self._waiting[0][0].base_version + 1)
@@ -102,8 +103,8 @@ class CoordinatorPublisher:
         self._waiting.append((command, parameters))
 
     def withdraw(self, task_ids: Collection[str]) -> None:
-        """Do not send these tasks any more: they would come after the notices that withdraw them, and be trained in
-        vain. What has left is its participant's to drop."""
+        """Send these tasks no more: they would come after the notices that withdraw them, and be trained in vain. Their
+        participants drop those that have left."""
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0].task_id not in task_ids)
         if self._sending is not None and self._sending[0].task_id in task_ids:
             sender = self._sending[1]
@@ -112,13 +113,13 @@ class CoordinatorPublisher:
             self._transport.delete_queue(sender.queue.name)
 
     def withdraw_all(self) -> None:
-        """Send no more: who leads the run next sends what its participants miss, into queues of its own."""
+        """Send no tasks any more. The next active coordinator sends what participants miss, into queues of its own."""
         self._waiting.clear()
         if self._sending is not None:
             self.withdraw({self._sending[0].task_id})
 
     def pump(self) -> None:
-        """Send waiting tasks while the window has room; one always fits, however large."""
+        """Send waiting tasks while the window has room. One always fits, however large it is."""
         while self._waiting and self._sending is None:
             more_bytes = self._bytes_in_flight + self._waiting[0][1].num_bytes
             if self._bytes_in_flight and more_bytes > self._window_bytes:
@@ -147,8 +148,8 @@ class CoordinatorPublisher:
             self._publish(task, pieces.read(0, pieces.num_bytes))
 
     def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces) -> None:
-        """The parameters first, then the task itself."""
-        payload_id = uuid.uuid4().hex  # another for every try: nobody can mistake one's chunks for those of another
+        """Send the parameters first, then the task itself."""
+        payload_id = uuid.uuid4().hex  # a new one for every try, so that no chunks are mistaken for those of another
         expires_s = min(max(task.lease_s, _LEAST_EXPIRY_S), _MOST_EXPIRY_S)
         queue = self._topology.payload(task.participant_id, payload_id, expires_s)
 
@@ -196,7 +197,7 @@ class CoordinatorPublisher:
         return future
 
     def receipt(self, receipt: Receipt) -> None:
-        """Send a verdict; a lost one is repeated when the participant's hello asks for it."""
+        """Send a verdict. A lost one is repeated when the participant's hello asks for it."""
         self._small(receipt, receipt.update_id)
 
     def notice(self, notice: Notice) -> None:
@@ -226,9 +227,12 @@ class CoordinatorPublisher:
         wait: Callable[..., object] = futures.wait,
         pause: Callable[[float], object] = time.sleep,
     ) -> int:
-        """Wait until the broker has answered all receipts and notices, or not the oldest of them for `patience_s`, and
-        tell the end of the run again where it was refused. Returns how many are left: a thousand may wait behind each
-        other, and are worth the time while they leave."""
+        """Wait until the broker has answered all receipts and notices, or has not answered the oldest of them for
+        `patience_s`. Send the end of the run again to those whose queue refused it.
+
+        Return the number of those that are left. A thousand may wait behind each other, and are worth the time while
+        they leave.
+        """
         left = self._await_answers(patience_s, wait)
         for _ in range(REFUSED_TRIES):
             if left or not self._refused:

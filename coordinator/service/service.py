@@ -1,4 +1,4 @@
-"""The coordinator as a service: a run folder, a transport and the decision core, from start to summary."""
+"""The coordinator as a service: a run folder, a transport and the decision core, from the start to the summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.leadership import Leadership
-from fedmq.coordinator.service.loop import Clocks, Loop
+from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.publishing import CoordinatorPublisher
 from fedmq.coordinator.service.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
@@ -48,12 +48,15 @@ from fedmq.schemas.parameters import Parameters
 log = EventLog(__name__)
 
 MOST_PREFETCH = 512
+"""Most updates that the broker hands out unsettled."""
 OPEN_POLL_S = 0.2
+"""Seconds between looks at `stop` while the broker is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run stands. `finished` is the reason, None where it can be resumed; `model_path` is set once finished."""
+    """The state of a run. `finished` is the reason, None if the run can be resumed; `model_path` is set once it is
+    finished."""
 
     run_id: str
     version: int
@@ -61,7 +64,7 @@ class RunSummary:
     discarded: Mapping[str, int]
     finished: str | None
     metrics: Mapping[str, float]
-    """Of the last central evaluation that succeeded."""
+    """Metrics of the last central evaluation that succeeded."""
     model_path: Path | None
 
 
@@ -88,10 +91,10 @@ class CoordinatorService:
         export: Callable[[Path], None] | None = None,
         publish_timeout_s: float = 60.0,
     ) -> None:
-        """`connect` makes a transport, not open yet: one for each time that this coordinator stands by.
-        `initial_parameters` is asked for a new run only. `check_model` gets the parameters of one that goes on, and
-        raises AppError where they are not those of its model. `export` gets the path of the final .safetensors and
-        writes final.keras beside it."""
+        """`connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
+        `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
+        raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes
+        final.keras beside it."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -113,22 +116,22 @@ class CoordinatorService:
         self._stopping = False
 
     def stop(self) -> None:
-        """Commit and leave; the same run can be resumed. From any thread, or a signal handler."""
+        """Commit and leave; the same run can be resumed. Any thread may call it, and a signal handler."""
         self._stopping = True
         if self._inbox is not None:
             self._inbox.put(Stop())
 
     def run(self) -> RunSummary:
-        """Block until the run finishes or `stop` is called: as the active coordinator, or as a standby while there is
-        another one. A run that is finished already only gives its summary.
+        """Block until the run finishes or `stop` is called: as the active coordinator, or as a standby while another
+        one is active. A run that is finished already only gives its summary.
 
-        Raises ConfigError, StateError or BrokerError where it cannot go on.
+        Raises ConfigError, StateError or BrokerError if it cannot go on.
         """
         if self._is_over():
             return self._summary()
         keep_freed_memory()
         if not self._folder.ledger.exists():
-            self._first = self._initial_parameters()  # whose mistakes should be told now, not when the broker is there
+            self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
         try:
             while not self._term():
                 log.info("standing_by_again", run=self._run_settings.run_id)
@@ -142,7 +145,8 @@ class CoordinatorService:
         return self._summary()
 
     def _is_over(self) -> bool:
-        """Also refuses settings that are not the run's: a standby should hear of it at its start."""
+        """True if the run is finished. Raises ConfigError if the settings are not the run's: a standby should learn it
+        at its start."""
         reader = open_if_made(self._folder.ledger)
         if reader is None:
             return False
@@ -157,7 +161,7 @@ class CoordinatorService:
         return over
 
     def _term(self) -> bool:
-        """Wait for the broker and the lead, and lead the run; False where another coordinator has taken it over."""
+        """Wait for the broker and the lead, and lead the run; False if another coordinator has taken it over."""
         transport = self._connect()
         inbox = self._inbox = Inbox(transport, self._topology)
         try:
@@ -169,7 +173,7 @@ class CoordinatorService:
                 with Ledger(self._folder.ledger) as ledger:
                     if self._take_over(ledger):
                         self._lead(ledger, transport, inbox, leadership)
-                        # Who stands by must not find that the epoch has ended while we still hold the token.
+                        # A standby must not find that the epoch has ended while we still hold the token.
                         transport.close()
                         with contextlib.suppress(OSError):  # it is for people only
                             ledger.leave(time.time())
@@ -182,11 +186,11 @@ class CoordinatorService:
         return True
 
     def _opened(self, transport: Transport, inbox: Inbox) -> bool:
-        """Wait for the broker, on a thread of its own so that `stop` can end the wait; False where it did."""
+        """Wait for the broker; False if `stop` ended the wait. Another thread opens the transport, so `stop` can."""
         opened: Future[None] = Future()
 
         def news(state: TransportState) -> None:
-            if state.name == "disconnected":  # who is active is open now: the loop consumes again once that is clear
+            if state.name == "disconnected":  # we may not lead any more: the loop consumes once that is clear
                 transport.stop_consuming(self._topology.control.name)
                 transport.stop_consuming(self._topology.updates.name)
             inbox.put(state)
@@ -208,7 +212,7 @@ class CoordinatorService:
         return True
 
     def _take_over(self, ledger: Ledger) -> bool:
-        """Begin an epoch; False where `stop` comes first."""
+        """Begin an epoch; False if `stop` comes first."""
         while not self._stopping:
             last = ledger.newest_epoch()
             try:
@@ -236,11 +240,11 @@ class CoordinatorService:
             check_model=self._check_model,
         )
         if core.finished is None or not self._folder.final_parameters.exists():
-            # Without a final model a finished run was killed before its goodbye, or in the middle of it.
+            # A finished run without a final model was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive:
                 loop = self._loop(core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership)
                 loop.run()
-        if ledger.run().finished is not None:  # the core knows of it before its commit, which may have been refused
+        if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
             self._save_model(core)
 
     @contextmanager
@@ -267,7 +271,6 @@ class CoordinatorService:
     ) -> Loop:
         run = ledger.run()
         began_s = time.monotonic() - run.elapsed_s
-        clocks = Clocks(lambda: time.monotonic() - began_s, time.time)
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
         # If updates come in chunks, only their manifests come through the window.
@@ -282,7 +285,7 @@ class CoordinatorService:
             committer=Committer(files, ledger, self._commit_settings.keep_checkpoints, archive),
             pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
             transport=transport,
-            topology=self._topology,
+            dead_exchange=self._topology.dead_exchange.name,
             publisher=CoordinatorPublisher(
                 transport,
                 self._topology,
@@ -301,22 +304,22 @@ class CoordinatorService:
                 evaluator=self._evaluator,
                 in_chunks=core.payload_bytes > limits.max_body_bytes,
                 put=inbox.put,
-                wall_s=clocks.wall_s,
+                wall_s=time.time,
             ),
             chunked=ChunkedUpdates(intake, core, transport, payload_limits, put=inbox.put, owned=archive is None),
             leadership=leadership,
             inbox=inbox,
             limits=limits,
-            clocks=clocks,
+            run_s=lambda: time.monotonic() - began_s,
         )
 
     def _take_first(self) -> Parameters:
-        """The new run's parameters, once."""
+        """Return the new run's parameters, and hold them no more."""
         first, self._first = self._first, None
         return self._initial_parameters() if first is None else first
 
     def _save_model(self, core: Core) -> None:
-        """Once a run is over; again after a crash in between."""
+        """Write the final model of a finished run, unless an earlier start has done so."""
         path = self._folder.final_parameters
         if not path.exists():
             meta = {

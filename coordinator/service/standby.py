@@ -1,4 +1,4 @@
-"""Until a coordinator is the active one: waiting for the token, and saying whom it waits for."""
+"""A standby: it waits for the token, and says for which coordinator it waits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fedmq.schemas.local.event_log import EventLog
 log = EventLog(__name__)
 
 SURE_AFTER = 2
-"""Tokens that were put into the queue in vain before somebody else is taken to be active."""
+"""Tokens in vain after which another coordinator is taken to be active."""
 REFUSED_AFTER = 2
-"""More of them, while by this folder's ledger nobody is, before it is taken to be of another folder: whoever is about
-to begin or to end an epoch has the token a moment longer."""
+"""Further tokens in vain after which the active coordinator is taken to be of another folder, if this folder's ledger
+knows of none. A coordinator that is about to begin or to end an epoch has the token a moment longer."""
 
 
 class Stop:
-    """In the inbox: commit and leave."""
+    """The item in the inbox that says: commit and leave."""
 
 
 def wait_to_lead(leadership: Leadership, inbox: Inbox, folder: RunFolder) -> bool:
-    """Block until this coordinator is the active one; False where a Stop comes first.
+    """Block until this coordinator is the active one; False if a Stop comes first.
 
-    Raises BrokerRefused where the broker is lost for good, and LedgerError where the active one has another folder.
+    Raises BrokerRefused if the broker is lost for good, and LedgerError if the active coordinator has another folder.
     """
     leadership.begin()
     waits_for: EpochRow | None = None
@@ -65,7 +65,7 @@ def _changed(leadership: Leadership, state: TransportState) -> None:
 
 
 def _active(folder: RunFolder) -> EpochRow | None:
-    """Who holds the token, by this folder's ledger."""
+    """Return the coordinator that holds the token by this folder's ledger; None if it knows of none."""
     reader, found = open_if_made(folder.ledger), None
     if reader is not None:
         with reader as ledger:

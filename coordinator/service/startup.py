@@ -1,4 +1,4 @@
-"""A run's beginning: made new, or taken up where its ledger says that it stopped."""
+"""The beginning of a run: it is made new, or goes on from the state that its ledger names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedmq.schemas.parameters import Array, Parameters
 log = EventLog(__name__)
 
 FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
-"""Settings that a run keeps for life, beside its strategy and training: the ledger could not be replayed otherwise."""
+"""Settings that a run keeps for life, beside its strategy and training: a replay of the ledger needs them."""
 
 
 def open_core(
@@ -43,10 +43,10 @@ def open_core(
     evaluates: bool,
     check_model: Callable[[Parameters], None] | None = None,
 ) -> Core:
-    """The core of a new run, or the restored one of a run that the ledger knows.
+    """Return the core of a new run, or the restored core of a run that the ledger knows.
 
-    Raises ConfigError where the settings do not fit the run's, CheckpointError where its state is damaged, and what
-    `check_model` raises where the parameters that an unfinished run goes on with are not its model's.
+    Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
+    `check_model` if the parameters of an unfinished run do not fit its model.
     """
     settings = settings_of(run, strategy, training, commit)
     if ledger.is_new():
@@ -88,7 +88,7 @@ def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings, strategy: S
 def _rebuild(
     folder: RunFolder, ledger: Ledger, files: CheckpointFiles, strategy: Strategy[Any], error: CheckpointError
 ) -> dict[str, Array]:
-    """The newest state from the archive. Raises CheckpointError, saying what is lost, where that cannot be."""
+    """Return the newest state, made from the archive. Raises CheckpointError, which says what is lost, if it cannot."""
     row, *older_rows = ledger.checkpoints()
     found = rebuilt(folder, ledger, strategy)
     if found is None:
@@ -112,7 +112,7 @@ def _rebuild(
 def settings_of(
     run: RunSettings, strategy: Strategy[Any], training: TrainingConfig, commit: CommitSettings
 ) -> dict[str, Any]:
-    """As the ledger keeps them."""
+    """Return the settings in the form in which the ledger keeps them."""
     return {
         "run": to_jsonable_python(run),
         "strategy": {"type": type(strategy).__qualname__, **_hyper_parameters(strategy)},
@@ -127,7 +127,7 @@ def _hyper_parameters(strategy: Strategy[Any]) -> dict[str, Any]:
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
-    """Raise ConfigError where settings that a run keeps for life are others than when it began."""
+    """Raise ConfigError if a setting that a run keeps for life has changed since it began."""
     pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
     for table in ("strategy", "training"):
         names = [*new[table], *(name for name in old[table] if name not in new[table])]
