@@ -1,6 +1,6 @@
 """Virtual time: populations of participants, the engine that drives the coordinator's own core, and lazy training.
 
-TensorFlow is imported on demand, with `studies.problems.keras.cohort`.
+`studies.problems.keras.cohort` imports TensorFlow, on demand.
 """
 
 if __name__ != "fedmq.studies":

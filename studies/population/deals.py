@@ -1,9 +1,8 @@
-"""How a data set's rows are dealt out to participants: IID, Dirichlet, shards, by position on an axis, by speed.
+"""Ways to deal a data set's rows out to participants: IID, Dirichlet, shards, by position on an axis, by speed.
 
-Every participant draws its rows for itself, from its own generator: no row twice for one participant where there are
-enough of the kind that it is to have, but the same row for several participants. So a federation of 10,000 can be dealt
-from 8,000 images. Where a participant's part follows from all of them (shards, speed), it depends on who they are;
-nowhere else does it.
+Every participant draws its rows for itself, from its own generator. It gets no row twice if there are enough of the
+kind that it should have. Several participants may get the same row, so 10,000 participants can be dealt from 8,000
+images. Only with shards and by speed does a participant's part depend on the other participants.
 """
 
 from __future__ import annotations
@@ -26,18 +25,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Iid(Value):
-    """Every row with the same probability."""
+    """Deal every row with the same probability."""
 
     name: Literal["iid"] = "iid"
 
     def deal(self, labels: Rows, members: Sequence[Member], seed: int) -> list[Rows]:
         rows = np.arange(len(labels))
-        return [_of(rows, m.examples, rng) for m, rng in _each(members, seed)]
+        return [_sample(rows, m.examples, rng) for m, rng in _each(members, seed)]
 
 
 class Dirichlet(Value):
-    """Shares of the classes drawn from Dirichlet(alpha·p), p the classes' shares of all data (Hsu et al. 2019,
-    arXiv:1909.06335). 0.1: few classes each; 100: nearly iid."""
+    """Deal shares of the classes that are drawn from Dirichlet(alpha·p), with p the classes' shares of all data.
+
+    Hsu et al. 2019, arXiv:1909.06335. An alpha of 0.1 gives few classes to each participant, one of 100 is nearly iid.
+    """
 
     name: Literal["dirichlet"] = "dirichlet"
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
@@ -51,16 +52,18 @@ class Dirichlet(Value):
         self, classes: Sequence[Rows], concentration: npt.NDArray[np.float64], count: int, rng: np.random.Generator
     ) -> Rows:
         shares = rng.dirichlet(concentration)
-        if not shares.sum() > 0:  # an alpha so small that all of it underflows: one class
+        if not shares.sum() > 0:  # alpha is so small that all shares underflow: take one class
             shares = np.eye(len(classes))[rng.integers(len(classes))]
         counts = rng.multinomial(count, shares / shares.sum())
-        return np.concatenate([_of(c, int(n), rng) for c, n in zip(classes, counts, strict=True)])
+        return np.concatenate([_sample(c, int(n), rng) for c, n in zip(classes, counts, strict=True)])
 
 
 class Shards(Value):
-    """The rows sorted by class and cut into `each` shards a participant, dealt out at random (McMahan et al. 2017,
-    arXiv:1602.05629, section 3, with 2). A participant draws its `examples` from its own shards, which are nobody
-    else's; with as many examples as its shards hold it has just these."""
+    """Sort the rows by class, cut them into `each` shards a participant, and deal the shards out at random.
+
+    McMahan et al. 2017, arXiv:1602.05629, section 3, with 2 shards each. A participant draws its `examples` from its
+    own shards, which nobody else has. If it has as many examples as its shards hold, it gets exactly these.
+    """
 
     name: Literal["shards"] = "shards"
     each: Annotated[int, Field(ge=1)] = 2
@@ -76,43 +79,48 @@ class Shards(Value):
         hands = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1001,))).permutation(count)
         hands = hands.reshape(len(members), self.each)
         return [
-            _of(np.concatenate([pieces[i] for i in hand]), m.examples, rng)
+            _sample(np.concatenate([pieces[i] for i in hand]), m.examples, rng)
             for hand, (m, rng) in zip(hands, _each(members, seed), strict=True)
         ]
 
 
 class ByPosition(Value):
-    """By the participant's label position: a `skew` part of its rows comes from the neighbourhood of that place in the
-    data sorted by class, the rest from anywhere. With population.correlation.speed_label the fast and the slow then
-    have other classes."""
+    """Deal by the participant's label position.
+
+    A part `skew` of its rows comes from the neighbourhood of that place in the data sorted by class, the rest from
+    anywhere. With population.correlation.speed_label, fast and slow participants then have different classes.
+    """
 
     name: Literal["position"] = "position"
     skew: Share = 1.0
     width: Part = 0.2
-    """Of the neighbourhood, as a part of all data."""
+    """Width of the neighbourhood, as a part of all data."""
 
     def deal(self, labels: Rows, members: Sequence[Member], seed: int) -> list[Rows]:
         return self.deal_at([m.label_position for m in members], labels, members, seed)
 
     def deal_at(self, positions: Sequence[float], labels: Rows, members: Sequence[Member], seed: int) -> list[Rows]:
-        """For given positions, each in [0, 1]."""
+        """Deal by the given positions, each in [0, 1]."""
         rows = np.argsort(labels, kind="stable")
         near = max(1, round(self.width * len(rows)))
         dealt = []
         for position, (m, rng) in zip(positions, _each(members, seed), strict=True):
             start = round(position * (len(rows) - near))
             own = int(rng.binomial(m.examples, self.skew))
-            close = _of(rows[start : start + near], own, rng)
+            close = _sample(rows[start : start + near], own, rng)
             free = np.ones(len(rows), bool)
             free[close] = False
             rest = np.flatnonzero(free)
-            dealt.append(np.concatenate([close, _of(rest if len(rest) else rows, m.examples - own, rng)]))
+            dealt.append(np.concatenate([close, _sample(rest if len(rest) else rows, m.examples - own, rng)]))
         return dealt
 
 
 class BySpeed(Value):
-    """As `position`, by the rank of each participant's speed: the slowest have the first classes, the fastest the last
-    ones. Equally fast ones stand in the order of their numbers."""
+    """Deal as `position` does, by the rank of each participant's speed.
+
+    The slowest have the first classes, the fastest the last ones. Equally fast participants stand in the order of their
+    numbers.
+    """
 
     name: Literal["speed"] = "speed"
     skew: Share = 1.0
@@ -129,12 +137,12 @@ AnyDeal = Annotated[Iid | Dirichlet | Shards | ByPosition | BySpeed, Field(discr
 
 
 def _each(members: Sequence[Member], seed: int) -> list[tuple[Member, np.random.Generator]]:
-    """With each participant's own generator for its data."""
+    """Pair each participant with its own generator for its data."""
     return [(m, np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(m.index, 1000)))) for m in members]
 
 
-def _of(rows: Rows, count: int, rng: np.random.Generator) -> Rows:
-    """`count` of the rows, none twice where there are enough."""
+def _sample(rows: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """Draw `count` of the rows, none twice if there are enough."""
     if count == 0:
         return rows[:0]
     return np.asarray(rng.choice(rows, count, replace=count > len(rows)), np.int64)

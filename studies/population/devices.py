@@ -1,4 +1,4 @@
-"""One participant as the engine moves it: on or off, idle, training or away."""
+"""One participant in the engine: on or off, idle, training or away."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedmq.studies.population.recorded_runs import RecordedTask
 from fedmq.studies.population.seeding import Streams
 
 ALL_REPLIES = tuple(METHODS)
-"""A study's backends know every method."""
+"""Payloads that every participant of a study can send: its backends know every method."""
 TASKS_AHEAD = 8
-"""Tasks whose draws are made at once: for a single one that would cost nearly as much."""
+"""Tasks whose draws are made at once. The draws of a single task would cost nearly as much."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,20 +26,20 @@ class Work:
     number: int
     task: IssueTask
     left_s: float
-    """Of time that the participant is on, when `since` was."""
+    """Seconds of work left at `since`. Only time that the participant is on counts."""
     since: float
     drops: Literal["", "declines", "vanishes"]
     away_s: float
     train_s: float
-    """As the participant would measure it."""
+    """Training time (s) by the participant's own clock."""
     duration_s: float
-    """Of all of it, before it drops out or is off."""
+    """Seconds of the whole task, apart from a dropout and times off."""
     recorded: RecordedTask | None = None
-    """In the recorded order: the run's own task, where it went out at the run's own moment."""
+    """The run's own task, if this one went out at the run's own moment (recorded order)."""
 
 
 class Device:
-    """The engine calls it with the time; what it returns are times of things to come."""
+    """A participant that the engine moves. The engine passes the time in, and gets the times of events to come."""
 
     __slots__ = (
         "_ahead", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session", "work",
@@ -52,17 +52,17 @@ class Device:
         self.session = 0
         self.away = False
         self.offers: bool | None = None if not open_loop else False
-        """Open loop: whether it has come for a task and not got one yet; None in a closed loop."""
+        """True if it has come for a task and has not got one yet (open loop); None in a closed loop."""
         self.next_task: RecordedTask | None = None
-        """In the recorded order: what it will be doing with the next task that it gets."""
+        """Record of the next task that it gets (recorded order)."""
         self._population = population
         self._streams = streams
         self._ahead: list[list[float]] = []
-        """Draws of tasks to come, the next one's last."""
+        """Draws of tasks to come; those of the next task stand last."""
 
     @property
     def willing(self) -> bool:
-        """Would take a task now."""
+        """True if it would take a task now."""
         return self.work is None and not self.away and self.presence.on and self.offers is not False
 
     def hello(self, num_examples: int) -> Hello:
@@ -81,7 +81,7 @@ class Device:
         )
 
     def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:
-        """Take a task. Every task costs the same number of draws, used or not."""
+        """Begin a task. Every task costs the same number of draws, used or not."""
         if not self._ahead:
             drawn = self._streams.random(self.member.index, TASKS_AHEAD * DRAWS_A_TASK)
             self._ahead = [drawn[i : i + DRAWS_A_TASK] for i in range(0, len(drawn), DRAWS_A_TASK)][::-1]
@@ -110,7 +110,7 @@ class Device:
         return self.work
 
     def ends_at(self) -> float | None:
-        """When the present work ends, if that is within the present turn of being on."""
+        """Return the time (s) at which the present work ends; None if it does not end in this turn of being on."""
         if self.work is None or not self.presence.on:
             return None
         if self.work.recorded is not None:
@@ -119,7 +119,7 @@ class Device:
         return at if at <= self.presence.until else None
 
     def turn(self) -> None:
-        """The present turn is over: work pauses, or goes on."""
+        """Go on to the next turn: work pauses, or goes on."""
         at = self.presence.until
         if self.work is not None:
             if self.presence.on:

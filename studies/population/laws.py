@@ -1,12 +1,12 @@
 """Laws of positive quantities (durations, speeds, sizes, bandwidths), as small frozen values.
 
-Each law is its quantile function: `quantile(u)` for a uniform u in [0, 1). So a draw costs one uniform number
-whatever the law is, two laws fed the same u give draws of the same rank, and correlation is a matter of the u alone
-(studies.population.population). From a table such as {name = "half_normal", mean = 10}.
+A study's file has a law as a table, such as {name = "half_normal", mean = 10}. Each law is its quantile function:
+`quantile(u)` for a uniform u in [0, 1). So a draw costs one uniform number whatever the law is, two laws give draws of
+the same rank for the same u, and correlation is a matter of the u alone (studies.population.population).
 
-`left(u, v)`, for two uniform numbers, is what is left of a duration of this law that is met at a random moment of its
-course, with the density P(X > x)/mean. A long one is met more often, in proportion to its length, and a uniform part of
-it is left.
+`left(u, v)`, for two uniform numbers, is the rest of a duration that is met at a random moment of its course. Its
+density is P(X > x)/mean. A long duration is met more often, in proportion to its length, and a uniform part of it is
+left.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _LARGEST_BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 def normal_quantile(u: float) -> float:
-    """Φ⁻¹(u); u is kept off 0 and 1, where it is infinite."""
+    """Return Φ⁻¹(u). u is kept away from 0 and 1, for which it is infinite."""
     return _NORMAL.inv_cdf(min(max(u, 1e-300), _LARGEST_BELOW_1))
 
 
 class Constant(Value):
-    """Always `value`."""
+    """The same `value` every time."""
 
     name: Literal["constant"] = "constant"
     value: NonNegative
@@ -51,7 +51,7 @@ class Constant(Value):
 
 
 class Uniform(Value):
-    """Between `low` and `high`."""
+    """Uniform between `low` and `high`."""
 
     name: Literal["uniform"] = "uniform"
     low: NonNegative
@@ -71,12 +71,12 @@ class Uniform(Value):
         return self.low + u * (self.high - self.low)
 
     def left(self, u: float, v: float) -> float:
-        part = self.low / self.high  # squares of the ends themselves may be beyond floats
+        part = self.low / self.high  # the squares of low and high themselves may overflow
         return v * self.high * math.sqrt(part**2 + u * (1 - part**2))
 
 
 class Exponential(Value):
-    """Memoryless, with this mean."""
+    """The memoryless law with this mean."""
 
     name: Literal["exponential"] = "exponential"
     mean: Positive
@@ -98,7 +98,7 @@ class HalfNormal(Value):
         return self.mean * math.sqrt(math.pi / 2) * max(normal_quantile((1.0 + u) / 2), 0.0)
 
     def left(self, u: float, v: float) -> float:
-        return v * self.mean * math.sqrt(-math.pi * math.log1p(-u))  # those that are met have Rayleigh's law
+        return v * self.mean * math.sqrt(-math.pi * math.log1p(-u))  # a duration that is met has Rayleigh's law
 
 
 class LogNormal(Value):
@@ -120,7 +120,7 @@ class LogNormal(Value):
 
 
 class Pareto(Value):
-    """P(X > x) = (minimum/x)^shape for x ≥ minimum. A shape above 1, so that there is a mean."""
+    """P(X > x) = (minimum/x)^shape for x ≥ minimum. There is a mean because the shape is above 1."""
 
     name: Literal["pareto"] = "pareto"
     minimum: Positive
@@ -136,7 +136,7 @@ class Pareto(Value):
     def left(self, u: float, v: float) -> float:
         try:
             return float(v * self.minimum * (1.0 - u) ** (-1.0 / (self.shape - 1)))
-        except OverflowError:  # of a shape near 1: it hardly ever ends
+        except OverflowError:  # the shape is near 1: the duration hardly ever ends
             return math.inf
 
 

@@ -1,18 +1,18 @@
-"""Who the participants are: speed, data, network, availability and dropout, each a law or a trace.
+"""Populations of participants: speed, data, network, availability and dropout, each by a law or a trace.
 
 One task of participant i takes, in virtual seconds,
 
     payload down / down_i  +  (task + per_example_i · examples · epochs) · slowness_i  +  payload up / up_i  +  latency
 
-`task` is drawn anew for every task; what has the index i is drawn once for each participant. A participant that is
-off pauses its work (fedmq's participants resume from their spool), so only time that it is on counts.
+`task` is drawn anew for every task. Quantities with the index i are drawn once for each participant. A participant
+that is off pauses its work (fedmq's participants resume from their spool), so only the time that it is on counts.
 
 Randomness: participant i draws from its own generators, spawned from (seed, i), and every task takes the same number of
-draws. So no participant's fate depends on the others, on the order of events, on how many participants there are, or
-on where the study runs; and two strategies that are compared on one seed meet the same participants.
+draws. So a participant's luck does not depend on the others, on the order of events, on how many participants there
+are, or on where the study runs. Two strategies that are compared on one seed meet the same participants.
 
-Correlation is a Gaussian copula over (speed, data size, label position): a coefficient of 1 between speed and size
-gives the fastest participant the most data. The laws themselves stay what they are.
+Correlation is a Gaussian copula over (speed, data size, label position). A coefficient of 1 between speed and size
+gives the fastest participant the most data. The laws themselves do not change.
 """
 
 from __future__ import annotations
@@ -37,46 +37,50 @@ from fedmq.studies.value import Value
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
 
 _TRAITS, _TASKS, _PRESENCE, _ARRIVALS = range(4)
-"""The generators of one participant, by what they are for."""
+"""Purposes of one participant's generators."""
 DRAWS_A_TASK = 4
-"""Duration, whether it drops out, when, and how long it is away."""
+"""Draws for one task: its duration, whether it drops out, when, and how long the participant is away."""
 
 
 class Compute(Value):
-    """How long training takes."""
+    """Time that training takes."""
 
     task_s: AnyLaw = Constant(value=0)
-    """Drawn for every task, whatever its data."""
+    """Seconds drawn for every task, whatever its data."""
     example_s: AnyLaw = Constant(value=0)
-    """A participant's own seconds per example and epoch."""
+    """Seconds per example and epoch, drawn once for each participant."""
     slowness: AnyLaw = Constant(value=1)
-    """A participant's own factor on all of its computing."""
+    """Factor on all computing of a participant, drawn once for each."""
 
 
 class Network(Value):
-    """How long payloads are on the way; None costs no time."""
+    """Time that payloads are on the way. None costs no time."""
 
     down_bytes_per_s: AnyLaw | None = None
     up_bytes_per_s: AnyLaw | None = None
     latency_s: AnyLaw = Constant(value=0)
-    """A participant's own, once a task."""
+    """Seconds added to each task, drawn once for each participant."""
 
 
 class Dropout(Value):
-    """A task that comes to nothing, at a moment drawn uniformly over its duration."""
+    """Tasks that give no update. They end at a moment drawn uniformly over their duration."""
 
     probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The same for each participant. At 1 no update would ever come, and no run end by them."""
+    """Probability for each task, the same for each participant. At 1 no update would ever come, and no run would
+    end."""
     how: Literal["declines", "vanishes"] = "declines"
-    """`declines`: it says so, and its slot is free at once. `vanishes`: it says nothing; the slot is held until the
-    lease is over or it is back, in a new session that has forgotten the task."""
+    """`declines`: the participant says so, and the slot is free at once. `vanishes`: it says nothing, and the slot is
+    held until the lease is over or the participant is back, in a new session that has forgotten the task."""
     away_s: AnyLaw = Constant(value=0)
-    """How long it takes no tasks afterwards."""
+    """Seconds for which the participant takes no tasks afterwards."""
 
 
 class Availability(Value):
-    """Turns of being on and off, of these lengths, that have been going on for long when the study begins: who is on
-    then, and how much is left of each one's turn, is as at any other moment."""
+    """Turns of being on and off, of these lengths (s).
+
+    They have been going on for a long time when the study begins. So the part of the participants that is on then, and
+    the time that is left of their turns, are as at any other moment.
+    """
 
     on_s: AnyLaw
     off_s: AnyLaw
@@ -105,12 +109,12 @@ class Correlation(Value):
         return self
 
     def matrix(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        """Of (speed, size, label), with ones on the diagonal."""
+        """Return the correlations of (speed, size, label), with ones on the diagonal."""
         a, b, c = self.speed_size, self.speed_label, self.size_label
         return np.array([[1.0, a, b], [a, 1.0, c], [b, c, 1.0]])
 
     def factor(self) -> tuple[tuple[float, ...], ...]:
-        """A lower triangular L with L·Lᵀ = matrix; also where coefficients are ±1 (Cholesky, zero pivots kept)."""
+        """Return a lower triangular L with L·Lᵀ = matrix, even if coefficients are ±1 (Cholesky, zero pivots kept)."""
         a, b, c = self.speed_size, self.speed_label, self.size_label
         second = math.sqrt(max(1 - a * a, 0.0))
         third = (c - a * b) / second if second > 1e-12 else 0.0
@@ -125,21 +129,23 @@ class Population(Value):
     compute: Compute = Compute()
     network: Network = Network()
     examples: AnyLaw = Constant(value=1)
-    """Rounded, and at least 1. Problems that deal out data by themselves take it as relative sizes."""
+    """Examples of a participant, rounded, at least 1. Problems that deal out data themselves take them as relative
+    sizes."""
     correlation: Correlation = Correlation()
     dropout: Dropout = Dropout()
     availability: Availability | None = None
     trace: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """A file of measured devices (studies.population.traces); participant i is row i, modulo the rows. What a row
-    holds takes the
-    place of the law for it. Of several files each says something else of a device, as FedScale's two do."""
+    """File of measured devices (studies.population.traces). Participant i is row i, modulo the number of rows. A value
+    in a row takes the place of the law for it. Each of several files says something else about a device, as FedScale's
+    two do."""
     run: str | None = None
-    """The folder of a recorded run (studies.population.recorded_runs); participant i is its participant i, modulo,
-    with its durations,
-    dropouts and number of examples in the place of the laws. Without `participants` as many as it had."""
+    """Folder of a recorded run (studies.population.recorded_runs). Participant i is the run's participant i, modulo
+    their number, with its durations, dropouts and number of examples in place of the laws. `participants` is the run's
+    number if it is not given."""
     order: Literal["drawn", "recorded"] = "drawn"
-    """Of a recorded run. `drawn`: each task takes as long as one of its participant's did, drawn anew. `recorded`:
-    tasks go out, and updates come, exactly when they did; the run's strategy then meets the same staleness."""
+    """Order of a recorded run. `drawn`: each task takes as long as one of its participant's recorded tasks, drawn anew.
+    `recorded`: tasks go out, and updates come, exactly when they did. The run's strategy then meets the same
+    staleness."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,7 +154,7 @@ class Population(Value):
             return fields
         recorded = fields.get("order") == "recorded"
         if recorded and fields.get("participants") is not None:
-            raise ValueError("participants says something else than the recorded order: leave it out")
+            raise ValueError("the recorded order says how many participants there are: leave participants out")
         if fields.get("participants") is None:
             try:
                 found: Sequence[History] = histories(str(fields["run"]))
@@ -167,21 +173,21 @@ class Population(Value):
 
     @property
     def traces(self) -> tuple[str, ...]:
-        """The files of `trace`."""
+        """Return the files of `trace`."""
         if self.trace is None:
             return ()
         return (self.trace,) if isinstance(self.trace, str) else self.trace
 
     @property
     def takes_time(self) -> bool:
-        """Whether a task takes any; without it a run that ends by time alone would never end."""
+        """True if tasks take time. A run that ends by time alone would never end otherwise."""
         computes = max(self.compute.task_s.mean, self.compute.example_s.mean) * self.compute.slowness.mean
         sends = self.network.down_bytes_per_s is not None or self.network.up_bytes_per_s is not None
         measured = self.trace is not None or self.run is not None
         return computes > 0 or sends or self.network.latency_s.mean > 0 or measured
 
     def members(self, seed: int) -> list[Member]:
-        """All participants, each from its own generator."""
+        """Draw all participants, each from its own generator."""
         devices = [read_traces(Path(path)) for path in self.traces]
         recorded: Sequence[History] = () if self.run is None else histories(self.run)
         if self.order == "recorded":
@@ -240,21 +246,24 @@ class Member:
     up_s_per_byte: float
     latency_s: float
     label_position: float
-    """In [0, 1]: where on the axis of labels its data lies, for problems that skew by label."""
+    """Place of its data on the axis of labels, in [0, 1], for problems that skew by label."""
     device: Device
     history: History | None = None
-    """What a recorded run knows of it."""
+    """Record of the participant in a recorded run."""
 
     def train_s(self, compute: Compute, u: float, passes: int) -> float:
-        """Seconds of training in one task: `u` is the duration's draw, `passes` its examples times epochs."""
+        """Return the seconds of training in one task.
+
+        `u` is the duration's draw, `passes` its examples times epochs.
+        """
         return (compute.task_s.quantile(u) + self.example_s * passes) * self.slowness
 
     def transfer_s(self, down_bytes: int, up_bytes: int) -> float:
-        """Seconds that its payloads are on the way."""
+        """Return the seconds that the payloads are on the way."""
         return down_bytes * self.down_s_per_byte + up_bytes * self.up_s_per_byte + self.latency_s
 
     def times_s(self, compute: Compute, u: float, passes: int, payload_bytes: tuple[int, int]) -> tuple[float, float]:
-        """(training, the whole task) in seconds; `payload_bytes` down and up."""
+        """Return (training, the whole task) in seconds. `payload_bytes` are (down, up)."""
         if self.history is not None:
             task = self.history.drawn(u)
             return task.train_s, task.duration_s
@@ -262,14 +271,14 @@ class Member:
         return train_s, train_s + self.transfer_s(*payload_bytes)
 
     def mean_task_s(self, compute: Compute, passes: int, payload_bytes: tuple[int, int]) -> float:
-        """How long its tasks take on average; arguments as `times_s` has them."""
+        """Return the mean seconds of a task. The arguments are those of `times_s`."""
         if self.history is not None:
             return math.fsum(task.duration_s for task in self.history.tasks) / len(self.history.tasks)
         train_s = (compute.task_s.mean + self.example_s * passes) * self.slowness
         return train_s + self.transfer_s(*payload_bytes)
 
     def drops(self, dropout: Dropout, u: float) -> Literal["", "declines", "vanishes"]:
-        """Whether, and how, a task comes to nothing."""
+        """Return how a task ends without an update, or "" if it gives one. `u` is its draw."""
         if self.history is None:
             return dropout.how if u < dropout.probability else ""
         if u < self.history.declines:
@@ -278,14 +287,17 @@ class Member:
 
 
 class Presence:
-    """When one participant is on: turns from its own generator, or from its trace, made as they are asked for."""
+    """The turns of one participant, on and off.
+
+    They come from its own generator or from its trace, and are made when they are asked for.
+    """
 
     def __init__(self, member: Member, availability: Availability | None, seed: int) -> None:
         self._availability = availability
         self._device = member.device
         self._until = math.inf
         self.on = True
-        """In the turn that ends at `until`."""
+        """True if the participant is on in the turn that ends at `until`."""
         if member.device.on_intervals:
             self._turns = member.device.turns()
             self._until = 0.0
@@ -300,7 +312,7 @@ class Presence:
 
     @property
     def until(self) -> float:
-        """When the present turn ends; infinite for a participant that is always on."""
+        """Virtual time (s) at which the present turn ends; infinite for a participant that is always on."""
         return self._until
 
     def turn(self) -> None:
@@ -318,22 +330,22 @@ class Presence:
 
 
 def generator(seed: int, participant: int, purpose: int) -> np.random.Generator:
-    """A participant's own generator, independent of all others (numpy's SeedSequence spawn keys)."""
+    """Return a participant's own generator, independent of all others (numpy's SeedSequence spawn keys)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(participant, purpose))))
 
 
 def task_streams(seed: int, participants: int) -> Streams:
-    """For the draws of the participants' tasks, DRAWS_A_TASK each."""
+    """Return the streams of the participants' tasks, DRAWS_A_TASK draws for each task."""
     return Streams(seed, participants, _TASKS)
 
 
 def arrival_generator(seed: int, participant: int) -> np.random.Generator:
-    """For the moments at which a participant offers itself (open loop)."""
+    """Return the generator of the moments at which a participant offers itself (open loop)."""
     return generator(seed, participant, _ARRIVALS)
 
 
 def _under_own_names(members: list[Member]) -> list[Member]:
-    """Those of a recorded run by the names that they had there, each name once."""
+    """Give participants of a recorded run the names that they had there, each name once."""
     own = {member.history.participant_id for member in members if member.history is not None}
     taken: set[str] = set()
     named = []
@@ -341,7 +353,7 @@ def _under_own_names(members: list[Member]) -> list[Member]:
         name = member.participant_id if member.history is None else member.history.participant_id
         if name in taken:
             name = member.participant_id
-            while name in own:  # somebody of the run was called like this
+            while name in own:  # a participant of the run has this name
                 name += "-again"
         named.append(member if name == member.participant_id else replace(member, participant_id=name))
         taken.add(name)

@@ -1,10 +1,10 @@
-"""Participants as a recorded run met them: how long each of its tasks was out, how often it dropped out, its data.
+"""The participants of a recorded run: how long each task was out, how often each dropped out, how much data each had.
 
-From the run's ledger alone. A task's duration is from its issue to the arrival of its update, by the coordinator's
-clock: training, both transfers, waiting in queues, and whatever the device did in between. Tasks that gave no update
-count as dropouts of their participant: `declines` where it said so, `vanishes` where the task lapsed and nothing came;
-those that the coordinator withdrew, or that were out at the end, say nothing about it. Participants without an
-accepted update are left out: nobody knows how long they take.
+Everything comes from the run's ledger. A task's duration is the time from its issue to the arrival of its update, by
+the coordinator's clock: training, both transfers, waiting in queues, and whatever the device did in between. A task
+that gave no update counts as a dropout of its participant: `declines` if the participant said so, `vanishes` if the
+task lapsed and nothing came. Tasks that the coordinator withdrew, or that were out at the end, do not count.
+Participants without an accepted update are left out, because nobody knows how long they take.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fedmq.schemas.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
-    """One that gave an accepted update. Times are the run's."""
+    """A task that gave an accepted update. Times are run times (s)."""
 
     order: int
-    """Of its update among all accepted ones, from 1."""
+    """Order of its update among all accepted updates, from 1."""
     seq: int
     issued_s: float
     arrived_s: float
@@ -39,26 +39,26 @@ class RecordedTask:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One participant."""
+    """One participant of the run."""
 
     participant_id: str
     num_examples: int
     tasks: tuple[RecordedTask, ...]
-    """In order of issue; at least one."""
+    """Tasks in order of issue; at least one."""
     declines: float = 0.0
-    """The part of its tasks that it declined."""
+    """Part of its tasks that it declined, in [0, 1]."""
     vanishes: float = 0.0
-    """The part of its tasks that lapsed for good."""
+    """Part of its tasks that lapsed for good, in [0, 1]."""
 
     def drawn(self, u: float) -> RecordedTask:
-        """One of its tasks, each equally often; u uniform in [0, 1)."""
+        """Return one of its tasks, each with the same probability, for a uniform u in [0, 1)."""
         return self.tasks[int(u * len(self.tasks))]
 
 
 def histories(run: str) -> tuple[History, ...]:
-    """All participants with an accepted update, in the order of their first hello.
+    """Return all participants with an accepted update, in the order of their first hello.
 
-    Raises LedgerError where there is no ledger, ConfigError where nothing was accepted.
+    Raises LedgerError if there is no ledger, ConfigError if no update was accepted.
     """
     ledger = RunFolder(Path(run)).ledger
     wal = ledger.with_name(ledger.name + "-wal")
@@ -97,13 +97,15 @@ def _histories(run: str, *_changed: int) -> tuple[History, ...]:
 
 
 def digest(run: str) -> str:
-    """Of all that a study takes from the run."""
+    """Return a digest of everything that a study takes from the run."""
     return hashlib.sha256(repr(histories(run)).encode()).hexdigest()
 
 
 def lanes(run: Sequence[History]) -> list[History]:
-    """For the recorded order: each with tasks that do not overlap. A participant that had a lapsed task in training
-    when it was given the next one counts twice."""
+    """Return the participants for the recorded order, each with tasks that do not overlap.
+
+    A participant that was given a task while a lapsed one was in training counts twice.
+    """
     found: list[History] = []
     for history in run:
         open_lanes: list[list[RecordedTask]] = []
@@ -117,6 +119,6 @@ def lanes(run: Sequence[History]) -> list[History]:
 
 
 def offers(run: Sequence[History]) -> list[tuple[int, RecordedTask]]:
-    """(lane, task) in the order in which the tasks went out."""
+    """Return (lane, task) pairs in the order in which the tasks went out."""
     pairs = [(lane, task) for lane, history in enumerate(run) for task in history.tasks]
     return sorted(pairs, key=lambda pair: (pair[1].issued_s, pair[1].seq))

@@ -1,9 +1,10 @@
-"""Many of numpy's generators at once: where `np.random.PCG64(np.random.SeedSequence(...))` starts, for n seeds.
+"""Many of numpy's generators at once: the states in which `np.random.PCG64(np.random.SeedSequence(...))` starts, for n
+seeds.
 
-One SeedSequence costs 5 µs and one PCG64 from it as many, a good part of what training a small model costs. The steps
-of both (numpy's documentation of SeedSequence, after O'Neill's `seed_seq` replacement; PCG64 by O'Neill 2014,
-"PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms for Random Number Generation") are done here
-on arrays of n words. numpy promises that a seed's stream stays the same, and a test compares.
+One SeedSequence costs 5 µs and one PCG64 from it another 5 µs, a good part of the cost of training a small model. Here
+the steps of both are done on arrays of n words. They are described in numpy's documentation of SeedSequence (after
+O'Neill's `seed_seq` replacement) and by O'Neill 2014, "PCG: A Family of Simple Fast Space-Efficient Statistically Good
+Algorithms for Random Number Generation". numpy promises that a seed's stream stays the same, and a test compares.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _128_BITS = (1 << 128) - 1
 
 
 def _constants(first: int, factor: int, count: int) -> Words:
-    """first·factor^i, as a column for each of `count` hashes, and one more."""
+    """Return first·factor^i as a column, for i from 0 to `count`."""
     powers = [first]
     for _ in range(count):
         powers.append(powers[-1] * factor & 0xFFFFFFFF)
@@ -39,7 +40,7 @@ _OTHERS = [np.array([i for i in range(_POOL) if i != source]) for source in rang
 
 
 def _hashed(values: Any, constants: Words, first: int, count: int) -> Words:
-    """`count` hashes, from the constant number `first` on; a row each."""
+    """Return `count` hashes, a row each, by the constants from number `first` on."""
     hashed: Words = values ^ constants[first : first + count]
     hashed *= constants[first + 1 : first + count + 1]
     hashed ^= hashed >> _SHIFT
@@ -53,8 +54,11 @@ def _mixed(x: Words, y: Words) -> Words:
 
 
 def generator_states(entropy: Words) -> list[State]:
-    """PCG64's (state, inc) for each column of `entropy` [words, n], the words that SeedSequence gathers: its entropy,
-    low words first, filled up with zeros to 4 where there is a spawn key, and the spawn key's."""
+    """Return PCG64's (state, inc) for each column of `entropy` [words, n].
+
+    A column has the words that SeedSequence gathers: its entropy, low words first, filled up with zeros to 4 if there
+    is a spawn key, and then the spawn key.
+    """
     words = len(entropy)
     if not _POOL <= words <= _MOST_WORDS:
         raise ValueError(f"got {words} words of entropy, expected {_POOL} to {_MOST_WORDS}")
@@ -76,7 +80,7 @@ def generator_states(entropy: Words) -> list[State]:
 
 
 class Rewound:
-    """One generator that is set to one state after the other."""
+    """One generator that is set to one state after another."""
 
     def __init__(self) -> None:
         self._bits = np.random.PCG64(0)
@@ -85,13 +89,13 @@ class Rewound:
         self._outer: Any = {"bit_generator": "PCG64", "state": self._inner, "has_uint32": 0, "uinteger": 0}
 
     def at(self, state: State) -> np.random.Generator:
-        """`state` is one of `generator_states`, or what `state` gave."""
+        """Set the generator to a state, one of `generator_states` or of `state()`, and return it."""
         self._inner["state"], self._inner["inc"] = state
         self._bits.state = self._outer
         return self._generator
 
     def state(self) -> State:
-        """Where it is now; of no use after draws of 32 bits, of which one may be left over."""
+        """Return the present state. It is of no use after draws of 32 bits, because one of these may be left over."""
         inner: Any = self._bits.state["state"]
         return inner["state"], inner["inc"]
 
@@ -104,14 +108,14 @@ class Streams:
         self._rewound = Rewound()
 
     def random(self, i: int, draws: int) -> list[float]:
-        """The next ones of generator i: the same however many are asked for at a time."""
+        """Return the next `draws` of generator i: the same ones, however many are asked for at a time."""
         drawn: list[float] = self._rewound.at(self._states[i]).random(draws).tolist()
         self._states[i] = self._rewound.state()
         return drawn
 
 
 def entropy_of_spawned(seed: int, count: int, purpose: int) -> Words:
-    """The words of SeedSequence(seed, spawn_key=(i, purpose)), for i below `count` and any seed of 0 or more."""
+    """Return the words of SeedSequence(seed, spawn_key=(i, purpose)), for i below `count` and any seed of 0 or more."""
     if seed < 0:
         raise ValueError(f"got the seed {seed}, expected 0 or more")
     own = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), _POOL * 32), 32)]

@@ -1,16 +1,17 @@
 """Measured devices from a file, one row each.
 
-Two forms, told apart by the names of their columns (CSV) or fields (JSON: an object of client -> fields, or a list):
+There are two forms. The names of the columns (CSV) or fields (JSON: an object of client -> fields, or a list) tell them
+apart:
 
 fedmq's own         example_s, down_bytes_per_s, up_bytes_per_s, examples, on_intervals, period_s
 FedScale's          computation (ms to infer one sample; training costs three times that, as FedScale counts it) and
                     communication (kbit/s, down and up alike) of its client_device_capacity; active, inactive (lists of
                     seconds at which the device turns on and off) and finish_time of its client_behave_trace
-                    (Lai et al. 2022, "FedScale"; docs of SymbioticLab/FedScale): two files, which `joined` has as one
+                    (Lai et al. 2022, "FedScale"; docs of SymbioticLab/FedScale): two files, which `joined` merges
 
-Any column may be missing; an empty cell leaves the population's law in place. `on_intervals` is "0-3600 7200-9000",
-repeated every `period_s`. FedScale ships these files as pickles, which can run code as they are read and are therefore
-not read here: one line turns one into JSON, `json.dump(pickle.load(open(a, "rb")), open(b, "w"))`.
+Any column may be missing. An empty cell leaves the population's law in place. `on_intervals` is "0-3600 7200-9000",
+repeated every `period_s`. FedScale ships these files as pickles. A pickle can run code while it is read, so none is
+read here. One line turns one into JSON: `json.dump(pickle.load(open(a, "rb")), open(b, "w"))`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fedmq.schemas.errors import InputError, shown
 
 TRAINING_COSTS_OF_INFERENCE = 3.0
 """FedScale's factor from a forward pass to a training step (forward, and backward at twice its cost)."""
+PICKLES = 'Turn FedScale\'s pickles into JSON: json.dump(pickle.load(open(a, "rb")), open(b, "w"))'
 _BYTES_PER_KBIT = 1024 / 8
 OWN = ("example_s", "down_bytes_per_s", "up_bytes_per_s", "examples", "on_intervals", "period_s")
 FEDSCALE = ("computation", "communication", "active", "inactive", "finish_time")
@@ -36,19 +38,22 @@ _IGNORED = ("participant_id", "client", "client_id", "duration", "model")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What is known of one device; None where the population's laws decide."""
+    """The measurements of one device. The population's laws decide what is None."""
 
     example_s: float | None = None
     down_bytes_per_s: float | None = None
     up_bytes_per_s: float | None = None
     examples: float | None = None
     on_intervals: tuple[tuple[float, float], ...] = ()
-    """Disjoint and rising, within one period; none: always on."""
+    """Times of being on (begin, end) in s, disjoint and rising, within one period. Without any it is always on."""
     period_s: float = math.inf
 
     def turns(self) -> Iterator[tuple[bool, float]]:
-        """Off and on by turns from 0 s on, and until when each is; some have no length. Times are made from the numbers
-        of the period and the interval: sums of sums would miss the edges by their last bits, and stand still there."""
+        """Yield (on, end in s) for each turn from 0 s on. Some turns have no length.
+
+        Each time is computed from the numbers of the period and the interval. Sums of sums would miss the ends by their
+        last bits, and stand still there.
+        """
         for cycle in itertools.count():
             start = cycle * self.period_s if cycle else 0.0
             for begin, end in self.on_intervals:
@@ -60,20 +65,20 @@ class Device:
 
 
 def joined(parts: Sequence[Device]) -> Device:
-    """What several files say of one device: of each thing what the first says that knows it."""
+    """Merge the parts of one device that several files have. The first file that has a value decides it."""
     if len(parts) == 1:
         return parts[0]
     found: dict[str, Any] = {}
     for part in parts:
         own = {f.name: getattr(part, f.name) for f in fields(part)}
-        if not part.on_intervals and math.isinf(part.period_s):  # with a period it is on for all of it
+        if not part.on_intervals and math.isinf(part.period_s):  # a period alone means that it is on for all of it
             del own["on_intervals"], own["period_s"]
         found |= {name: value for name, value in own.items() if value is not None and name not in found}
     return Device(**found)
 
 
 def read_traces(path: Path) -> tuple[Device, ...]:
-    """The devices of a .csv or .json file, in its order. Raises InputError naming the first mistake and its row."""
+    """Read the devices of a .csv or .json file, in its order. Raises InputError with the first mistake and its row."""
     try:
         if path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
@@ -82,7 +87,7 @@ def read_traces(path: Path) -> tuple[Device, ...]:
             content = json.loads(path.read_text(encoding="utf-8"))
             rows = list(content.values()) if isinstance(content, dict) else content
         else:
-            raise InputError(f"{path}: a trace is a .csv or a .json file (FedScale's pickles: see studies/traces.py)")
+            raise InputError(f"{path}: a trace is a .csv or a .json file. {PICKLES}")
     except FileNotFoundError:
         raise InputError(f"There is no trace file {path}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as e:
@@ -95,7 +100,7 @@ def read_traces(path: Path) -> tuple[Device, ...]:
 def _device(row: Any, place: str) -> Device:
     if not isinstance(row, Mapping):
         raise InputError(f"{place} is {shown(row)}, expected an object of fields")
-    if None in row:  # where csv puts what is beyond the columns
+    if None in row:  # csv puts cells beyond the columns there
         raise InputError(f"{place} has more cells than there are columns")
     unknown = sorted(str(name) for name in row if name not in {*OWN, *FEDSCALE, *_IGNORED})
     if unknown:
@@ -138,8 +143,8 @@ def _intervals(row: Mapping[str, Any], place: str) -> tuple[tuple[float, float],
             found = [_span(word) for word in str(row.get("on_intervals") or "").split()]
     except (TypeError, ValueError):
         raise InputError(
-            f'{place}: the times of being on cannot be read; expected on_intervals like "0-3600 7200-9000", or active '
-            "and inactive lists of one length"
+            f'{place}: the times of being on cannot be read; expected on_intervals like "0-3600 7200-9000", or lists '
+            "active and inactive of the same length"
         ) from None
     edges = [edge for span in found for edge in span]
     if not edges and isinstance(row.get("active"), list):
@@ -155,5 +160,5 @@ def _span(word: str) -> tuple[float, float]:
 
 
 def _seconds(value: Any) -> list[float]:
-    """A list of numbers; in a CSV cell they are separated by spaces."""
+    """Return a list of numbers. Spaces separate them in a CSV cell."""
     return [float(v) for v in (value.split() if isinstance(value, str) else value)]

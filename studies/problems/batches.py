@@ -14,27 +14,27 @@ from fedmq.studies.population.deals import Rows
 
 @dataclass(frozen=True, slots=True)
 class CohortRows:
-    """The batches of a cohort, all padded to one shape with the participant's own first row."""
+    """The batches of a cohort, padded to one shape with each participant's own first row."""
 
     rows: Rows
-    """[steps, participants, batch_size]."""
+    """Rows of the examples, [steps, participants, batch_size]."""
     real: Rows
-    """How many of each batch are real, [steps, participants]; 0 where a participant has no such step."""
+    """Number of real rows in each batch, [steps, participants]; 0 if a participant has no such step."""
     steps: Rows
-    """Of each participant."""
+    """Number of steps of each participant, [participants]."""
     last_epoch: Rows
-    """The step with which each participant's last epoch begins."""
+    """Step with which each participant's last epoch begins, [participants]."""
 
 
 def cohort_rows(cohort: Sequence[tuple[Rows, TrainingConfig]], batch_size: int) -> CohortRows:
-    """For participants that share one batch size. Each must have an example."""
+    """Lay out the batches of participants that share one batch size. Each must have an example."""
     counts = np.array([len(rows) for rows, _ in cohort], np.int64)
     an_epoch = -(-counts // batch_size)
     wanted = np.array([config.epochs for _, config in cohort], np.int64) * an_epoch
     limits = [wanted[i] if c.max_steps is None else min(wanted[i], c.max_steps) for i, (_, c) in enumerate(cohort)]
     steps = np.array(limits, np.int64)
     longest = int(steps.max())
-    # Only the last batch of an epoch is short: an epoch is its examples in order, then padding.
+    # Only the last batch of an epoch is short, so an epoch is its examples in order, and then padding.
     begun, each, seeds = -(-steps // an_epoch), counts.tolist(), [config.seed for _, config in cohort]
     examples = np.zeros((len(cohort), counts.max()), np.int64)
     for own, (mine, _) in zip(examples, cohort, strict=True):

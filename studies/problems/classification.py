@@ -28,18 +28,18 @@ class Softmax(Value):
 
     name: Literal["softmax"] = "softmax"
     data: str
-    """An .npz file with x_train, y_train, x_test and y_test; bytes are taken as 0 to 255 and scaled to 0 to 1."""
+    """An .npz file with x_train, y_train, x_test and y_test. Bytes are scaled from 0 to 255 to 0 to 1."""
     deal_by: AnyDeal = Iid()
-    """How a participant's `examples` are chosen."""
+    """Way in which a participant's `examples` are chosen."""
     validation_part: Part = 0.0
-    """Of the training examples: kept from all participants, and evaluated on in place of the test set. What trials of
-    the tuning have."""
+    """Part of the training examples that is kept from all participants, and evaluated on in place of the test set. The
+    trials of the tuning have one."""
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    """What is measured of it."""
+    """Metrics of an evaluation."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What it reads."""
+        """Files that the problem reads."""
         return (self.data,)
 
     def deal(self, members: Sequence[Member], seed: int) -> SoftmaxFederation:
@@ -51,13 +51,15 @@ class Softmax(Value):
         return SoftmaxFederation(_features(x), labels, rows, classes, (_features(x_test), class_numbers(y_test)))
 
     def for_tuning(self, part: float) -> tuple[Softmax, str]:
-        """See studies.problems.problem.ForTuning."""
+        """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         return self.model_copy(update={"validation_part": part}), KEPT_BACK.format(part=part)
 
 
 def load_arrays(path: Path) -> tuple[npt.NDArray[Any], ...]:
-    """x_train, y_train, x_test and y_test as the file has them. Raises InputError where they do not fit each other, or
-    are not numbers."""
+    """Read x_train, y_train, x_test and y_test as the file has them.
+
+    Raises InputError if they do not fit each other or are not numbers.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file.files]
@@ -82,7 +84,7 @@ def load_arrays(path: Path) -> tuple[npt.NDArray[Any], ...]:
 
 
 def validated(arrays: tuple[npt.NDArray[Any], ...], part: float, seed: int) -> tuple[npt.NDArray[Any], ...]:
-    """`load_arrays`'s, with a random part of the training examples in the place of the test set's, and only there."""
+    """Move a random part of the training examples into the place of the test set. `arrays` come from `load_arrays`."""
     x, y = arrays[:2]
     if not part or len(x) < 2:
         return arrays
@@ -93,7 +95,7 @@ def validated(arrays: tuple[npt.NDArray[Any], ...], part: float, seed: int) -> t
 
 
 def class_numbers(y: npt.NDArray[Any]) -> Rows:
-    """Labels as int64 [n]. Raises InputError where they are not class numbers from 0."""
+    """Return labels as int64 [n]. Raises InputError if they are not class numbers from 0."""
     flat = y.reshape(len(y), -1)
     if flat.shape[1] != 1 or flat.dtype.kind not in "iufb":
         raise InputError(f"labels are {list(y.shape)} of {y.dtype}, expected one class number for each example")

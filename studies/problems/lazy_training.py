@@ -1,8 +1,8 @@
-"""Lazy training: nothing is trained before somebody needs its result, and then everything is that can be.
+"""Lazy training: nothing is trained before its result is needed. Then everything is trained that can be.
 
 A task's result is needed when its update arrives. At that moment all trainings in flight that have not been computed
 are computed together, as one cohort, each from the version that it started from. A version's arrays live as long as a
-training that has not been computed refers to them: Python's own reference counts are the snapshots' counts.
+training that has not been computed refers to them: Python's own reference counts keep the snapshots.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fedmq.schemas.tensors import check_finite
 
 
 class Job(NamedTuple):
-    """One training to be done."""
+    """One training to do."""
 
     participant: int
-    """Its index in the population."""
+    """Index of the participant in the population."""
     base: Parameters
     config: TrainingConfig
     correction: Parameters | None = None
-    """To be added to each gradient (SCAFFOLD); all of a cohort have one, or none has."""
+    """Tensors to add to each gradient (SCAFFOLD). Either all jobs of a cohort have one, or none has."""
 
 
 class Trained(NamedTuple):
-    """What came out of it. The arrays may be parts of the cohort's own."""
+    """The result of a job. Its arrays may be parts of the cohort's own arrays."""
 
     parameters: Parameters
     num_examples: int
@@ -43,40 +43,41 @@ class Trained(NamedTuple):
 
 
 class Backend(Protocol):
-    """Something that trains cohorts.
+    """The part of a problem that trains cohorts.
 
-    One that has an integer `at_once` is given no more jobs than that at a time. One that has `train_deltas` as well,
-    the same with y - base in the parameters' place, is asked for these where they are what is sent.
+    A backend with an integer `at_once` gets no more jobs than that at a time. A backend may also have `train_deltas`,
+    which returns y - base in place of the parameters. It is called if updates carry deltas.
     """
 
     @property
     def name(self) -> str:
-        """For the report."""
+        """Name for the report."""
 
     def train(self, jobs: Sequence[Job]) -> Sequence[Trained]:
-        """The results in the order of the jobs.
+        """Return the results in the order of the jobs.
 
-        A job's result must not depend, by a single bit, on which others are in the cohort.
+        No bit of a job's result may depend on which other jobs are in the cohort.
         """
 
 
 class Result(NamedTuple):
-    """A trained job as its update carries it."""
+    """A trained job, as its update carries it."""
 
     payload: Parameters
     num_examples: int
     num_steps: int
     metrics: Mapping[str, float]
     memory: str | None = None
-    """The mark of the memory that it was made from (`Update.memory`)."""
+    """Mark of the method's memory that it was made from (`Update.memory`)."""
     remembered: Mapping[str, Any] | None = None
-    """What its participant remembers once it is accepted."""
+    """The method's memory that its participant has once the update is accepted."""
     finite: bool = True
-    """False where the training diverged."""
+    """False if the training diverged."""
 
 
 class LazyTraining:
-    """The trainings in flight, by the number that the caller gives each, and what participants remember."""
+    """The trainings in flight, by the number that the caller gives each, and the method's memory of each
+    participant."""
 
     def __init__(self, backend: Backend, reply: Reply) -> None:
         self._reply = reply
@@ -92,7 +93,7 @@ class LazyTraining:
         self.trained = 0
 
     def add(self, number: int, participant: int, tensors: Parameters, config: TrainingConfig) -> None:
-        """A task of these tensors has gone to a participant."""
+        """Note that a task with these tensors has gone to a participant."""
         if self._plain:
             self._waiting[number] = (Job(participant, tensors, config), None)
             return
@@ -100,23 +101,23 @@ class LazyTraining:
         self._waiting[number] = (Job(participant, start.parameters, config, start.correction), start)
 
     def drop(self, number: int) -> None:
-        """Its result will not be needed."""
+        """Forget a training whose result will not be needed."""
         if self._waiting.pop(number, None) is None:
             self._done.pop(number, None)
 
     def result(self, number: int) -> Result:
-        """Compute whatever is waiting if this one is; each result is given out once."""
+        """Return a result, once. If it has not been computed, everything that is waiting is computed now."""
         if number in self._waiting:
             self._compute()
         return self._done.pop(number)
 
     def sent(self, update_id: str, participant: int, result: Result) -> None:
-        """It is on its way to the coordinator."""
+        """Note that an update is on its way to the coordinator."""
         if result.remembered is not None:
             self._unsettled[update_id] = (participant, Memory(update_id, result.remembered))
 
     def settled(self, update_id: str, accepted: bool) -> None:
-        """Its receipt: a memory moves on an accepting one only."""
+        """Note an update's receipt. The method's memory moves only if the update was accepted."""
         participant, remembered = self._unsettled.pop(update_id, (0, None))
         if accepted and remembered is not None:
             self._memories[participant] = remembered
@@ -126,9 +127,9 @@ class LazyTraining:
         self.cohorts += 1
         self.trained += len(waiting)
         numbers, tasks = list(waiting), list(waiting.values())
-        # Parts of about one size: what a part made is looked at while it is in the processor's caches.
+        # Parts of about one size: the results of a part are used while they are in the processor's caches.
         size = math.ceil(len(tasks) / math.ceil(len(tasks) / (self._at_once or len(tasks))))
-        with np.errstate(over="ignore", invalid="ignore"):  # `finite` says it
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` reports it
             for first in range(0, len(tasks), size):
                 part = tasks[first : first + size]
                 trained = self._train([job for job, _ in part])
@@ -143,7 +144,7 @@ class LazyTraining:
             layout, x, y = base.layout, base.block, local.block
             if self._reply == "delta" and layout is local.layout and x is not None and y is not None and x.itemsize > 2:
                 assert layout is not None
-                delta = Parameters.in_block(layout, np.subtract(y, x), base.non_trainable)  # as `make` has it
+                delta = Parameters.in_block(layout, np.subtract(y, x), base.non_trainable)  # as `make` computes it
                 return Result(delta, *trained[1:], finite=_is_finite(delta))
             start = Start(base, {}, None, None)
         return _made(make(self._reply, start, local, trained.num_steps, job.config), start, trained)
@@ -162,14 +163,14 @@ def _made(made: Made, start: Start, trained: Trained) -> Result:
 
 
 def stacked_corrections(jobs: Sequence[Job], name: str) -> npt.NDArray[Any] | None:
-    """A tensor's corrections of a cohort, [jobs, ...]; None where the method has none."""
+    """Stack a tensor's corrections of a cohort, [jobs, ...]; None if the method has none."""
     corrections = [job.correction for job in jobs]
     return None if corrections[0] is None else np.stack([c[name] for c in corrections if c is not None])
 
 
 def _is_finite(payload: Parameters) -> bool:
     block = payload.block
-    # The sum of squares is one pass, and finite only if all values are. Where they are it may overflow: look at each.
+    # The sum of squares takes one pass, and is finite only if all values are. If it overflows, look at each value.
     if block is not None and block.dtype.char in "fd" and math.isfinite(np.dot(block, block)):
         return True
     try:
@@ -180,7 +181,7 @@ def _is_finite(payload: Parameters) -> bool:
 
 
 def _own(payload: Parameters) -> Parameters:
-    """Without arrays that are parts of larger ones, which they would keep alive until the slowest has finished."""
+    """Copy arrays that are parts of larger ones. They would keep these alive until the slowest task has finished."""
     if payload.block is not None and payload.block.base is None:
         return payload
     if all(a.base is None for a in payload.values()):

@@ -1,7 +1,7 @@
-"""Quadratics with a known optimum: f_i(x) = h_i/2·‖x - c_i‖², the problem on which theory can be checked exactly.
+"""Quadratics with a known optimum, f_i(x) = h_i/2·‖x - c_i‖²: a problem on which theory can be checked exactly.
 
-An epoch is one gradient step, so that a task of Q epochs with learning rate η gives
-y = c_i + (1 - ηh_i)^Q·(x - c_i). All in float64. Where strategies converge to
+An epoch is one gradient step, so a task of Q epochs with learning rate η gives y = c_i + (1 - ηh_i)^Q·(x - c_i). All
+numbers are float64. Strategies converge to one of these optima:
 
     unbiased       Σ h_i c_i / Σ h_i            (one step a task; the minimum of Σ f_i)
     speed-biased   Σ λ_i a_i c_i / Σ λ_i a_i     a_i = 1 - (1 - ηh_i)^Q, λ_i = 1/E[T_i] updates a second
@@ -29,7 +29,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Quadratics(Value):
-    """Curvatures from a law; optima normal around 0, the first coordinate by the participant's label position."""
+    """Quadratics with curvatures from a law, and optima that are normal around 0.
+
+    The first coordinate of an optimum follows from the participant's label position.
+    """
 
     name: Literal["quadratics"] = "quadratics"
     dimension: Annotated[int, Field(ge=1, le=1_000_000)] = 1
@@ -39,13 +42,13 @@ class Quadratics(Value):
     noise: NonNegative = 0.0
     """Standard deviation of the normal noise on each coordinate of a gradient."""
     start: Finite = 0.0
-    """Each coordinate of the model at the start. 0 is where the optima are on average: whoever hardly moves is close to
-    the best one, and step sizes that are tuned for too short a run are too small."""
+    """Value of each coordinate of the model at the start. 0 is the mean of the optima: a model that hardly moves is
+    close to the best one, so step sizes that are tuned for too short a run come out too small."""
     metrics: ClassVar[tuple[str, ...]] = ("loss", "distance")
-    """What is measured of it."""
+    """Metrics of an evaluation."""
 
     def for_tuning(self, part: float) -> tuple[Quadratics, str]:  # noqa: ARG002
-        """See studies.problems.problem.ForTuning."""
+        """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         return self, "participants and examples of the tuning's own seeds"
 
     def deal(self, members: Sequence[Member], seed: int) -> QuadraticFederation:
@@ -62,7 +65,7 @@ class Quadratics(Value):
 
 
 class QuadraticFederation:
-    """Given curvatures [participants] and optima [participants, dimension]; `name` of the one tensor is "x"."""
+    """Quadratics with curvatures [participants] and optima [participants, dimension]. The one tensor is called "x"."""
 
     evaluates = True
 
@@ -81,7 +84,7 @@ class QuadraticFederation:
         self.backend = QuadraticCohort(curvatures, optima, self.num_examples, noise)
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
-        """The mean of all f_i, and the distance to where it is least."""
+        """Return the mean of all f_i (loss), and the distance to its minimum."""
         x = parameters["x"]
         squares = np.square(x - self.optima).sum(axis=1)
         return {
@@ -90,18 +93,18 @@ class QuadraticFederation:
         }
 
     def optimum(self) -> Vector:
-        """The minimum of the mean of all f_i."""
+        """Return the minimum of the mean of all f_i."""
         return weighted_mean(self.curvatures, self.optima)
 
     def speed_biased(self, updates_per_s: Vector, learning_rate: float, steps: int) -> Vector:
-        """Where asynchronous aggregation without correction settles (see the module docstring)."""
+        """Return the point where asynchronous aggregation without correction settles (see the module docstring)."""
         pull = 1.0 - (1.0 - learning_rate * self.curvatures) ** steps
         return weighted_mean(updates_per_s * pull, self.optima)
 
 
 @dataclass(frozen=True, slots=True)
 class QuadraticCohort:
-    """Gradient descent for a whole cohort, one array operation a step."""
+    """Gradient descent for a whole cohort, with one array operation for each step."""
 
     curvatures: Vector
     optima: Vector
@@ -137,5 +140,5 @@ class QuadraticCohort:
 
 
 def weighted_mean(weights: Vector, points: Vector) -> Vector:
-    """Σ w_i p_i / Σ w_i over the rows of `points`."""
+    """Return Σ w_i p_i / Σ w_i over the rows of `points`."""
     return np.asarray(weights @ points / weights.sum())

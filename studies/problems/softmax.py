@@ -1,5 +1,7 @@
-"""Softmax regression, trained by compiled loops (studies.problems.softmax_kernel): W [classes, features] and b
-[classes] in float32, each participant by itself."""
+"""Softmax regression, trained by compiled loops (studies.problems.softmax_kernel).
+
+The model is W [classes, features] and b [classes], in float32. Each participant is trained by itself.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,9 @@ from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
 
 AT_ONCE = 25
-"""Participants at a time: their models stay in the processor's second-level cache until they have become updates."""
-
+"""Participants at a time. Their models stay in the processor's second-level cache until they are updates."""
 NO_LIMIT = 2**62
-"""Steps."""
+"""Steps of a task that has no limit on them."""
 if TYPE_CHECKING:
     from fedmq.studies.problems import softmax_kernel
 
@@ -30,9 +31,9 @@ _Settings = tuple[int, int, int | None, float | None, float]
 
 
 class SoftmaxFederation:
-    """`x` [examples, features] float32 and `y` [examples] class numbers, of which participant i has `rows[i]`.
+    """`x` [examples, features] in float32 and class numbers `y` [examples]. Participant i has `rows[i]` of them.
 
-    `test`: (x, y) for the central evaluation, or None for none.
+    `test` is (x, y) for the central evaluation; None for no evaluation.
     """
 
     def __init__(
@@ -62,8 +63,7 @@ class SoftmaxFederation:
 
 
 class SoftmaxCohort:
-    """Plain SGD on the mean cross-entropy of each batch, with FedProx's pull and a method's correction
-    where they are asked for."""
+    """Plain SGD on the mean cross-entropy of each batch, with FedProx's pull and a method's correction if asked for."""
 
     name = "compiled loops, softmax regression"
     at_once = AT_ONCE
@@ -104,7 +104,7 @@ class SoftmaxCohort:
             own.append(settings.setdefault(asked, len(settings)))
             if id(base) not in bases:
                 block = _block_of(base, self._layout)
-                bases[id(base)] = block, _address(block)  # and so it stays where it is
+                bases[id(base)] = block, _address(block)  # the reference keeps it at its address
             starts.append(bases[id(base)][1])
             result = np.empty(size, np.float32)
             results.append(result)
@@ -120,7 +120,7 @@ class SoftmaxCohort:
         ]
 
     def _table(self, settings: Iterable[_Settings]) -> softmax_kernel.Settings:
-        """Raises InputError where there is no learning rate."""
+        """Return the settings as arrays. Raises InputError if there is no learning rate."""
         batch_sizes, epochs, max_steps, rates, mus = zip(*settings, strict=True)
         if None in rates:
             raise InputError("training.learning_rate is not set: softmax regression has no default, give one")
@@ -134,7 +134,7 @@ class SoftmaxCohort:
 
 
 def _corrections(jobs: Sequence[Job]) -> Floats:
-    """What a method adds to the gradients, [jobs, size]; or of no jobs."""
+    """Return the tensors that a method adds to the gradients, [jobs, size]; of no jobs if it adds nothing."""
     w, b = (stacked_corrections(jobs, name) for name in ("w", "b"))
     if w is None or b is None:
         return np.empty((0, 0), np.float32)
@@ -142,7 +142,7 @@ def _corrections(jobs: Sequence[Job]) -> Floats:
 
 
 def _check(examples: softmax_kernel.Examples) -> None:
-    """Raise InputError for numbers out of their range: compiled loops would touch memory that is not theirs."""
+    """Raise InputError for numbers out of their range: compiled loops would touch memory that is not their own."""
     ranges = (("labels", examples.y, examples.classes), ("rows", examples.rows, min(len(examples.x), len(examples.y))))
     for what, numbers, end in ranges:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < end:
@@ -150,10 +150,12 @@ def _check(examples: softmax_kernel.Examples) -> None:
 
 
 def _block_of(parameters: Parameters, layout: Layout) -> Floats:
-    """All of a model in one array, as `layout` has it: what compiled loops are to find at its address. Raises
-    InputError for a model of another size."""
+    """Return the whole model in one array, in the order of `layout`. Compiled loops read it at its address.
+
+    Raises InputError for a model of another size.
+    """
     if parameters.layout is layout and parameters.block is not None:
-        block = np.ascontiguousarray(parameters.block, np.float32)  # itself, but where a strategy took other numbers
+        block = np.ascontiguousarray(parameters.block, np.float32)  # no copy, unless a strategy changed the type
     else:
         block = np.concatenate([parameters[name].ravel() for name in layout.names], dtype=np.float32)
     if block.size != layout.size:

@@ -1,16 +1,19 @@
-"""The steps of softmax regression as compiled loops: one participant after the other, each batch's rows read where they
-are, so that what numpy would write between two of its calls stays in the processor's registers and first cache.
+"""The steps of softmax regression as compiled loops. Participants are trained one after the other, and each batch's
+rows are read in place. So intermediate results, which numpy would write to memory between two calls, stay in the
+processor's registers and first cache.
 
-Where a task goes through its few examples many times, it is done in its dual form: SGD from (W₀, b₀) on the n examples
-X of a participant never leaves the span of their gradients. After any steps W = W₀ - AᵀX and b = b₀ - Aᵀ1, where a row
-of A [n, classes] is what an example has had so far (the step's rate, times its share of the batch, times its residual
-p - y). So its scores are X W₀ᵀ + b₀ - (XXᵀ + 1) A, and between the first product with X and the last nothing is as long
-as a model: the kernel form of a linear model's gradient descent (Kivinen, Smola and Williamson 2004, "Online learning
-with kernels"). Which form a task takes follows from its own settings and examples alone.
+A task that goes through few examples many times is done in its dual form. SGD from (W₀, b₀) on the n examples X of a
+participant never leaves the span of their gradients. After any number of steps W = W₀ - AᵀX and b = b₀ - Aᵀ1, with
+A [n, classes]. A row of A is the sum of an example's steps so far (the step's rate, times its share of the batch, times
+its residual p - y). So the scores are X W₀ᵀ + b₀ - (XXᵀ + 1) A, and nothing between the first product with X and the
+last one is as long as a model. This is the kernel form of a linear model's gradient descent (Kivinen, Smola and
+Williamson 2004, "Online learning with kernels"). The form of a task follows from its own settings and examples alone.
 
-Five examples and two classes at a time share what they read. Sums may be taken in any order (`reassoc`) and products
-added in one rounding (`contract`), which lets the processor's vectors be used; infinities and NaNs stay what they are.
-A participant's numbers are made by the same instructions whoever else is trained in the call.
+Five examples and two classes at a time share the numbers that they read. Sums may be taken in any order (`reassoc`) and
+products added in one rounding (`contract`), so that the compiler can use the processor's vectors. Infinities and NaNs
+stay what they are. A participant's numbers are made by the same instructions, whoever else is trained in the call.
+
+The file is one kernel, so it stays whole.
 """
 
 from __future__ import annotations
@@ -34,30 +37,30 @@ Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 MOST_DUAL_EXAMPLES = 1024
-"""Of one participant: its Gram matrix has as many numbers squared."""
+"""Most examples of one participant in the dual form. Its Gram matrix has as many numbers squared."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 TILE = 5
-"""Examples that go through the loops together; those left over go one by one."""
+"""Examples that go through the loops together. The rest go one by one."""
 
 
 class Examples(NamedTuple):
-    """Of all participants."""
+    """The examples of all participants."""
 
     x: Floats
-    """[examples, features]."""
+    """Inputs, [examples, features]."""
     y: Numbers
     """Class numbers, [examples]."""
     rows: Numbers
-    """Which examples are whose, one participant's after the other's."""
+    """Places of the participants' examples, one participant's after another's."""
     firsts: Numbers
-    """Where a participant's begin in `rows`, and after the last one the end, [participants + 1]."""
+    """Place in `rows` where each participant begins, and the end after the last one, [participants + 1]."""
     classes: int
 
 
 class Settings(NamedTuple):
-    """The different settings of the trainings to be done, each [settings]."""
+    """The different settings of the trainings to do, each [settings]."""
 
     batch_sizes: Numbers
     epochs: Numbers
@@ -65,29 +68,29 @@ class Settings(NamedTuple):
     rates: Floats
     """Learning rates."""
     pulls: Floats
-    """What a step takes of the distance to the start."""
+    """Part of the distance to the start that each step takes back."""
 
 
 class Plan(NamedTuple):
-    """Trainings to be done, each [jobs]. Weights are W [classes, features] and then b [classes], in one block."""
+    """Trainings to do, each [jobs]. Weights are W [classes, features] and then b [classes], in one block."""
 
     participants: Numbers
     seeds: Numbers
-    """Of the orders of examples."""
+    """Seeds of the orders of examples."""
     settings: Numbers
-    """Whose place in `Settings`."""
+    """Places in `Settings`."""
     starts: Numbers
-    """The addresses of the weights that they start from."""
+    """Addresses of the weights that the trainings start from."""
     results: Numbers
-    """The addresses of memory for the results."""
+    """Addresses of memory for the results."""
 
 
 def _compiled(function: _Function) -> _Function:
-    """By numba, kept on disk where there is a place for it: compiling takes seconds, in each process of a study."""
+    """Compile by numba. The code is kept on disk if possible: compiling takes seconds in each process of a study."""
     options: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
     try:
         return cast(_Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # neither this folder nor the user's can be written to
+    except RuntimeError:  # neither this folder nor the user's own is writable
         return cast(_Function, numba.njit(**options)(function))
 
 
@@ -100,17 +103,17 @@ def _typed_pointer(_: Any, address: Any) -> Any:
 
 _FLOAT32_POINTER: Any = types.CPointer(types.float32)  # type: ignore[no-untyped-call]
 _pointer: Any = intrinsic(_typed_pointer)
-"""In compiled code: an address as a pointer to float32 numbers."""
+"""Pointer to float32 numbers at an address, for compiled code."""
 
 
 @_compiled
 def train(
     examples: Examples, settings: Settings, plan: Plan, corrections: Floats, deltas: bool, steps: Numbers
 ) -> npt.NDArray[np.float64]:
-    """Do the trainings; returns the mean losses of their last epochs, [jobs].
+    """Do the trainings, and return the mean losses of their last epochs, [jobs].
 
-    `corrections` are what each step takes beside, [jobs, size] or of no jobs. The results are the weights or, where
-    `deltas` is set, what they are less the start's; `steps` [jobs] takes how many there were.
+    Each step takes away the `corrections` as well, [jobs, size] or of no jobs. The results are the weights, or the
+    weights minus those of the start if `deltas` is set. `steps` [jobs] receives the number of steps.
     """
     features, jobs = examples.x.shape[1], len(steps)
     weights = examples.classes * features
@@ -157,7 +160,7 @@ def _steps(
     pull: np.float32,
     correction: Floats,
 ) -> float:
-    """Of the weights `mine`, W and then b; returns the mean loss of the last epoch."""
+    """Do the steps on the weights `mine` (W and then b), and return the mean loss of the last epoch."""
     classes, features = examples.classes, examples.x.shape[1]
     w, b = mine[: classes * features].reshape(classes, features), mine[classes * features :]
     z, batch = np.empty((size, classes), np.float32), np.empty(size, np.int64)
@@ -193,7 +196,7 @@ def _steps(
 
 @_compiled
 def _dual_costs_less(passes: int, count: int, classes: int, features: int) -> bool:
-    """Multiplications, of `passes` examples gone through in all, `count` different ones."""
+    """Compare multiplications, for `passes` examples gone through in all, `count` of them different."""
     dual = count * features * (2 * classes + count // 2) + passes * count * classes
     return count <= MOST_DUAL_EXAMPLES and dual < 2 * passes * features * classes
 
@@ -210,7 +213,7 @@ def _dual_steps(
     w: Floats,
     b: Floats,
 ) -> float:
-    """As `_steps`, by what each example has had of the steps so far."""
+    """Do what `_steps` does, by the sum of each example's steps so far."""
     count = len(rows)
     z, batch = np.empty((size, examples.classes), np.float32), np.empty(size, np.int64)
     labels, spare = np.empty(count, np.int64), np.zeros(count, np.float32)
@@ -250,7 +253,7 @@ def _dual_steps(
 
 @_compiled
 def _gram(x: Floats, rows: Numbers) -> Floats:
-    """x[rows[i]] · x[rows[j]] + 1, [rows, rows]: the bias is a feature that is 1 for every example."""
+    """Return x[rows[i]] · x[rows[j]] + 1, [rows, rows]. The bias is a feature that is 1 for every example."""
     count = len(rows)
     gram = np.empty((count, count), np.float32)
     many = count // TILE * TILE
@@ -272,7 +275,7 @@ def _gram(x: Floats, rows: Numbers) -> Floats:
 
 @_compiled
 def _order(seed: int, epoch: int, words: Words) -> None:
-    """Make `words` the order of a task's examples, as participant.training.shuffling has it."""
+    """Fill `words` with the order of a task's examples, that of participant.training.shuffling."""
     place = _mixed(_mixed(np.uint64(seed) + _GAMMA) + np.uint64(epoch) * _GAMMA)
     for i in range(len(words)):
         words[i] = _mixed(place + np.uint64(i) * _GAMMA) & ~_LOWER | np.uint64(i)
@@ -292,7 +295,7 @@ def _mixed(word: np.uint64) -> np.uint64:
 
 @_compiled
 def _scores(x: Floats, picked: Numbers, w: Floats, z: Floats) -> None:
-    """z[i, c] = x[picked[i]] · w[c]."""
+    """Set z[i, c] = x[picked[i]] · w[c]."""
     many = len(picked) // TILE * TILE
     for i in range(0, many, TILE):
         p = picked[i : i + TILE]
@@ -307,7 +310,7 @@ def _scores(x: Floats, picked: Numbers, w: Floats, z: Floats) -> None:
 
 @_compiled
 def _gradients(z: Floats, y: Numbers, picked: Numbers, share: np.float32) -> float:
-    """Make the scores z the gradients of the cross-entropy, times `share`; returns its sum."""
+    """Turn the scores z into the gradients of the cross-entropy, times `share`, and return the cross-entropy's sum."""
     loss = 0.0
     for i in range(len(picked)):
         mine, label = z[i], y[picked[i]]
@@ -331,7 +334,7 @@ def _gradients(z: Floats, y: Numbers, picked: Numbers, share: np.float32) -> flo
 
 @_compiled
 def _subtract(x: Floats, picked: Numbers, z: Floats, w: Floats, spare: Floats) -> None:
-    """w[c] -= Σ z[i, c] x[picked[i]]. `spare` [features] is nobody's."""
+    """Do w[c] -= Σ z[i, c] x[picked[i]]. `spare` [features] takes a step that nobody needs."""
     many = len(picked) // TILE * TILE
     for i in range(0, many, TILE):
         p = picked[i : i + TILE]

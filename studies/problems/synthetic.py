@@ -1,4 +1,4 @@
-"""synthetic(α, β): softmax regressions whose models (α) and inputs (β) differ from participant to participant.
+"""synthetic(α, β): softmax regressions with models (α) and inputs (β) that differ from participant to participant.
 
 Li et al. 2020, "Federated Optimization in Heterogeneous Networks" (FedProx, arXiv:1812.06127), section 5.1. Participant
 k has
@@ -6,11 +6,11 @@ k has
     y = argmax softmax(W_k·x + b_k)     W_k, b_k ~ N(u_k, 1) entry by entry, u_k ~ N(0, α)
     x ~ N(v_k, Σ)                       Σ diagonal with Σ_jj = j^-1.2; v_k ~ N(B_k, 1) entry by entry, B_k ~ N(0, β)
 
-with 60 features and 10 classes. α and β are standard deviations, as in the authors' own generator (with which the
-published sets synthetic(0, 0), (0.5, 0.5) and (1, 1) were made). `iid`: one W, b ~ N(0, 1) for all, and x ~ N(0, Σ).
-As u_k is the same for all classes it adds u_k·(Σ x + 1) to each of them, and the argmax stays: α is there because the
-sets are named by it, but no label depends on it. What makes the models differ is that each W_k is drawn anew.
-The authors deal out 50 + LogNormal(4, 2) examples: here the population's `examples` decides.
+with 60 features and 10 classes. α and β are standard deviations, as in the authors' own generator, which made the
+published sets synthetic(0, 0), (0.5, 0.5) and (1, 1). With `iid` there is one W, b ~ N(0, 1) for all, and x ~ N(0, Σ).
+u_k is the same for all classes, so it adds u_k·(Σ x + 1) to each of them, and the argmax stays the same. α is there
+because the sets are named by it, but no label depends on it. The models differ because each W_k is drawn anew.
+The authors deal out 50 + LogNormal(4, 2) examples. Here the population's `examples` decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Array = npt.NDArray[Any]
 
 
 class Synthetic(Value):
-    """See the module docstring. Every participant keeps a part of its examples back; the test set is all of these."""
+    """The problem of the module docstring. Every participant keeps a part of its examples back. Together they are the
+    test set."""
 
     name: Literal["synthetic"] = "synthetic"
     alpha: NonNegative = 1.0
@@ -40,12 +41,12 @@ class Synthetic(Value):
     features: Annotated[int, Field(ge=1, le=100_000)] = 60
     classes: Annotated[int, Field(ge=2, le=10_000)] = 10
     test_part: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of what a participant has, beside its `examples` for training."""
+    """Part of a participant's data that is for the test. It comes on top of its `examples` for training."""
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    """What is measured of it."""
+    """Metrics of an evaluation."""
 
     def for_tuning(self, part: float) -> tuple[Synthetic, str]:  # noqa: ARG002
-        """See studies.problems.problem.ForTuning."""
+        """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         return self, "participants and examples of the tuning's own seeds"
 
     def deal(self, members: Sequence[Member], seed: int) -> SoftmaxFederation:
@@ -55,17 +56,17 @@ class Synthetic(Value):
     def examples(
         self, members: Sequence[Member], seed: int
     ) -> tuple[tuple[Array, Array], list[Array], tuple[Array, Array]]:
-        """(x, y) for training, the rows in it of each participant, and (x, y) for the test."""
+        """Return (x, y) for training, the rows in it of each participant, and (x, y) for the test."""
         shared = self._model(0.0, _generator(seed, 0, 1002)) if self.iid else None
-        found = [self._of_one(m, seed, shared) for m in members]
+        found = [self._drawn(m, seed, shared) for m in members]
         counts = [m.examples for m in members]
         ends = np.cumsum(counts)
         rows = [np.arange(end - count, end) for end, count in zip(ends.tolist(), counts, strict=True)]
         train = _joined([(x[:n], y[:n]) for (x, y), n in zip(found, counts, strict=True)])
         return train, rows, _joined([(x[n:], y[n:]) for (x, y), n in zip(found, counts, strict=True)])
 
-    def _of_one(self, member: Member, seed: int, shared: tuple[Array, Array] | None) -> tuple[Array, Array]:
-        """Those for training, then those for the test."""
+    def _drawn(self, member: Member, seed: int, shared: tuple[Array, Array] | None) -> tuple[Array, Array]:
+        """Draw one participant's examples: those for training, then those for the test."""
         rng = _generator(seed, member.index, 1000)
         u, center = self.alpha * rng.standard_normal(), self.beta * rng.standard_normal()
         w, b = shared or self._model(u, rng)

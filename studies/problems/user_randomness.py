@@ -1,4 +1,4 @@
-"""The process's own random numbers (Python's and numpy's), seeded while code of the user's runs that may draw them."""
+"""The process's own random numbers (Python's and numpy's), seeded while the user's code runs, which may draw some."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 
 INITIAL_MODEL, DATA, TRAINING = 1004, 1005, 1006
-"""What they are seeded for."""
+"""Purposes of the seeds."""
 
 
 @contextmanager
 def seeded(seed: int, purpose: int) -> Iterator[int]:
-    """Yields the number they were seeded with; afterwards they go on where they were."""
+    """Seed both generators, and yield the number they were seeded with. Afterwards they go on from where they were."""
     own = int(np.random.SeedSequence(seed, spawn_key=(purpose,)).generate_state(1)[0])
     before = random.getstate(), np.random.get_state()
     random.seed(own)

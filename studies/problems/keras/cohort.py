@@ -1,23 +1,23 @@
-"""Keras models trained in cohorts: the gradients of many participants as one compiled program, each participant from
-its own base version, on its own batches.
+"""Keras models trained in cohorts: the gradients of many participants as one compiled program. Each participant starts
+from its own base version, and has its own batches.
 
 Two paths give the same results to float tolerance:
 
-    plain     the participant's own compiled step (participant.training.keras.trainer), one participant after the
-    other: the reference, for any model
+    plain     the participant's own compiled step (participant.training.keras.trainer), one participant after another:
+              the reference, for any model
     cohort    tf.vectorized_map of the model's gradient over participants, and the optimizer's rule on the stacked
               tensors, all steps in one XLA program. For SGD (with momentum, Nesterov) and Adam.
 
-Which is faster depends on the model: dense models gain much, small convolutions lose on a CPU. So `KerasCohort` times
-both on the first cohort, takes the faster, and says so in its `name`; the other cells of the study do as the first one
-did (studies.problems.keras.path_choice). A choice by time can differ from one machine to the next, and the paths
-differ in the last bits: a study that is to be repeated bit for bit in another folder names its path.
+The model decides which path is faster: dense models gain much, small convolutions lose on a CPU. So `KerasCohort` times
+both on the first cohort, takes the faster one, and says so in its `name`. The other cells of the study take the same
+path (studies.problems.keras.path_choice). A choice by time can differ from one machine to the next, and the paths
+differ in the last bits. Name the path in a study that has to be repeated bit for bit in another folder.
 
 A cohort is cut into chunks of one fixed shape (`chunk` participants, padded), so that neither the size of a cohort nor
-its neighbours change a participant's result. Unequal data: batches are padded and masked, participants with fewer steps
-stand still while others go on. A model with state beside its weights (BatchNorm, Dropout) would see the padding; its
-tasks that have a short batch are trained by the plain path. Dropout draws other random numbers when compiled by XLA,
-from the same seeds: there the paths agree in distribution only.
+its neighbours change a participant's result. If participants have unequal data, batches are padded and masked, and
+participants with fewer steps stand still while others go on. A model with state beside its weights (BatchNorm, Dropout)
+would see the padding, so its tasks that have a short batch are trained by the plain path. Dropout that is compiled by
+XLA draws other random numbers from the same seeds: there the paths agree in distribution only.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ DEFAULT_MEMORY_BYTES = 1024**3
 
 
 class KerasFederation:
-    """`x` and `y` arrays of which participant i has `rows[i]`; `test` for the central evaluation.
+    """Arrays `x` and `y` of which participant i has `rows[i]`, and `test` for the central evaluation.
 
-    `build_model()` returns a compiled model, as for a deployment. Raises AppError where it cannot be used, ConfigError
-    where one participant does not fit into `memory_bytes`. The initial model follows from `seed`. `app`: what the model
-    is known by; federations of one model share what was compiled of it.
+    `build_model()` returns a compiled model, as for a deployment. The initial model follows from `seed`. `app`
+    identifies the model: federations of one model share its compiled functions.
+
+    Raises AppError if the model cannot be used, ConfigError if one participant does not fit into `memory_bytes`.
     """
 
     def __init__(
@@ -89,12 +90,15 @@ class KerasFederation:
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         assert self._evaluator is not None
         assert self._test is not None
-        self._evaluator.use_evaluation_data(self._test)  # it is another federation's too
+        self._evaluator.use_evaluation_data(self._test)  # the evaluator is another federation's too
         return self._evaluator.evaluate(parameters)
 
 
 def drawn_model(build_model: Callable[[], Any], seed: int) -> Parameters:
-    """Version 0: what `build_model` draws, unless it has a seed of its own, follows from this one."""
+    """Return version 0.
+
+    The numbers that `build_model` draws follow from this seed, unless it sets a seed of its own.
+    """
     prepare_gpu()
     return _seeded(seed, lambda: parameters_of(built_model(build_model)).packed())
 
@@ -106,12 +110,12 @@ def _seeded(seed: int, make: Callable[[], T]) -> T:
 
 
 def _kept(key: Hashable, make: Callable[[], T]) -> T:
-    """Seeded too: what a model draws that is no weight is the same in each process."""
+    """Keep what `make` gives, and seed it: draws of a model beside its weights are then the same in each process."""
     return kept(key, lambda: _seeded(0, make))
 
 
 class KerasCohort:
-    """See the module docstring."""
+    """A backend that trains Keras models by one of the two paths of the module docstring."""
 
     def __init__(
         self,
@@ -160,7 +164,7 @@ class KerasCohort:
         return [results[i] for i in range(len(jobs))]
 
     def _choose(self, jobs: Sequence[Job]) -> None:
-        """As the study's other cells did, or by time; one path trains all of a cell's jobs."""
+        """Choose the path of the study's other cells, or else the faster one. It trains all jobs of the cell."""
         assert self._cohort is not None
         sample = [job for job in jobs if self._cohort.fits(job)][: self._cohort.chunk]
         if sample:
@@ -169,13 +173,14 @@ class KerasCohort:
             self._path, self.name = ("cohort" if chosen["path"] == "cohort" else "plain"), chosen["name"]
 
     def _kind(self, batch_size: int) -> str:
-        """What the times depend on, as a file name: equal for all cells of one model and batch size."""
+        """Return a file name for everything that the times depend on: equal for all cells of one model and batch
+        size."""
         model = [(name, str(a.dtype), a.shape) for name, a in self.initial.items()]
         text = repr((model, self._data, batch_size, self.name, sees_gpu()))
         return f"keras-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _measured(self, sample: Sequence[Job]) -> dict[str, str]:
-        """The faster path, and how to call it; what the sample gave is thrown away."""
+        """Return the faster path and its name for the report. The results of the sample are thrown away."""
         assert self._cohort is not None
         self._plain.train(sample[:1])
         start, done = time.perf_counter(), 0
@@ -198,7 +203,7 @@ class KerasCohort:
 
 
 class PlainSteps:
-    """The participants' own trainer, for one participant after the other."""
+    """The participants' own trainer, for one participant after another."""
 
     def __init__(self, trainer: KerasTrainer, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows]) -> None:
         self._trainer, self._x, self._y, self._rows = trainer, x, y, rows

@@ -1,5 +1,7 @@
-"""What TensorFlow has traced and compiled of a model, kept for the next cells of this process: it takes longer than the
-training of a small cell."""
+"""A cache of traced and compiled functions of a model, for the next cells of this process.
+
+Tracing and compiling take longer than the training of a small cell.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,15 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 KEPT = 3
-"""A study has one model, of which there are the plain steps, the vectorised ones and the evaluation."""
+"""Entries of the cache. A study has one model, with its plain steps, its vectorised steps and its evaluation."""
 _kept: dict[Hashable, Any] = {}
 
 
 def kept(key: Hashable, make: Callable[[], T]) -> T:
-    """What `make()` gave when it was last asked for by this key, if that is among the last few. A key that cannot be
-    hashed, as a user's callable object may be, is known by nobody."""
+    """Return what `make()` gave for this key, if the key is among the last few; else call it.
+
+    Nothing is kept for a key that cannot be hashed. A user's callable object may be one.
+    """
     try:
         hash(key)
     except TypeError:
@@ -30,5 +34,5 @@ def kept(key: Hashable, make: Callable[[], T]) -> T:
 
 
 def spec(*arrays: npt.NDArray[Any]) -> tuple[Hashable, ...]:
-    """What a compiled function depends on: all but the number of examples."""
+    """Return what a compiled function depends on: shapes and types, without the number of examples."""
     return tuple((np.asarray(a).shape[1:], str(np.asarray(a).dtype)) for a in arrays)

@@ -1,5 +1,7 @@
-"""Choices that go by time, made once for all cells of a study and kept in its folder: a study is of one piece, and the
-same again where it goes on."""
+"""Choices by time, made once for all cells of a study and kept in its folder.
+
+So all cells of a study make the same choice, and so does a study that goes on later.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ _folder: Path | None = None
 
 
 def keep_in(results: Path) -> None:
-    """The choices of this process are those of the study with this folder."""
+    """Share the choices of this process with the study that has this results' folder."""
     global _folder  # noqa: PLW0603 - what a process has for its whole life
     _folder = results / FOLDER
 
 
 def shared(key: str, names: Collection[str], choose: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """What was chosen by this key, a file name, under these names. `choose()` is asked where nothing was; of two
-    processes that ask at one time the first has its way. Outside of a study nothing is kept."""
+    """Return the choice of this key (a file name), with these `names` as its fields.
+
+    If there is none yet, `choose()` makes it. If two processes choose at the same time, the first one decides. Outside
+    of a study nothing is kept.
+    """
     if _folder is None:
         return choose()
     path = _folder / f"{key}.json"
@@ -33,7 +38,7 @@ def shared(key: str, names: Collection[str], choose: Callable[[], dict[str, str]
     part.write_text(json.dumps(chosen), encoding="utf-8")
     try:
         os.link(part, path)
-    except OSError:  # it is there by now; or it is damaged, or links are unknown here
+    except OSError:  # the file is there by now, or it is damaged, or this file system has no links
         if _read(path, names) is None:
             part.replace(path)
     finally:

@@ -1,4 +1,5 @@
-"""Any compiled Keras model as a study's problem. TensorFlow is imported when it is dealt out, where the cell runs."""
+"""Any compiled Keras model as a study's problem. TensorFlow is imported when the problem is dealt out, in the process
+that runs the cell."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KerasProblem:
-    """`build_model()` returns a compiled model, as in an app file: a function that other processes can import. `data`
-    is an .npz file with x_train, y_train (class numbers), x_test and y_test, given to the model as they are.
+    """A compiled Keras model, and data that are dealt out.
 
-    path: "measure" times the vectorised cohorts and the plain steps on the first cohort and takes the faster for all
-    cells of the study; "cohort" or "plain" names one, for the same bytes in another folder too.
+    build_model     a function that other processes can import. It returns a compiled model, as in an app file
+    data            an .npz file with x_train, y_train (class numbers), x_test and y_test, given to the model as they
+    are path            "measure" times the vectorised cohorts and the plain steps on the first cohort, and takes the
+    faster
+                    one for all cells of the study. Name "cohort" or "plain" for the same bytes in another folder too
     """
 
     build_model: Callable[[], Any]
@@ -31,13 +34,13 @@ class KerasProblem:
     deal_by: AnyDeal = field(default_factory=Iid)
     path: Literal["measure", "cohort", "plain"] = "measure"
     memory_bytes: int = 1024**3
-    """For one cohort; refused with a number where one participant needs more."""
+    """Memory for one cohort. A model that needs more for one participant is refused, with the number."""
     validation_part: float = 0.0
-    """Of the training examples: kept from all participants, and evaluated on in place of the test set."""
+    """Part of the training examples that is kept from all participants, and evaluated on in place of the test set."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What it reads."""
+        """Files that the problem reads."""
         return (self.data,)
 
     def deal(self, members: Sequence[Member], seed: int) -> KerasFederation:
@@ -58,5 +61,5 @@ class KerasProblem:
         )
 
     def for_tuning(self, part: float) -> tuple[KerasProblem, str]:
-        """See studies.problems.problem.ForTuning."""
+        """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         return replace(self, validation_part=part), KEPT_BACK.format(part=part)

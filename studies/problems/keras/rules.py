@@ -1,4 +1,4 @@
-"""The rules of Keras's optimizers on tensors of many participants at once, and which models are trained by them."""
+"""The rules of Keras's optimizers on tensors of many participants at once, and the models that they can train."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fedmq.participant.training.keras.backend import keras, tf
 from fedmq.participant.training.keras.model import check_plain
 
 Stack = list[Any]
-"""Tensors with the participants of a chunk as their first axis."""
+"""Tensors with the participants of a chunk on their first axis."""
 
 
 class NotVectorised(Exception):
-    """Why a model has no cohort path."""
+    """The model has no cohort path. The message says why."""
 
 
 class Rule:
@@ -28,15 +28,15 @@ class Rule:
         return self._rate if asked is None else asked
 
     def check_plain(self) -> None:
-        """Raises AppError where the optimizer's steps are not plain gradient steps."""
+        """Raise AppError if the optimizer's steps are not plain gradient steps."""
         check_plain(self._o)
 
     def slots(self, trainable: Stack) -> Stack:
-        """All zero: first moments of all tensors, then second ones."""
+        """Return zeros: first moments of all tensors, then second moments."""
         return [tf.zeros_like(w) for _ in range(self.num_slots) for w in trainable]
 
     def apply(self, gradients: Stack, trainable: Stack, slots: Stack, t: Any, rates: Any) -> tuple[Stack, Stack]:
-        """The weights and slots after step `t` (from 1), with a rate for each participant."""
+        """Return the weights and slots after step `t` (from 1), with a rate for each participant."""
         if self._adam:
             return self._apply_adam(gradients, trainable, slots, tf.cast(t, tf.float32), rates)
         moves = [-wide(rates, g) * g for g in gradients]
@@ -60,7 +60,7 @@ class Rule:
 
 
 def optimizer_rule(model: Any) -> Rule:
-    """Raises NotVectorised, saying why, unless the model's training is one that `VectorisedSteps` repeats exactly."""
+    """Return the model's rule. Raises NotVectorised, with the reason, if `VectorisedSteps` cannot repeat it exactly."""
     o = model.optimizer
     if type(o) not in (keras.optimizers.SGD, keras.optimizers.Adam):
         raise NotVectorised(f"its optimizer is {type(o).__name__}, vectorised are SGD and Adam")
@@ -85,5 +85,5 @@ def optimizer_rule(model: Any) -> Rule:
 
 
 def wide(per_participant: Any, like: Any) -> Any:
-    """[participants] with as many axes as `like`."""
+    """Reshape [participants] to as many axes as `like` has."""
     return tf.reshape(per_participant, [-1] + [1] * (len(like.shape) - 1))

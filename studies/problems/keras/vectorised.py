@@ -20,11 +20,12 @@ from fedmq.studies.problems.keras.rules import Stack, optimizer_rule, wide
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
 
 CPU_CHUNK, GPU_CHUNK = 16, 256
-"""On a CPU more gain little and fall out of its caches; a closed loop's cohorts are small as well."""
+"""Participants in a chunk. On a CPU more of them gain little and fall out of its caches, and a closed loop's cohorts
+are small as well."""
 
 
 class VectorisedSteps:
-    """Chunks of participants as one XLA program. Raises NotVectorised where the model is not of the known kinds."""
+    """Chunks of participants as one XLA program."""
 
     def __init__(
         self, program: Program, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], *, chunk: int
@@ -36,7 +37,7 @@ class VectorisedSteps:
         self._stacks: dict[str, npt.NDArray[Any]] = {}
 
     def fits(self, job: Job) -> bool:
-        """Whether padding would not show in the result."""
+        """Return True if padding does not show in the result."""
         return not self._program.others or len(self._rows[job.participant]) % job.config.batch_size == 0
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
@@ -55,7 +56,7 @@ class VectorisedSteps:
             raise TrainerError("a participant has no training examples")
         cohort = cohort_rows([(self._rows[j.participant], j.config) for j in padded], batch_size)
         steps = len(cohort.rows)
-        room = 1 << (steps - 1).bit_length()  # few shapes to compile, whatever the sizes
+        room = 1 << (steps - 1).bit_length()  # a power of 2: few shapes to compile
         rows = np.zeros((room, *cohort.rows.shape[1:]), np.int32)
         real = np.zeros((room, self.chunk), np.int32)
         rows[:steps], real[:steps] = cohort.rows, cohort.real
@@ -68,7 +69,7 @@ class VectorisedSteps:
             "last_epoch": cohort.last_epoch.astype(np.int32),
             "rates": np.array([program.rule.rate(j.config.learning_rate) for j in padded], np.float32),
         }
-        if any(j.config.proximal_mu for j in jobs):  # else the program need not read the base versions at each step
+        if any(j.config.proximal_mu for j in jobs):  # otherwise no step has to read the base versions
             plan["pulls"] = np.array([j.config.proximal_mu for j in padded], np.float32)
         if jobs[0].correction is not None:
             program.rule.check_plain()
@@ -88,8 +89,10 @@ class VectorisedSteps:
         ]
 
     def _stacked(self, name: str, jobs: Sequence[Job]) -> Any:
-        """A tensor of each base version, in memory that every chunk uses again and a program on the CPU reads where it
-        is; TensorFlow takes it to a GPU by itself."""
+        """Stack a tensor of each base version, in memory that every chunk uses again.
+
+        A program on the CPU reads it in place. TensorFlow copies it to a GPU by itself.
+        """
         shape = jobs[0].base[name].shape
         size = math.prod(shape)
         if name not in self._stacks:
@@ -99,7 +102,8 @@ class VectorisedSteps:
         return stack if sees_gpu() else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
 
     def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
-        """As the participant's trainer starts a task: its parameters, and generators seeded by the task."""
+        """Return the state with which the participant's trainer starts a task: tensors that are not trained, and
+        generators seeded by the task."""
         names = self._program.others
         if not names:
             return []
@@ -118,7 +122,7 @@ class VectorisedSteps:
 class Program:
     """The training of a model's participants as a compiled function, for any data of one kind.
 
-    Raises NotVectorised where the model is not of the known kinds.
+    Raises NotVectorised if the model is not of a known kind.
     """
 
     def __init__(self, build_model: Callable[[], Any], x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
@@ -127,14 +131,14 @@ class Program:
         names = {id(v): name for v, name in zip(self.model.weights, parameters_of(self.model), strict=True)}
         self.trainable = [names[id(v)] for v in self.model.trainable_variables]
         self.others = [names.get(id(v)) for v in self.model.non_trainable_variables]
-        """Tensors that are not trained; None stands for the state of a random generator."""
+        """Names of tensors that are not trained. None stands for the state of a random generator."""
         self.other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
-        # One eager call makes the loss's and the optimizer's variables, which a traced function may not.
+        # One eager call makes the variables of the loss and the optimizer. A traced function may not make any.
         self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
         self.run = tf.function(self._train_chunk, jit_compile=True, autograph=False, reduce_retracing=False)
 
     def chunk(self, wanted: int | None, memory_bytes: int, example_bytes: int) -> int:
-        """How many participants at a time. Raises ConfigError where not even one fits into `memory_bytes`."""
+        """Return the number of participants in a chunk. Raises ConfigError if not even one fits into `memory_bytes`."""
         per_participant = self._bytes(example_bytes)
         if per_participant > memory_bytes:
             raise ConfigError(
@@ -144,7 +148,7 @@ class Program:
         return min(wanted or (GPU_CHUNK if sees_gpu() else CPU_CHUNK), memory_bytes // per_participant)
 
     def _train_chunk(self, trainable: Stack, others: Stack, plan: dict[str, Any], all_x: Any, all_y: Any) -> Any:
-        """Traced: all steps of a chunk. The last result is the mean loss of each participant's last epoch."""
+        """Do all steps of a chunk (traced). The last result is the mean loss of each participant's last epoch."""
         base, (room, chunk, size) = list(trainable), plan["rows"].shape
         places = tf.range(size)[None, :]
 
@@ -182,7 +186,7 @@ class Program:
         return trainable, others, total / count
 
     def _gradient(self, inputs: Any) -> Any:
-        """Traced: of one participant's batch."""
+        """Return the gradients, the other state and the loss of one participant's batch (traced)."""
         trainable, others, x, y, weights = inputs
         with tf.GradientTape() as tape:
             tape.watch(trainable)
@@ -196,28 +200,34 @@ class Program:
         return gradients, stepped, loss
 
     def _bytes(self, example_bytes: int) -> int:
-        """About what one participant of a chunk needs: weights before, after and base, gradients, slots; activations
-        of a batch of 32, there and back."""
+        """Estimate the memory of one participant in a chunk, in bytes.
+
+        It counts weights before, after and of the base, gradients and slots, and activations of a batch of 32, forward
+        and backward.
+        """
         weights = sum(math.prod(v.shape) * 4 for v in self.model.weights)
         outputs = sum(_size(layer) for layer in self.model.layers)
         return int(weights * (4 + 2 * self.rule.num_slots) + 32 * (example_bytes + 3 * 4 * outputs))
 
 
 def sees_gpu() -> bool:
-    """Whether TensorFlow has one: it is used without being asked for."""
+    """Return True if TensorFlow sees a GPU. It uses one without being asked to."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def prepare_gpu() -> None:
-    """Where there is one: sums in one order, so that one seed gives the same bytes again, and products in float32, as
-    the participants' own are. TensorFlow asks XLA for the same. An operation without such a form on a GPU says so."""
+    """Make a GPU, if there is one, sum in one order and multiply in float32.
+
+    So one seed gives the same bytes again, and products are as on the participants. TensorFlow asks XLA for the same.
+    An operation without such a form on a GPU raises an error.
+    """
     if sees_gpu():
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.config.experimental.enable_op_determinism()
 
 
 def _viewed(tensor: Any) -> npt.NDArray[Any]:
-    """A float32 tensor's values without a copy, which `numpy()` makes, where they are in this process's memory."""
+    """Return a float32 tensor's values, without a copy if they are in this process's memory (`numpy()` makes one)."""
     on_cpu = tensor.device.endswith("CPU:0")
     return np.asarray(memoryview(tensor)) if on_cpu else tensor.numpy()
 
@@ -227,6 +237,6 @@ def _choose(active: Any, new: Stack, old: Stack) -> Stack:
 
 
 def _size(layer: Any) -> int:
-    """Elements of a layer's output for one example, as far as its shape says."""
+    """Return the number of elements of a layer's output for one example, as far as its shape is known."""
     shape = getattr(getattr(layer, "output", None), "shape", ())
     return math.prod(d for d in shape[1:] if d is not None) if shape else 0
