@@ -1,15 +1,14 @@
-"""A study: every strategy, tuned, on every population from every seed, each such cell one run in virtual time.
+"""A study: every strategy, tuned, on every population from every seed. Each such cell is one run in virtual time.
 
 Rules
- 1. A cell is known by what decides its result (strategy, population, problem, run, training, seed, and the contents of
-    the files that these name): a digest of it is its file's name. A cell whose file is there is not run again; change a
-    setting, and only the cells that it touches are.
+ 1. Everything that decides a cell's result identifies it: strategy, population, problem, run, training, seed, and the
+    contents of the files that these name. A digest of that is the name of the cell's file. A cell whose file is there
+    is not run again. After a change of a setting only the cells that it touches are run.
  2. Cells run in processes of their own, as many as there are cores. A cell's bytes do not depend on where it ran.
- 3. A cell's file is written whole or not at all. Ctrl-C stops at once; what is finished stays, and the next run goes
-    on.
- 4. A cell that diverges, or can come to no end, is a result with its reason; the grid goes on. A mistake in the input,
-    or a want of more memory than there may be, ends the study before anything is trained.
- 5. Each strategy is tuned before it is compared (studies.sweep.tuning); its trials are cells like any others.
+ 3. A cell's file is written whole or not at all. Ctrl-C stops at once. Finished cells stay, and the next run goes on.
+ 4. A cell that diverges, or can come to no end, is a result with its reason, and the grid goes on. A mistake in the
+    input, a missing package, or a need for more memory than there may be ends the study before anything is trained.
+ 5. Each strategy is tuned before it is compared (studies.sweep.tuning). Its trials are cells like any others.
 """
 
 from __future__ import annotations
@@ -37,20 +36,23 @@ from fedmq.studies.sweep.tuning import Tuned, Tuning, tune
 
 @dataclass(frozen=True)
 class Contender:
-    """A strategy with its name in the tables, and what it trains with where that is its own."""
+    """A strategy with its name in the tables, and its own training and run if it has any."""
 
     label: str
     strategy: Strategy[Any]
     training: TrainingConfig | None = None
     run: StudyRun | None = None
     tune: Mapping[str, Sequence[float]] | None = None
-    """Parameter -> values to be tried, in place of the study's default grid: "training.learning_rate",
-    "strategy.server_learning_rate", "strategy.staleness.a". Empty: this one is not tuned."""
+    """Parameter -> values to try, in place of the study's default grid. Parameters are named like
+    "training.learning_rate", "strategy.server_learning_rate", "strategy.staleness.a". An empty mapping leaves this
+    strategy untuned."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """See the module docstring. Values only: it can be pickled, printed and compared. A script that runs one needs
+    """A grid of strategies, populations and seeds on one problem.
+
+    It has values only, so it can be pickled, printed and compared. A script that runs one needs
     `if __name__ == "__main__":`, as all of Python's process pools do.
 
     study = Study("buffer", Quadratics(), [Contender("K=10", FedBuff(buffer_size=10))], [Population(participants=100)],
@@ -66,12 +68,13 @@ class Study:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seeds: Sequence[int] = (0,)
     target: TargetMetric | None = None
-    """What the report counts the cost of reaching; without one, a value that all cells reached and none had at the
+    """Target to which the report counts the cost. Without one it is a value that all cells reached and none had at the
     start."""
     tuning: Tuning | None = field(default_factory=Tuning)
-    """None, or one that is off, compares the strategies as they are, and the report says so."""
+    """Way to tune the strategies. With None, or a tuning that is off, they are compared as they are, and the report
+    says so."""
     memory_limit_bytes: int | None = None
-    """For all processes together; without it what the machine has free."""
+    """Memory for all processes together. Without it they may take what the machine has free."""
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -90,7 +93,7 @@ class Study:
             raise ConfigError(f"the study {self.name!r} cannot be tuned: {'; '.join(mistakes)}")
 
     def settings_text(self) -> str:
-        """All that decides the results, for the report."""
+        """Return everything that decides the results, for the report."""
         parts = [
             f"problem     {self.problem!r}",
             f"run         {self.run_settings!r}",
@@ -102,7 +105,10 @@ class Study:
         return "\n".join([*parts, f"seeds       {list(self.seeds)}"])
 
     def cells(self) -> list[Cell]:
-        """Of the comparison, in the order of the tables (by population, strategy, seed), as they are before tuning."""
+        """Return the cells of the comparison as they are before tuning, in the order of the tables.
+
+        The order is by population, then strategy, then seed.
+        """
         return [
             self._cell(contender, population, seed)
             for population in self.populations
@@ -131,8 +137,16 @@ class Study:
         on_progress: OnProgress | None = None,
         on_tuned: Callable[[Tuned], None] | None = None,
     ) -> list[CellResult]:
-        """Run what is missing, and write tables and report.html into `folder`. Ctrl-C leaves it cleanly. `on_tuned` is
-        told at the end what was found for each strategy that was tuned."""
+        """Run the cells that are missing, and write tables and report.html into `folder`.
+
+        workers       number of processes; all cores if None
+        on_cell       called for each cell that was run (studies.sweep.pool)
+        on_progress   called a few times a second (studies.sweep.pool)
+        on_tuned      called at the end, with the result of the tuning of each strategy
+
+        Ctrl-C leaves the folder in order. Raises MissingExtra without the packages of the report, ConfigError for a
+        mistake or for too little memory, and FedmqError if a process ends or a user's code fails.
+        """
         check_installed("matplotlib", "a study's report")
         check_installed("pyarrow", "a study's Parquet tables")
         folder = Path(folder)
@@ -150,7 +164,9 @@ class Study:
         if on_tuned is not None:
             for one in tunings:
                 on_tuned(one)
-        from fedmq.studies.report.page import write_report  # matplotlib: not in the processes that run cells
+        from fedmq.studies.report.page import (
+            write_report,
+        )  # loads matplotlib, which cells do not need
 
         write_report(
             folder / "report.html", self.name, results, self.settings_text(), target=self.target, tunings=tunings
@@ -160,7 +176,7 @@ class Study:
     def _arms(
         self, contender: Contender, tuned: dict[tuple[str, str], Tuned], found: dict[tuple[str, str], list[CellResult]]
     ) -> list[Arm]:
-        """One for each population; one for all of them where they share their tuning."""
+        """Return an arm for each population, or one arm for all of them if they share their tuning."""
         shared = None if self.tuning is None else self.tuning.population
         first = next((p for p in self.populations if p.name == shared), None)
         groups = [(p, [p]) for p in self.populations] if first is None else [(first, list(self.populations))]
@@ -192,7 +208,10 @@ class Study:
 def tuning_mistakes(
     tuning: Tuning | None, contenders: Mapping[int, Contender], populations: Sequence[Population], seeds: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """What is wrong with what is to be tuned: the place in a study's file, and why. Contenders by their numbers."""
+    """Return the mistakes in a tuning, as (place in a study's file, reason).
+
+    `contenders` are keyed by their numbers.
+    """
     found = []
     if tuning is not None and not tuning.off:
         twice = sorted({seed for seed in tuning.seeds if tuning.seeds.count(seed) > 1})
@@ -214,13 +233,13 @@ def tuning_mistakes(
 
 
 def _cannot_be_tuned(strategy: Strategy[Any], training: TrainingConfig, path: str, values: Sequence[float]) -> str:
-    """Why, or nothing."""
+    """Return why this parameter cannot be tuned; "" if it can."""
     try:
         now = value_at(strategy, training, path)
     except (AttributeError, KeyError):
         return "there is no such parameter: give training.KEY or strategy.KEY, as in the strategy's table"
     if isinstance(now, bool) or not isinstance(now, int | float | None):
-        return f"it is {now!r}, which is no number to be tuned"
+        return f"it is {now!r}, which is not a number that can be tuned"
     if not values:
         return "got an empty list, expected values to try"
     refused = [v for v in values if changed(strategy, training, {path: v}) is None]

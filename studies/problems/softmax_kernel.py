@@ -196,7 +196,7 @@ def _steps(
 
 @_compiled
 def _dual_costs_less(passes: int, count: int, classes: int, features: int) -> bool:
-    """Compare multiplications, for `passes` examples gone through in all, `count` of them different."""
+    """Return True if the dual form takes fewer multiplications, for `passes` of `count` different examples."""
     dual = count * features * (2 * classes + count // 2) + passes * count * classes
     return count <= MOST_DUAL_EXAMPLES and dual < 2 * passes * features * classes
 

@@ -1,7 +1,7 @@
-"""The figures of a study's report, by matplotlib: SVG with text as text, or PNG where a page would become too large.
+"""The figures of a study's report, by matplotlib: SVG with text as text, or PNG if a page would become too large.
 
 Each strategy has one colour and one dash pattern in all figures of a report. The colours are those of Okabe and Ito
-("Color Universal Design"), which people with any common colour blindness tell apart; the dashes do so in grey.
+("Color Universal Design"), which people with any common colour blindness can tell apart. The dashes do so in grey.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2
 AXES = (("time_s", "virtual time (s)", 1.0), ("updates", "updates counted", 1.0), ("bytes_up", "uploaded (MB)", 1e-6))
 POINTS = 120
 BEYOND = 1e6
-"""Of where runs started: a value beyond it is on its way to divergence, and is drawn no further out, where an axis
-would have no ticks."""
+"""Multiple of the values at the start beyond which nothing is drawn. A run beyond it is on its way to divergence, and
+an axis would have no ticks there."""
 STEEP_PART = 0.02
-"""Of a run, at its start, which the curves' panels leave out: it would flatten all that follows."""
+"""Part of a run, at its start, that the panels of curves leave out. It would flatten everything after it."""
 VECTOR_DOTS = 600
-"""Of one figure; more of them are drawn as a picture inside the SVG, whose size they do not change."""
+"""Most dots of one figure that are vectors. More dots become a picture inside the SVG, so that its size stays small."""
 WIDTH_IN = 10.5
 LEGEND_ROW_IN = 0.2
 _STYLE = {
@@ -50,7 +50,7 @@ _DPI = {"svg": 150, "png": 96, "small png": 60}
 
 @dataclass(frozen=True)
 class Look:
-    """Which strategy looks how, for one report; and whether its figures are vectors."""
+    """The colours and lines of the strategies in one report, and the form of its figures."""
 
     strategies: tuple[str, ...]
     form: Form = "svg"
@@ -64,12 +64,12 @@ class Look:
 
 
 def by_strategy(cells: Sequence[CellResult]) -> list[tuple[str, list[CellResult]]]:
-    """The cells of each strategy, in the order of the study."""
+    """Return the cells of each strategy, in the order of the study."""
     return [(s, [r for r in cells if r.strategy == s]) for s in dict.fromkeys(r.strategy for r in cells)]
 
 
 def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetMetric | None) -> str:
-    """The metric against virtual time, updates and bytes, a panel each."""
+    """Draw the metric against virtual time, updates and bytes, a panel for each."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(AXES), sharey=True)
@@ -83,7 +83,7 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
                     continue
                 mean, half = mean_and_half_width(np.clip(rows, -ceiling, ceiling))
                 low, high = _possible(metric, rows, mean - half, mean + half)
-                if logarithmic:  # a mean less its interval may pass 0, which this axis has not
+                if logarithmic:  # a mean minus its half-width may be below 0, which this axis cannot show
                     low = np.maximum(low, 0.2 * mean)
                 ax.plot(x * unit, mean, **look.line(strategy))
                 ax.fill_between(x * unit, low, high, color=look.colour(strategy), alpha=0.18, lw=0)
@@ -102,7 +102,7 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
 
 
 def dynamics(cells: Sequence[CellResult], look: Look) -> str:
-    """How stale accepted updates were, and how many tasks were out."""
+    """Draw the staleness of accepted updates, and the number of tasks out."""
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -112,7 +112,7 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
                 counts = sum(np.pad(np.array(r.staleness, float), (0, longest - len(r.staleness))) for r in runs)
                 shares = np.cumsum(counts) / max(np.sum(counts), 1)
                 left.step(np.arange(longest), shares, where="post", **look.line(strategy))
-            # Without the last point: a run that ends sends no more tasks out.
+            # The last point is left out: a run that ends sends no more tasks out.
             out = [np.array(r.tasks_out, float).reshape(-1, 2)[:-1].T for r in runs]
             x, rows = on_one_grid([(a[0], a[1]) for a in out], POINTS)
             if len(x):
@@ -134,7 +134,7 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
 
 
 def weights(cells: Sequence[CellResult], look: Look) -> str:
-    """Effective over intended weight of each participant of the first seed, against how long its tasks take."""
+    """Draw each participant's effective over its intended weight against the time of its tasks, for the first seed."""
     shown = [(strategy, runs[0]) for strategy, runs in by_strategy(cells)]
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -157,7 +157,7 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
                 ax.set_xscale("log")
             for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-                if axis.get_scale() == "log" and high < 100 * low:  # where few of 0.1, 1, 10 are on it
+                if axis.get_scale() == "log" and high < 100 * low:  # too few of 0.1, 1, 10 are on it
                     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
                 axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
@@ -172,7 +172,7 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
 
 
 def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
-    """The final value of each strategy on each population."""
+    """Draw the final value of each strategy on each population."""
     populations = list(dict.fromkeys(r.population for r in results))
 
     def draw(figure: Any) -> None:
@@ -203,11 +203,11 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
 def _figure(
     draw: Callable[[Any], None], look: Look, height_in: float, cells: Sequence[CellResult], *, legend: bool = True
 ) -> str:
-    """The figure as HTML. The same figure gives the same text."""
+    """Return the figure as HTML. The same figure gives the same text."""
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         labels = [s for s, _ in by_strategy(cells)] if legend else []
         rows = math.ceil(len(labels) / _legend_columns(labels))
-        height_in += LEGEND_ROW_IN * max(0, rows - 1)  # the panels are as high as above a legend of one row
+        height_in += LEGEND_ROW_IN * max(0, rows - 1)  # the panels keep their height for any legend
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure)
         if legend:
@@ -237,19 +237,19 @@ def _spans_decades(cells: Sequence[CellResult], metric: str) -> bool:
 
 
 def off_scale(results: Sequence[CellResult], metric: str) -> bool:
-    """Whether the overview shows a value elsewhere than it is."""
+    """Return True if the overview draws a value at the edge that lies beyond it."""
     ceiling = _ceiling(results, metric)
     return any(abs(final_value(r, metric)) > ceiling for r in results)
 
 
 def _ceiling(cells: Sequence[CellResult], metric: str) -> float:
-    """How far from 0 a value may be drawn."""
+    """Return the largest distance from 0 at which a value is drawn."""
     starts = [abs(float(y[0])) for r in cells if len(y := series(r, "time_s", metric)[1])]
     return BEYOND * max(starts, default=1.0) or BEYOND
 
 
 def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
-    """Cut off what lies before the curves bend, and keep one run that blows up from flattening all others."""
+    """Cut off the part before the curves bend, and keep one run that blows up from flattening all others."""
     found = [(x, y) for r in cells if r.finished != "diverged" and len((x_y := series(r, "time_s", metric))[1]) > 20
              for x, y in [x_y]]  # fmt: skip
     if not found:
@@ -258,7 +258,7 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
     low, high = ax.get_ylim()
     worst, best = (np.min, np.max) if is_better_high(metric) else (np.max, np.min)
     edge, other = float(worst([worst(y[:1]) for y in late])), float(best([best(y) for y in late]))
-    if edge == other:  # nothing ever became better than it was at the start
+    if edge == other:  # nothing became better than at the start
         return
     margin = 0.06 * (edge - other)
     if is_better_high(metric):
@@ -272,8 +272,10 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
 
 
 def _possible(metric: str, values: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-    """A band that is no wider than what can be: of few seeds an interval goes below a loss of 0 or above an accuracy of
-    1."""
+    """Limit a band to possible values.
+
+    With few seeds an interval may reach below a loss of 0 or above an accuracy of 1.
+    """
     return (
         np.maximum(low, 0) if values.min() >= 0 else low,
         np.minimum(high, 1) if is_better_high(metric) and values.max() <= 1 else high,
@@ -281,12 +283,12 @@ def _possible(metric: str, values: Floats, low: Floats, high: Floats) -> tuple[F
 
 
 def _plain_large_numbers(axis: Any) -> None:
-    """10,000 rather than 1e4; and few enough of them not to touch."""
+    """Write 10,000 and not 1e4, and few enough numbers that they do not touch."""
     axis.set_major_locator(MaxNLocator(nbins=5))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
 
 
 def _short(text: str, longest: int) -> str:
-    """As matplotlib takes it, which reads what stands between two dollars as a formula."""
+    """Shorten a text for matplotlib, which would read text between two dollar signs as a formula."""
     cut = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return cut.replace("$", r"\$")

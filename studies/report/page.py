@@ -1,6 +1,8 @@
-"""One self-contained HTML page of a study: what it gives, differences on the same seeds, curves with bands over seeds,
-what a target cost, what the aggregation did with whom, and what was tuned. No script, no request; under `LIMIT_BYTES`,
-for which figures become pictures where there are too many of them.
+"""One self-contained HTML page of a study.
+
+It has the outcomes, the differences on the same seeds, curves with bands over seeds, the costs of a target, the weights
+of participants, and the tuning. It has no script and makes no request. It stays under `LIMIT_BYTES`: figures become
+pictures if there are too many of them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from fedmq.studies.sweep.tuning import Tuned
 
 LIMIT_BYTES = 2_900_000
 MEASURED = "a participant took"
-"""In the name of a backend that was chosen by time (studies.problems.keras.cohort)."""
+"""Words in the name of a backend that was chosen by time (studies.problems.keras.cohort)."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1160px;margin:2em auto;padding:0 1em}
 h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
@@ -49,8 +51,11 @@ def write_report(
     target: TargetMetric | None = None,
     tunings: Sequence[Tuned] = (),
 ) -> Path:
-    """Write the page, whole or not at all. `settings`: the study's values as text. `target`: what a cell is to reach;
-    without one, a value that all cells reached and none had at the start."""
+    """Write the page, whole or not at all, and return its path.
+
+    `settings` are the study's values as text. `target` is the value that a cell should reach. Without one it is a value
+    that all cells reached and none had at the start.
+    """
     for form in get_args(Form):
         page = "".join(_page(name, results, settings, target=target, tunings=tunings, form=form))
         if len(page.encode()) <= LIMIT_BYTES:
@@ -141,7 +146,7 @@ def _seeds(cells: Sequence[CellResult]) -> str:
 
 
 def _trained_by(results: Sequence[CellResult]) -> str:
-    """By which backends, and what that means for whoever repeats it."""
+    """Return the names of the backends, and whether the same bytes come again."""
     names = [r.backend.partition(" (")[0] for r in results]
     said = "; ".join(f"{name} ({_count(names.count(name), 'cell', 'cells')})" for name in dict.fromkeys(names))
     if any(MEASURED in r.backend for r in results):
@@ -155,7 +160,7 @@ def _trained_by(results: Sequence[CellResult]) -> str:
 
 
 def _bands(cells: Sequence[CellResult]) -> str:
-    """What line and band are, for a caption."""
+    """Return a caption's text about lines and bands."""
     if len({r.seed for r in cells}) == 1:
         return "One seed: no band."
     text = f"Lines: means over {_seeds(cells)}; bands: 95 % confidence intervals of the mean (Student's t)."

@@ -16,11 +16,14 @@ from fedmq.studies.sweep.measures import chance_share, cost_of, final_value, mis
 from fedmq.studies.sweep.tuning import Trial, Tuned
 
 _COUNTED = (*AXES, ("bytes_down", "downloaded (MB)", 1e-6))
-"""What is counted to a target: key, label, unit."""
+"""Costs that are counted to a target: key, label, unit."""
 
 
 def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
-    """What each strategy came to; counts that are 0 everywhere have no column, nor has an end that all share."""
+    """Return the table of the strategies' outcomes.
+
+    Counts that are 0 everywhere have no column, and neither has an end that all runs share.
+    """
     columns: dict[str, Callable[[CellResult], float]] = {
         **{f"final {html.escape(m)}": partial(final_value, metric=m) for m in metrics},
         "virtual s": lambda r: r.time_s,
@@ -45,7 +48,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
         "aggregation weight that went to other participants than was intended; by chance: what of it luck alone makes, "
-        "where so many updates come from participants drawn one by one. ± is the 95 % confidence interval of the mean."
+        "if so many updates come from participants drawn one by one. ± is the 95 % confidence interval of the mean."
     )
     if len(every_end) == 1:
         return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
@@ -53,8 +56,11 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
 
 
 def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look) -> str:
-    """What strategies differ by from the first one on the same seeds: the final value of the target's metric, else of
-    the first one, and what the target cost. Nothing where there is nothing to compare."""
+    """Return the table of differences from the first strategy on the same seeds.
+
+    It has the final value of the target's metric, or else of the first metric, and the costs of the target. It is empty
+    if there is nothing to compare.
+    """
     if not found:
         return ""
     metrics = [d.metric for d in found if d.measure == FINAL]
@@ -94,7 +100,7 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
 
 
 def _differences(own: Mapping[str, Difference]) -> list[str]:
-    """One strategy's, by measure, as cells of a table."""
+    """Return one strategy's differences, by measure, as cells of a table."""
     texts = [difference_text(own[FINAL].values)] if FINAL in own else []
     costs = [(own[key], unit) for key, _, unit in _COUNTED if key in own]
     texts += [difference_text([unit * value for value in d.values]) for d, unit in costs]
@@ -105,7 +111,7 @@ def _differences(own: Mapping[str, Difference]) -> list[str]:
 
 
 def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look, *, chosen: bool, hollow: bool) -> str:
-    """Time, updates and bytes to the target."""
+    """Return the table of time, updates and bytes to the target."""
     if target is None:
         return (
             "<p class=note>No cost of a target: no value was reached by all cells that none had at its start. Name one "
@@ -134,7 +140,7 @@ def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look
 
 
 def trouble(results: Sequence[CellResult]) -> str:
-    """Cells that came to no proper end."""
+    """Return the table of cells that came to no proper end."""
     bad = [r for r in results if r.finished in {"diverged", "stuck"}]
     if not bad:
         return ""
@@ -148,7 +154,7 @@ def trouble(results: Sequence[CellResult]) -> str:
 
 
 def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> str:
-    """Loud, where a strategy was compared at settings that nobody looked for."""
+    """Return a loud note if a strategy was compared untuned."""
     tuned = {t.strategy for t in tunings if t.best is not None}
     untuned = [s for s, _ in by_strategy(results) if s not in tuned]
     if not untuned:
@@ -161,7 +167,7 @@ def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> s
 
 
 def edge_banner(tunings: Sequence[Tuned]) -> str:
-    """Loud, where the best value that was tried is the last one in its direction, or none came to its end."""
+    """Return a loud note if the best value that was tried stands at an edge, or if no trial came to its end."""
     found = [f"{t.strategy} on {t.population}: {text}" for t in tunings for text in t.doubts]
     if not found:
         return ""
@@ -174,7 +180,7 @@ def edge_banner(tunings: Sequence[Tuned]) -> str:
 
 
 def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) -> str:
-    """What was tried, what each gave, what won, and what to deploy."""
+    """Return the tables of the tuning: the trials with their scores, the winners, and the tables to deploy."""
     if not tunings:
         return (
             "<p><strong>Nothing.</strong> Untuned: each strategy ran at the step sizes of the study's file. Take "
@@ -227,7 +233,7 @@ def _winners(tunings: Sequence[Tuned], look: Look) -> str:
 
 
 def _how(tunings: Sequence[Tuned]) -> str:
-    """The seeds, what was asked of the trials, and what their values are worth."""
+    """Return a note on the seeds and the judgement of the trials, and on the worth of their values."""
     found = []
     for seeds in dict.fromkeys(t.seeds for t in tunings if t.best is not None):
         if len(seeds) > 1:
@@ -247,14 +253,14 @@ def _how(tunings: Sequence[Tuned]) -> str:
 
 
 def _stages(t: Tuned) -> str:
-    """How many trials there were, and how many of them on all seeds."""
+    """Return the number of trials, and the number of them on all seeds."""
     if len(t.seeds) < 2:
         return str(len(t.trials))
     return f"{len(t.trials)}, {len(t.finalists)} on {len(t.seeds)} seeds"
 
 
 def _ties(t: Tuned) -> list[str]:
-    """Where another finalist may be the best as well: its values, in the order of the best one's."""
+    """Return the values of finalists that may be the best as well, in the order of the best one's values."""
     values = ["; ".join(f"{value:g}" for value in trial.values.values()) for trial in t.as_good]
     return [f"within one standard error of it: {' / '.join(values)}"] if values else []
 
@@ -280,7 +286,7 @@ def _table(
     best: int | None = None,
     text: Sequence[int] = (),
 ) -> str:
-    """Cells are HTML. Columns in `text`, and the first one, stand to the left."""
+    """Return a table as HTML. Its cells are HTML. The first column and those in `text` are aligned to the left."""
 
     def row(cells: Sequence[str], tag: str, mark: str = "") -> str:
         kinds = (" class=text" if i == 0 or i in text else "" for i in range(len(cells)))
@@ -288,5 +294,7 @@ def _table(
 
     body = "".join(row(cells, "td", " class=best" if i == best else "") for i, cells in enumerate(rows))
     caption = f"<p class=note>{note}</p>" if note else ""
-    head = [name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head]  # no lonely units
+    head = [
+        name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head
+    ]  # keep a unit on the line of its name
     return f"<div class=scroll><table>{row(head, 'th')}{body}</table></div>{caption}"

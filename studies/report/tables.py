@@ -1,7 +1,7 @@
 """The tidy tables of a study, each as CSV and as Parquet:
 
 evaluations     a row for each value that was measured
-cells           a row a cell
+cells           a row for each cell
 differences     a row for each measure of each strategy against the first one, paired by seed
 (studies.sweep.differences) tuning          a row for each parameter of each trial
 """
@@ -45,13 +45,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "reached_s": "double", "finished": "string", "chosen": "bool",
     },
 }  # fmt: skip
-"""Their columns with Parquet's types: an empty table has them as well."""
+"""Columns of the tables with Parquet's types. An empty table has them as well."""
 
 
 def write_tables(
     folder: Path, results: Sequence[CellResult], tunings: Sequence[Tuned] = (), *, target: TargetMetric | None = None
 ) -> list[Path]:
-    """Write all tables, each whole or not at all; their paths. `target` as in studies.report.page.write_report."""
+    """Write all tables, each whole or not at all, and return their paths. `target` is that of `write_report`."""
     tables = {
         "evaluations": list(evaluation_rows(results)),
         "cells": list(cell_rows(results)),
@@ -66,7 +66,7 @@ def write_tables(
 
 
 def evaluation_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
-    """One row for each metric of each evaluation of each cell."""
+    """Yield a row for each metric of each evaluation of each cell."""
     for result in results:
         for e in result.evaluations:
             for metric, value in e["metrics"].items():
@@ -78,13 +78,13 @@ def evaluation_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
 
 
 def cell_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
-    """One row a cell; discards as one column in all."""
+    """Yield a row for each cell, with all discards in one column."""
     for result in results:
         yield {name: getattr(result, name) for name in _CELL} | {"discarded": sum(result.discarded.values())}
 
 
 def tuning_rows(tunings: Sequence[Tuned]) -> Iterator[dict[str, Any]]:
-    """One row for each parameter of each trial of each strategy on each population."""
+    """Yield a row for each parameter of each trial of each strategy on each population."""
     for tuned in tunings:
         for number, trial in enumerate(tuned.trials, 1):
             lowest, highest = trial.extremes

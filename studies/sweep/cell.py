@@ -1,4 +1,4 @@
-"""One cell of a study: what decides it, how it is run, and its file."""
+"""One cell of a study: its values, its run, and its file."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell_identity import plain
 
 MODELS_BESIDE = 8
-"""The current version, the strategy's buffer and moments, and what an aggregation needs for a moment."""
+"""Models in memory beside the tasks': the current version, the strategy's buffer and moments, and the arrays of an
+aggregation."""
 FORMAT = 8
-"""Of a cell's file, and of what the engine makes of a seed: raised whenever results change (a test knows these)."""
+"""Format of a cell's file and of the engine's results. It is raised whenever the results of a seed change (a test has
+them)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """See studies.study."""
+    """One strategy on one population from one seed (studies.study)."""
 
     study: str
     label: str
@@ -48,7 +50,7 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Of everything that decides the result; neither the study's name nor the strategy's label do."""
+        """Digest of everything that decides the result. The study's name and the strategy's label do not."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
         paths = [*self.population.traces, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
         files = [_contents(path) for path in paths if path]
@@ -60,14 +62,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A finished cell, as the tables have it."""
+    """A finished cell, as in the tables."""
 
     key: str
     strategy: str
     population: str
     seed: int
     finished: str
-    """The limit or goal that ended it, "diverged", or "stuck"."""
+    """Limit or goal that ended it, "diverged", or "stuck"."""
     detail: str
     diverged_s: float | None
     time_s: float
@@ -80,17 +82,17 @@ class CellResult:
     missed_arrivals: int
     mean_staleness: float
     staleness: list[int]
-    """How many accepted updates had a staleness of 0, 1, 2, ..."""
+    """Number of accepted updates with a staleness of 0, 1, 2, ..."""
     tasks_out: list[list[float]]
-    """Concurrency over time: at most 200 points of (time_s, tasks)."""
+    """Concurrency over time, as at most 200 points (time_s, tasks)."""
     weight: list[float]
-    """Σ of the aggregation coefficients of each participant's updates: the effective weights."""
+    """Effective weights: the sum of the aggregation coefficients of each participant's updates."""
     intended: list[float]
-    """The client weight of each participant's last update, or what it would be where there was none."""
+    """Intended weights: the client weight of each participant's last update, or of a first one if there was none."""
     accepted: list[int]
-    """Updates of each participant."""
+    """Accepted updates of each participant."""
     task_s: list[float]
-    """Seconds that a task of each participant takes on average, before it drops out or is off."""
+    """Mean seconds that a task of each participant takes, apart from dropouts and times off."""
     evaluations: list[dict[str, Any]]
     cohorts: int
     backend: str
@@ -99,7 +101,7 @@ class CellResult:
 
 
 def _contents(path: str) -> str:
-    """A digest of a file; of nothing where there is none, which the run itself will say."""
+    """Return a digest of a file; "" if it cannot be read, which the run itself reports."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -108,8 +110,11 @@ def _contents(path: str) -> str:
 
 
 def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> None:
-    """Deal the problem out and set up the strategy, without training. Raises InputError with what stands against it,
-    and where that is memory, how much it would take. `judged_by`: metrics that are needed of it; "" is any."""
+    """Deal the problem out and set up the strategy, without training.
+
+    `judged_by` are the metrics that it must measure; "" stands for any. Raises InputError with the reason if the cell
+    cannot be run. If it needs too much memory, the message has the number.
+    """
     where = f"{cell.label} on {cell.population.name}"
     try:
         federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
@@ -125,7 +130,7 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
         out = cell.population.participants
     remembered = max_participants(cell.strategy) or 0
     data_bytes = getattr(federation, "data_bytes", 0)
-    # What participants remember is in float64, and SCAFFOLD's tasks are of two models.
+    # The methods' memories of participants are in float64, and SCAFFOLD's tasks have two models.
     each = 2 if METHODS[cell.strategy.reply].remembers else 1
     needed = model_bytes * (each * (2 * out + remembered) + MODELS_BESIDE) + data_bytes
     if needed > limit_bytes:
@@ -138,11 +143,13 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
 
 
 def check_number(strategy: Strategy[Any], population: Population) -> None:
-    """Raise ConfigError where a strategy's number of participants is not the population's: those beyond it would never
-    get a task, and a sum over more than there are would be divided by too many."""
+    """Raise ConfigError if a strategy's number of participants is not the population's.
+
+    If it is lower, some participants never get a task. If it is higher, a sum is divided by too many.
+    """
     number = getattr(strategy, "num_participants", None)
     if population.order == "recorded":
-        return  # a participant whose tasks overlapped is there more than once
+        return  # a participant whose tasks overlapped counts more than once
     if number is not None and number != population.participants:
         raise ConfigError(
             f"num_participants = {number}, and the population {population.name!r} has {population.participants}: "
@@ -151,13 +158,13 @@ def check_number(strategy: Strategy[Any], population: Population) -> None:
 
 
 def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
-    """Raise ConfigError where one of these is never measured."""
+    """Raise ConfigError if one of the `needed` metrics is never measured."""
     if not needed:
         return
     if not federation.evaluates:
         raise ConfigError(
-            "nothing is measured, and so nothing can be tuned, nor a target be reached: give the app load_test_data() "
-            "(or evaluate(), beside build_trainer), or take tuning = false and no target"
+            "nothing is measured, and so nothing can be tuned and no target can be reached: give the app "
+            "load_test_data() (or evaluate(), beside build_trainer), or take tuning = false and no target"
         )
     measured = list(federation.evaluate(federation.initial))
     unknown = [name for name in needed if name not in {"", *measured}]
@@ -166,7 +173,10 @@ def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
 
 
 def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | None = None) -> CellResult:
-    """Run it and write its file, whole or not at all. `on_progress` is told how much of the run is over, 0 to 1."""
+    """Run the cell and write its file, whole or not at all.
+
+    `on_progress` gets the part of the run that is over, 0 to 1.
+    """
     start = time.perf_counter()
     stop = cell.run.stop
 
@@ -175,7 +185,7 @@ def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | No
         limits = ((now_s, stop.max_time_s), (versions, stop.max_versions), (updates, stop.max_updates))
         on_progress(max((at / limit for at, limit in limits if limit), default=0.0))
 
-    # The final model of a run that diverges is not finite, on purpose.
+    # The final model of a run that diverges is not finite, and should not warn.
     with np.errstate(over="ignore", invalid="ignore"):
         try:
             outcome = simulate(
@@ -194,7 +204,8 @@ def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | No
 
 
 def read_cell(folder: Path, cell: Cell) -> CellResult | None:
-    """What an earlier run left; None where there is nothing that can be read. Labels are the present study's."""
+    """Read what an earlier run left, with the labels of the present study; None if there is nothing that can be
+    read."""
     try:
         fields = json.loads(_path(folder, cell).read_text(encoding="utf-8"))
         result = CellResult(**fields)
@@ -250,7 +261,7 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
 
 
 def _client_weights(kind: ClientWeightKind, num_examples: Sequence[int]) -> list[float]:
-    """Of participants that have said hello, and nothing else."""
+    """Return the client weights of participants that have only said hello."""
     weights = ClientWeights(kind)
     for i, count in enumerate(num_examples):
         weights.observe(str(i), count, {})

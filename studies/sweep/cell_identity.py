@@ -1,4 +1,5 @@
-"""What decides a cell's result, as JSON: equal for equal values, and for nothing else that can be told apart."""
+"""The values that decide a cell's result, as JSON. It is equal for equal values, and differs for any that can be told
+apart."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ import numpy as np
 from pydantic import BaseModel
 
 _OUR_OWN = frozenset({"fedmq"})
-"""Packages whose changes `studies.sweep.cell.FORMAT` stands for."""
+"""Packages whose changes are covered by `studies.sweep.cell.FORMAT`."""
 _OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow"}) - {"__main__"}
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON, with the name of its class and, where the class is the user's own, its source; an array as a
-    digest of its bytes; a function as its source; anything else by its `repr`."""
+    """Return a value as JSON.
+
+    A value has the name of its class and, if the class is the user's own, its source. An array becomes a digest of its
+    bytes, a function its source, and anything else its `repr`.
+    """
     if isinstance(value, np.ndarray):
         raw = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
         return ["array", str(value.dtype), list(value.shape), hashlib.sha256(raw).hexdigest()]
@@ -44,8 +48,10 @@ def _with_class(value: Any, names: list[str]) -> list[Any]:
 
 @lru_cache(maxsize=256)
 def _class_source(kind: type) -> str:
-    """Of a class and its bases, as far as they are the user's own: who changes a method has another cell. What their
-    methods call elsewhere is not known here."""
+    """Return the source of a class and its bases, as far as they are the user's own.
+
+    So a changed method makes another cell. Code that the methods call elsewhere is not seen here.
+    """
     own = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in _OUR_OWN | _OTHERS]
     return "".join(_source(k) for k in own)
 

@@ -1,11 +1,11 @@
-"""Each strategy against a reference, paired by seed: on one seed all meet the same participants, data and luck, and
-what these do to both strategies falls out of the seed's difference.
+"""Each strategy against a reference, paired by seed. On one seed all strategies meet the same participants, data and
+luck, and the effect that these have on both falls out of the seed's difference.
 
 1. The reference is the first strategy of the study.
-2. A seed is paired where both runs came to their end: one that diverged, was stuck or is missing leaves it out, and is
+2. A seed is paired if both runs came to their end. If one diverged, was stuck or is missing, the seed is left out and
    counted.
-3. What a target costs is compared where both reached it in every paired seed: over some of them the mean would flatter
-   whoever failed.
+3. The costs of a target are compared if both strategies reached it in every paired seed. A mean over some of the seeds
+   would flatter the strategy that failed in the others.
 """
 
 from __future__ import annotations
@@ -23,37 +23,42 @@ from fedmq.studies.sweep.intervals import mean_and_half_width
 from fedmq.studies.sweep.measures import COSTS, common_target, cost_of, final_value, met_at_start, metrics_of
 
 FINAL = "final"
-"""The measure that is no cost: the value of a metric at the end (studies.sweep.measures.final_value)."""
+"""Name of the measure that is not a cost: a metric's value at the end (studies.sweep.measures.final_value)."""
 FAILED = frozenset({"diverged", "stuck"})
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one measure, strategy minus reference. `values`: one for each seed that is paired, in the order of the seeds;
-    none where a target was not reached in all of them."""
+    """The difference of one measure, strategy minus reference.
+
+    `values` has one value for each paired seed, in the order of the seeds. It is empty if a target was not reached in
+    all of them.
+    """
 
     population: str
     strategy: str
     reference: str
     measure: str
-    """FINAL or one of studies.sweep.measures.COSTS, in its units (s, updates, bytes)."""
+    """FINAL, or one of studies.sweep.measures.COSTS in its units (s, updates, bytes)."""
     metric: str
     target: float | None
     values: tuple[float, ...]
     paired: int
     left_out: int
     reached: int | None = None
-    """In how many of the paired seeds the strategy came to the target, and the reference; None for FINAL."""
+    """Number of paired seeds in which the strategy reached the target; None for FINAL."""
     reference_reached: int | None = None
+    """Number of paired seeds in which the reference reached the target; None for FINAL."""
 
     @property
     def mean(self) -> float | None:
-        """None where there are no values."""
+        """Mean of the values; None if there are none."""
         return float(np.mean(self.values)) if self.values else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the mean (Student's t with n - 1 degrees of freedom); None for one value."""
+        """95 % confidence interval of the mean (Student's t with n - 1 degrees of freedom); None for fewer than two
+        values."""
         if len(self.values) < 2:
             return None
         mean, half = mean_and_half_width(np.array(self.values)[:, None])
@@ -61,8 +66,10 @@ class Difference:
 
 
 def differences(cells: Sequence[CellResult], reference: str, target: TargetMetric | None) -> list[Difference]:
-    """Of all other strategies of these cells, which are of one population: the final value of each metric, and each
-    cost of the target where there is one."""
+    """Return the differences of all other strategies from the reference. The cells are those of one population.
+
+    There is one for the final value of each metric, and one for each cost of the target if there is a target.
+    """
     metrics = metrics_of(cells)
     base = {r.seed: r for r in cells if r.strategy == reference}
     found = []
@@ -71,15 +78,17 @@ def differences(cells: Sequence[CellResult], reference: str, target: TargetMetri
         seeds = sorted(own.keys() | base.keys())
         pairs = [(own[s], base[s]) for s in seeds if s in own and s in base and _ended(own[s]) and _ended(base[s])]
         names = (cells[0].population, strategy, reference)
-        found += [_of_final_values(names, metric, pairs, len(seeds)) for metric in metrics]
+        found += [_final_difference(names, metric, pairs, len(seeds)) for metric in metrics]
         if target is not None:
-            found += _of_costs(names, target, pairs, len(seeds))
+            found += _cost_differences(names, target, pairs, len(seeds))
     return found
 
 
 def difference_rows(results: Sequence[CellResult], target: TargetMetric | None) -> Iterator[dict[str, Any]]:
-    """One row for each measure of each strategy but the reference on each population. Without a target the report's
-    own is taken, by population."""
+    """Yield a row for each measure of each strategy, apart from the reference, on each population.
+
+    Without a target the report's own target of the population is taken.
+    """
     for population in dict.fromkeys(r.population for r in results):
         cells = [r for r in results if r.population == population]
         goal = target or common_target(cells, metrics_of(cells))
@@ -96,20 +105,20 @@ def difference_rows(results: Sequence[CellResult], target: TargetMetric | None) 
 
 
 Pairs = Sequence[tuple[CellResult, CellResult]]
-"""The strategy's run and the reference's, a pair for each seed."""
+"""Runs of the strategy and of the reference, a pair for each seed."""
 
 
 def _ended(result: CellResult) -> bool:
     return result.finished not in FAILED
 
 
-def _of_final_values(names: tuple[str, str, str], metric: str, pairs: Pairs, seeds: int) -> Difference:
+def _final_difference(names: tuple[str, str, str], metric: str, pairs: Pairs, seeds: int) -> Difference:
     values = [final_value(one, metric) - final_value(other, metric) for one, other in pairs]
-    finite = tuple(v for v in values if math.isfinite(v))  # a metric may not be measured in each run
+    finite = tuple(v for v in values if math.isfinite(v))  # a run may not measure the metric
     return Difference(*names, FINAL, metric, None, finite, len(finite), seeds - len(finite))
 
 
-def _of_costs(names: tuple[str, str, str], target: TargetMetric, pairs: Pairs, seeds: int) -> list[Difference]:
+def _cost_differences(names: tuple[str, str, str], target: TargetMetric, pairs: Pairs, seeds: int) -> list[Difference]:
     both = [(cost_of(one, target), cost_of(other, target)) for one, other in pairs]
     reached = sum(one is not None for one, _ in both), sum(other is not None for _, other in both)
     costs = [(one, other) for one, other in both if one is not None and other is not None]

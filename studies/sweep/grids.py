@@ -1,5 +1,5 @@
-"""What of a strategy can be tuned, and the grids of values that are tried: half-decades that grow where the best one
-stands at an edge."""
+"""The parameters of a strategy that can be tuned, and the grids of values to try: half-decades that grow if the best
+value stands at an edge."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.sweep.cell import Cell
 
 Point = tuple[float, ...]
-"""A value for each axis of a grid."""
+"""One value for each axis of a grid."""
 LOCAL = "training.learning_rate"
 SERVER_FIELDS = ("alpha", "server_learning_rate", "learning_rate")
-"""What the server's step is called, in the order in which a strategy is searched for it."""
+"""Names of the server's step, in the order in which a strategy is searched for it."""
 
 
 @dataclass
 class Axis:
-    """The values of one parameter; `base` and exponents of √10 for a grid that may grow."""
+    """The values of one parameter. A grid that may grow has a `base`, and exponents of √10."""
 
     path: str
     values: list[float]
@@ -33,7 +33,10 @@ class Axis:
     highest: int = 1
 
     def grow(self, best: float) -> list[float]:
-        """The values beyond the edge at which the best one stands; none where there is no edge, or no more room."""
+        """Add the values beyond the edge at which the best value stands, and return them.
+
+        There are none if it stands at no edge, or if there is no more room.
+        """
         if self.base is None:
             return []
         found = []
@@ -48,14 +51,14 @@ class Axis:
         return new
 
     def at_edge(self, value: float) -> bool:
-        """Whether a better value may lie beyond this one."""
+        """Return True if a better value may lie beyond this one."""
         if len(self.values) < 2 or (self.path.endswith(".alpha") and value >= 1):
             return False
         return value in (min(self.values), max(self.values))
 
 
 class Grid:
-    """All combinations of its axes' values that a cell accepts, as cells."""
+    """All combinations of the axes' values that a cell accepts, as cells."""
 
     def __init__(self, cell: Cell, axes: Sequence[Axis]) -> None:
         self.axes = axes
@@ -63,7 +66,7 @@ class Grid:
         self._seen: set[Point] = set()
 
     def new(self) -> Iterator[tuple[Point, Cell]]:
-        """Those that were not given out yet."""
+        """Yield the points that were not yielded before, with their cells."""
         for point in itertools.product(*(axis.values for axis in self.axes)) if self.axes else ():
             if point in self._seen:
                 continue
@@ -73,12 +76,12 @@ class Grid:
                 yield point, made
 
     def grow(self, best: Point) -> bool:
-        """Whether there are new values, next to where the best point stands at an edge."""
+        """Grow each axis at whose edge the best point stands. Return True if there are new values."""
         grown = [axis.grow(value) for axis, value in zip(self.axes, best, strict=True)]
         return any(grown)
 
     def named(self, point: Point) -> dict[str, float]:
-        """Parameter -> value."""
+        """Return parameter -> value for a point."""
         return {axis.path: value for axis, value in zip(self.axes, point, strict=True)}
 
 
@@ -88,8 +91,11 @@ def axes_of(
     learning_rate: Sequence[float] | None,
     server_step: Sequence[float] | None,
 ) -> tuple[list[Axis], list[str]]:
-    """What is tuned of a cell, and what could be and is not, in words. `given`: parameter -> values, and nothing else;
-    otherwise the two step sizes, at these values or half-decades around the cell's own."""
+    """Return the axes of a cell's grid, and in words what could be tuned and is not.
+
+    `given` (parameter -> values) names all axes. If it is None the axes are the two step sizes, with the values of
+    `learning_rate` and `server_step`, or with half-decades around the cell's own.
+    """
     if given is not None:
         return [Axis(path, list(dict.fromkeys(values))) for path, values in given.items()], []
     axes, untuned = [], []
@@ -109,7 +115,7 @@ def axes_of(
 
 
 def with_values(cell: Cell, values: Mapping[str, float]) -> Cell | None:
-    """The cell with these parameters (`training.x`, `strategy.x.y`); None where they are refused."""
+    """Return the cell with these parameters (`training.x`, `strategy.x.y`); None if they are refused."""
     found = changed(cell.strategy, cell.training, values)
     return None if found is None else replace(cell, strategy=found[0], training=found[1])
 
@@ -117,7 +123,7 @@ def with_values(cell: Cell, values: Mapping[str, float]) -> Cell | None:
 def changed(
     strategy: Strategy[Any], training: TrainingConfig, values: Mapping[str, float]
 ) -> tuple[Strategy[Any], TrainingConfig] | None:
-    """Both with these parameters; None where they are refused."""
+    """Return both with these parameters; None if they are refused."""
     try:
         for path, value in values.items():
             where, _, rest = path.partition(".")
@@ -131,7 +137,7 @@ def changed(
 
 
 def server_step_of(strategy: Strategy[Any]) -> str | None:
-    """The path of the server's step size; None where the strategy has none (a plain mean)."""
+    """Return the path of the server's step size; None if the strategy has none (a plain mean)."""
     optimizer = getattr(strategy, "server_optimizer", None)
     if optimizer is not None and hasattr(optimizer, "learning_rate"):
         return "strategy.server_optimizer.learning_rate"
@@ -140,7 +146,7 @@ def server_step_of(strategy: Strategy[Any]) -> str | None:
 
 
 def value_at(strategy: Strategy[Any], training: TrainingConfig, path: str) -> Any:
-    """What a parameter is now. Raises KeyError or AttributeError where there is none of this path."""
+    """Return a parameter's present value. Raises KeyError or AttributeError if there is no such parameter."""
     where, _, rest = path.partition(".")
     found: Any = {"training": training, "strategy": strategy}[where]
     for name in rest.split("."):
@@ -162,7 +168,7 @@ def _capped(path: str, value: float) -> float:
 
 
 def _replaced(value: Any, path: Sequence[str], new: float) -> Any:
-    if hasattr(value, "with_field"):  # a strategy that is built from a file
+    if hasattr(value, "with_field"):  # a strategy that a file builds
         return value.with_field(path[0], new)
     if len(path) > 1:
         new = _replaced(getattr(value, path[0]), path[1:], new)
@@ -174,7 +180,7 @@ def _replaced(value: Any, path: Sequence[str], new: float) -> Any:
 
 
 def _as_kind(now: Any, new: Any) -> Any:
-    """A whole number where a whole number was."""
+    """Return `new` as a whole number if `now` is one."""
     return int(new) if isinstance(now, int) and isinstance(new, float) and new.is_integer() else new
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""For 1 to 9 degrees of freedom."""
+"""Student's quantile for 1 to 9 degrees of freedom."""
 _Z_975 = 1.959964
 _ROUNDING = 1e-12
-"""A spread that is less than this part of the mean is that of sums' last bits."""
+"""Part of the mean below which a spread comes from the last bits of sums."""
 
 
 def half_width_factor(count: int) -> float:
-    """What a standard deviation of `count` values is multiplied by; NaN for fewer than two."""
+    """Return the half-width of the interval for a standard deviation of 1 over `count` values; NaN for fewer than
+    two."""
     if count < 2:
         return math.nan
     freedom = count - 1
@@ -25,7 +26,10 @@ def half_width_factor(count: int) -> float:
 
 
 def _t_975(freedom: int) -> float:
-    """Fisher's expansion of Student's quantile in 1/freedom (Abramowitz and Stegun, 26.7.5): from 10 on to 4 digits."""
+    """Return Student's quantile by Fisher's expansion in 1/freedom (Abramowitz and Stegun, 26.7.5).
+
+    It is right to 4 digits from 10 degrees of freedom on.
+    """
     z = _Z_975
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -33,16 +37,16 @@ def _t_975(freedom: int) -> float:
 
 
 def mean_and_half_width(rows: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Over the first axis; the half-width is 0 where there is one row."""
+    """Return the mean over the first axis and the half-width of its interval, which is 0 for one row."""
     mean = rows.mean(axis=0)
     if len(rows) < 2:
         return mean, np.zeros_like(mean)
-    with np.errstate(over="ignore"):  # of runs on their way to divergence
+    with np.errstate(over="ignore"):  # runs on their way to divergence
         return mean, half_width_factor(len(rows)) * rows.std(axis=0, ddof=1)
 
 
 def mean_text(values: Sequence[float]) -> str:
-    """The mean, and half the width of its interval where there are several values; "-" where one is not finite."""
+    """Return the mean as text, with half the width of its interval for several values; "-" if one is not finite."""
     if not values or not all(math.isfinite(v) for v in values):
         return "-"
     mean, half = mean_and_half_width(np.asarray(values, np.float64)[:, None])
@@ -51,8 +55,10 @@ def mean_text(values: Sequence[float]) -> str:
 
 
 def difference_text(values: Sequence[float]) -> str:
-    """The mean with its sign, to the last digit that half the width of its interval is given to; without an interval
-    where there is one value, "-" where there is none."""
+    """Return the mean with its sign, to the last digit that half the width of its interval has.
+
+    One value has no interval. The text is "-" for no value.
+    """
     if not values:
         return "-"
     mean, half = (float(x[0]) for x in mean_and_half_width(np.asarray(values, np.float64)[:, None]))
@@ -67,7 +73,7 @@ def difference_text(values: Sequence[float]) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
-    """To so many digits, and whole numbers above 1,000 whole; with an exponent only where it is needed."""
+    """Return a number with so many digits, from 1,000 on as a whole number, with an exponent only if it needs one."""
     if 1e-4 <= abs(value) < 1e9:
         return f"{value:,.0f}" if digits > 2 and abs(value) >= 1000 else f"{float(f'{value:.{digits}g}'):,.10g}"
     return f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""How much of this machine a study may take: a container's limits count, not only the machine's own."""
+"""The cores and the memory that a study may take. A container's limits count, and not only the machine's own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Those that this process may run on."""
+    """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(cgroup: Path = _CGROUP) -> int:
-    """Memory that is available now, within the container's limit where there is one (cgroup version 2)."""
+    """Return the bytes of memory that are available now, within the container's limit if there is one (cgroup v2)."""
     available = int(psutil.virtual_memory().available)
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))

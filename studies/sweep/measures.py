@@ -1,4 +1,4 @@
-"""What is read off finished cells: final values, the cost of a target, and who had how much of a say."""
+"""Measures of finished cells: final values, the cost of a target, and the shares of weight."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ from fedmq.studies.sweep.cell import CellResult
 
 Floats = npt.NDArray[np.float64]
 FINAL_PART = 0.1
-"""Of a run's virtual time: single evaluations of an asynchronous run jitter."""
+"""Part of a run's virtual time that final values are means over. Single evaluations of an asynchronous run jitter."""
 COSTS = ("time_s", "updates", "bytes_up", "bytes_down")
 
 
 def is_better_high(metric: str) -> bool:
-    """Accuracies and their like are to be high; losses and distances low."""
+    """Return True for accuracies and the like, which should be high. Losses and distances should be low."""
     return "accuracy" in metric or metric in {"auc", "f1", "precision", "recall"}
 
 
 def metrics_of(results: Iterable[CellResult]) -> list[str]:
-    """All that was measured: the accuracy first, then the distance to a known optimum, the loss, others by name."""
+    """Return all metrics that were measured: accuracy first, then the distance to a known optimum, the loss, others by
+    name."""
     found = {name for r in results for e in r.evaluations for name in e["metrics"]}
     order = ("accuracy", "distance", "loss")
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def tuned_metric(results: Iterable[CellResult]) -> str | None:
-    """What step sizes are chosen by: the distance to a known optimum, else the loss, else the first of `metrics_of`.
-    A few hundred examples have as many accuracies, and a trial is lucky by more of them than good ones differ by; the
-    loss tells more, and an accuracy does not mind steps that are too large (docs/decisions/0024)."""
+    """Return the metric by which step sizes are chosen.
+
+    It is the distance to a known optimum, else the loss, else the first of `metrics_of`. A few hundred examples have
+    as many accuracies, and luck moves a trial by more of them than good trials differ by. The loss says more, and an
+    accuracy hardly shows steps that are too large (docs/decisions/0024).
+    """
     measured = metrics_of(results)
     return next((name for name in ("distance", "loss") if name in measured), next(iter(measured), None))
 
 
 def series(result: CellResult, axis: str, metric: str) -> tuple[Floats, Floats]:
-    """The metric's finite values over time_s, updates or bytes_up."""
+    """Return the metric's finite values as (x, y), over time_s, updates or bytes_up."""
     found = [(e[axis], e["metrics"][metric]) for e in result.evaluations if metric in e["metrics"]]
     kept = [(x, y) for x, y in found if math.isfinite(y)]
     return np.array([x for x, _ in kept], np.float64), np.array([y for _, y in kept], np.float64)
 
 
 def final_value(result: CellResult, metric: str) -> float:
-    """The mean over the evaluations of the last tenth of the run's virtual time, at least the last one; NaN where
-    the run diverged or the metric was not measured."""
+    """Return the mean over the evaluations of the last tenth of the run's virtual time, at least the last one.
+
+    It is NaN if the run diverged or did not measure the metric.
+    """
     if result.finished == "diverged":
         return math.nan
     times, values = series(result, "time_s", metric)
@@ -57,9 +63,11 @@ def final_value(result: CellResult, metric: str) -> float:
 
 
 def common_target(cells: Sequence[CellResult], metrics: Sequence[str]) -> TargetMetric | None:
-    """A value that every cell that did not diverge reached and that none had at its start: 95 % of the way from the
-    best start to the worst of the cells' best values, so that no cell's luck in its last evaluation decides. None
-    where there is no such value. Of the first of `metrics`."""
+    """Return a value of the first of `metrics` that no cell had at its start and every cell reached, or diverged.
+
+    It lies 95 % of the way from the best start to the worst of the cells' best values, so that no cell's luck in its
+    last evaluation decides. None if there is no such value.
+    """
     name = next(iter(metrics), None)
     if name is None:
         return None
@@ -75,13 +83,13 @@ def common_target(cells: Sequence[CellResult], metrics: Sequence[str]) -> Target
 
 
 def met_at_start(cells: Iterable[CellResult], target: TargetMetric) -> bool:
-    """Whether any cell's first evaluation is as good as the target already: then it measures nothing."""
+    """Return True if any cell's first evaluation is as good as the target. Such a target measures nothing."""
     firsts = [y[0] for r in cells if len(y := series(r, "time_s", target.name)[1])]
     return any(y >= target.value if target.mode == "max" else y <= target.value for y in firsts)
 
 
 def cost_of(result: CellResult, target: TargetMetric) -> dict[str, float] | None:
-    """Where the run was at its first evaluation that reached the target; None where none did."""
+    """Return the costs of the run at its first evaluation that reached the target; None if none did."""
     for e in result.evaluations:
         value = e["metrics"].get(target.name, math.nan)
         if value >= target.value if target.mode == "max" else value <= target.value:
@@ -90,7 +98,7 @@ def cost_of(result: CellResult, target: TargetMetric) -> dict[str, float] | None
 
 
 def favour(result: CellResult) -> Floats:
-    """Effective over intended share of each participant: 1 is as intended."""
+    """Return each participant's effective share of weight over its intended share: 1 is as intended."""
     effective, intended = np.array(result.weight), np.array(result.intended)
     total = effective.sum()
     if total <= 0:
@@ -99,8 +107,10 @@ def favour(result: CellResult) -> Floats:
 
 
 def misplaced_share(result: CellResult) -> float:
-    """Total variation between effective and intended shares: the part of all weight that went to others than was
-    intended."""
+    """Return the total variation between effective and intended shares.
+
+    It is the part of all weight that went to other participants than intended.
+    """
     effective, intended = np.array(result.weight), np.array(result.intended)
     if effective.sum() <= 0:
         return math.nan
@@ -108,8 +118,11 @@ def misplaced_share(result: CellResult) -> float:
 
 
 def chance_share(result: CellResult) -> float:
-    """What `misplaced_share` would be on average by luck alone: were as many updates, all of one weight, of
-    participants that are drawn one by one with their intended shares."""
+    """Return the mean of `misplaced_share` by luck alone.
+
+    It assumes as many updates, all of one weight, from participants that are drawn one by one with their intended
+    shares.
+    """
     intended, count = np.array(result.intended), result.updates
     if not count:
         return math.nan
@@ -118,7 +131,7 @@ def chance_share(result: CellResult) -> float:
 
 
 def _mean_deviation(n: int, p: float) -> float:
-    """E|X - np| of a binomial X: 2·k·(1 - p)·C(n, k)·p^k·(1 - p)^(n - k) with k = ⌊np⌋ + 1 (de Moivre)."""
+    """Return E|X - np| of a binomial X: 2·k·(1 - p)·C(n, k)·p^k·(1 - p)^(n - k) with k = ⌊np⌋ + 1 (de Moivre)."""
     k = math.floor(n * p) + 1
     if not 0 < p < 1 or k > n:
         return 0.0
@@ -127,7 +140,7 @@ def _mean_deviation(n: int, p: float) -> float:
 
 
 def on_one_grid(found: Sequence[tuple[Floats, Floats]], points: int) -> tuple[Floats, Floats]:
-    """All series at the same places, up to where the first of them ends: a value holds until the next one."""
+    """Return all series at the same places, up to the end of the shortest. A value holds until the next one."""
     found = [(x, y) for x, y in found if len(x)]
     if not found:
         return np.empty(0), np.empty((0, 0))
@@ -136,7 +149,7 @@ def on_one_grid(found: Sequence[tuple[Floats, Floats]], points: int) -> tuple[Fl
 
 
 def _rounded_towards(start: float, value: float) -> float:
-    """To as few digits, at least two, as keep it in the upper tenth of the way from the start."""
+    """Round to the fewest digits, at least two, that keep the value in the last tenth of the way from the start."""
     for digits in range(2, 9):
         scale = 10.0 ** (digits - 1 - math.floor(math.log10(abs(value)))) if value else 1.0
         rounded = math.floor(value * scale) / scale

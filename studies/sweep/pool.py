@@ -1,11 +1,12 @@
-"""Cells on all cores: a pool of processes, driven by arms that ask for cells and may ask for more when these are done.
+"""Cells on all cores: a pool of processes. Arms drive it: they ask for cells, and may ask for more when these are done.
 
 Rules
- 1. An arm is a generator: it yields a batch of cells and is sent their results, in order, when all of them are there.
- 2. A cell whose file is there is not run. What runs where changes no byte.
- 3. Ctrl-C, an error, or the end of the study's own process ends the processes at once; the files of finished cells
+ 1. An arm is a generator. It yields a batch of cells, and gets their results in order when all of them are there.
+ 2. A cell whose file is there is not run. The process that runs a cell changes no byte of it.
+ 3. Ctrl-C, an error, or the end of the study's own process ends the processes at once. The files of finished cells
     stay.
- 4. Each process says how far its cell is by one number in shared memory, without a lock that a killed one could keep.
+ 4. Each process shows the progress of its cell as one number in shared memory. There is no lock that a killed process
+    could keep.
 """
 
 from __future__ import annotations
@@ -33,24 +34,24 @@ from fedmq.studies.sweep.cell import Cell, CellResult, check_cell, read_cell, ru
 POLL_S = 0.2
 REPORT_EVERY_S = 0.05
 MOST_PLACES = 2
-"""That a mistake is said to have been met in by name."""
+"""Most cells that a mistake names."""
 LOG = "processes.log"
-"""In the results' folder: what the processes that run cells wrote to their standard error."""
+"""File in the results' folder with what the processes wrote to their standard error."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What an arm yields."""
+    """The cells that an arm asks for."""
 
     cells: Sequence[Cell]
     later: int = 0
-    """At least so many cells will follow."""
+    """Least number of cells that will follow."""
     judged_by: Sequence[str] = ()
-    """Metrics that are needed of its cells (studies.sweep.cell.check_cell)."""
+    """Metrics that the cells must measure (studies.sweep.cell.check_cell)."""
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the results' folder. Raises ConfigError where it cannot be written to: now, and not after the first cell."""
+    """Make the results' folder. Raises ConfigError, before the first cell, if it cannot be written to."""
     try:
         for place in (folder, folder / "cells"):
             place.mkdir(parents=True, exist_ok=True)
@@ -65,14 +66,15 @@ def prepare_folder(folder: Path) -> None:
 
 Arm = Generator[Batch, list[CellResult], None]
 OnCell = Callable[[CellResult, int, int], None]
-"""Called for each cell that was run, with how many are finished now, and of how many as far as is known."""
+"""Called for each cell that was run, with the number of finished cells, and of all cells as far as known."""
 OnProgress = Callable[[float, int], None]
-"""Called a few times a second: cells finished and parts of those that run, of how many as far as is known."""
+"""Called a few times a second with the number of finished cells, parts of running ones included, and of all cells as
+far as known."""
 
 
 @dataclass(eq=False)
 class _Running:
-    """An arm between two batches."""
+    """An arm, with the batch that it asked for last and the results so far."""
 
     arm: Arm
     batch: Batch = field(default_factory=lambda: Batch(()))
@@ -84,7 +86,10 @@ class _Running:
 
 
 class CellPool:
-    """A context manager; processes start with the first cell that has to be run. They share `memory_limit_bytes`."""
+    """A pool of processes, as a context manager.
+
+    Processes start with the first cell that has to be run. They share `memory_limit_bytes`.
+    """
 
     def __init__(self, folder: Path, workers: int, memory_limit_bytes: int) -> None:
         self._folder, self._workers = folder, workers
@@ -105,13 +110,17 @@ class CellPool:
         if self._pool is None:
             return
         if error is not None:
-            for process in list((self._pool._processes or {}).values()):  # its own shutdown waits for what runs
+            for process in list(
+                (self._pool._processes or {}).values()
+            ):  # the pool's own shutdown waits for running cells
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def drive(self, arms: Sequence[Arm], on_cell: OnCell | None = None, on_progress: OnProgress | None = None) -> None:
-        """Run all arms to their ends. Raises ConfigError with all that stands against any of them, before anything is
-        trained."""
+        """Run all arms to their ends.
+
+        Raises ConfigError with the mistakes of all of them, before anything is trained.
+        """
         for arm in arms:
             self._advance(_Running(arm), None)
         self._check()
@@ -131,7 +140,7 @@ class CellPool:
                 on_progress(self._done + sum(self._parts), self._total())
 
     def _check(self) -> None:
-        """The first cell that each arm has to run stands for all of them."""
+        """Check the first cell that each arm has to run. It stands for the arm's other cells."""
         firsts = {id(running): (running.batch, place) for running, place in reversed(self._queue)}
         checks = [
             (cell := batch.cells[place], self._processes().submit(_check, cell, self._limit_bytes, batch.judged_by))
@@ -149,14 +158,14 @@ class CellPool:
         except BrokenProcessPool:
             raise FedmqError(
                 f"a process that runs cells ended by itself: killed, or out of memory? {self._folder / LOG} may say "
-                "more. Finished cells are kept; the same command goes on, with fewer workers where memory is short"
+                "more. Finished cells are kept; the same command goes on. Take fewer workers if memory is short"
             ) from None
 
     def _total(self) -> int:
         return self._done + len(self._at) + len(self._queue) + self._later
 
     def _advance(self, running: _Running, results: list[CellResult] | None) -> None:
-        """Give the arm its results, until it asks for a cell that has to be run, or ends."""
+        """Give the arm results until it asks for a cell that has to be run, or ends."""
         while True:
             self._later -= running.batch.later
             try:
@@ -172,7 +181,7 @@ class CellPool:
             results = [result for result in running.results if result is not None]
 
     def _submit(self) -> None:
-        """Hand out no more than runs soon, so that arms that go on late do not wait behind the whole grid."""
+        """Hand out only cells that run soon, so that arms that go on later do not wait behind the whole grid."""
         while self._queue and len(self._at) < 2 * self._workers:
             running, place = self._queue.popleft()
             self._at[self._processes().submit(_work, self._folder, running.batch.cells[place])] = (running, place)
@@ -189,7 +198,7 @@ class CellPool:
 
 
 def _by_text(mistakes: Sequence[tuple[Cell, str]]) -> Iterator[str]:
-    """Each once, with where it was met: many strategies and populations share one."""
+    """Yield each mistake once, with the cells that have it: many strategies and populations may share one."""
     where: dict[str, list[str]] = {}
     for cell, said in mistakes:
         text = said
@@ -203,7 +212,7 @@ def _by_text(mistakes: Sequence[tuple[Cell, str]]) -> Iterator[str]:
 
 @contextmanager
 def single_threaded_children() -> Iterator[None]:
-    """One thread each: the cells themselves fill the cores, and a sum's order cannot depend on how many there are."""
+    """Give each child process one thread. Cells fill the cores, and the order of sums cannot depend on their number."""
     threads = (
         "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FEDMQ_TF_THREADS", "TF_NUM_INTRAOP_THREADS",
         "TF_NUM_INTEROP_THREADS",
@@ -224,15 +233,19 @@ def single_threaded_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-# In the processes
+# The code below runs in the child processes.
 
 _parts: Any = None
 _slot = 0
 
 
 def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> None:
-    """Ctrl-C reaches all processes of a terminal; the study's own ends the others. What libraries write to the standard
-    error (TensorFlow, much of it) goes to a file: what matters comes back as an exception."""
+    """Set up a child process.
+
+    It ignores Ctrl-C, which reaches all processes of a terminal: the study's own process ends the others. What
+    libraries write to the standard error goes to a file, and TensorFlow writes much. What matters comes back as an
+    exception.
+    """
     global _parts, _slot  # noqa: PLW0603 - what a process has for its whole life
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.pop("PYTHONSAFEPATH", None)  # processes that the app starts are its own
@@ -248,7 +261,7 @@ def _start_worker(parts: Any, next_slot: Synchronized[int], folder: Path) -> Non
 
 
 def _leave_with_the_study() -> None:
-    """A study that is killed ends no processes: each would wait for its next cell for ever."""
+    """End this process with the study's own. A study that is killed ends no child: each would wait for ever."""
     study = multiprocessing.parent_process()
     if study is not None:
         study.join()
@@ -257,13 +270,15 @@ def _leave_with_the_study() -> None:
 
 @contextmanager
 def _in_a_line(cell: Cell, kind: type[FedmqError]) -> Iterator[None]:
-    """What nobody raised on purpose is mostly a problem's, a strategy's or an app's own, and of classes that the other
-    process may not know: a line of what and where, and the traceback in the log."""
+    """Turn an unexpected error into one line with what happened and where, and put the traceback into the log.
+
+    Such an error mostly comes from a problem, a strategy or an app. The study's own process may not know its class.
+    """
     try:
         yield
     except FedmqError:
         raise
-    except (Exception, SystemExit) as e:  # noqa: BLE001 - whatever there is
+    except (Exception, SystemExit) as e:  # noqa: BLE001 - the user's code may raise anything
         traceback.print_exc()
         at = traceback.extract_tb(e.__traceback__)[-1]
         what = " ".join(str(e).split())[:400]

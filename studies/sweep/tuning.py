@@ -1,28 +1,30 @@
 """Tuning: a small grid for each strategy on each population, on seeds of its own, before anything is compared.
 
-Which strategy wins depends on its step sizes more than on its idea, so a comparison at one learning rate for all says
-little. Two things are tuned where a strategy has them: the participants' learning rate, and the server's step (η_g or
+The winner depends on step sizes more than on a strategy's idea, so a comparison at one learning rate for all says
+little. Two parameters are tuned if a strategy has them: the participants' learning rate, and the server's step (η_g or
 α). A grid is the usual practice in federated optimisation (Reddi et al. 2021, "Adaptive Federated Optimization",
-appendix D), takes no luck, and every trial is a cell with a file like any other: it is run once, on any core.
+appendix D), and it draws nothing at random. Every trial is a cell with a file like any other: it is run once, on any
+core.
 
 One run says little too: the best of twenty noisy trials is the luckiest of the good ones, and federations are noisy
 enough for that to undo their tuning (Kuo et al. 2023, "On Noisy Evaluation in Federated Hyperparameter Tuning"). So the
-best go on to more seeds, as in successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification
-and Hyperparameter Optimization"), with seeds as the budget. What that buys is in docs/decisions/0024.
+best trials go on to more seeds, as in successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm
+Identification and Hyperparameter Optimization"), with seeds as the budget. docs/decisions/0024 has the gain.
 
 Rules
- 1. Default values are half-decades around what the study's file says. While the best one stands at an edge, the grid
-    grows there, at most `extend` times; values that the file lists are taken as they are.
- 2. Trials run as the study's cells do, on `seeds` that are none of the study's: other participants, other luck. Where
-    the test set is the same for all seeds they are judged on training examples that are kept back for it, others on
-    each seed.
+ 1. Default values are half-decades around the values in the study's file. While the best value stands at an edge, the
+    grid grows there, at most `extend` times. Values that the file lists are taken as they are.
+ 2. Trials run as the study's cells do, on `seeds` that the study does not use: other participants, other luck. If the
+    test set is the same for all seeds, trials are judged on training examples that are kept back for it, different ones
+    on each seed.
  3. Every trial runs on the first seed, and the best `finalists` of them on the others as well. A trial that diverges
-    makes room for the next one. The best is the best finalist over all seeds, its first one included; that is also
-    where the grid grows.
- 4. The best trial reached the run's target soonest; among those that did not, or where there is no target, it has the
-    best final value (`measures.final_value`); of equal ones it is that with the smaller steps.
- 5. What was tried on which seeds and what won is on record, with what it came to on each seed; an edge that still won
-    is said, and so is how many finalists are as good within one standard error.
+    makes room for the next one. The best trial is the best finalist over all seeds, the first one included. The grid
+    grows at its edges.
+ 4. The best trial is the one that reached the run's target soonest. Among trials that did not reach it, or without a
+    target, it is the one with the best final value (`measures.final_value`). Of equal trials it is the one with the
+    smaller steps.
+ 5. The record has the trials, their seeds, their value on each seed, and the winner. It says if the winner still stands
+    at an edge, and which finalists are as good within one standard error.
 """
 
 from __future__ import annotations
@@ -50,32 +52,33 @@ FAILED = {"diverged", "stuck"}
 
 
 class Tuning(Value):
-    """The [tuning] table; `tuning = false` in its place is `off`."""
+    """The [tuning] table. `tuning = false` stands for `off`."""
 
     off: bool = False
-    """Compare the strategies as they are; the report says so."""
+    """True to compare the strategies as they are, which the report says."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = tuple(
         range(1_000_000, 1_000_005)
     )
-    """None of the study's own. All trials run on the first, the best ones on all of them."""
+    """Seeds that the study does not use. All trials run on the first, the best trials on all of them."""
     finalists: Annotated[int, Field(ge=1)] = 3
-    """How many of the trials go on to the other seeds."""
+    """Number of trials that go on to the other seeds."""
     learning_rate: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    """Of the participants, to be tried; without it half-decades around the study's."""
+    """Learning rates of the participants to try. Without them half-decades around the study's are tried."""
     server_step: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    """η_g or α, to be tried; without it half-decades around the strategy's own."""
+    """Values of η_g or α to try. Without them half-decades around the strategy's own are tried."""
     extend: Annotated[int, Field(ge=0, le=20)] = 3
-    """How many times a default grid grows where its best value stands at an edge."""
+    """Most times that a default grid grows because its best value stands at an edge."""
     validation_part: Part = 0.1
-    """Of the training examples, on which trials are judged: the test set is the comparison's. 0 takes the test set."""
+    """Part of the training examples that trials are judged on, because the test set is for the comparison. 0 takes the
+    test set."""
     metric: str | None = None
-    """What is best; without it the distance to a known optimum where there is one, else the loss, else the accuracy."""
+    """Metric that decides. Without it, it is the distance to a known optimum, else the loss, else the accuracy."""
     mode: Literal["max", "min"] | None = None
-    """Without it `max` for the accuracy and `min` for anything else."""
+    """Direction of the metric. Without it, it is `max` for an accuracy and `min` for anything else."""
     stop: StopSettings | None = None
-    """When a trial ends, in place of the run's own stop: shorter trials, where these tell enough."""
+    """End of a trial, in place of the run's own stop. Use it if shorter trials say enough."""
     population: str | None = None
-    """Tune on this population alone and take what won there to all; without it each population has its own tuning."""
+    """Population to tune on for all populations. Without it each population has its own tuning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,29 +88,29 @@ class Tuning(Value):
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of a grid, on the first tuning seed or on all of them."""
+    """One point of a grid, run on the first tuning seed or on all of them."""
 
     values: Mapping[str, float]
     scores: tuple[float, ...]
-    """The metric's final value on each seed; NaN where the cell failed or measured nothing."""
+    """Final value of the metric on each seed; NaN if the cell failed or measured nothing."""
     reached_s: float | None
-    """Mean virtual time to the run's target, where every seed reached it."""
+    """Mean virtual time (s) to the run's target; None if not every seed reached it."""
     finished: str
 
     @property
     def score(self) -> float:
-        """The mean over its seeds."""
+        """Mean over its seeds."""
         return statistics.fmean(self.scores)
 
     @property
     def extremes(self) -> tuple[float, float]:
-        """The lowest and the highest score of a seed; NaN where there is none of one of them."""
+        """Lowest and highest score of a seed; NaN if a seed has none."""
         return (min(self.scores), max(self.scores)) if math.isfinite(self.score) else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning one strategy on one population gave."""
+    """The result of tuning one strategy on one population."""
 
     strategy: str
     population: str
@@ -115,17 +118,17 @@ class Tuned:
     mode: str
     trials: tuple[Trial, ...]
     best: Trial | None
-    """None where nothing was tried."""
+    """Best trial; None if nothing was tried."""
     seeds: tuple[int, ...] = ()
-    """Of finalists; other trials ran on the first."""
+    """Seeds of the finalists. Other trials ran on the first one."""
     edges: tuple[str, ...] = ()
     """Parameters whose best value is the lowest or the highest that was tried."""
     untuned: tuple[str, ...] = ()
-    """What could have been tuned and was not, in words."""
+    """Parameters that could have been tuned and were not, in words."""
     deploy: str = ""
-    """The best trial's settings as tables of a federation file."""
+    """Settings of the best trial, as tables of a federation file."""
     judged_on: str = ""
-    """The examples that trials were evaluated on."""
+    """Examples that the trials were evaluated on, in words."""
 
     @property
     def finalists(self) -> list[Trial]:
@@ -135,7 +138,7 @@ class Tuned:
     @property
     def as_good(self) -> list[Trial]:
         """Other finalists that are worse than the best by no more than one standard error of the mean difference on the
-        same seeds: which of these is the best is luck (after the one-standard-error rule, Breiman et al. 1984)."""
+        same seeds. Only luck decides between these (after the one-standard-error rule, Breiman et al. 1984)."""
         best, count = self.best, len(self.seeds)
         if best is None or best.reached_s is not None or count < 2:
             return []
@@ -151,7 +154,7 @@ class Tuned:
 
     @property
     def doubts(self) -> list[str]:
-        """Why there may be better values than the best, in words."""
+        """Reasons to expect better values than the best one, in words."""
         if self.best is None:
             return []
         found = []
@@ -166,7 +169,7 @@ class Tuned:
 
 @dataclass
 class _Race:
-    """The trials of one strategy on one population, on the first seed or on all."""
+    """The trials of one strategy on one population, on the first seed or on all of them."""
 
     grid: Grid
     tuning: Tuning
@@ -179,7 +182,7 @@ class _Race:
     results: dict[Point, list[CellResult]] = field(default_factory=dict)
 
     def round(self) -> Generator[Batch, list[CellResult], None]:
-        """What is new in the grid, and whatever of all trials is to be a finalist then."""
+        """Run the grid's new points, and then the trials that have become finalists on the other seeds."""
         new = dict(self.grid.new())
         self.cells |= new
         first, *others = self.tuning.seeds
@@ -192,13 +195,13 @@ class _Race:
             yield from self._run(behind, others)
 
     def best(self) -> Point | None:
-        """The best finalist; where all failed on the first seed, the one with the smallest steps."""
+        """Return the best finalist; the point with the smallest steps if all failed on the first seed."""
         count = len(self.tuning.seeds)
         finalists = [p for p, results in self.results.items() if len(results) == count]
         return min(finalists or self.results, key=lambda p: self._rank(p, count), default=None)
 
     def trial(self, point: Point, count: int) -> Trial:
-        """On the first `count` seeds."""
+        """Return the trial of a point on the first `count` seeds."""
         results = self.results[point][:count]
         reached = all(r.finished == "target" for r in results)
         return Trial(
@@ -226,7 +229,7 @@ class _Race:
         return any(result.finished in FAILED for result in self.results[point])
 
     def _rank(self, point: Point, count: int) -> tuple[Any, ...]:
-        """The least is the best; of equal ones that with the smaller steps."""
+        """Return a key whose least value is the best. Of equal trials the one with the smaller steps is better."""
         trial = self.trial(point, count)
         if trial.reached_s is not None:
             return (0, trial.reached_s, point)
@@ -243,10 +246,11 @@ def tune(
     later: int = 0,
     judged_by: Sequence[str] = (),
 ) -> Generator[Batch, list[CellResult], Tuned]:
-    """Try values for this cell's strategy on its population. `given`: parameter -> values, in place of the defaults.
+    """Try values for this cell's strategy on its population, and return the result.
 
-    A part of a studies.sweep.pool.Arm, of which `later` cells come afterwards, of which these metrics are needed;
-    returns what was found.
+    given       parameter -> values, in place of the default grid
+    later       number of cells that the arm runs afterwards (this is a part of a studies.sweep.pool.Arm)
+    judged_by   metrics that those cells must measure
     """
     axes, untuned = axes_of(cell, given, tuning.learning_rate, tuning.server_step)
     run = cell.run if tuning.stop is None else cell.run.model_copy(update={"stop": tuning.stop})
@@ -277,13 +281,13 @@ def tune(
 
 
 def trial_label(label: str, values: Mapping[str, float]) -> str:
-    """How a trial is called while it runs."""
+    """Return the name of a trial while it runs."""
     named = [f"{path.rpartition('.')[2]} {value:g}" for path, value in values.items()]
     return f"{label} [{', '.join(named)}]"
 
 
 def _judged(problem: Problem, part: float) -> tuple[Problem, str]:
-    """The problem of the trials, and what they are judged on."""
+    """Return the problem of the trials, and the examples that they are judged on, in words."""
     if part and isinstance(problem, ForTuning):
         return problem.for_tuning(part)
     return problem, "what the comparison is judged on, which flatters what was chosen by it"
