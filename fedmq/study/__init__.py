@@ -1,1 +1,1 @@
-"""The study's file, and how an app or a recorded run becomes a study."""
+"""The study's file, and studies of an app or of a recorded run."""

@@ -4,8 +4,9 @@
     name = "app"
     app = "../mnist/app.py"
 
-Each participant has what the app's load_data gives it, as in a deployment; or `data`, a file that is dealt out by
-`deal_by`, of which a population's `examples` decides how much. An app without Keras trains by its own trainers.
+Each participant has the data that the app's load_data gives it, as in a deployment. Or `data` names a file, which
+`deal_by` deals out; a population's `examples` says how much each participant gets. An app without Keras trains with its
+own trainers.
 """
 
 from __future__ import annotations
@@ -37,28 +38,30 @@ Array = npt.NDArray[Any]
 
 
 class AppProblem(Value):
-    """See the module docstring."""
+    """An app file as a problem."""
 
     name: Literal["app"] = "app"
     app: str
-    """The app file; with build_model and load_data, or with build_trainer and initial_parameters (or build_model)."""
+    """Path of the app file. It has build_model and load_data, or build_trainer and initial_parameters (or
+    build_model)."""
     participant_id: str | None = None
-    """What the app's functions are called with, with {number} for the participant's number from 1: "sensor-{number}".
-    Without it the names of a recorded run's participants, or the study's own, p000000 and so on."""
+    """Id that the app's functions are called with, such as "sensor-{number}". {number} is the participant's number,
+    from
+    1. Without it the ids are those of a recorded run, or else the study's own: p000000 and so on."""
     data: str | None = None
-    """An .npz file in place of load_data and load_test_data; a study's file may say "mnist" or "mnist-full"."""
+    """An .npz file in place of load_data and load_test_data. A study's file may say "mnist" or "mnist-full"."""
     deal_by: AnyDeal = Iid()
     path: Literal["measure", "cohort", "plain"] = "measure"
-    """How Keras models are trained (studies.problems.keras.cohort)."""
+    """Way to train Keras models (studies.problems.keras.cohort)."""
     memory_bytes: Annotated[int, Field(ge=1)] = 1024**3
-    """For one cohort of a Keras model."""
+    """Memory for one cohort of a Keras model."""
     validation_part: Part = 0.0
-    """Of each participant's examples, or of the file's: kept back, and evaluated on in place of the test set. What
-    trials of the tuning have; trainers of the app's own are judged by its evaluate() in any case."""
+    """Part of each participant's examples, or of the file's, that is kept back and evaluated on in place of the test
+    set. The trials of the tuning have one. Trainers of the app's own are judged by its evaluate() in any case."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What decides the result; what the app itself reads is not known here."""
+        """Files that decide the result, apart from those that the app itself reads."""
         return (self.app,) if self.data is None else (self.app, self.data)
 
     def deal(self, members: Sequence[Member], seed: int) -> Federation:
@@ -70,7 +73,7 @@ class AppProblem(Value):
                 raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
             return TrainerFederation(app, names, seed)
         build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
-        from fedmq.studies.problems.keras.cohort import KerasFederation  # TensorFlow: in the processes that run cells
+        from fedmq.studies.problems.keras.cohort import KerasFederation  # TensorFlow, in the processes that run cells
 
         if self.data is None:
             x, y, rows = app_data(self.app, _digest(self.app), names)
@@ -103,12 +106,12 @@ class AppProblem(Value):
             )
         except (FedmqError, MemoryError):
             raise
-        except Exception as e:  # Keras's own, of classes that only it has
+        except Exception as e:  # an error of Keras's own classes, which another process may not have
             what = " ".join(str(e).split())[:400]
             raise AppError(f"the model of {self.app} does not train on its examples: {type(e).__name__}: {what}") from e
 
     def for_tuning(self, part: float) -> tuple[AppProblem, str]:
-        """See studies.problems.problem.ForTuning."""
+        """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         whose = "each participant's" if self.data is None else "the training"
         text = f"{part:.0%} of {whose} examples, kept back (trainers of the app's own: by its evaluate())"
         return self.model_copy(update={"validation_part": part}), text
@@ -120,7 +123,7 @@ class AppProblem(Value):
 
 
 class TrainerFederation:
-    """Participants with trainers of the app's own, one training after the other."""
+    """Participants with the app's own trainers, which train one after another."""
 
     def __init__(self, app: App, names: Sequence[str], seed: int) -> None:
         if "tensorflow" in sys.modules:
@@ -130,7 +133,7 @@ class TrainerFederation:
         self.initial = _initial(app, seed)
         with seeded(0, DATA):
             trainers = [trainer_of(app, name) for name in names]
-            # Asked here, because a trainer may load its data only now.
+            # Still seeded, because a trainer may load its data only now.
             self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
         self.backend = TrainerCohort(trainers)
         self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate") or _by_keras(app)
@@ -142,7 +145,7 @@ class TrainerFederation:
 
 
 def _initial(app: App, seed: int) -> Parameters:
-    """Version 0, from where a coordinator takes it (fedmq.app.model_worker)."""
+    """Return version 0. A coordinator takes it from the same functions (fedmq.app.model_worker)."""
     own = app.get("initial_parameters")
     if own is None:
         needed = "for the first version of the model (or initial_parameters, without Keras)"
@@ -159,7 +162,7 @@ def _initial(app: App, seed: int) -> Parameters:
 
 
 def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
-    """On the app's test data, where it has a model and such data."""
+    """Return an evaluation on the app's test data; None if it has no model or no such data."""
     build_model, test_data = app.get("build_model"), app.get("load_test_data")
     if build_model is None or test_data is None:
         return None
@@ -171,8 +174,11 @@ def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
 
 
 class TrainerCohort:
-    """Any trainers (participant.trainer) as a study's backend. A trainer that keeps state between tasks keeps it here
-    too, in the order in which results are needed: give it none, as a deployment that restarts would."""
+    """Any trainers (participant.trainer) as a study's backend.
+
+    A trainer that keeps state between tasks keeps it here too, in the order in which results are needed. Write trainers
+    without such state: a deployment that restarts loses it.
+    """
 
     name = "the app's own trainers, one after the other"
 
@@ -201,7 +207,7 @@ def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: 
 
 @lru_cache(maxsize=1)
 def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
-    """All participants' examples in one array each, and the rows of each; equal parts are kept once."""
+    """Return all x, all y, and the rows of each participant in them. Equal parts are kept once."""
     parts: dict[str, tuple[int, int]] = {}
     xs: list[Array] = []
     ys: list[Array] = []
@@ -224,7 +230,10 @@ def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Arr
 
 
 def _examples(given: Any, gave: str) -> tuple[Array, Array]:
-    """Arrays of what load_data gave; raises AppError, which begins with `gave`, where it cannot be trained on."""
+    """Return the data that a user's function gave as arrays.
+
+    Raises AppError, with a message that begins with `gave`, if nothing can be trained on them.
+    """
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise AppError(f"{gave} {shown(given)}, expected (x, y)")
     x, y = (np.asarray(a) for a in given)
@@ -233,14 +242,18 @@ def _examples(given: Any, gave: str) -> tuple[Array, Array]:
     for what, values in (("x", x), ("y", y)):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise AppError(f"{gave} {what} with values that are not finite numbers")
-    return (x.astype(np.float32) if x.dtype == np.float64 else x), y  # as Keras takes it; half the memory
+    return (
+        x.astype(np.float32) if x.dtype == np.float64 else x
+    ), y  # Keras takes float32, and it needs half the memory
 
 
 def _kept_back(
     rows: Sequence[npt.NDArray[np.int64]], part: float, seed: int
 ) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
-    """What is left of each participant's rows, and what was taken from all; participants with the same examples lose
-    the same, and one with a single example keeps it."""
+    """Return the rows that each participant keeps, and the rows that were taken from all of them.
+
+    Participants with the same examples lose the same ones. A participant with a single example keeps it.
+    """
     left, kept = [], {}
     for own in rows:
         count = min(max(1, round(part * len(own))), len(own) - 1)

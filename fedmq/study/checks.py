@@ -1,4 +1,5 @@
-"""What is wrong with a study that its file's types do not say, all of it at once and before anything is trained."""
+"""Checks of a study beyond the types of its file's keys. All mistakes are reported at once, before anything is
+trained."""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ from fedmq.study.app_problem import AppProblem
 
 @dataclass(frozen=True)
 class Parts:
-    """Of a study's file, with paths as this process finds them; None, or no entry, for what is not right by itself.
-    Strategies and populations by their numbers in the file, from 1."""
+    """The valid parts of a study's file, with paths that this process can open.
+
+    A part that is not valid by itself is None, or has no entry. Strategies and populations are keyed by their numbers
+    in the file, from 1.
+    """
 
     problem: Problem | None
     run: StudyRun | None
@@ -41,7 +45,7 @@ class Parts:
 
 
 def all_mistakes(parts: Parts) -> list[Mistake]:
-    """See the module docstring."""
+    """Return all mistakes, in the order of the checks."""
     return [
         *_endless(parts),
         *_versionless(parts),
@@ -64,7 +68,7 @@ def _endless(parts: Parts) -> Iterator[Mistake]:
 
 
 def _versionless(parts: Parts) -> Iterator[Mistake]:
-    """Runs that are over before their first version: their results would be those of the initial model."""
+    """Find runs that end before their first version: their results would be those of the initial model."""
     for i, c in parts.contenders.items():
         run, tuning = c.run or parts.run, parts.tuning
         size = getattr(c.strategy, "buffer_size", None) if _can_be_built(c) else None
@@ -79,7 +83,7 @@ def _versionless(parts: Parts) -> Iterator[Mistake]:
 
 
 def _without_rate(parts: Parts) -> Iterator[Mistake]:
-    """An app's model has a learning rate of its own; other problems have none."""
+    """Find strategies without a learning rate. An app's model has one of its own, other problems have none."""
     name = getattr(parts.problem, "name", "")
     if parts.problem is None or isinstance(parts.problem, AppProblem):
         return
@@ -92,14 +96,14 @@ def _without_rate(parts: Parts) -> Iterator[Mistake]:
 
 
 def _unmet(parts: Parts) -> Iterator[Mistake]:
-    """What a strategy's method lacks, where `_without_rate` does not say it for all."""
+    """Find settings that a strategy's method lacks, unless `_without_rate` reports them for all."""
     app = isinstance(parts.problem, AppProblem)
     for i, c in parts.contenders.items():
         own, training, run = f"strategies.{i}.", c.training or parts.training, c.run or parts.run
         try:
             weights, steps = ("equal", None) if run is None else (run.client_weights, run.steps)
             lacking = list(unmet(weights, c.strategy, training or _RATED, steps))
-        except InputError:  # a strategy of the user's own that cannot be built: `_in_files` says so
+        except InputError:  # a strategy of the user's own cannot be built, which `_in_files` reports
             continue
         for place, text in lacking:
             if place.startswith("run."):
@@ -109,7 +113,7 @@ def _unmet(parts: Parts) -> Iterator[Mistake]:
 
 
 _RATED = TrainingConfig(learning_rate=1.0)
-"""In the place of a [training] that has mistakes of its own."""
+"""Training in place of one that has mistakes of its own."""
 
 
 def _timeless(parts: Parts) -> Iterator[Mistake]:
@@ -120,7 +124,7 @@ def _timeless(parts: Parts) -> Iterator[Mistake]:
 
 
 def _in_files(parts: Parts) -> Iterator[Mistake]:
-    """Files that the study names, and strategies on its populations."""
+    """Check the files that the study names, and its strategies on its populations."""
     checks: list[tuple[str, Callable[[], object]]] = []
     problem = parts.problem
     data = getattr(problem, "data", None)
@@ -150,7 +154,10 @@ def _check_data(path: Path, problem: Problem) -> None:
 
 
 def _check_app(path: Path) -> None:
-    """That it is there and is Python; the rest is said before anything is trained, in a process with TensorFlow."""
+    """Check that the app file is there and is Python.
+
+    Another process, which has TensorFlow, checks the rest before anything is trained.
+    """
     if not path.is_file():
         raise ConfigError(f"there is no app file {path}")
     try:
@@ -160,7 +167,7 @@ def _check_app(path: Path) -> None:
 
 
 def _check_strategy(contender: Contender, populations: Sequence[Population]) -> None:
-    cohort = contender.strategy.cohort  # builds one from a file of the user's
+    cohort = contender.strategy.cohort  # a strategy from a user's file is built here
     if cohort is None:
         return
     asked = math.ceil(cohort.size * cohort.over_selection)
@@ -173,7 +180,10 @@ def _check_strategy(contender: Contender, populations: Sequence[Population]) -> 
 
 
 def _unmeasured(parts: Parts) -> Iterator[Mistake]:
-    """Metrics that the problem has not. An app's are known where it is loaded, before anything is trained."""
+    """Find metrics that the problem does not measure.
+
+    Those of an app are known when it is loaded, before anything is trained.
+    """
     measured: tuple[str, ...] | None = getattr(parts.problem, "metrics", None)
     if measured is None:
         return
@@ -192,7 +202,7 @@ def _unmeasured(parts: Parts) -> Iterator[Mistake]:
 
 
 def _twice(parts: Parts) -> Iterator[Mistake]:
-    """Names that are to tell things apart, and do not."""
+    """Find labels, names and seeds that are used twice."""
     for table, key, names in (
         ("strategies", "label", {i: c.label for i, c in parts.contenders.items()}),
         ("populations", "name", {i: p.name for i, p in parts.populations.items()}),

@@ -54,11 +54,11 @@ from fedmq.study.checks import Parts, all_mistakes
 from fedmq.study.strategy_file import StrategyFromFile
 
 MNIST, FULL_MNIST = "mnist", "mnist-full"
-"""In place of a data file: the sample that fedmq ships, and all 70,000 images from Keras's cache."""
+"""Names in place of a data file: the sample that fedmq ships, and all 70,000 images from Keras's cache."""
 
 
 class SoftmaxProblem(Softmax):
-    """Softmax regression; without a data file on the MNIST sample."""
+    """Softmax regression, by default on the MNIST sample."""
 
     data: str = MNIST
 
@@ -73,28 +73,28 @@ class StudyStrategy(Value):
     label: Annotated[str, Field(min_length=1, max_length=80)]
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig | None = None
-    """In place of the study's, where a strategy is to be compared at its own best learning rate."""
+    """Training in place of the study's, to compare a strategy at its own best learning rate."""
     run: StudyRun | None = None
-    """In place of the study's."""
+    """Run in place of the study's."""
     tune: dict[str, list[float]] | None = None
-    """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to be tried, in place of the default grid;
-    an empty table leaves this strategy as it is."""
+    """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to try, in place of the default grid. An
+    empty table leaves this strategy as it is."""
 
 
 class StudyFile(Value):
-    """A study's file, as it stands."""
+    """The contents of a study's file, unchanged."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     seeds: Seeds = 1
-    """How many, from 0 up; or which."""
+    """Number of seeds, from 0 up; or a list of them."""
     out: str | None = None
-    """The folder of the results, relative to the file; {name}-results without it."""
+    """Folder of the results, relative to the file. It is {name}-results if this is not given."""
     target: TargetMetric | None = None
-    """What the report counts the cost of reaching; without one the report chooses a value that all cells reached."""
+    """Target to which the report counts the cost. Without one the report chooses a value that all cells reached."""
     tuning: Tuning = Tuning()
-    """How each strategy is tuned before it is compared; false compares them as they stand here."""
+    """Way to tune each strategy before it is compared. `false` compares the strategies as they are here."""
     memory_limit_bytes: Annotated[int, Field(ge=1024**2)] | None = None
-    """For all processes together; what the machine has free without it."""
+    """Memory for all processes together. Without it they may take what the machine has free."""
     problem: Annotated[AnyProblem, Field(discriminator="name")]
     run: StudyRun
     training: TrainingConfig = TrainingConfig()
@@ -103,9 +103,9 @@ class StudyFile(Value):
 
 
 def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) -> tuple[Study, Path]:
-    """Read and check a study's file: the study, and its results' folder. Raises ConfigError with all mistakes.
+    """Read and check a study's file, and return the study and its results' folder.
 
-    `populations`: tables in the place of the file's.
+    `populations` are tables in place of the file's own. Raises ConfigError with all mistakes.
     """
     path = Path(path)
     tree = read_toml(path, "study", "give the path of one (examples/studies has some)")
@@ -139,7 +139,7 @@ def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) 
 
 
 def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
-    """Whatever of the file is right by itself, so that mistakes elsewhere do not hide others."""
+    """Return the parts of the file that are right by themselves, so that one mistake does not hide others."""
     problem = _valid(Annotated[AnyProblem, Field(discriminator="name")], tree.get("problem"))
     strategies = _rows(StudyStrategy, tree.get("strategies"))
     populations = _rows(Population, tree.get("populations"))
@@ -159,7 +159,7 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
 
 
 def _valid(kind: Any, given: object) -> Any:
-    """As this kind, or None where it is not."""
+    """Return a value as this kind; None if it is not valid."""
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError:
@@ -167,7 +167,7 @@ def _valid(kind: Any, given: object) -> Any:
 
 
 def _rows(kind: Any, given: object) -> dict[int, Any]:
-    """Those of a list that are of this kind, by their numbers from 1."""
+    """Return the valid rows of a list, by their numbers from 1."""
     rows = enumerate(given, 1) if isinstance(given, list) else ()
     return {i: found for i, row in rows if (found := _valid(kind, row)) is not None}
 
@@ -179,7 +179,7 @@ def _strategy(strategy: BuiltIn | CustomStrategy, here: Path) -> Any:
 
 
 def _found(problem: AnyProblem, here: Path) -> Problem:
-    """The problem with its paths as this process finds them."""
+    """Return the problem with paths that this process can open."""
     if isinstance(problem, AppProblem):
         data = None if problem.data is None else _data_file(problem.data, here)
         return problem.model_copy(update={"app": str((here / Path(problem.app).expanduser()).resolve()), "data": data})
@@ -201,7 +201,7 @@ def _with_trace(population: Population, here: Path) -> Population:
 
 
 def _find_runs(tree: dict[str, Any], here: Path) -> None:
-    """Make the paths of recorded runs absolute: a population is as large as its run."""
+    """Make the paths of recorded runs absolute, because a population reads its size from its run."""
     populations = tree.get("populations")
     for table in populations if isinstance(populations, list) else []:
         if isinstance(table, dict) and isinstance(table.get("run"), str):

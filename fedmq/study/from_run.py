@@ -1,8 +1,8 @@
-"""`fedmq study --from-run RUN`: what other strategies would have made of the participants of a recorded run.
+"""`fedmq study --from-run RUN`: other strategies on the participants of a recorded run.
 
-With a study's file its populations are the run's. Without one the run's federation file says the rest: its app is the
-problem (each participant with the data that it has there), its settings and its strategy are the study's, beside a few
-others. These are compared as they are: a file is the way to tune them.
+A study's file may say the rest; the run then takes the place of its populations. Without one the run's federation file
+says it. Its app is the problem, and each participant has its own data there. Its settings are the study's, and its
+strategy is compared with a few others. They are compared as they are; write a study's file to tune them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Order = Literal["drawn", "recorded"]
 
 
 def population_table(run_dir: Path, order: Order) -> dict[str, Any]:
-    """The [[populations]] table of a run."""
+    """Return the [[populations]] table of a run."""
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         run_id = ledger.run().run_id
     name = re.sub(r"[^A-Za-z0-9._-]", "-", run_id)[:64]
@@ -37,7 +37,7 @@ def population_table(run_dir: Path, order: Order) -> dict[str, Any]:
 
 
 def study_of_run(run_dir: Path, config: FederationConfig, order: Order) -> tuple[Study, Path]:
-    """The study, and its results' folder beside the run. Raises ConfigError where the file is of another run."""
+    """Return the study, and its results' folder beside the run. Raises ConfigError if the file is of another run."""
     population = Population.model_validate(population_table(run_dir, order))
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         run, accepted = ledger.run(), ledger.accepted()
@@ -59,7 +59,7 @@ def study_of_run(run_dir: Path, config: FederationConfig, order: Order) -> tuple
 
 
 def _study_run(config: FederationConfig, settings: Mapping[str, Any], accepted: int) -> StudyRun:
-    """As the run was, until as many updates are in."""
+    """Return the run's settings, with an end after as many updates as it accepted."""
     return StudyRun(
         stop=StopSettings(max_updates=accepted),
         concurrency=config.run.concurrency,

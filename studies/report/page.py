@@ -94,7 +94,7 @@ def _page(
             f"Final {metrics[0]} (mean over the last tenth of a run's virtual time), by population. {_bars(results)}"
         )
         if figures.off_scale(results, metrics[0]):
-            caption += f" Values beyond {figures.BEYOND:,.0f} times the largest start are drawn there."
+            caption += f" Values beyond {figures.BEYOND:,.0f} times the largest start are drawn at that limit."
         out.append(_shown(figures.overview(results, metrics[0], look), caption))
     for population in populations:
         cells = [r for r in results if r.population == population]
@@ -126,11 +126,11 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
     out.append(_shown(figures.dynamics(cells, look), caption))
     count = max(len(r.weight) for r in cells)
     caption = (
-        f"Each of the {count:,} participants of seed {cells[0].seed}: its share of all aggregation weights over the "
-        "share that its client weight intends, against the seconds that a task of it takes on average. On the line "
-        "at 1 it counts as much as intended; one that was never counted stands at the lower edge. (AREA and CA2FL "
-        "remember what each participant sent last, and so take out in the model what these weights of single updates "
-        "show.)"
+        f"Each dot is one of the {count:,} participants of seed {cells[0].seed}: its share of all aggregation weights "
+        "over the share that its client weight intends, against the mean seconds of its tasks. A participant on the "
+        "line at 1 counts as much as intended. One that was never counted stands at the lower edge. (AREA and CA2FL "
+        "remember the last update of each participant, which corrects in the model what these weights of single "
+        "updates show.)"
     )
     out.append(_shown(figures.weights(cells, look), caption))
     return out
@@ -151,8 +151,8 @@ def _trained_by(results: Sequence[CellResult]) -> str:
     said = "; ".join(f"{name} ({_count(names.count(name), 'cell', 'cells')})" for name in dict.fromkeys(names))
     if any(MEASURED in r.backend for r in results):
         again = (
-            "Which path was the faster was measured once for all cells (their table has the times); paths differ "
-            'in the last bits: name one (path = "cohort" or "plain") for the same bytes in another folder.'
+            "The faster path was measured once for all cells (their table has the times). Paths differ in the last "
+            'bits: name one (path = "cohort" or "plain") for the same bytes in another folder.'
         )
     else:
         again = "The same settings and seeds give the same bytes."
@@ -167,7 +167,7 @@ def _bands(cells: Sequence[CellResult]) -> str:
     for strategy, runs in figures.by_strategy(cells):
         lost = sum(r.finished == "diverged" for r in runs)
         if lost == len(runs):
-            text += f" All of {strategy} diverged; ✕ is where its curve ends, where the panel is so high."
+            text += f" All of {strategy} diverged. ✕ marks the end of its curve, if the panel is high enough."
         elif lost:
             text += f" {lost} of {strategy} diverged and are left out."
     return text

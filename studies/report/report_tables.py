@@ -47,8 +47,9 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         rows.append([_key(strategy, look), *values, *([html.escape(ended)] if len(every_end) > 1 else [])])
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
-        "aggregation weight that went to other participants than was intended; by chance: what of it luck alone makes, "
-        "if so many updates come from participants drawn one by one. ± is the 95 % confidence interval of the mean."
+        "aggregation weight that went to other participants than intended. By chance: the part that luck alone "
+        "misplaces, if as many updates come from participants drawn one by one. ± is the 95 % confidence interval of "
+        "the mean."
     )
     if len(every_end) == 1:
         return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
@@ -76,7 +77,7 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
     note = (
         f"Differences on the same seeds: the mean of the seeds' own differences, strategy minus {reference} (the first "
         "strategy of the study), with its 95 % confidence interval (Student's t). On one seed all strategies meet the "
-        "same participants, data and luck: two strategies are compared by this, not by whether their intervals above "
+        "same participants, data and luck. Compare two strategies by this table, not by whether their intervals above "
         "overlap."
     )
     if any(d.measure != FINAL for d in shown) and target is not None:
@@ -86,8 +87,8 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
         note += " Seeds in which either run failed or has no value are not paired."
     if any(d.paired and not d.values for d in shown):
         note += (
-            f" Not reached: in how many of the paired seeds the strategy came to the target, and {reference}; costs "
-            "are compared where both did in all."
+            f" Not reached: in how many paired seeds the strategy reached the target, and {reference}. Costs are "
+            "compared if both reached it in all."
         )
     if any(len(d.values) == 1 for d in shown):
         note += " One paired seed has no interval."
@@ -114,14 +115,14 @@ def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look
     """Return the table of time, updates and bytes to the target."""
     if target is None:
         return (
-            "<p class=note>No cost of a target: no value was reached by all cells that none had at its start. Name one "
-            "with <code>target</code> in the study's file.</p>"
+            "<p class=note>No cost of a target: there is no value that all cells reached and none had at its start. "
+            "Name one with <code>target</code> in the study's file.</p>"
         )
     sign = "at least" if target.mode == "max" else "at most"
     what = f"{html.escape(target.name)} of {sign} {target.value:.4g}"
     if hollow:
         return (
-            f"<p class=note>No cost of the target: a cell has {what} at its start, so that reaching it says nothing. "
+            f"<p class=note>No cost of the target: a cell has {what} at its start, so reaching it says nothing. "
             "Name a harder one with <code>target</code> in the study's file.</p>"
         )
     rows, partly = [], False
@@ -132,8 +133,8 @@ def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look
         columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in _COUNTED]
         rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
     how = " (chosen by the report: 95 % of the way to the best that all cells reached)" if chosen else ""
-    note = f"What it cost to reach {what}{how}, at the first evaluation that had it: means over the seeds that reached "
-    note += "it, with 95 % confidence intervals."
+    note = f"Cost of reaching {what}{how}, at the first evaluation that had it: means over the seeds that reached it, "
+    note += "with 95 % confidence intervals."
     if partly:
         note += " † Not all seeds reached it; the mean over all would be higher."
     return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED)], rows, note)
@@ -161,8 +162,8 @@ def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> s
         return ""
     who = "all strategies" if not tuned else ", ".join(untuned)
     return (
-        f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are what the study's file says. Which "
-        "strategy looks best may be an accident of these: an untuned comparison misleads.</p>"
+        f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are those of the study's file. The "
+        "strategy that looks best may owe it to them: an untuned comparison misleads.</p>"
     )
 
 
@@ -184,7 +185,7 @@ def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) 
     if not tunings:
         return (
             "<p><strong>Nothing.</strong> Untuned: each strategy ran at the step sizes of the study's file. Take "
-            "<code>tuning = false</code> out of it before you conclude anything.</p>"
+            "<code>tuning = false</code> out of that file before you conclude anything.</p>"
         )
     out = [_winners(tunings, look)]
     for t in tunings:
@@ -239,9 +240,9 @@ def _how(tunings: Sequence[Tuned]) -> str:
         if len(seeds) > 1:
             rest = ", ".join(str(seed) for seed in seeds[1:])
             found.append(
-                f"All trials ran on seed {seeds[0]}, the best of them on {rest} as well; of these finalists the best "
-                f"one over all {len(seeds)} seeds won. In brackets: the lowest and the highest value of a seed. A "
-                "winner was chosen by these values, so they flatter it a little: what it comes to is the comparison, "
+                f"All trials ran on seed {seeds[0]}, the best of them on {rest} as well. Of these finalists the best "
+                f"one over all {len(seeds)} seeds won. In brackets: the lowest and the highest value of a seed. The "
+                "winner was chosen by these values, so they flatter it a little. The comparison shows its true value, "
                 "on other seeds."
             )
         elif seeds:
@@ -294,7 +295,6 @@ def _table(
 
     body = "".join(row(cells, "td", " class=best" if i == best else "") for i, cells in enumerate(rows))
     caption = f"<p class=note>{note}</p>" if note else ""
-    head = [
-        name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head
-    ]  # keep a unit on the line of its name
+    # A unit stays on the line of its name.
+    head = [name.replace(", %", ",&nbsp;%").replace("virtual s", "virtual&nbsp;s") for name in head]
     return f"<div class=scroll><table>{row(head, 'th')}{body}</table></div>{caption}"
