@@ -242,9 +242,7 @@ def _examples(given: Any, gave: str) -> tuple[Array, Array]:
     for what, values in (("x", x), ("y", y)):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise AppError(f"{gave} {what} with values that are not finite numbers")
-    return (
-        x.astype(np.float32) if x.dtype == np.float64 else x
-    ), y  # Keras takes float32, and it needs half the memory
+    return (x.astype(np.float32) if x.dtype == np.float64 else x), y  # Keras takes float32, in half the memory
 
 
 def _kept_back(
