@@ -1,11 +1,11 @@
-"""Whether this machine may train now: probes of the machine, and a pure function that combines what they say.
+"""Conditions under which this machine may train: probes of the machine, and a function that combines their answers.
 
-A probe returns None when its condition holds, else the text of what does not; that text goes into the decline.
+A probe returns None if its condition holds, else a text that says what does not hold. The text goes into the decline.
 
-idle        less than `MAX_BUSY` of the processors is used, over the time since the probe was last asked
-charging    the power cable is in, or there is no battery
-unmetered   NetworkManager does not call the connection metered. Where it is not there or does not know, the connection
-            counts as unmetered: most machines without NetworkManager are servers
+idle        less than `MAX_BUSY` of the processors was used since the probe was last asked
+charging    the power cable is plugged in, or there is no battery
+unmetered   NetworkManager does not call the connection metered. If NetworkManager is missing or does not know, the
+            connection counts as unmetered: most machines without NetworkManager are servers
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NMCLI_TIMEOUT_S = 2.0
 
 
 def first_unmet(probes: Iterable[Probe]) -> str | None:
-    """What the first probe that does not hold says; None when all hold. A probe that raises does not hold."""
+    """Return the text of the first probe that does not hold; None if all hold. A probe that raises does not hold."""
     for probe in probes:
         try:
             unmet = probe()
-        except Exception as error:  # noqa: BLE001  a user's code: not to train is the safe side
+        except Exception as error:  # noqa: BLE001  a user's code may fail, and not to train is safe
             unmet = f"a condition could not be checked: {type(error).__name__}: {error}"
         if unmet is not None:
             return unmet
@@ -37,7 +37,7 @@ def first_unmet(probes: Iterable[Probe]) -> str | None:
 
 
 def checker(names: Iterable[str], user_condition: UserCondition | None = None) -> Probe | None:
-    """One probe for the named conditions and the user's own; None where there is nothing to check."""
+    """Return one probe for the named conditions and the user's own; None if there is nothing to check."""
     probes = [_PROBES[name]() for name in names]
     if user_condition is not None:
         probes.append(lambda: None if user_condition() else "the app's conditions() says no")
@@ -45,21 +45,22 @@ def checker(names: Iterable[str], user_condition: UserCondition | None = None) -
 
 
 def not_idle(busy_fraction: float, limit: float = MAX_BUSY) -> str | None:
-    """busy_fraction: processors in use, 0 to 1."""
+    """Check the fraction of the processors in use, from 0 to 1."""
     return (
         None if busy_fraction < limit else f"not idle: {busy_fraction:.0%} of the processors in use, limit {limit:.0%}"
     )
 
 
 def not_charging(battery: Any) -> str | None:
-    """battery: what psutil.sensors_battery() returns (None: there is none; power_plugged None: it cannot tell)."""
+    """Check the answer of psutil.sensors_battery(). None means no battery; power_plugged None means that psutil cannot
+    tell."""
     if battery is None or battery.power_plugged is not False:
         return None
     return f"not charging: on battery, {battery.percent:.0f} % left"
 
 
 def metered(nmcli_output: str) -> str | None:
-    """nmcli_output: what `nmcli -t -f GENERAL.METERED device show` prints, a line "GENERAL.METERED:yes" a device."""
+    """Check the output of `nmcli -t -f GENERAL.METERED device show`, a line like "GENERAL.METERED:yes" per device."""
     for line in nmcli_output.splitlines():
         value = line.rpartition(":")[2].strip()
         if value.startswith("yes"):
@@ -77,7 +78,7 @@ def _idle_probe() -> Probe:
 
 
 def _charging_probe() -> Probe:
-    # psutil has no sensors_battery where the platform has none.
+    # psutil has no sensors_battery on a platform without one.
     read = getattr(psutil, "sensors_battery", lambda: None)
     return lambda: not_charging(read())
 

@@ -8,14 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ParticipantSettings(BaseModel):
-    """How a participant behaves; the same file serves all of them."""
+    """Behaviour of the participants. One file serves all of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spool_dir: str = "spool"
-    """Each participant keeps its tasks and outbox in a folder of its own below this one."""
+    """Folder of the spools. Each participant keeps its tasks and outbox in a folder of its own below it."""
     hello_interval_s: float = Field(default=15.0, gt=0)
     conditions: tuple[Literal["idle", "charging", "unmetered"], ...] = ()
-    """All must hold for a task to be taken; the app file's `conditions(participant_id)` adds the user's own."""
+    """Conditions that must all hold before a task is taken. The app file's `conditions(participant_id)` adds the user's
+    own."""
     retry_after_s: float = Field(default=60.0, ge=0)
-    """What a decline for conditions asks for."""
+    """Seconds that a decline for conditions asks the coordinator to wait before it sends another task."""

@@ -1,20 +1,22 @@
-"""What a trainer is: anything with a `train` method (duck-typed; nothing of fedmq need be imported).
+"""The trainer protocol: any object with a `train` method is a trainer. It need not import anything of fedmq.
 
     train(parameters, config) -> TrainResult or any object with the same attributes
     train(parameters, config, correction=None)         the same, for SCAFFOLD as well
-    evaluate(parameters) -> dict of metrics            optional; raise NotImplementedError where there is no test data
+    evaluate(parameters) -> dict of metrics            optional; raise NotImplementedError if there is no test data
     num_examples                                       optional int attribute or property
     cancel()                                           optional: ask a running `train` to raise soon; from any thread
 
-`parameters` is an ordered mapping name -> numpy array (read-only views: copy before changing them);
-`config` is `schemas.messages.TrainingConfig`. What comes back must have the same names, dtypes and shapes.
-A `train` with an argument `correction` can take part in SCAFFOLD: for such tasks it is a mapping name -> array of all
-trainable floating-point tensors, to be added to the gradient of every step, y ← y - learning_rate·(gradient +
-correction) with config.learning_rate and plain gradient steps; it is None for all other tasks. Nothing else is asked of
-the trainer: num_steps must be the number of these steps. Participants whose trainer has no such argument say so in
-their hello, and get no SCAFFOLD task.
+`parameters` is an ordered mapping name -> numpy array. The arrays are read-only views: copy them before you change
+them. `config` is a `schemas.messages.TrainingConfig`. The result must have the same names, dtypes and shapes.
+
+A `train` with an argument `correction` can take part in SCAFFOLD. For such tasks the argument is a mapping name ->
+array of all trainable floating-point tensors. `train` adds it to the gradient of every step:
+y ← y - learning_rate·(gradient + correction), with config.learning_rate and plain gradient steps. `num_steps` must be
+the number of these steps. For all other tasks the argument is None. A participant whose trainer has no such argument
+says so in its hello, and gets no SCAFFOLD task.
+
 A `train` that raises `schemas.errors.AppError` says that the app's model does not fit the federation's: the participant
-leaves with that message. Whatever else it raises is declined as a trainer error, and the participant lives on.
+leaves with that message. Any other exception declines the task as a trainer error, and the participant goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from fedmq.schemas.parameters import Parameters
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What `train` returns: the parameters after local training, and what they stand on."""
+    """The result of `train`: the parameters after local training, and the work behind them."""
 
     parameters: Mapping[str, npt.NDArray[Any]]
     num_examples: int
@@ -41,7 +43,7 @@ class TrainResult:
 
 @runtime_checkable
 class Trainer(Protocol):
-    """The part of the protocol that every trainer has."""
+    """The method that every trainer has."""
 
     def train(self, parameters: Parameters, config: TrainingConfig) -> TrainResult:
         """Train from `parameters` on the participant's own data."""

@@ -1,45 +1,45 @@
-"""What a participant decides: a pure state machine (design.md, section 7). No sockets, clock, threads or disk here.
+"""The participant's decisions, as a pure state machine: no socket, clock, thread or disk is used here.
 
-The task in hand is the agent's own; it asks `participant.decisions.outbox` about updates, and has
-`participant.decisions.declines` and
-`participant.decisions.hellos` for the messages that they are named after.
+The agent itself holds the task in hand. It asks `participant.decisions.outbox` about updates, and lets
+`participant.decisions.declines` and `participant.decisions.hellos` make the messages that they are named after.
 
 Rules
-1.  A task is acked only once it is on disk. Where the disk refuses it, it is declined and acked, and no other is taken
-    for `retry_after_s`: the coordinator has its slot back, and nothing is pretended to be safe that is not. Parameters
-    in chunks take their time to come; where they are lost on the way, the task is declined as well.
-2.  One task at a time. A different one meanwhile is declined as busy; the same one again is acked and ignored.
-3.  A task whose update is in the outbox or on its way, or that is over, is acked and not trained again. One that was
+1.  A task is acked only once it is on disk. If the disk refuses a task, the task is declined and acked, and no other is
+    taken for `retry_after_s`: the coordinator has its slot back, and nothing that is not safe is called safe.
+    Parameters in chunks take time to arrive; if they are lost on the way, the task is declined as well.
+2.  There is one task at a time. A different task meanwhile is declined as busy. The same task is acked and ignored.
+3.  A task that is over, or whose update is in the outbox or on its way, is acked and not trained again. A task that was
     declined is declined again in the same words.
-4.  A task for somebody else is acked and ignored, with a warning.
+4.  A task for another participant is acked and ignored, with a warning.
 5.  Losing the broker never stops training.
-6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm; one that went
-    in chunks stays until its receipt, and is sent again, all of it, when the coordinator asks for that. The coordinator
-    may have died before it asked: `ANNOUNCE_AGAIN_S` after a reconnect, or after it asked for a hello, what has no
-    receipt is announced again. Until its receipt an update is remembered, on disk too. While the disk refuses it, the
-    write is tried again: the task stays spooled.
-7.  A failed publish is tried again with full-jitter backoff, for ever, and at once after a reconnect, or when the
-    broker has taken another update: a full queue has drained.
-8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. One is sent on
-    connecting, every `hello_interval_s`, when asked, when the participant becomes free after having said that it is
-    not, and when its conditions fail after having said that it is.
-9.  A withdrawn task is dropped wherever it is. Training may not be interruptible: its result is discarded, and until it
-    returns no other task is taken.
-10. After a restart the spooled task is trained, unless its lease is long over (`LEASE_GRACE`; where the clocks cannot
-    tell, it is trained), and the outbox is sent.
-11. "run_finished" drops what belongs to that run and ends the agent. One that comes within `BACKLOG_S` of the first
-    connection, of a run that this process has made no update for, was unconfirmed in the queue and may be of an earlier
-    run: it does not end the agent.
-12. What a participant remembers for a method moves on an accepting receipt, and on nothing else. Until the verdict the
-    update is unsettled: no task of a method that remembers is taken, and the hello names it, which repeats the receipt.
-    A memory that cannot be moved leaves it so. A discarded, withdrawn or dropped update gives its memory back.
-13. When leaving, no task is taken: an unacked one goes back to the queue. What is in the outbox has `LEAVE_S` to get
-    out while the broker is there; the rest stays on disk.
+6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm. An update that
+    went in chunks stays on disk until its receipt, and all of it is sent again when the coordinator asks for that. The
+    coordinator may have died before it asked. So `ANNOUNCE_AGAIN_S` after a reconnect, or after it asked for a hello,
+    every such update without a receipt is announced again. Until its receipt an update is listed, on disk too. While
+    the disk refuses it, the write is tried again, and the task stays spooled.
+7.  A failed publish is tried again with full-jitter backoff, for ever. It is tried at once after a reconnect, and when
+    the broker has taken another update, because a full queue has drained then.
+8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. A hello is sent on
+    connecting, every `hello_interval_s`, and when the coordinator asks for one. It is also sent when the participant
+    becomes free after it said that it is not, and when its conditions fail after it said that it is free.
+9.  A withdrawn task is dropped wherever it is. Training may not be interruptible: its result is discarded, and no other
+    task is taken until it returns.
+10. After a restart the spooled task is trained, unless its lease is long over (`LEASE_GRACE`); it is also trained if
+    the clocks cannot tell. The outbox is sent.
+11. "run_finished" drops everything of that run and ends the agent. There is one exception. A notice that comes within
+    `BACKLOG_S` of the first connection was waiting in the queue. If this process has made no update for its run, it may
+    be about an earlier run, and it does not end the agent.
+12. The method's memory moves on an accepting receipt, and on nothing else. Until the verdict the update is unsettled:
+    no task of a method with a memory is taken, and the hello names the update, which has the receipt repeated. If the
+    memory cannot be moved, the update stays unsettled. The next memory of an update that was discarded, withdrawn or
+    dropped is deleted.
+13. A leaving participant takes no task: an unacked task goes back to its queue. Updates in the outbox have `LEAVE_S` to
+    get out while the broker is there. The others stay on disk.
 
 State         connected  holds
 disconnected  no         anything; training goes on
 training      yes        a task, until its update is in the outbox
-delivering    yes        no task, updates that are not confirmed
+delivering    yes        no task, and updates that are not confirmed
 idle          yes        neither
 """
 
@@ -59,22 +59,22 @@ from fedmq.schemas.messages import DeclineReason, Notice, Reply, Task, update_id
 from fedmq.schemas.methods import METHODS
 
 LEASE_GRACE = 2.0
-"""A spooled task is dropped at a restart when it is older than this many leases: its slot was given away long ago."""
+"""Age in leases at which a restart drops a spooled task, because its slot was given away long ago."""
 BACKLOG_S = 2.0
 LEAVE_S = 10.0
 MAX_OUTBOX = 4
-"""Updates that may wait while a further task is taken: the next task can overtake the confirm of the last update."""
+"""Unconfirmed updates with which a further task is still taken: it can overtake the confirm of the last update."""
 
 
 @dataclass(slots=True)
 class _Current:
-    """The one task in hand."""
+    """The task in hand."""
 
     task: Task
     phase: Literal["spooling", "training", "writing", "withdrawn"]
     retry: Retry = field(default_factory=Retry)
     delivery: ev.DeliveryHandle = 0
-    """While spooling: what is to be acked then."""
+    """Delivery to ack once the task is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class _Leaving:
 
 
 class Agent:
-    """See the module docstring. `num_examples` None: the trainer does not say before its first result."""
+    """The machine of the module docstring. `num_examples` is None if the trainer does not say before its first
+    result."""
 
     def __init__(
         self,
@@ -138,16 +139,16 @@ class Agent:
 
     @property
     def leaving(self) -> bool:
-        """Whether no task is taken any more (rule 13)."""
+        """True if no task is taken any more (rule 13)."""
         return self._leaving is not None
 
     def held(self) -> tuple[str, ...]:
-        """task_ids of everything that is not over yet."""
+        """Return the task_ids of everything that is not over yet."""
         current = [] if self._current is None or self._current.phase == "withdrawn" else [self._current.task.task_id]
         return tuple(dict.fromkeys([*current, *self._outbox.held()]))
 
     def step(self, event: ev.Event, now: float) -> list[ev.Command]:
-        """Decide what one event asks for."""
+        """Return the commands that one event leads to."""
         handler: object = self._handlers[type(event)]
         commands: list[ev.Command] = handler(event, now)  # type: ignore[operator]
         return [*commands, *self._hello_if_due(now), *self._exit_if_due(now)]
@@ -218,7 +219,7 @@ class Agent:
             self._outbox.try_at_once(self._update_id(task))
             return [ack, *self._publish_due(now)]
         spooling = self._current_in(task.task_id, "spooling")
-        if spooling is not None:  # it came again, after a lost connection say: the newest is acked once it is on disk
+        if spooling is not None:  # redelivered, after a lost connection for example: ack the newest delivery later
             former, spooling.delivery = spooling.delivery, event.delivery
             return [ev.Ack(former)]
         if self._outbox.is_over(task.task_id) or task.task_id in self.held():
@@ -275,7 +276,7 @@ class Agent:
             return []
         current = self._current_in(event.task_id, "training")
         if current is None or self._leaving is not None:
-            # Leaving: the trainer was asked to stop. The task stays in the spool for the next process.
+            # A leaving agent asked the trainer to stop. The task stays in the spool for the next process.
             return []
         self._current = None
         commands = [ev.ClearTask(event.task_id), *self._decline(current.task, event.reason, event.detail)]
@@ -355,10 +356,10 @@ class Agent:
             return [*commands, ev.Note("info", "run_finished_while_away", {"run": notice.run_id})]
         return [*commands, *self._leave(ev.Exit("run_finished"), now)]
 
-    # What several of them share
+    # Shared by several handlers
 
     def _drop(self, belongs: Belongs) -> list[ev.Command]:
-        """Forget matching tasks wherever they are."""
+        """Drop matching tasks wherever they are."""
         commands: list[ev.Command] = []
         current = self._current
         if current is not None and current.phase != "withdrawn" and belongs(current.task.task_id, current.task.run_id):

@@ -1,5 +1,4 @@
-"""The tasks that were declined, and the declines that are not out yet (rules 3 and 7 of
-`participant.decisions.agent`)."""
+"""Declined tasks, and declines that the broker has not confirmed (rules 3 and 7 of `participant.decisions.agent`)."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ DETAIL_CHARACTERS = 2000
 
 
 class Declines:
-    """By task_id. Methods return what they want done; `connected` is whether a message can go out now."""
+    """The declines of one participant, by task_id. `connected` says that a message can go out now."""
 
     def __init__(self, participant_id: str, rng: random.Random) -> None:
         self._participant_id = participant_id
@@ -22,12 +21,12 @@ class Declines:
         self._unconfirmed: dict[str, Unconfirmed] = {}
 
     def __contains__(self, task_id: str) -> bool:
-        """Whether the task was declined, not too long ago."""
+        """True if the task was declined not too long ago."""
         return task_id in self._made
 
     @property
     def num_unconfirmed(self) -> int:
-        """Those that the broker has not confirmed."""
+        """Number of declines that the broker has not confirmed."""
         return len(self._unconfirmed)
 
     def decline(
@@ -48,13 +47,13 @@ class Declines:
         return self.send(task.task_id, connected=connected)
 
     def send(self, task_id: str, *, connected: bool) -> list[ev.Command]:
-        """The decline of a task, in the same words as before."""
+        """Send a task's decline, in the same words as before."""
         decline = self._made[task_id]
         self._unconfirmed[task_id] = Unconfirmed(task_id, decline.run_id, in_flight=connected)
         return [ev.SendDecline(decline)] if connected else []
 
     def due(self, now: float) -> list[ev.Command]:
-        """Those to be sent (again) now; only while connected."""
+        """Send the declines that are due. Call it only while connected."""
         commands: list[ev.Command] = []
         for task_id, unconfirmed in self._unconfirmed.items():
             if unconfirmed.is_due(now):
@@ -63,7 +62,7 @@ class Declines:
         return commands
 
     def try_at_once(self) -> None:
-        """The broker is back."""
+        """Make every decline due, because the broker is back."""
         for unconfirmed in self._unconfirmed.values():
             unconfirmed.retry = Retry()
 

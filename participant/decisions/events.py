@@ -1,7 +1,7 @@
-"""What can happen to the agent, and what it can want done (h11's habit: no I/O here).
+"""Events that the agent is fed, and commands that it returns. As in h11, there is no I/O here.
 
-`agent.step(event, now) -> list of commands`; `now` is a monotonic clock in seconds. `delivery` is an opaque handle of
-the service's. The service carries commands out in their order and feeds back the events that they cause.
+`agent.step(event, now)` returns a list of commands; `now` is a monotonic clock in seconds. `delivery` is an opaque
+handle of the service. The service carries out commands in their order and feeds back the events that they cause.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ DeliveryHandle = int
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What the last process left on disk."""
+    """The state that the last process left on disk."""
 
     task: Task | None = None
     task_age_s: float | None = None
-    """How long the task has been on this disk; None where the clocks cannot tell."""
+    """Seconds that the task has been on this disk; None if the clocks cannot tell."""
     outbox: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """update_id -> (task_id, run_id): updates on disk. Those that are among `sent` too were sent in chunks, or cleared
-    only in part."""
+    """update_id -> (task_id, run_id) of the updates on disk. An update that is in `sent` too went in chunks, or was
+    cleared only in part."""
     sent: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """update_id -> (task_id, run_id): confirmed by the broker, without a receipt yet."""
+    """update_id -> (task_id, run_id) of the updates that the broker has confirmed and that have no receipt yet."""
     done: tuple[str, ...] = ()
-    """Tasks that are over, oldest first: a late redelivery of one is not trained again."""
+    """task_ids that are over, oldest first. A late redelivery of one is not trained again."""
     unsettled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """update_id -> (task_id, run_id): their verdicts decide what the participant remembers."""
+    """update_id -> (task_id, run_id) of the updates whose verdicts decide on the method's memory."""
 
 
 # Events
@@ -67,8 +67,12 @@ class TaskSpooled:
 
 @dataclass(frozen=True, slots=True)
 class SpoolFailed:
-    """SpoolTask failed: the disk refused it (full, read-only), or, as `reason` says, its parameters cannot be had any
-    more, or are more than this participant takes."""
+    """SpoolTask failed.
+
+    not_idle      the disk refused the task: it is full or read-only
+    payload_lost  its parameters cannot be had any more
+    unsupported   its parameters are larger than this participant allows
+    """
 
     task_id: str
     delivery: DeliveryHandle
@@ -78,7 +82,7 @@ class SpoolFailed:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The trainer returned; the service holds the encoded update."""
+    """The trainer returned, and the service holds the encoded update."""
 
     task_id: str
     num_examples: int
@@ -86,7 +90,7 @@ class TrainingFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """The trainer raised, or returned what cannot be sent. `fatal`: no later task can fare better."""
+    """The trainer raised, or its result cannot be sent. `fatal` means that no later task can fare better."""
 
     task_id: str
     reason: DeclineReason
@@ -109,7 +113,7 @@ class OutboxFailed:
 
 @dataclass(frozen=True, slots=True)
 class PublishConfirmed:
-    """`kept`: it was sent in chunks, and stays in the outbox until its receipt."""
+    """The broker has the update. `kept`: it went in chunks, and stays in the outbox until its receipt."""
 
     update_id: str
     kept: bool = False
@@ -130,7 +134,7 @@ class NotAnnounced:
 
 @dataclass(frozen=True, slots=True)
 class UpdateUnreadable:
-    """The outbox has the update no more, or not whole."""
+    """The update is no longer in the outbox, or not whole."""
 
     update_id: str
     detail: str
@@ -154,14 +158,14 @@ class ReceiptReceived:
 
 @dataclass(frozen=True, slots=True)
 class MemoryMoved:
-    """MoveMemory worked: what the update left is remembered."""
+    """MoveMemory worked: the memory that the update left is the run's memory now."""
 
     update_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNotMoved:
-    """MoveMemory failed (disk read-only)."""
+    """MoveMemory failed, because the disk is read-only for example."""
 
     update_id: str
     detail: str
@@ -174,19 +178,19 @@ class NoticeReceived:
 
 @dataclass(frozen=True, slots=True)
 class ConditionsChanged:
-    """`unmet` is None when all hold, else the text of what does not."""
+    """Conditions changed. `unmet` is None if all hold, else it names the one that does not."""
 
     unmet: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time went by: hellos and retries may be due."""
+    """Time has passed: hellos and retries may be due."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Leave soon; what is not delivered by then stays on disk."""
+    """A stop was asked for. Updates that are not delivered in time stay on disk."""
 
 
 Event = (
@@ -202,8 +206,8 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class SpoolTask:
-    """Write the task to disk, then feed TaskSpooled or SpoolFailed. Parameters in chunks are fetched for that, which
-    may take long."""
+    """Write the task to disk, then feed TaskSpooled or SpoolFailed. Parameters in chunks are fetched first, which may
+    take long."""
 
     task: Task
     delivery: DeliveryHandle
@@ -211,7 +215,7 @@ class SpoolTask:
 
 @dataclass(frozen=True, slots=True)
 class CancelSpooling:
-    """The task is not wanted any more: stop fetching its parameters. No event comes of it."""
+    """Stop fetching the parameters of a task that is not wanted any more. No event follows."""
 
     task_id: str
 
@@ -230,14 +234,14 @@ class StartTraining:
 
 @dataclass(frozen=True, slots=True)
 class CancelTraining:
-    """Ask the trainer to stop, where it can; its result is discarded either way."""
+    """Ask the trainer to stop, if it can. Its result is discarded either way."""
 
     task_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOutbox:
-    """Write what will be remembered of it, then the finished update, then feed OutboxWritten or OutboxFailed."""
+    """Write the update's next memory, if any, then the update, then feed OutboxWritten or OutboxFailed."""
 
     task_id: str
     update_id: str
@@ -245,15 +249,15 @@ class WriteOutbox:
 
 @dataclass(frozen=True, slots=True)
 class ClearTask:
-    """Take the task off the disk."""
+    """Delete the task from the disk."""
 
     task_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class PublishUpdate:
-    """Publish the update from the outbox, then feed PublishConfirmed or PublishFailed. `from_start`: where it goes in
-    chunks, those that were sent are of no use."""
+    """Publish the update from the outbox, then feed PublishConfirmed or PublishFailed. `from_start` means that chunks
+    which were sent before are of no use."""
 
     update_id: str
     task_id: str
@@ -262,7 +266,7 @@ class PublishUpdate:
 
 @dataclass(frozen=True, slots=True)
 class AnnounceAgain:
-    """Publish the manifest of an update that was sent in chunks once more; feed NotAnnounced where there is none."""
+    """Publish the manifest of an update that went in chunks once more. Feed NotAnnounced if there is none."""
 
     update_id: str
     task_id: str
@@ -270,14 +274,14 @@ class AnnounceAgain:
 
 @dataclass(frozen=True, slots=True)
 class ClearOutbox:
-    """Take the update off the disk."""
+    """Delete the update from the disk."""
 
     update_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSent:
-    """Write down which updates await a receipt and which tasks are over."""
+    """Write to disk which updates await a receipt and which tasks are over."""
 
     sent: Mapping[str, tuple[str, str]]
     done: tuple[str, ...]
@@ -285,7 +289,7 @@ class WriteSent:
 
 @dataclass(frozen=True, slots=True)
 class MoveMemory:
-    """The update is accepted: remember what it left, then feed MemoryMoved or MemoryNotMoved."""
+    """Make the memory that an accepted update left the run's memory, then feed MemoryMoved or MemoryNotMoved."""
 
     update_id: str
     task_id: str
@@ -293,14 +297,14 @@ class MoveMemory:
 
 @dataclass(frozen=True, slots=True)
 class DropNextMemory:
-    """The update is not accepted: what is remembered stays, and what it would have left goes off the disk."""
+    """Delete the memory that an update would have left, because it is not accepted. The run's memory stays."""
 
     update_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClearMemory:
-    """Take what is remembered of a run off the disk."""
+    """Delete the memory of a run from the disk."""
 
     run_id: str
 
@@ -312,7 +316,7 @@ class SendHello:
 
 @dataclass(frozen=True, slots=True)
 class SendDecline:
-    """Publish, then feed DeclineConfirmed or DeclineFailed."""
+    """Publish the decline, then feed DeclineConfirmed or DeclineFailed."""
 
     decline: Decline
 
@@ -328,7 +332,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The loop ends: `error` is the text of an AppError, None for an ordinary end."""
+    """End the service's loop. `error` is the text of an AppError, None for an ordinary end."""
 
     reason: Literal["run_finished", "stopped", "unsupported"]
     error: str | None = None

@@ -1,4 +1,4 @@
-"""When a hello goes out, and what it says (rule 8 of `participant.decisions.agent`)."""
+"""Hellos: the moment of each, and its content (rule 8 of `participant.decisions.agent`)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ class Hellos:
         self._next_at = 0.0
 
     def say_at(self, now: float) -> None:
-        """The next one is due then, whatever the interval says."""
+        """Make the next hello due at this time, whatever the interval says."""
         self._next_at = now
 
     def due(
         self, now: float, *, able: bool, busy: bool, num_examples: int, task_ids: tuple[str, ...]
     ) -> list[ev.Command]:
-        """Only while connected. `able`: whether it could take a task, were it not busy with one or with a verdict."""
+        """Send a hello if one is due. Call it only while connected.
+
+        `able` says that the participant could take a task if it were not busy with one or waiting for a verdict.
+        """
         accepting = able and not busy
-        # Being busy with a task, or unconfirmed for a verdict, is no news: the coordinator gave it, or knows it.
+        # The coordinator knows that the participant is busy: it gave the task, or it owes the verdict.
         changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
         if not changed and now < self._next_at:
             return []

@@ -1,12 +1,11 @@
 """Updates from their writing to their verdicts (rules 6, 7, 9 and 12 of `participant.decisions.agent`). No I/O here.
 
-An update  while
-waits      it is on disk and the broker has not confirmed it
-is sent    the broker has confirmed it and there is no receipt yet
-is kept    it is sent, and on disk all the same: it went in chunks
-unsettled  it waits or is sent, and its verdict decides what the participant remembers
+unconfirmed  the update is on disk, and the broker has not confirmed it
+sent         the broker has confirmed it, and there is no receipt yet
+kept         it is sent, and still on disk because it went in chunks
+unsettled    it is unconfirmed or sent, and its verdict decides on the method's memory
 
-Then its task is done.
+After its verdict, the task of an update is done.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from fedmq.schemas.messages import Receipt, Task
 from fedmq.schemas.methods import METHODS
 
 ANNOUNCE_AGAIN_S = 30.0
-"""Longer than the answer to a hello takes, which repeats the receipts that there are."""
+"""Longer than a coordinator takes to answer a hello: its answer repeats the receipts that there are."""
 
 Belongs = Callable[[str, str], bool]
-"""(task_id, run_id) -> whether it is meant."""
+"""(task_id, run_id) -> True if the task is meant."""
 
 
 class Outbox:
-    """By update_id. Methods return what they want done."""
+    """The updates of one participant, by update_id."""
 
     def __init__(self, restored: ev.Restored, rng: random.Random) -> None:
         self._restored = restored
@@ -48,7 +47,7 @@ class Outbox:
         return len(self._unsettled)
 
     def held(self) -> list[str]:
-        """task_ids of what is not over, those that wait first."""
+        """Return the task_ids of the updates that are not over, unconfirmed ones first."""
         return [*(w.task_id for w in self._unconfirmed.values()), *(task_id for task_id, _ in self._sent.values())]
 
     def is_unconfirmed(self, uid: str) -> bool:
@@ -60,7 +59,7 @@ class Outbox:
     # In
 
     def restore(self) -> list[ev.Command]:
-        """What the last process left."""
+        """Go on with the updates that the last process left."""
         found = self._restored
         for uid, (task_id, run_id) in found.outbox.items():
             if uid in self._sent:
@@ -71,15 +70,15 @@ class Outbox:
         for uid, (task_id, run_id) in found.unsettled.items():
             known = uid in self._unconfirmed or uid in self._sent
             if not known and found.task is not None and found.task.task_id == task_id:
-                commands.append(ev.DropNextMemory(uid))  # the update was not on disk yet: its training begins again
+                commands.append(ev.DropNextMemory(uid))  # the update never reached the disk: its task is trained again
                 continue
             self._unsettled.add(uid)
-            if not known:  # what was written of it is lost; the coordinator knows its verdict
+            if not known:  # its file is lost, but the coordinator knows its verdict
                 self._sent[uid] = (task_id, run_id)
         return commands
 
     def add(self, uid: str, task: Task) -> None:
-        """An update that is on disk now."""
+        """Add an update that is on disk now."""
         if METHODS[task.reply].remembers:
             self._unsettled.add(uid)
         self._unconfirmed[uid] = Unconfirmed(task.task_id, task.run_id)
@@ -87,7 +86,7 @@ class Outbox:
     # To the broker
 
     def due(self, now: float) -> list[ev.Command]:
-        """Those to be published (again) now; only while connected."""
+        """Publish the updates that are due. Call it only while connected."""
         commands: list[ev.Command] = []
         for uid, unconfirmed in self._unconfirmed.items():
             if unconfirmed.is_due(now):
@@ -97,25 +96,25 @@ class Outbox:
         return commands
 
     def announce_later(self, now: float) -> None:
-        """The coordinator may be another one: what gets no receipt from it within a while is announced again."""
+        """Announce kept updates again if a coordinator that may be a new one sends no receipt within a while."""
         self._announce_at = now + ANNOUNCE_AGAIN_S
 
     def announcements_due(self, now: float) -> list[ev.Command]:
-        """Only while connected."""
+        """Announce kept updates again if it is time. Call it only while connected."""
         if now < self._announce_at:
             return []
         self._announce_at = float("inf")
         return [ev.AnnounceAgain(uid, task_id) for uid, (task_id, _) in self._sent.items() if uid in self._kept]
 
     def try_at_once(self, uid: str | None = None) -> None:
-        """This one, or all: the broker is back, or takes updates again."""
+        """Make one update or all of them due: the broker is back, or it takes updates again."""
         for unconfirmed in self._unconfirmed.values() if uid is None else [self._unconfirmed[uid]]:
             unconfirmed.retry = Retry()
 
     def confirmed(self, uid: str, kept: bool) -> list[ev.Command]:
-        """The broker has one that waits."""
+        """Note that the broker has an update. `kept`: it went in chunks, and stays on disk until its receipt."""
         unconfirmed = self._unconfirmed[uid]
-        if unconfirmed.from_start:  # the coordinator was faster than the broker's confirm
+        if unconfirmed.from_start:  # the coordinator asked for it again before the broker confirmed it
             unconfirmed.in_flight = False
             return []
         del self._unconfirmed[uid]
@@ -141,14 +140,16 @@ class Outbox:
         return [ev.Note("warning", "update_not_taken", fields)]
 
     def unreadable(self, uid: str) -> None:
-        """Nothing can be sent for its task any more: hellos stop naming it, and the coordinator repeats it. But an
-        unsettled one is named on: it may have been sent before, and its verdict decides what is remembered."""
+        """Give up an update that cannot be read. Hellos stop naming its task, and the coordinator issues it again.
+
+        An unsettled update stays in the hellos. It may have been sent before, and its verdict decides on the memory.
+        """
         unconfirmed = self._unconfirmed.pop(uid, None)
         if unconfirmed is not None and uid in self._unsettled:
             self._sent[uid] = (unconfirmed.task_id, unconfirmed.run_id)
 
     def send_again(self, asked: str | None) -> list[ev.Command]:
-        """What was sent in chunks for this task did not arrive whole."""
+        """Send a task's update again from its first chunk, because its chunks did not arrive whole."""
         for unconfirmed in self._unconfirmed.values():
             unconfirmed.from_start = unconfirmed.from_start or unconfirmed.task_id == asked
         found = [uid for uid, (task_id, _) in self._sent.items() if task_id == asked and uid in self._kept]
@@ -159,7 +160,7 @@ class Outbox:
         return [self.write_sent()] if found else []
 
     def not_announced(self, uid: str) -> list[ev.Command]:
-        """The manifest of one that was sent in chunks is lost here."""
+        """Send an update again whose manifest is lost here."""
         sent = self._sent.get(uid)
         return [] if sent is None else self.send_again(sent[0])
 
@@ -178,7 +179,7 @@ class Outbox:
         return self._settle(uid)
 
     def drop(self, belongs: Belongs) -> list[ev.Command]:
-        """Forget the updates of these tasks."""
+        """Drop the updates of these tasks."""
         commands: list[ev.Command] = []
         for uid in [u for u, w in self._unconfirmed.items() if belongs(w.task_id, w.run_id)]:
             self.finish(self._unconfirmed.pop(uid).task_id)
@@ -192,7 +193,7 @@ class Outbox:
         return commands
 
     def finish(self, task_id: str) -> None:
-        """The task is over."""
+        """Note that a task is over."""
         self._done[task_id] = None
         while len(self._done) > MAX_LISTED:
             del self._done[next(iter(self._done))]
@@ -201,13 +202,13 @@ class Outbox:
         return ev.WriteSent(dict(self._sent), tuple(self._done))
 
     def _settle(self, uid: str) -> list[ev.Command]:
-        """The verdict on an update is known, and carried out."""
+        """Drop an update whose verdict is known and carried out."""
         sent = self._sent.pop(uid, None)
         if sent is not None:
             self.finish(sent[0])
         unconfirmed = self._unconfirmed.pop(uid, None)
         if unconfirmed is not None:
-            self.finish(unconfirmed.task_id)  # our confirm was lost, the update was not
+            self.finish(unconfirmed.task_id)  # the confirm was lost, and the update was not
         elif uid not in self._kept:
             return [self.write_sent()]
         self._kept.discard(uid)

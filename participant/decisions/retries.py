@@ -1,4 +1,4 @@
-"""What waits for the broker or the disk and is tried again, with full-jitter backoff and for ever. No I/O here."""
+"""Retries for the broker and the disk: with full-jitter backoff, for ever, and without I/O here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fedmq.schemas.local.backoff import Backoff
 
 RETRY = Backoff(base_s=1.0, cap_s=60.0)
 MAX_LISTED = 32
-"""Of each kind (sent, done, declined): hello.task_ids holds 64."""
+"""Most entries of each list (sent, done, declined), because hello.task_ids holds 64."""
 
 
 @dataclass(slots=True)
 class Retry:
-    """How often something failed, and from when on it is tried again."""
+    """Number of failed attempts, and the time of the next one."""
 
     attempts: int = 0
     at: float = 0.0
@@ -26,14 +26,14 @@ class Retry:
 
 @dataclass(slots=True)
 class Unconfirmed:
-    """An update in the outbox, or a decline, that the broker has not confirmed."""
+    """An update in the outbox or a decline that the broker has not confirmed."""
 
     task_id: str
     run_id: str
     retry: Retry = field(default_factory=Retry)
     in_flight: bool = False
     from_start: bool = False
-    """An update whose chunks were sent in vain; while it is in flight: those of this very try."""
+    """True if the update's chunks were sent in vain. While it is in flight, this is about the try in flight."""
 
     def is_due(self, now: float) -> bool:
         return not self.in_flight and now >= self.retry.at

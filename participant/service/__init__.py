@@ -1,1 +1,1 @@
-"""The participant's loop, and what goes to the broker and comes from it."""
+"""The participant's loop, and its messages to and from the broker."""

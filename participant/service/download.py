@@ -1,5 +1,4 @@
-"""A task's parameters that come in chunks, from their queue to the spool (rule numbers are
-`participant.decisions.agent`'s).
+"""The parameters of a task that come in chunks, from their queue to the spool.
 
 A chunk is acked once it is on disk and the journal says so, a few chunks together. After a crash or a lost connection
 only the others come again. So a model also reaches a device whose link, or battery, never lasts for the whole model.
@@ -26,8 +25,8 @@ TOGETHER = 8
 
 
 class Download:
-    """One task's payload; it is its receiver's store. `on_done` gets None once the payload is on disk whole, or Lost,
-    or the OSError of the disk."""
+    """One task's payload, and the store of its receiver. `on_done` gets None once the whole payload is on disk, else
+    Lost or the disk's OSError."""
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class Download:
         self._receiver.delete()
         try:
             self._file.clear()
-        except OSError as error:  # of a disk that is read-only now: the next task's parameters take its place
+        except OSError as error:  # the disk may be read-only now; the next payload replaces the file
             log.warning("payload_not_cleared", task=self.task_id, detail=error)
 
     # The receiver's store
@@ -128,5 +127,5 @@ class Download:
             self._unsynced = {}
             fault("chunks-on-disk")
         for delivery in self._unacked if ack else ():
-            self._transport.ack(delivery)  # False: it comes again, and is known
+            self._transport.ack(delivery)  # False: the chunk comes again, and is known then
         self._unacked = []

@@ -1,13 +1,13 @@
-"""The participant's I/O around its agent: transport, spool, training thread, clock (design.md, section 7).
+"""The participant's I/O around its agent: transport, spool, training thread and clock.
 
 Threads
-- the caller of `run()` owns the agent, the spool and every decision; it reads one inbox;
-- the transport's own thread only puts deliveries and news into that inbox;
-- one training thread calls the trainer, so that neither heartbeats nor hellos wait for an hour-long `fit`;
-- one short-lived thread opens the transport, so that a spooled task is trained while the broker is away.
+- The caller of `run()` owns the agent, the spool and every decision. It reads one inbox.
+- The transport's own thread only puts deliveries and news into that inbox.
+- One training thread calls the trainer, so neither heartbeats nor hellos wait for an hour-long `fit`.
+- One short-lived thread opens the transport, so a spooled task is trained while the broker is away.
 
-The agent's commands about tasks up to their training are `participant.service.task_intake`'s, those about what goes
-to the broker `participant.service.publishing`'s.
+`participant.service.task_intake` carries out the agent's commands about a task until its training begins, and
+`participant.service.publishing` those about messages to the broker.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ log = EventLog(__name__)
 
 TICK_S = 0.5
 CONDITIONS_INTERVAL_S = 5.0
-"""How often conditions are looked at when nothing happens; before a task they are at most a second old."""
+"""Time between two looks at the conditions if nothing happens."""
 FRESH_CONDITIONS_S = 1.0
+"""Greatest age of the last look at the conditions when a task arrives."""
 PREFETCH = 4
 CLOSE_S = 2.0
-"""For what the transport still has to send; updates that do not make it are on disk."""
+"""Time that the transport has to send its last messages. Updates that it does not send are on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class _Delivered:
 
 @dataclass(frozen=True, slots=True)
 class _Broken:
-    """The transport cannot go on."""
+    """A transport that cannot go on."""
 
     error: Exception
 
@@ -73,7 +74,8 @@ class _Broken:
 class ParticipantService:
     """One participant. `run()` blocks until the run finishes or `stop()` is called; a service runs once.
 
-    conditions: None when a task may be taken, else the text of what does not hold (`participant.conditions.checker`).
+    `conditions()` returns None if a task may be taken, else a text that says which condition does not hold
+    (`participant.conditions.checker`).
     """
 
     def __init__(
@@ -117,8 +119,8 @@ class ParticipantService:
     def run(self) -> str:
         """Serve until the run is finished ("run_finished") or `stop()` was called ("stopped").
 
-        Raises AppError where this app's model is not the federation's, SpoolError where the spool is in use or cannot
-        be made, BrokerRefused or TopologyConflict where the broker will never take this participant.
+        Raises AppError if this app's model is not the federation's, SpoolError if the spool is in use or cannot be
+        made, and BrokerRefused or TopologyConflict if the broker will never take this participant.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
         context = ServiceContext(
@@ -144,7 +146,8 @@ class ParticipantService:
             self._spool.close()
 
     def stop(self) -> None:
-        """Leave soon: updates get a few seconds to be delivered, the rest stays on disk. From any thread or signal."""
+        """Leave soon. Updates get a few seconds to be delivered; the others stay on disk. Any thread or signal handler
+        may call this."""
         self._inbox.put(ev.StopRequested())
 
     # The agent's loop
@@ -211,7 +214,7 @@ class ParticipantService:
         if state.name == "connected":
             return self._handle(ev.Connected())
         if state.name == "disconnected":
-            # The broker takes unsettled deliveries back; acks of them would return False.
+            # The broker takes unacked deliveries back, so acks of them would return False.
             self._deliveries.clear()
             self._intake.disconnected()
             return self._handle(ev.Disconnected())
@@ -274,7 +277,7 @@ class ParticipantService:
         return self._handle(ev.ConditionsChanged(unmet))
 
     def _handle(self, event: ev.Event) -> ev.Exit | None:
-        """Feed an event, carry out what it asks for, feed what that causes."""
+        """Feed an event, carry out its commands, and feed the events that they cause."""
         events: list[ev.Event] = [event]
         left: ev.Exit | None = None
         while events:
@@ -323,7 +326,8 @@ class ParticipantService:
         return None
 
     def _tidy(self, command: ev.Command) -> None:
-        """Commands whose failure loses nothing: what stays on disk is recognised as old, here or by the coordinator."""
+        """Carry out a command whose failure loses nothing. A file that stays is recognised as old, here or by the
+        coordinator."""
         try:
             match command:
                 case ev.ClearTask():
@@ -353,7 +357,7 @@ class ParticipantService:
         fault("memory-moved")
         return ev.MemoryMoved(uid)
 
-    # Other threads
+    # The thread that opens the transport
 
     def _open(self) -> None:
         queue = self._topology.participant(self.participant_id)

@@ -1,4 +1,4 @@
-"""What the service needs once: the spool's content for the agent, the trainer's data size, signal handlers."""
+"""Steps that the service takes once: restore the agent's state, ask for the data's size, handle signals."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ log = EventLog(__name__)
 
 
 def restore(spool: Spool, limits: Limits) -> Restored:
-    """What the last process left; a task that this build cannot decode, or whose parameters are not whole, is set
-    aside."""
+    """Read the state that the last process left on disk.
+
+    A task is set aside if this build cannot decode it, or if its parameters are not whole.
+    """
     record = spool.read_sent()
     task, age = None, None
     found = spool.read_task()
@@ -33,7 +35,7 @@ def restore(spool: Spool, limits: Limits) -> Restored:
             spool.set_aside_task(str(error))
         if isinstance(message, Task) and message.chunks is not None and not spool.payload.holds(message.chunks):
             message = None
-            spool.set_aside_task("its parameters are not there, or not whole")
+            spool.set_aside_task("its parameters are missing, or not whole")
         if isinstance(message, Task):
             task, age = message, age_s(found[1], moment_now())
     outbox = spool.outbox()
@@ -44,14 +46,14 @@ def restore(spool: Spool, limits: Limits) -> Restored:
 
 
 def num_examples_of(trainer: Any) -> int | None:
-    """None where the trainer does not say before its first result."""
+    """Return the number of the trainer's examples; None if it does not say before its first result."""
     found = getattr(trainer, "num_examples", None)
     return None if found is None else int(found)
 
 
 @contextmanager
 def signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop, where this is the main thread; a second one is the default again."""
+    """Let SIGTERM and SIGINT ask for a stop if this is the main thread. A second signal has its default effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,1 +1,1 @@
-"""The participant's disk. No other room of it writes there."""
+"""The participant's disk. No other room of the participant writes to it."""

@@ -1,12 +1,13 @@
-"""What a participant keeps on disk of payloads that travel in chunks, beside what `participant.spool.spool` keeps.
+"""Files about payloads that travel in chunks, beside the files of `participant.spool.spool`.
 
     spool_dir/<participant_id>/task.payload              a task's parameters, as far as they have come
-                               task.chunks               which of its chunks are there, with their digests
-                               outbox/<update_id>.chunks which chunks of an update the broker has confirmed
-                               outbox/<update_id>.sent   the manifest of an update that is uploaded whole
+                               task.chunks               journal of the chunks in it, with their digests
+                               outbox/<update_id>.chunks journal of an update's chunks that the broker has confirmed
+                               outbox/<update_id>.sent   manifest of an update that is uploaded whole
 
-A journal (`.chunks`) is a line of JSON, which says what it is of, and records of an index and a digest; it is only
-added to, after what it tells is durable, and a torn last record counts for nothing. What is lost here costs time only.
+A journal (`.chunks`) begins with a line of JSON that names its payload. A record of an index and a digest follows for
+each chunk. Records are only added, after their chunks are durable. A torn last record is ignored. Losing a journal
+costs nothing but time.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _RECORD_BYTES = _INDEX_BYTES + DIGEST_BYTES
 
 
 class ChunkJournal:
-    """Which chunks are done. One that cannot be read counts as empty; OSErrors of writing are the caller's."""
+    """The chunks of one payload that are done. A journal that cannot be read counts as empty. Writing may raise
+    OSError."""
 
     def __init__(self, path: Path, of: Mapping[str, object]) -> None:
-        """`of` says what the indices mean: a journal of anything else counts as empty."""
+        """Open the journal at `path`. `of` names the payload; a journal of another payload counts as empty."""
         self._path = path
         self._head = json.dumps(dict(of), sort_keys=True).encode() + b"\n"
         self.digests: dict[int, bytes] = {}
-        with contextlib.suppress(OSError):  # not there, or not to be read
+        with contextlib.suppress(OSError):  # a missing or unreadable journal is empty
             self._read(path.read_bytes())
 
     def _read(self, content: bytes) -> None:
@@ -46,19 +48,19 @@ class ChunkJournal:
             self.digests[int.from_bytes(record[:_INDEX_BYTES], "little")] = record[_INDEX_BYTES:]
 
     def without_gap(self) -> list[bytes]:
-        """The digests of the chunks from 0 on, up to the first that is not done."""
+        """Return the digests of the chunks from 0 on, up to the first that is not done."""
         found: list[bytes] = []
         while (digest := self.digests.get(len(found))) is not None:
             found.append(digest)
         return found
 
     def add(self, done: Mapping[int, bytes]) -> None:
-        """These are done as well: durable on return, and not done where that fails."""
+        """Add chunks (index -> digest). They are durable on return; they are not added if this raises OSError."""
         fresh = not self.digests
         with self._path.open("wb" if fresh else "r+b") as file:
             if fresh:
                 file.write(self._head)
-            else:  # over what a crash may have left of a record
+            else:  # write over a torn record that a crash may have left
                 file.seek(len(self._head) + len(self.digests) * _RECORD_BYTES)
                 file.truncate()
             for index, digest in done.items():
@@ -68,13 +70,13 @@ class ChunkJournal:
         self.digests.update(done)
 
     def clear(self) -> None:
-        """Nothing is done."""
+        """Forget all chunks."""
         self.digests = {}
         self._path.unlink(missing_ok=True)
 
 
 class PayloadFile:
-    """The payload of the task in hand: chunks are written where they belong, in any order."""
+    """The payload of the task in hand. Chunks are written to their places, in any order."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "task.payload"
@@ -83,9 +85,9 @@ class PayloadFile:
         self._handle: int | None = None
 
     def open(self, payload: ChunkedPayload) -> dict[int, bytes]:
-        """Begin, or go on where a crash ended it: the digests of the chunks that are there.
+        """Begin a payload, or go on after a crash. Return the digests of the chunks that are there already.
 
-        Raises OSError where there is no room for the whole.
+        Raises OSError if there is no room for the whole payload.
         """
         self.close()
         journal = ChunkJournal(self._journal_path, payload.model_dump())
@@ -109,26 +111,26 @@ class PayloadFile:
             start += os.pwrite(self._handle, view[len(view) - (end - start) :], start)
 
     def sync(self, done: Mapping[int, bytes]) -> None:
-        """These chunks are durable on return, and known to be."""
+        """Make chunks that were written durable, and note their digests in the journal."""
         assert self._handle is not None
         assert self._journal is not None
         os.fsync(self._handle)
         self._journal.add(done)
 
     def close(self) -> None:
-        """Idempotent; what is there stays."""
+        """Close the file, which stays on disk. Idempotent."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
     def clear(self) -> None:
-        """Take it off the disk. What is mapped of it stays readable."""
+        """Delete the file. A part of it that is mapped stays readable."""
         self.close()
         self._path.unlink(missing_ok=True)
         self._journal_path.unlink(missing_ok=True)
 
     def read(self) -> memoryview:
-        """The whole payload, mapped. SpoolError where it is not there."""
+        """Return the whole payload, mapped. Raises SpoolError if it is missing."""
         try:
             with self._path.open("rb") as file:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -136,7 +138,7 @@ class PayloadFile:
             raise SpoolError(f"cannot read {self._path}: {error}; the task is asked for again") from error
 
     def holds(self, payload: ChunkedPayload) -> bool:
-        """Whether it is there, and every byte as it was sent."""
+        """True if the payload is there and every byte is as it was sent."""
         try:
             content = self.read()
         except SpoolError:

@@ -1,17 +1,18 @@
-"""What a participant keeps on disk, so that a crash at any instruction loses nothing that was promised.
+"""Files that a participant keeps, so that a crash at any instruction loses nothing that was promised.
 
-    spool_dir/<participant_id>/task.fedmq               the task in hand, as it came
-                               outbox/<update_id>.fedmq updates that the broker has not confirmed
-                               sent.json                updates without a receipt, tasks that are over
-                               memory/<run_uid>.fedmq   what is remembered of a run, as of its accepted updates
-                               memory/next/<update_id>.fedmq  what will be, once this update is accepted
-                               set-aside/               files that could not be read, for somebody to look at
-                               *.chunks, *.payload ...  of payloads in chunks: see `participant.spool.chunk_journal`
-                               lock                     held by the one process that may use all this
+    spool_dir/<participant_id>/task.fedmq                the task in hand, as it came
+                               outbox/<update_id>.fedmq  updates that the broker has not confirmed
+                               sent.json                 updates without a receipt, and tasks that are over
+                               memory/<run_uid>.fedmq    the method's memory of a run, after its accepted updates
+                               memory/next/<update_id>.fedmq  the memory that counts once this update is accepted
+                               set-aside/                unreadable files, for somebody to look at
+                               *.chunks, *.payload ...   payloads in chunks: see `participant.spool.chunk_journal`
+                               lock                      held by the one process that may use the folder
 
-A file is written beside its place, synced, renamed into it, and the folder synced: it is there whole or not at all. Its
-checksum tells a disk that lied. Every OSError is a SpoolError that names the file; after a failed write the old content
-is still in place, so that the caller can decline the task or try again (`participant.decisions.agent`, rules 1 and 6).
+A file is written beside its place, synced and renamed into its place, and then the folder is synced: the file is there
+whole or not at all. Its checksum shows a disk that lied. Every OSError becomes a SpoolError that names the file. After
+a failed write the old content is still in place, so the caller can decline the task or try again
+(`participant.decisions.agent`, rules 1 and 6).
 """
 
 from __future__ import annotations
@@ -43,22 +44,22 @@ log = EventLog(__name__)
 MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
 MOST_MEMORIES = 4
-"""Runs that are remembered: one whose end was never heard of is forgotten when so many others came after it."""
+"""Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs."""
 MAPPED_BYTES = 1024 * 1024
-"""Larger files are mapped, not read: a model need not be in memory to be looked at."""
+"""Size above which a file is mapped and not read: a model need not be in RAM to be looked at."""
 Body = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class SentRecord:
-    """The content of sent.json: see `participant.decisions.events.Restored`."""
+    """The content of sent.json. `participant.decisions.events.Restored` explains the fields."""
 
     sent: Mapping[str, tuple[str, str]]
     done: tuple[str, ...]
 
 
 class Spool:
-    """One participant's folder. Raises SpoolError where it is in use by another process, or cannot be written."""
+    """One participant's folder. Raises SpoolError if another process uses it, or if it cannot be written."""
 
     def __init__(self, spool_dir: Path, participant_id: str) -> None:
         self.folder = spool_dir / participant_id
@@ -68,7 +69,7 @@ class Spool:
         self._memory = self.folder / "memory"
         self._next = self._memory / "next"
         self.payload = PayloadFile(self.folder)
-        """The parameters of a task that came in chunks; the task itself is then its manifest."""
+        """Parameters of a task that came in chunks. The task file then holds the manifest."""
         with _as_spool_error("make", self._outbox):
             self._outbox.mkdir(parents=True, exist_ok=True)
             self._next.mkdir(parents=True, exist_ok=True)
@@ -95,11 +96,11 @@ class Spool:
     # The task
 
     def write_task(self, body: bytes | bytearray | memoryview, received: Moment) -> None:
-        """Keep the task's message body; it replaces the one before."""
+        """Write the task's message body, in place of the one before."""
         _write(self._task, _wrap(asdict(received), body))
 
     def read_task(self) -> tuple[Body, Moment] | None:
-        """The task's body and when it came; None where there is none, or none that can be read."""
+        """Return the task's body and the moment when it came; None if there is none that can be read."""
         found = self._read(self._task)
         if found is None:
             return None
@@ -116,19 +117,21 @@ class Spool:
             self.payload.clear()
 
     def set_aside_task(self, why: str) -> None:
-        """For a task file that is whole, but holds what this build cannot decode."""
+        """Set aside a task file that is whole, but that this build cannot decode."""
         self.set_aside(self._task, why)
 
     # The outbox
 
     def write_update(self, update_id: str, task_id: str, run_id: str, *body: bytes | memoryview) -> None:
-        """Keep a finished update, given in one piece or several, until the broker has it."""
-        self.clear_upload(update_id)  # of an earlier training of the same task
+        """Write a finished update, given in one piece or several."""
+        self.clear_upload(update_id)  # an earlier training of the same task may have left one
         _write(self._update(update_id), _wrap({"task_id": task_id, "run_id": run_id}, *body))
 
     def read_update(self, update_id: str) -> tuple[str, Body]:
-        """The file's checksum, which names this very content, and the update's body. Raises SpoolError where it is gone
-        or was not whole (it is set aside then)."""
+        """Return the file's checksum, which names this very content, and the update's body.
+
+        Raises SpoolError if the file is gone or not whole. In the latter case it is set aside.
+        """
         found = self._read(self._update(update_id))
         if found is None:
             raise SpoolError(f"update {update_id} cannot be read from {self._outbox}: its task has to be trained again")
@@ -138,24 +141,24 @@ class Spool:
         _remove(self._update(update_id))
 
     def journal_path(self, update_id: str) -> Path:
-        """Where the chunks of an upload are noted that the broker has."""
+        """Return the path of the journal of an upload's confirmed chunks."""
         return self._outbox / f"{update_id}.chunks"
 
     def write_manifest(self, update_id: str, body: bytes) -> None:
-        """The update is uploaded whole; this announces it."""
+        """Write the manifest that announces an update which is uploaded whole."""
         _write(self._manifest(update_id), _wrap({}, body))
 
     def manifest(self, update_id: str) -> bytes | None:
-        """What announces an update that is uploaded whole."""
+        """Return the manifest of an update that is uploaded whole; None if it is not."""
         found = self._read(self._manifest(update_id))
         return None if found is None else bytes(found[1])
 
     def has_upload(self, update_id: str) -> bool:
-        """Whether anything is known of its chunks."""
+        """True if there are notes about the update's chunks."""
         return self._manifest(update_id).exists() or self.journal_path(update_id).exists()
 
     def clear_upload(self, update_id: str) -> None:
-        """Nothing is known of its chunks any more; the update itself stays."""
+        """Delete the notes about the update's chunks. The update itself stays."""
         for path in (self._manifest(update_id), self.journal_path(update_id)):
             with _as_spool_error("remove", path):
                 path.unlink(missing_ok=True)
@@ -164,7 +167,7 @@ class Spool:
         return self._outbox / f"{update_id}.sent"
 
     def outbox(self) -> dict[str, tuple[str, str]]:
-        """update_id -> (task_id, run_id), oldest first, of the updates that can be read."""
+        """Return update_id -> (task_id, run_id) of the updates that can be read, oldest first."""
         found: dict[str, tuple[str, str]] = {}
         with _as_spool_error("read", self._outbox):
             paths = sorted(self._outbox.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
@@ -175,7 +178,7 @@ class Spool:
                 found[path.stem] = (str(header.get("task_id", "")), str(header.get("run_id", "")))
         return found
 
-    # What is remembered after delivery
+    # Updates after their delivery
 
     def write_sent(self, record: SentRecord) -> None:
         """Replace sent.json."""
@@ -183,7 +186,7 @@ class Spool:
         _write(self._sent, _wrap({}, text.encode()))
 
     def read_sent(self) -> SentRecord:
-        """The content of sent.json; empty where it cannot be read."""
+        """Return the content of sent.json; empty if it cannot be read."""
         found = self._read(self._sent)
         if found is None:
             return SentRecord({}, ())
@@ -195,17 +198,17 @@ class Spool:
             self.set_aside(self._sent, f"its content is not as expected: {error}")
             return SentRecord({}, ())
 
-    # What methods remember
+    # The method's memory
 
     def write_next_memory(self, update_id: str, task_id: str, run_id: str, memory: Memory) -> None:
-        """Keep what will be remembered once this update is accepted."""
+        """Write the memory that counts once this update is accepted."""
         tensors = Parameters(memory.tensors)
         entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
         header = {"task_id": task_id, "run_id": run_id, "mark": memory.mark, "tensors": entries}
         _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
 
     def move_memory(self, update_id: str, run_uid: str) -> None:
-        """The update was accepted: what it left is remembered of its run from now on. Idempotent."""
+        """Make the memory that an accepted update left the memory of its run. Idempotent."""
         path, target = self._next / f"{update_id}.fedmq", self._memory / f"{run_uid}.fedmq"
         with _as_spool_error("move", path):
             try:
@@ -219,11 +222,11 @@ class Spool:
                 old.unlink()
 
     def drop_next_memory(self, update_id: str) -> None:
-        """The update was not accepted: what is remembered stays as it was. Idempotent."""
+        """Delete the memory that an update would have left, because it is not accepted. Idempotent."""
         _remove(self._next / f"{update_id}.fedmq")
 
     def read_memory(self, run_uid: str) -> Memory | None:
-        """What is remembered of a run; None where there is nothing, or nothing that can be read."""
+        """Return the memory of a run; None if there is none that can be read."""
         path = self._memory / f"{run_uid}.fedmq"
         found = self._read(path)
         if found is None:
@@ -237,7 +240,7 @@ class Spool:
             return None
 
     def unsettled(self) -> dict[str, tuple[str, str]]:
-        """update_id -> (task_id, run_id) of the updates whose verdict decides what is remembered, oldest first."""
+        """Return update_id -> (task_id, run_id) of the updates whose verdict decides on the memory, oldest first."""
         found: dict[str, tuple[str, str]] = {}
         with _as_spool_error("read", self._next):
             paths = sorted(self._next.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
@@ -248,7 +251,7 @@ class Spool:
         return found
 
     def clear_memory(self, run_id: str) -> None:
-        """The run is over: nothing of it need be remembered."""
+        """Delete the memory of a run that is over."""
         with _as_spool_error("read", self._memory):
             paths = list(self._memory.glob("*.fedmq"))
         for path in paths:
@@ -259,7 +262,7 @@ class Spool:
     # Files
 
     def set_aside(self, path: Path, why: str) -> None:
-        """Move a file out of the way and say so; a participant with a bad file goes on without it."""
+        """Move a bad file out of the way and log that. The participant goes on without it."""
         folder = self.folder / "set-aside"
         target = folder / f"{time.time_ns()}-{path.name}"
         log.error("spool_file_set_aside", file=path, moved_to=target, why=why)
@@ -299,7 +302,7 @@ def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> l
 
 
 def _unwrap(content: Body) -> tuple[dict[str, Any], Body, str]:
-    """The header, the body, the checksum in hexadecimal. Raises ValueError with what is wrong."""
+    """Return the header, the body, and the checksum in hexadecimal. Raises ValueError that says what is wrong."""
     if content[: len(MAGIC)] != MAGIC:
         raise ValueError(f"it begins with {bytes(content[: len(MAGIC)])!r}, expected {MAGIC!r}")
     start = len(MAGIC) + DIGEST_BYTES

@@ -1,8 +1,8 @@
-"""A method's side on the participant, as pure functions: what a task's training starts from, what its update carries,
-and what will be remembered of it.
+"""A method's side on the participant, as pure functions: the start of a task's training, the tensors of its update,
+and the memory that the update leaves.
 
-Where a method remembers, a participant keeps the sum of what it has sent and was accepted, in float64: then it and the
-coordinator's books agree to the last rounding, however often tensors of a coarser dtype were sent.
+The memory of a method is the sum of everything that the participant sent and the coordinator accepted, in float64. So
+it agrees with the coordinator's books to the last rounding, however often tensors of a coarser dtype were sent.
 
     change      sent: y - m            m ← m + sent          m is 0 at first: the first update is y itself
     scaffold    sent: Δc beside Δy     c_i ← c_i + Δc        Δc = (x - y)/(K·η) - c; see coordinator.strategies.scaffold
@@ -28,53 +28,54 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a participant remembers of a run."""
+    """A participant's memory of a run."""
 
     mark: str
-    """New with every training: says which memory it is (schemas.messages.Update)."""
+    """Name of this memory, new with every training (schemas.messages.Update)."""
     tensors: Mapping[str, Array]
-    """float64."""
+    """Tensors by name, in float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a training begins with."""
+    """The start of a training."""
 
     parameters: Parameters
     beside: Mapping[str, Parameters]
-    """The task's groups."""
+    """The task's groups of tensors beside the parameters."""
     memory: Memory | None
     correction: Parameters | None
-    """To be added to each gradient: c - c_i. None where the method has none."""
+    """c - c_i, which is added to each gradient; None if the method has no correction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a training gives."""
+    """The result of a training."""
 
     tensors: Parameters
-    """The update's, its groups among them."""
+    """Tensors of the update, its groups among them."""
     next_memory: Mapping[str, Array] | None
     """The method's memory once the update is accepted; None if the method has none."""
 
 
 def run_uid(task_id: str) -> str:
-    """The run's own id (docs/decisions/0007): what a memory belongs to."""
+    """Return the run's own id (docs/decisions/0007), to which a memory belongs."""
     return task_id.rpartition("-")[0] or task_id
 
 
 def has_memory(task: Task) -> bool:
-    """Whether the task's method has a memory on the participant."""
+    """True if the task's method has a memory on the participant."""
     return task.work == "train" and METHODS[task.reply].remembers
 
 
 def replies_of(trainer: Any) -> tuple[Reply, ...]:
-    """What a participant with this trainer can send back: all, unless a method needs what its `train` does not take."""
+    """Return the replies that a participant with this trainer can send. Methods that correct gradients need a `train`
+    with an argument `correction`."""
     return tuple(reply for reply, method in METHODS.items() if not method.corrected or takes_correction(trainer))
 
 
 def takes_correction(trainer: Any) -> bool:
-    """Whether its `train` has an argument of the name `correction`."""
+    """True if the trainer's `train` has an argument `correction`."""
     try:
         return "correction" in inspect.signature(trainer.train).parameters
     except (TypeError, ValueError):  # a callable without a signature
@@ -82,7 +83,8 @@ def takes_correction(trainer: Any) -> bool:
 
 
 def begin(reply: Reply, tensors: Parameters, memory: Memory | None) -> Start:
-    """From a task's tensors. Raises SpecMismatch where its groups do not fit its parameters."""
+    """Return the start of a training on a task's tensors. Raises SpecMismatch if its groups do not fit its
+    parameters."""
     method = METHODS[reply]
     parameters, beside = split(tensors, method.task)
     check_groups(parameters, beside)
@@ -97,7 +99,7 @@ def begin(reply: Reply, tensors: Parameters, memory: Memory | None) -> Start:
 
 
 def make(reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig) -> Made:
-    """From the trained parameters; new arrays, but for those of the reply "parameters"."""
+    """Return the update's tensors and the next memory. The arrays are new, except for the reply "parameters"."""
     base, memory = start.parameters, start.memory
     names = base.averaged()
     flags = base.non_trainable & frozenset(names)
@@ -118,7 +120,7 @@ def make(reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int,
 def _control_changes(
     start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig
 ) -> dict[str, Array]:
-    """Δc = (x - y)/(K·η) - c; 0 where no step was made."""
+    """Return Δc = (x - y)/(K·η) - c; 0 if no step was made."""
     if config.learning_rate is None:
         raise TrainerError("SCAFFOLD needs training.learning_rate, and this task has none: set it on the coordinator")
     found = {}
@@ -144,7 +146,7 @@ def _sum(memory: Memory | None, sent: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _delta(base: Parameters, local: Mapping[str, Array]) -> Parameters:
-    """local - base, in one block where the base lies in one."""
+    """Return local - base, in one block if the base lies in one."""
     names = base.averaged()
     flags = base.non_trainable & set(names)
     if base.layout is None or base.block is None or base.layout.dtype.itemsize == 2:
@@ -159,7 +161,7 @@ def _delta(base: Parameters, local: Mapping[str, Array]) -> Parameters:
 
 def _difference(local: Array, base: Array) -> Array:
     if local.dtype.itemsize == 2:
-        # A float16 overflow becomes infinity, which check_finite reports; numpy's own warning would say less.
+        # A float16 overflow becomes infinity, which check_finite reports. numpy's own warning would say less.
         with np.errstate(over="ignore"):
             return (local.astype(np.float32) - base.astype(np.float32)).astype(local.dtype)
     return np.asarray(np.subtract(local, base))

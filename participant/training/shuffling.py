@@ -1,9 +1,9 @@
-"""The order of examples in a task: for each epoch a permutation that the task's seed alone decides.
+"""The order of examples in a task: a permutation for each epoch, which only the task's seed decides.
 
-Each example draws a word; the order of the words is the examples' order (a random sort). The words are SplitMix64's
-(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", section 5), whose i-th word can be
-computed without the ones before it: a study makes those of a whole cohort at once, for less than half of what a numpy
-generator for each task costs.
+Each example draws a word, and the order of the words is the order of the examples (a random sort). The words are those
+of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", section 5). Its i-th word
+can be computed without the words before it. So a study makes the words of a whole cohort at once, for less than half
+of the cost of a numpy generator for each task.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Words = npt.NDArray[np.uint64]
 
 
 def orders(seeds: Sequence[int], num_examples: Sequence[int], epoch: int) -> npt.NDArray[np.int64]:
-    """The permutations of range(num_examples[i]) for tasks of these seeds, [seeds, largest num_examples]; a row goes on
-    with the numbers that its task does not have, in order.
+    """Return a permutation of range(num_examples[i]) for each task, as [seeds, largest num_examples].
 
-    Seeds are in [0, 2^64), num_examples up to 2^32, epochs count from 0. A task's does not depend on the others.
+    A row ends with the numbers that its task does not have, in order. Seeds are in [0, 2^64), num_examples are at most
+    2^32, and epochs count from 0. The row of a task does not depend on the other tasks.
     """
     counts = np.array(num_examples, np.uint64)[:, None]
     gammas: Words = np.array([*seeds, epoch], np.uint64)
     gammas[:-1] += GAMMA
     gammas[-1:] *= GAMMA
-    # A task's words start at a place that is a word itself, so that tasks and epochs share no stretch of them.
+    # The words of a task start at a place that is a word itself, so that tasks and epochs share no stretch of words.
     starts = _mixed(_mixed(gammas[:-1]) + gammas[-1:])
     places: Words = np.arange(counts.max(), dtype=np.uint64)
     steps: Words = places * GAMMA
     words = _mixed(starts[:, None] + steps)
-    # The lower half is the example's number: sorting sorts the examples, and no two are equal.
+    # The lower half of a word is the example's number: sorting words sorts examples, and no two words are equal.
     words |= LOWER
     words ^= LOWER - places
     if (counts != len(places)).any():

@@ -1,7 +1,7 @@
-"""One task from parameters to update: call the trainer, check what it returns, make the payload.
+"""One task from parameters to update: call the trainer, check its result, make the payload.
 
-delta = local - base, over the model's floating-point tensors, in the tensor's own dtype; for float16 and bfloat16 the
-subtraction itself is done in float32. What else a method sends and remembers is in `participant.training.methods`.
+delta = local - base, over the model's floating-point tensors, in the tensor's own dtype. For float16 and bfloat16 the
+subtraction is done in float32. `participant.training.methods` has the payloads and memories of the other methods.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_METRIC_NAME = 64
 
 
 class TaskFailed(Exception):
-    """The task gets a decline. `fatal`: the app does not fit the federation, no later task can fare better."""
+    """A task that ends in a decline. `fatal`: the app does not fit the federation, so no later task can fare better."""
 
     def __init__(self, reason: DeclineReason, detail: str, fatal: bool = False) -> None:
         super().__init__(detail)
@@ -43,7 +43,7 @@ class FinishedTask:
 
     update: Update
     payload: Parameters | None
-    """The update's tensors; None for an evaluation."""
+    """Tensors of the update; None for an evaluation."""
     next_memory: Memory | None = None
     """The method's memory once the update is accepted; None if the method has none."""
 
@@ -51,8 +51,10 @@ class FinishedTask:
 def do_task(
     trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Memory | None = None
 ) -> FinishedTask:
-    """The update of a task, and its payload; `memory` is what the run's accepted updates left. Raises TaskFailed and
-    nothing else."""
+    """Do a task, and return its update and payload. `memory` is the method's memory of the run.
+
+    Raises TaskFailed and nothing else.
+    """
     started = clock()
     mark = uuid.uuid4().hex if has_memory(task) else None
     try:
@@ -149,7 +151,7 @@ def _count(value: Any, name: str, at_least: int) -> int:
 
 
 def _metrics(returned: Any) -> dict[str, float]:
-    """Finite scalars by short names; what no message may carry is left out, with a line in the log."""
+    """Return finite scalars by short names. A metric that no message may carry is left out, and the log says so."""
     if not isinstance(returned, Mapping):
         raise TrainerError(f"metrics are {type(returned).__name__}, expected a mapping name -> number")
     kept: dict[str, float] = {}
@@ -166,6 +168,7 @@ def _metrics(returned: Any) -> dict[str, float]:
 
 
 def _in_short(error: BaseException) -> str:
-    """Ours speak for themselves; for others the type and the last line, which is where Python says what happened."""
+    """Return the text of our own errors, which speak for themselves, and for others the type and the last line, where
+    Python says what happened."""
     lines = str(error).strip().splitlines() or [""]
     return str(error) if isinstance(error, FedmqError) else f"{type(error).__name__}: {lines[-1]}".rstrip(": ")

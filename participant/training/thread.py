@@ -20,7 +20,7 @@ from fedmq.schemas.parameters import Parameters
 log = EventLog(__name__)
 
 JOIN_S = 5.0
-"""How long a trainer that was asked to stop is waited for."""
+"""Time that a trainer has to stop after it was asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class Trained:
 
 
 class TrainingThread:
-    """Hands its results to `put`, which must not block. A daemon: a trainer that never returns keeps no process up."""
+    """The training thread. It gives its results to `put`, which must not block.
+
+    It is a daemon thread, so a trainer that never returns does not keep the process alive.
+    """
 
     def __init__(
         self, trainer: Any, name: str, max_payload_bytes: int, put: Callable[[Trained | TrainingFailed], None]
@@ -49,17 +52,17 @@ class TrainingThread:
         self._thread.start()
 
     def start(self, task: Task, tensors: Parameters, memory: Memory | None) -> None:
-        """Train this next, with what is remembered of its run."""
+        """Train this task next, with the method's memory of its run."""
         self._jobs.put((task, tensors, memory))
 
     def cancel(self) -> None:
-        """Ask a running training to end, where the trainer can."""
+        """Ask a running training to end, if the trainer can."""
         cancel = getattr(self._trainer, "cancel", None)
         if callable(cancel):
             cancel()
 
     def close(self) -> None:
-        """End the thread; a training that goes on in spite of that is left behind after JOIN_S."""
+        """End the thread. A training that goes on all the same is left behind after JOIN_S."""
         if not self._thread.is_alive():
             return
         self._jobs.put(None)

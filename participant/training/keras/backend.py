@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, as everything here uses it: imported here alone, so that the settings come before it."""
+"""Keras on TensorFlow. Only this module imports them, so that the settings come first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data for a Keras model: arrays, or nests of arrays, as the batches of a task."""
+"""Training data for a Keras model: arrays or nests of arrays, cut into the batches of a task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LazyData:
         return _sliced(self._arrays(), slice(0, 1))
 
     def epochs(self, config: TrainingConfig) -> Iterator[Iterator[Data]]:
-        """For each epoch its batches, in an order of its own that `config.seed` decides."""
+        """Yield the batches of each epoch. Each epoch has an order of its own, which `config.seed` decides."""
         data, count = self._arrays(), self.num_examples
         steps_left = config.max_steps if config.max_steps is not None else config.epochs * count
         for epoch in range(config.epochs):
@@ -61,19 +61,19 @@ class LazyData:
 
 
 def as_trained(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Floats in Keras's float type, as `fit` has them."""
+    """Return floats in Keras's float type, as `fit` has them."""
     if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
         return array.astype(keras.config.floatx())
     return array
 
 
 def length(data: Data) -> int:
-    """Of the axis of examples."""
+    """Return the length of the axis of examples."""
     return len(keras.tree.flatten(data)[0])
 
 
 def _standard(leaf: Any) -> npt.NDArray[Any]:
-    """An array with a batch axis."""
+    """Return a leaf as an array with a batch axis. Raises AppError for a scalar."""
     array = np.asarray(leaf)
     if array.ndim == 0:
         raise AppError("data holds a scalar, expected arrays with one entry an example")

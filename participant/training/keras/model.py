@@ -1,4 +1,4 @@
-"""A Keras model as a federation sees it: what `build_model()` must give, and its weights as Parameters and back."""
+"""A Keras model as a federation sees it: the checks on `build_model()`, and weights as Parameters and back."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AUTOMATIC_SUFFIX = re.compile(r"_\d+$")
 
 
 def built_model(build_model: Callable[[], Model], example: Any = None) -> Model:
-    """The model that `build_model()` returns, with its weights made.
+    """Return the model of `build_model()`, with its weights made.
 
     `example` (inputs with a batch axis) builds a model that does not know its input shape yet.
-    Raises AppError where it cannot be used.
+    Raises AppError if the model cannot be used.
     """
     if keras.backend.backend() != "tensorflow":
         raise AppError(
@@ -39,16 +39,16 @@ def built_model(build_model: Callable[[], Model], example: Any = None) -> Model:
 
 
 def parameters_of(model: Model) -> Parameters:
-    """The model's weights as Parameters, in `model.weights` order, copied.
+    """Return a copy of the model's weights as Parameters, in the order of `model.weights`.
 
-    Names are "{index:03d}/{path}" with Keras's automatic _N suffixes taken off each part of the path, so that two
-    builds of one model in one process, or in two, agree. Raises AppError for a model without weights.
+    Names are "{index:03d}/{path}", without Keras's automatic _N suffix on each part of the path. So two builds of one
+    model agree, in one process or in two. Raises AppError for a model without weights.
     """
     return Parameters({name: value_of(v) for name, v in named_variables(model).items()}, _non_trainable(model))
 
 
 def set_parameters(model: Model, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put `parameters` into the model, bit for bit. Raises AppError with the differences where they do not fit."""
+    """Put `parameters` into the model, bit for bit. Raises AppError with the differences if they do not fit."""
     variables = named_variables(model)
     try:
         check_spec(Parameters(parameters), tuple(_tensor_spec(n, v) for n, v in variables.items()))
@@ -59,7 +59,7 @@ def set_parameters(model: Model, parameters: Mapping[str, npt.NDArray[Any]]) -> 
 
 
 def named_variables(model: Model) -> dict[str, Any]:
-    """Its weights by their names in `parameters_of`. Raises AppError where it has none."""
+    """Return the model's weights by their names in `parameters_of`. Raises AppError if it has none."""
     if not model.weights:
         raise AppError(
             "the model has no weights yet: begin it with keras.Input(shape=...), or call it once in build_model()"
@@ -72,12 +72,13 @@ def named_variables(model: Model) -> dict[str, Any]:
 
 
 def value_of(variable: Any) -> npt.NDArray[Any]:
-    """A copy of the variable's value: TensorFlow's own `numpy()` copies arrays, and gives scalars as numpy scalars."""
+    """Return a copy of the variable's value. TensorFlow's own `numpy()` copies arrays, but gives numpy scalars for
+    scalars."""
     return np.asarray(variable.value.numpy())
 
 
 def check_plain(optimizer: Any) -> None:
-    """Raise AppError unless its steps are plain gradient steps: what a correction and SCAFFOLD's K·η stand on."""
+    """Raise AppError unless the optimizer makes plain gradient steps, on which a correction and SCAFFOLD's K·η rest."""
     options = ("momentum", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps",
                "use_ema")  # fmt: skip
     used = [name for name in options if getattr(optimizer, name, None)]

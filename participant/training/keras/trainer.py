@@ -1,14 +1,14 @@
-"""The Keras trainer: a compiled model and its data become a trainer (`participant.trainer`).
+"""The Keras trainer: it makes a trainer (`participant.trainer`) of a compiled model and its data.
 
-It drives the model's own `train_step` (so a compiled loss, metrics, optimizer, mixed precision, or an overridden
-`train_step` work as in `fit`) from one `tf.function` that is traced once and kept. `fit` builds a data adapter, a
-`tf.data` pipeline and callbacks on every call, which costs more than a small task's whole training.
+It calls the model's own `train_step`, so a compiled loss, metrics, optimizer, mixed precision, or an overridden
+`train_step` work as in `fit`. One `tf.function` does that; it is traced once and kept. `fit` builds a data adapter, a
+`tf.data` pipeline and callbacks on every call, which costs more than the whole training of a small task.
 
 Rules
-1. Nothing of one task is left in the next: weights come from the task; the optimizer's state, learning rate, metrics
-   and the seed generators (Dropout) go back to fixed values, by assignment: nothing is rebuilt or traced again.
-2. Same parameters, same config (with its seed), same data: the same result bit for bit on one machine.
-3. The arrays given are never written to; the arrays returned are the caller's own.
+1. Nothing of one task is left in the next. Weights come from the task. The optimizer's state, the learning rate, the
+   metrics and the seed generators (Dropout) go back to fixed values by assignment: nothing is rebuilt or traced again.
+2. The same parameters, config (with its seed) and data give the same result, bit for bit, on one machine.
+3. The trainer never writes to the arrays that it is given. The arrays that it returns belong to the caller.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = EventLog(__name__)
 
 
 def limit_threads(threads: int) -> None:
-    """Let TensorFlow use this many threads in an operation. Only before its first operation; later it is a warning."""
+    """Let TensorFlow use this many threads in an operation. After its first operation this only logs a warning."""
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -51,11 +51,11 @@ def limit_threads(threads: int) -> None:
 
 
 class KerasTrainer:
-    """Trains the model of `build_model()` on `data`.
+    """A trainer of the model of `build_model()` on `data`.
 
     data: (x, y) or (x, y, sample_weight), or a function without arguments that returns it; called once, on first use.
-    evaluation_data: the same, for `evaluate`. threads: see `limit_threads`; None reads FEDMQ_TF_THREADS, or leaves
-    TensorFlow's own choice. Raises AppError where the model is not compiled or cannot be built.
+    evaluation_data: the same, for `evaluate`. threads: see `limit_threads`; None reads FEDMQ_TF_THREADS, or leaves the
+    choice to TensorFlow. Raises AppError if the model is not compiled or cannot be built.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class KerasTrainer:
 
     @property
     def num_examples(self) -> int:
-        """Examples in the training data (loads them on first use)."""
+        """Number of training examples. The first use loads them."""
         return self._data.num_examples
 
     def use_data(self, data: Data | Callable[[], Data]) -> None:
-        """Train on other data from the next task on, with what was traced for the first: only the number of examples
-        may differ. For studies, where one model trains for many participants."""
+        """Train on other data from the next task on. Only the number of examples may differ, because the traced
+        functions stay. Studies use this: one model trains for many participants."""
         self._data = LazyData(data, "data")
 
     def use_evaluation_data(self, data: Data | Callable[[], Data]) -> None:
-        """Evaluate on other data from now on, as `use_data`."""
+        """Evaluate on other data from now on, under the rule of `use_data`."""
         if data is not self._evaluation_data.source:
             self._evaluation_data = LazyData(data, "evaluation_data")
 
@@ -101,11 +101,12 @@ class KerasTrainer:
         config: TrainingConfig,
         correction: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> TrainResult:
-        """`config.epochs` passes over the data, or `config.max_steps` steps, from `parameters`. `correction` is added
-        to the gradient of every step (`participant.trainer`): for an app that compiles plain SGD, others get AppError.
+        """Train from `parameters` for `config.epochs` passes over the data, or for `config.max_steps` steps.
 
-        Metrics are those of the last epoch, "loss" (without FedProx's term) among them. Raises AppError where the
-        parameters do not fit the model, TrainerError where there is nothing to train on or after `cancel()`.
+        `correction` is added to the gradient of every step (`participant.trainer`). It needs an app that compiles plain
+        SGD; other apps get AppError. Metrics are those of the last epoch, "loss" (without FedProx's term) among them.
+        Raises AppError if the parameters do not fit the model, and TrainerError if there is nothing to train on or
+        after `cancel()`.
         """
         self._cancelled.clear()
         if self.num_examples == 0:
@@ -127,7 +128,10 @@ class KerasTrainer:
         return TrainResult(parameters_of(self.model), min(seen, self.num_examples), steps, _metrics(logs))
 
     def evaluate(self, parameters: Mapping[str, npt.NDArray[Any]], batch_size: int = 256) -> dict[str, float]:
-        """The compiled loss and metrics of `parameters` on the evaluation data; NotImplementedError without any."""
+        """Return the compiled loss and metrics of `parameters` on the evaluation data.
+
+        Raises NotImplementedError if the trainer was given none.
+        """
         if self._evaluation_data.source is None:
             raise NotImplementedError("this trainer was given no evaluation_data")
         if self._evaluation_data.num_examples == 0:
@@ -141,7 +145,7 @@ class KerasTrainer:
         return _metrics(logs)
 
     def cancel(self) -> None:
-        """Make a running `train` raise TrainerError before its next step. From any thread."""
+        """Make a running `train` raise TrainerError before its next step. Any thread may call this."""
         self._cancelled.set()
 
     def _loop(self) -> _Loop:
@@ -152,7 +156,7 @@ class KerasTrainer:
 
 
 class _Loop:
-    """The model's steps as functions that are traced once, and the fixed state that each task starts from."""
+    """The model's steps as functions that are traced once, and the fixed state from which each task starts."""
 
     def __init__(self, model: Model, example: Data) -> None:
         if not (model.built and model.weights):
@@ -161,15 +165,15 @@ class _Loop:
         optimizer = model.optimizer
         self._inner = getattr(optimizer, "inner_optimizer", optimizer)
         optimizer.build(model.trainable_variables)
-        # All-zero slots, which is most of them, cost no memory: calloc's pages are never touched.
+        # Slots of zeros, which most are, cost no RAM: calloc's pages are never touched.
         self._initial = [(v, _compact(value_of(v))) for v in optimizer.variables]
         self._seeds = [v for v in model.variables if v.name == "seed_generator_state"]
         self._mu = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._anchors: dict[int, tf.Variable] = {}
         self._corrections: dict[int, tf.Variable] = {}
         self._apply = self._inner.apply
-        # One eager step makes whatever the first step makes (loss and metric variables): inside a traced function
-        # that would be too late. Every task overwrites what it does to the weights.
+        # One eager step makes the loss and metric variables: inside a traced function that would be too late. Every
+        # task overwrites what this step does to the weights.
         model.train_step(example)
         self._signature = keras.tree.map_structure(_spec, example)
         self._plain = self._traced(self._train_plain)
@@ -178,7 +182,7 @@ class _Loop:
         self.train_step = self._plain
 
     def reset(self, config: TrainingConfig, correction: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
-        """Everything but the weights back to its start, and the settings of this task in place."""
+        """Put everything but the weights back to its start, and set up this task's settings."""
         for variable, value in self._initial:
             variable.assign(value)
         if config.learning_rate is not None:
@@ -201,7 +205,7 @@ class _Loop:
             self.train_step = self._pulled
 
     def _pull_by(self, mu: float, correction: Mapping[str, npt.NDArray[Any]] | None) -> None:
-        """Remember the weights now as FedProx's w_base, and what to add to each gradient."""
+        """Keep the present weights as FedProx's w_base, and the correction of each gradient."""
         names = {id(v): name for name, v in named_variables(self.model).items()}
         for variable in self.model.trainable_variables:
             if id(variable) not in self._anchors:
@@ -224,10 +228,12 @@ class _Loop:
         return self.model.train_step(data)
 
     def _train_pulled(self, data: Any) -> Any:
-        """FedProx (Li et al. 2020): ∇(μ/2·‖w - w_base‖²) = μ·(w - w_base), and a method's correction (SCAFFOLD), added
-        to each gradient before the optimizer clips or scales it. The hook is in place only while this function runs or
-        is traced."""
-        # The optimizer's instance is the one place that Keras's train_step and a user's own both pass through.
+        """Train a step with additions to each gradient, made before the optimizer clips or scales it.
+
+        The additions are FedProx's (Li et al. 2020), ∇(μ/2·‖w - w_base‖²) = μ·(w - w_base), and a method's correction
+        (SCAFFOLD). The hook is in place only while this function runs or is traced.
+        """
+        # Keras's train_step and a user's own have only the optimizer's instance in common.
         self._inner.apply = self._apply_with_pull
         try:
             return self.model.train_step(data)
@@ -267,7 +273,7 @@ def _spec(leaf: npt.NDArray[Any]) -> Any:
 
 
 def _metrics(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Scalars only; nested metrics are flattened by their own names, as `fit` logs them."""
+    """Return the scalars. Nested metrics are flattened by their own names, as `fit` logs them."""
     found: dict[str, float] = {}
     for name, value in logs.items():
         if isinstance(value, Mapping):
