@@ -22,18 +22,18 @@ $(VENV)/.demo: pyproject.toml
 demo: $(VENV)/.demo
 	$(BIN)/fedmq demo $(ARGS)
 
-# RabbitMQ for the integration and chaos tests: installed where this machine lets us, else those tests skip, loudly.
+# RabbitMQ for the integration and chaos tests. If this machine does not let us install it, those tests skip loudly.
 broker-installed:
 	@bash tests/install_rabbitmq.sh
 
-# Three processes share the tests, each with a private RabbitMQ of its own: much of the time is waiting. WORKERS=0: in one.
+# Three processes share the tests, because much of the time is waiting. Each has a private RabbitMQ. WORKERS=0 uses one.
 WORKERS ?= 3
 SHARED_OUT := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.installed broker-installed
 	$(BIN)/pytest $(SHARED_OUT) $(ARGS)
 
-# What speaks to a broker, on the RabbitMQ of this machine and then on RabbitMQ 4 (unpacked into a cache folder once).
+# Tests that speak to a broker, on this machine's RabbitMQ and then on RabbitMQ 4 (unpacked once, into a cache folder).
 BROKER_TESTS = -m broker tests/contract tests/integration $(wildcard tests/chaos)
 test-brokers: $(VENV)/.installed broker-installed
 	@$(BIN)/python -c 'from fedmq.broker_config.node.node import find_server; print("fedmq: testing on", find_server())'
@@ -50,7 +50,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The mechanical half of the prose rules; some files only: make prose ARGS="coordinator docs/guide.md".
+# The mechanical half of the prose rules. To check some files only: make prose ARGS="coordinator docs/guide.md".
 prose: $(VENV)/.installed
 	$(BIN)/python tools/check_prose.py $(ARGS)
 
@@ -60,7 +60,7 @@ types: $(VENV)/.installed
 imports: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-# Ten minutes of killed processes; shorter or another schedule with ARGS="--seconds 60 --seed 7".
+# Ten minutes of killed processes. Set another length and schedule with ARGS="--seconds 60 --seed 7".
 soak: $(VENV)/.installed broker-installed
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
 

@@ -10,14 +10,16 @@ from tests.support.rabbitmq import amqp_url, own_node, prefix, rabbitmq_node
 
 __all__ = ["amqp_url", "own_node", "prefix", "rabbitmq_node"]
 
-# What a shell starts in the background ignores Ctrl-C, and so would each process that a test starts and sends it to.
+# A command that a shell starts in the background ignores Ctrl-C. Each process that a test starts would inherit that,
+# also those to which the test sends Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """A command that runs in this process logs to the stderr that pytest captures for its test, and closes after it."""
+    """Restore logging after a test. A command that ran in this process logs to the stderr that pytest captured for the
+    test, and that is closed afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# RabbitMQ 4 for the tests, beside whatever this machine has: prints the folder to set FEDMQ_RABBITMQ_SBIN to.
+# Unpack RabbitMQ 4 for the tests, beside any RabbitMQ of this machine, and print the value for FEDMQ_RABBITMQ_SBIN.
 #
 #     tests/rabbitmq4.sh [FOLDER]      default ${XDG_CACHE_HOME:-~/.cache}/fedmq/rabbitmq-4
 #
-# The server comes from the Debian release that has it (FEDMQ_RABBITMQ4_SUITE, default trixie: RabbitMQ 4.0), unpacked
-# by debootstrap from this system's own mirror: about 300 MB and one to two minutes, once. FOLDER/root is that system,
-# FOLDER/sbin holds our commands, each of which runs the command of its name with FOLDER/root/usr in the place of /usr.
-# Only that process and its children see it so: the mount belongs to a namespace of theirs and ends with them, every
-# other path is the same inside and outside, and the process keeps its id.
+# The server comes from a Debian release that has it (FEDMQ_RABBITMQ4_SUITE, default trixie: RabbitMQ 4.0). debootstrap
+# unpacks it from this system's own mirror once; that takes about 300 MB and one to two minutes. FOLDER/root is the
+# unpacked system. FOLDER/sbin holds our commands. Each runs the command of its name with FOLDER/root/usr in the place
+# of /usr. Only that process and its children see this mount, which ends with them. Every other path is the same inside
+# and outside, and the process keeps its id.
 #
-# Where it cannot be done it says why, prints no folder and exits with 0: the caller skips.
+# If this fails, the script says why, prints no folder and exits with 0, and the caller skips.
 set -euo pipefail
 
 folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/fedmq/rabbitmq-4}
 suite=${FEDMQ_RABBITMQ4_SUITE:-trixie}
-bin_in_root=usr/lib/rabbitmq/bin  # links to the sbin of the version installed
+bin_in_root=usr/lib/rabbitmq/bin  # links to the sbin of the installed version
 
 skip() {
     echo "NO RABBITMQ 4: $*. Nothing is tested on RabbitMQ 4." >&2
     exit 0
 }
 
-mirror() {  # where apt gets Debian itself from; nothing where it has no such line: debootstrap has a default
+mirror() {  # the mirror from which apt gets Debian; nothing if apt has none, because debootstrap has a default
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m 1 '/debian/*$' || true
 }
 
@@ -30,9 +30,10 @@ build() {
     rm -rf "$new"
     url=$(mirror)
     echo "fedmq: unpacking RabbitMQ 4 of $suite into $folder: once, one to two minutes" >&2
-    # Namespaces of its own: whatever a package's script mounts or starts ends with it.
+    # It runs in namespaces of its own, so everything that a package's script mounts or starts ends with it.
     if ! unshare --mount --pid --fork --kill-child --mount-proc \
-        debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$new" ${url:+"$url"} >"$folder/build.log" 2>&1; then
+        debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$new" ${url:+"$url"} \
+        >"$folder/build.log" 2>&1; then
         tail -n 5 "$folder/build.log" >&2
         rm -rf "$new"
         skip "debootstrap failed (no network?), see $folder/build.log"
@@ -54,7 +55,7 @@ write_command() {
     if [ "$1" = epmd ]; then inside=/usr/bin/epmd; fi
     cat >"$folder/sbin/$1.new" <<END
 #!/bin/sh
-# Written by tests/rabbitmq4.sh. Whoever is not root is it in the namespace alone, where the system allows that.
+# Written by tests/rabbitmq4.sh. A user who is not root becomes root in the namespace only, if the system allows that.
 as_root=
 [ "\$(id -u)" = 0 ] || as_root=--map-root-user
 exec unshare --mount --propagation private \$as_root /bin/sh -c '

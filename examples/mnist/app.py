@@ -1,4 +1,4 @@
-"""MNIST: what a user writes. fedmq finds these functions by name."""
+"""MNIST: the file that a user writes. fedmq finds its functions by name."""
 
 import re
 import zlib

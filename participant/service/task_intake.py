@@ -129,13 +129,13 @@ class TaskIntake:
         if task.chunks is not None:
             decoded = decode(self._spool.payload.read(), self._context.payload_limits)
             if decoded.message != task.model_copy(update={"chunks": None}):
-                raise MalformedMessage("its chunks are of another task than its manifest")
+                raise MalformedMessage("its chunks belong to another task than its manifest")
         else:
             found = self._spool.read_task()
             if found is None:
                 raise SpoolError("its file is gone")
             decoded = decode(found[0], self._context.limits)
-        assert decoded.parameters is not None, "the codec lets no whole task through without"
+        assert decoded.parameters is not None, "the codec refuses a whole task without parameters"
         return decoded.parameters
 
     def _payload_queue(self, task: Task) -> str:

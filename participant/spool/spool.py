@@ -333,5 +333,5 @@ def _as_spool_error(what: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SpoolError(
-            f"cannot {what} {path}: {error.strerror or error}. Free space or rights there, or set another spool_dir"
+            f"cannot {what} {path}: {error.strerror or error}. Make room or grant rights, or set another spool_dir"
         ) from error

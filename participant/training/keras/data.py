@@ -76,7 +76,7 @@ def _standard(leaf: Any) -> npt.NDArray[Any]:
     """Return a leaf as an array with a batch axis. Raises AppError for a scalar."""
     array = np.asarray(leaf)
     if array.ndim == 0:
-        raise AppError("data holds a scalar, expected arrays with one entry an example")
+        raise AppError("data holds a scalar, expected arrays with one entry per example")
     return as_trained(array)
 
 

@@ -260,7 +260,7 @@ class _Loop:
 def _threads_from_environment() -> int | None:
     value = os.environ.get("FEDMQ_TF_THREADS", "")
     if value and not (value.isdecimal() and int(value) > 0):
-        raise ConfigError(f"FEDMQ_TF_THREADS is {value!r}, expected a whole number from 1 up")
+        raise ConfigError(f"FEDMQ_TF_THREADS is {value!r}, expected a whole number of at least 1")
     return int(value) if value else None
 
 

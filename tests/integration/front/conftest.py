@@ -5,7 +5,7 @@ from tests.integration.front.terminal import Terminal
 
 @pytest.fixture
 def terminal(tmp_path):
-    """terminal("coordinator", "--config", ..., FEDMQ_BROKER_URL=...) -> a running command in tmp_path."""
+    """Return terminal("coordinator", "--config", ..., FEDMQ_BROKER_URL=...), which runs a command in tmp_path."""
     opened = []
 
     def start(*arguments, **environ):

@@ -1,4 +1,4 @@
-"""A command in a terminal of its own: what it prints is collected, and waited for with a deadline."""
+"""A command in a terminal of its own. Its output is collected, and a test waits for lines with a deadline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEADLINE_S = 90.0
 
 
 class Terminal:
-    """`python -m fedmq ARGUMENTS`."""
+    """A process of `python -m fedmq ARGUMENTS`."""
 
     program: tuple[str, ...] = (sys.executable, "-m", "fedmq")
 
@@ -42,7 +42,7 @@ class Terminal:
 
     @property
     def status(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """Exit status; None while the process runs."""
         return self._process.poll()
 
     @property
@@ -50,7 +50,7 @@ class Terminal:
         return "".join(self._lines)
 
     def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """The match of the `times`-th line that has the pattern."""
+        """Return the match of the `times`-th line with the pattern, once it is there."""
 
         def found() -> list[re.Match[str]]:
             return [match for line in self._lines if (match := re.search(pattern, line))]
@@ -65,16 +65,16 @@ class Terminal:
         self._process.send_signal(number)
 
     def ended(self) -> int:
-        """Its exit status, once it has one."""
+        """Wait for the end, and return the exit status."""
         try:
             status = self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name}: has not ended in {DEADLINE_S:g} s:\n{self.text}") from None
+            raise AssertionError(f"{self.name} has not ended in {DEADLINE_S:g} s:\n{self.text}") from None
         self._reader.join(DEADLINE_S)
         return status
 
     def kill(self) -> int:
-        """kill -9; returns once it is gone."""
+        """Kill the process with SIGKILL, and wait until it is gone."""
         self.send(signal.SIGKILL)
         return self.ended()
 

@@ -1,4 +1,4 @@
-"""Everything bad that an update can be, sent over RabbitMQ to a coordinator that is a process of its own."""
+"""Every kind of bad update, sent over RabbitMQ to a coordinator in a process of its own."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ max_message_bytes = 65536
 
 
 class Intruder:
-    """A participant by hand: says hello, keeps its tasks and receipts, sends whatever the test gives it."""
+    """A participant by hand. It says hello, keeps its tasks and receipts, and sends the bodies that the test makes."""
 
     def __init__(self, url, prefix):
         self._topology = Topology(prefix)
@@ -53,19 +53,19 @@ class Intruder:
         self._publish(self._topology.updates, body, None if task is None else task.task_id)
 
     def task(self, number):
-        """Its `number`-th task, from 1, once it is there."""
+        """Return the `number`-th task, counted from 1, once it is there."""
         self._wait_for(lambda: len(self.tasks) >= number)
         return self.tasks[number - 1]
 
     def receipt(self, task):
-        """Of this task's own update, as (verdict, reason)."""
+        """Return (verdict, reason) of the task's own update, once its receipt is there."""
         own = update_id(task.run_id, task.task_id, task.participant_id)
         self._wait_for(lambda: any(r.update_id == own for r in self.receipts))
         found = next(r for r in self.receipts if r.update_id == own)
         return found.verdict, found.reason
 
     def dead(self, count):
-        """The reasons of what is on the dead-letter queue, once there are so many."""
+        """Return how often each reason is on the dead-letter queue, once it holds `count` messages."""
         self._transport.consume(self._topology.dead.name, self._on_dead, 100)
         self._wait_for(lambda: len(self._dead) >= count)
         return Counter(self._dead)

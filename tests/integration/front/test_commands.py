@@ -1,4 +1,4 @@
-"""The commands as processes, with a trainer that needs no Keras, so that killing and starting again is quick."""
+"""The commands as processes. The trainer needs no Keras, so killing and starting again is quick."""
 
 import json
 import signal

@@ -10,7 +10,7 @@ from tests.support.rabbitmq import require_server
 
 
 def processes_of(folder):
-    """Everything that runs with this folder on its command line."""
+    """Return all processes with this folder on their command lines."""
     running = psutil.process_iter(["cmdline"])
     return [one for one in running if any(str(folder) in part for part in one.info["cmdline"] or ())]
 
@@ -69,7 +69,7 @@ def test_a_demo_over_somebodys_broker_takes_its_queues_and_exchanges_away_again(
 
     demo = terminal("demo", "--participants", "1", "--broker", rabbitmq_node.url)
     demo.wait_for("Over RabbitMQ .* at 127.0.0.1:")
-    # Some of them: on a busy machine rabbitmqctl takes so long that all ten are hardly ever seen before the demo ends.
+    # Some of them are enough. On a busy machine rabbitmqctl is so slow that the demo ends before all ten are seen.
     ask_until(ours, lambda names: len(names) > 0, DEADLINE_S)
     demo.send(signal.SIGINT)
     assert demo.ended() == 130

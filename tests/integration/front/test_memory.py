@@ -1,7 +1,7 @@
-"""Both roles in one process: what participants remember is what the coordinator's books say of them, whatever crashes.
+"""Both roles in one process: a participant's memory agrees with the coordinator's books, whatever crashes.
 
-The model is 0 at first. A participant trains to a number that follows from its task's seed alone, so that AREA's model
-is at any time the mean of the numbers of everybody's last accepted updates.
+The model is 0 at first. A participant trains to a number that depends only on its task's seed. So AREA's model is at
+any time the mean of the numbers in the participants' last accepted updates.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POINTS = (
 
 
 class Crash(BaseException):
-    """Instead of a SIGKILL: nothing after it is done."""
+    """A stand-in for SIGKILL: nothing after it is done."""
 
 
 def number_of(seed):
@@ -96,7 +96,7 @@ class Room:
             return ledger.updates()
 
     def check(self):
-        """The ledger's own checks, the replay of the archive among them."""
+        """Run the ledger's own checks, the replay of the archive among them."""
         folder = RunFolder(self.folder / "run")
         assert [check for check in audit.verify(folder) if not check.holds or check.left_out] == []
 
@@ -111,7 +111,7 @@ class Room:
 
 @pytest.fixture
 def armed(monkeypatch):
-    """A fault point of the participant "p0" that crashes it once, at its second passing."""
+    """Return a fault point of the participant "p0" that crashes it once, the second time it gets there."""
     state = {"point": "", "left": 0, "died": []}
 
     def fault(name):
@@ -175,7 +175,7 @@ def test_scaffolds_control_variates_add_up_to_the_coordinators(room):
     people = [one.join(name) for name in ("p0", "p1")]
     assert one.run.result(DEADLINE_S).finished == "max_updates"
     assert [p.result(DEADLINE_S) for p in people] == ["run_finished"] * 2
-    # One step of η = 1/2 from x_b to y: Δc = 2·(x_b - y) - c, and c + Δc is the gradient there less what was corrected.
+    # One step of η = 1/2 from x_b to y: Δc = 2·(x_b - y) - c, and c + Δc is the gradient there minus the correction.
     x, versions, control, own = 0.0, [(0.0, 0.0)], 0.0, {}
     for row in one.rows():
         base, c = versions[row.base_version]

@@ -65,7 +65,7 @@ strategy = {name = "fedasync"}
 
 @pytest.fixture
 def recorded(tmp_path):
-    """The folder of a finished run of p0, p1 and p2, with its files beside it, and the staleness that it met."""
+    """Return the folder of a finished run of p0, p1 and p2 with its files beside it, and the staleness in the run."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "federation.toml").write_text(FEDERATION)
     (tmp_path / "study.toml").write_text(STUDY)

@@ -33,7 +33,7 @@ class Running:
             self.error = error
 
     def wait(self) -> str | None:
-        """Why it ended, once it has; raises what it raised."""
+        """Wait for the end. Return the reason, or raise what the participant raised."""
         self.thread.join(DEADLINE_S)
         assert not self.thread.is_alive(), "the participant did not end"
         if self.error is not None:
@@ -59,7 +59,7 @@ def coordinator(broker: EmbeddedBroker) -> Iterator[ScriptedCoordinator]:
 
 @pytest.fixture
 def start(broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """start(trainer, ...) -> a running participant "sensor-1" with its spool below tmp_path."""
+    """Return start(trainer, ...), which runs a participant "sensor-1" with its spool below tmp_path."""
     started: list[Running] = []
 
     def start_one(trainer: Any, **options: Any) -> Running:

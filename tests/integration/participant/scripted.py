@@ -1,4 +1,4 @@
-"""A coordinator by script: it publishes what the test says and waits, with deadlines, for what comes back."""
+"""A scripted coordinator: it publishes the test's messages and waits for answers, with deadlines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ M = TypeVar("M", Hello, Decline, Update)
 
 
 class ScriptedCoordinator:
-    """Holds what it has received until a test asks for it by kind."""
+    """A coordinator that holds the messages it received until a test asks for them by kind."""
 
     def __init__(self, broker: EmbeddedBroker, topology: Topology) -> None:
         self.transport = EmbeddedTransport(broker, "coordinator")
@@ -49,7 +49,7 @@ class ScriptedCoordinator:
         self.transport.publish(Message(exchange, to, body, message_id="m")).result(DEADLINE_S)
 
     def issue(self, number: int = 1, **changes: Any) -> Task:
-        """Send a task to "sensor-1", once it has said hello: before that it may have no queue."""
+        """Send a task to "sensor-1" after its first hello. Before that it may have no queue."""
         if not self._seen_hello:
             self._unread.insert(0, self.wait_for_decoded(Hello))
         task = self.task(number, **changes)
@@ -71,7 +71,7 @@ class ScriptedCoordinator:
         self.send(Notice(run_id="run-1", participant_id="sensor-1", event="run_finished"))
 
     def wait_for(self, kind: type[M], where: Callable[[M], bool] = lambda _message: True) -> M:
-        """The first unread message of this kind that fits; it and its like before it are read then."""
+        """Return the first unread message of this kind that fits."""
         return self.wait_for_decoded(kind, where).message  # type: ignore[return-value]
 
     def wait_for_decoded(self, kind: type[M], where: Callable[[M], bool] = lambda _message: True) -> Decoded:

@@ -61,7 +61,7 @@ def subclassed() -> Any:
 
 
 def linear(optimizer: Any = None) -> Any:
-    """One weight, no bias, mean squared error: its gradient can be written down."""
+    """A model with one weight, no bias and mean squared error, whose gradient can be written down."""
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
     model.compile(optimizer or keras.optimizers.SGD(0.1), "mse")
     return model
@@ -200,7 +200,7 @@ def test_the_arrays_given_are_never_written_to_and_the_returned_ones_are_the_cal
 
 
 def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A read-only view at a 64-byte boundary, as a decoded message has them and as TensorFlow could alias."""
+    """Return a read-only view at a 64-byte boundary, as in a decoded message. TensorFlow could alias such a view."""
     raw = np.empty(array.nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

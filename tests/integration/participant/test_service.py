@@ -1,4 +1,4 @@
-"""The participant as a whole, against a coordinator by script over the embedded transport."""
+"""The whole participant against a scripted coordinator, over the embedded transport."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., Running]
 
 
 class AddOne:
-    """Adds 1 to every tensor."""
+    """A trainer that adds 1 to every tensor."""
 
     num_examples = 5
 
@@ -36,7 +36,7 @@ class AddOne:
 
 
 class Gated(AddOne):
-    """Trains only when the test lets it; `cancel` lets it fail."""
+    """A trainer that waits for the test, and fails after `cancel`."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -336,7 +336,7 @@ def test_a_task_in_chunks_that_comes_while_leaving_goes_back_with_its_payload(
     broker.withhold_confirms("sensor-1")
     trainer.go_on.set()
     coordinator.wait_for(Update)
-    running.service.stop()  # and it waits for the confirm
+    running.service.stop()  # it waits for the confirm
     chunks = ChunkedPayload(payload_id="two", num_bytes=2048, chunk_bytes=1024, count=2, digest="0" * 64)
     payload = TOPOLOGY.payload("sensor-1", "two")
     coordinator.transport.declare(payload).result(DEADLINE_S)

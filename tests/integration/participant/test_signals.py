@@ -1,4 +1,4 @@
-"""SIGTERM, to a process of its own: a handler belongs to a main thread."""
+"""SIGTERM to a process of its own, because only a main thread can have a signal handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents brought to where a test begins, and views of what they want done."""
+"""Agents in the state in which a test begins, and views of their commands."""
 
 import random
 from typing import Any
@@ -11,7 +11,7 @@ from fedmq.schemas.messages import Notice, Receipt, Task, TrainingConfig, update
 ME = "sensor-1"
 SETTINGS = ParticipantSettings(hello_interval_s=15.0, retry_after_s=60.0)
 LATE = 100.0
-"""Long after the first connection: nothing is backlog any more, and no periodic hello is due at the same moment."""
+"""Time long after the first connection: nothing is backlog any more, and no periodic hello is due at this moment."""
 
 
 def make_task(number: int = 1, run: str = "run-1", **changes: Any) -> Task:

@@ -1,4 +1,4 @@
-"""Each rule of `participant.decisions.agent`, as what one event makes it want."""
+"""Each rule of `participant.decisions.agent`, as the commands that one event leads to."""
 
 from typing import Any
 

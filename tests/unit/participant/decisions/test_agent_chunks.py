@@ -1,4 +1,4 @@
-"""The rules of `participant.decisions.agent` where payloads travel in chunks."""
+"""The rules of `participant.decisions.agent` for payloads that travel in chunks."""
 
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.outbox import ANNOUNCE_AGAIN_S
@@ -54,7 +54,7 @@ def test_an_update_in_chunks_that_was_sent_is_not_sent_again_after_a_restart() -
 
 
 def test_an_update_in_chunks_without_a_receipt_is_announced_again_some_time_after_a_reconnect() -> None:
-    """The coordinator may have died between the ack of its manifest and the notice that asks for its chunks again."""
+    """The coordinator may have died after the ack of the manifest and before its notice that asks for the chunks."""
     task = make_task()
     agent = publishing(task)
     agent.step(ev.PublishConfirmed(uid(task), kept=True), LATE)
@@ -138,7 +138,7 @@ def test_a_task_whose_chunks_are_lost_is_declined_and_the_disk_not_blamed() -> N
 
 
 def test_a_task_that_is_larger_than_this_participant_takes_is_unsupported() -> None:
-    """Which the coordinator does not ask again at once: each time it sends the whole model."""
+    """The reason makes the coordinator wait before it sends the whole model again."""
     agent, task = connected(), make_task()
     agent.step(ev.TaskReceived(task, 5), LATE)
     commands = agent.step(ev.SpoolFailed(task.task_id, 5, "max_payload_bytes is 1", "unsupported"), LATE)

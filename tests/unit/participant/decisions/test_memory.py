@@ -1,4 +1,4 @@
-"""What a participant remembers for a method: it moves on an accepting receipt, whatever crashes or is lost."""
+"""The method's memory moves on an accepting receipt, whatever crashes or is lost."""
 
 from pathlib import Path
 from typing import Any

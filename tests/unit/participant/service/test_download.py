@@ -1,4 +1,4 @@
-"""A task's chunks on their way to the disk: what is acked when, and what disk and broker may do to them."""
+"""A task's chunks on their way to the disk: the moment of each ack, and failures of disk and broker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TASK = Task(
 
 
 class Queues:
-    """Stands for a transport."""
+    """A stand-in for a transport."""
 
     def __init__(self) -> None:
         self.ready: int | Exception = COUNT
@@ -57,7 +57,7 @@ class Queues:
 
 
 class Fetching:
-    """A download that has begun, and what became of it."""
+    """A download that has begun, and its outcome."""
 
     def __init__(self, folder: Path, ready: int | Exception = COUNT) -> None:
         self.queues = Queues()
@@ -146,7 +146,7 @@ def test_a_journal_that_says_wrong_things_costs_the_payload_and_not_the_particip
 def test_a_disk_that_is_read_only_ends_the_download_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux says so even where there is nothing to unlink."""
+    """Linux raises EROFS even if there is nothing to unlink."""
 
     def refused(self: Path, missing_ok: bool = False) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

@@ -1,4 +1,4 @@
-"""What becomes of the queue that a task's parameters would come from."""
+"""The fate of the queue that brings a task's parameters."""
 
 from __future__ import annotations
 

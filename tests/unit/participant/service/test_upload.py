@@ -1,4 +1,4 @@
-"""What is announced when, and what a disk that takes nothing more keeps back: nothing that is finished."""
+"""Uploads: the moment of each announcement, and a full disk, which holds back no finished update."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNT = -(-len(BODY) // 1024)
 
 
 class Uploading:
-    """One participant's uploads on its spool; `run` answers all that they ask of the broker."""
+    """One participant's uploads on its spool. `run` answers every question that they ask the broker."""
 
     def __init__(self, folder: Path) -> None:
         self.spool = Spool(folder, "p0")
@@ -79,7 +79,7 @@ def one(tmp_path: Path) -> Iterator[Uploading]:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """From now on the disk takes no note of an upload."""
+    """Let the disk refuse every note about an upload from now on."""
 
     def no(*_: object) -> None:
         raise OSError(number, "the disk says no")

@@ -1,4 +1,4 @@
-"""What is kept on disk of payloads in chunks, across crashes at any byte."""
+"""Files on disk about payloads in chunks, across crashes at any byte."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from fedmq.participant.training.shuffling import orders
 
 
 def test_the_words_are_splitmix64s():
-    """Of the state 1234567, after the algorithm's public reference output."""
+    """The expected words are the algorithm's public reference output for the state 1234567."""
     words = np.array([1234567], np.uint64) + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     from fedmq.participant.training.shuffling import _mixed
 
@@ -42,5 +42,5 @@ def test_all_orders_are_equally_likely_and_neighbours_know_nothing_of_each_other
         pairs = Counter(zip(map(tuple, one.tolist()), map(tuple, other.tolist()), strict=True))
         expected = len(one) / 36
         assert len(pairs) == 36
-        # Chi-squared with 35 degrees of freedom: 72 is exceeded by chance once in 4,000 times, and here never changes.
+        # Chi-squared with 35 degrees of freedom: chance exceeds 72 once in 4,000 times; the seeds are fixed.
         assert sum((n - expected) ** 2 / expected for n in pairs.values()) < 72
