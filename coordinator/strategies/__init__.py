@@ -1,7 +1,7 @@
-"""The strategies, as small frozen values.
+"""The strategies: small frozen values, one file for each.
 
-A table such as {name = "fedbuff", buffer_size = 5, staleness = {name = "polynomial", a = 0.5}} becomes one by
-`pydantic.TypeAdapter(AnyStrategy)`, which names every mistake in it.
+`pydantic.TypeAdapter(AnyStrategy)` makes one from a table such as
+{name = "fedbuff", buffer_size = 5, staleness = {name = "polynomial", a = 0.5}}, and names every mistake in the table.
 """
 
 from __future__ import annotations

@@ -1,25 +1,26 @@
-"""AREA: the model is the plain mean of what every participant made last, however often each of them takes part.
+"""AREA: the model is the plain mean of all participants' last parameters, however often each of them takes part.
 
 Iakovidou, Kim 2024, "Asynchronous Federated Stochastic Optimization for Heterogeneous Objectives Under Arbitrary
-Delays" (arXiv 2405.10123), with m_i the parameters that participant i sent last, and m_i = x_0 before that:
+Delays" (arXiv 2405.10123), with m_i the parameters that participant i sent last, and m_i = x_0 before its first ones:
 
-    at K updates   x ← x + (1/N)·Σ (y_i - m_i)        then m_i ← y_i for those in the buffer
+    at K updates   x ← x + (1/N)·Σ (y_i - m_i)        then m_i ← y_i for the participants in the buffer
 
-so that x = x_0 + (1/N)·Σ_j (m_j - x_0) over all N participants at all times. That is how it is computed here, with the
-sum in float64: nothing drifts. There is no server learning rate, because any but 1 would change what x stands still at.
-Client weights give w_i·(m_i - x_0) for the terms, w_i being q_i as of a participant's last update.
+Therefore x = x_0 + (1/N)·Σ_j (m_j - x_0) over all N participants at all times. It is computed in this form, with the
+sum in float64: nothing drifts. There is no server learning rate, because any rate but 1 would change the point at which
+x stands still. With client weights the terms are w_i·(m_i - x_0), and w_i is the q_i of a participant's last update.
 
-The paper leaves the m_i with the participants, who send y_i - m_i: `memory = "participant"`. So does the published
-server (AREAAggregator in APPFL), which adds (1/N)·Σ of what K of them sent to x. The coordinator then keeps x_0 and the
-sum, however many participants there are. A participant's first update is y_i itself (m_i = 0 there, and x_0 is taken
-away here), and no client weights are possible, because nobody could take the old w_i·m_i away. A participant that loses
-its disk cannot go on: what of it is in the model, nobody knows.
+The method's memory is the m_i. Either side can keep them:
 
-With `memory = "coordinator"` they send y_i, and the coordinator keeps the m_i: the same numbers, and a participant that
-loses its disk loses nothing of the method. It costs N models of memory; in a deployment the ledger holds them, and a
-commit writes only those that changed.
+- `memory = "participant"` is the paper's way: participants keep their m_i and send y_i - m_i. The published server
+  (AREAAggregator in APPFL) adds (1/N)·Σ of K such updates to x. The coordinator keeps x_0 and the sum, however many
+  participants there are. A participant's first update is y_i itself: m_i is 0 there, and x_0 is subtracted here. Client
+  weights are not possible, because nobody could subtract the old w_i·m_i. A participant that loses its disk cannot go
+  on, because nobody knows its share of the model.
+- `memory = "coordinator"`: participants send y_i, and the coordinator keeps the m_i. The numbers are the same, and a
+  participant that loses its disk loses nothing of the method. It costs the RAM of N models. In a deployment the ledger
+  holds them, and a commit writes only those that changed.
 
-N is fixed for the run either way: participants beyond the first N get no tasks.
+N is fixed for the run: participants beyond the first N get no tasks.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ from fedmq.schemas.parameters import Array, Parameters
 
 @plain_dataclass(slots=True)
 class AreaState:
-    """x_0, the m_i, and Σ_j w_j·(m_j - x_0); changed in place but for the m_i, which are replaced."""
+    """x_0, the m_i, and Σ_j w_j·(m_j - x_0). The m_i are replaced, and the rest changes in place."""
 
     initial: dict[str, Array]
-    """x_0's floating tensors."""
+    """Floating tensors of x_0."""
     total: dict[str, Array]
+    """Σ_j w_j·(m_j - x_0) by tensor, in float64."""
     weights: dict[str, float] = field(default_factory=dict)
     """participant -> w_i."""
     cache: dict[str, dict[str, Array]] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class AreaState:
     changed: set[str] = field(default_factory=set)
     """Participants whose m_i is not in the ledger yet."""
     coefficients: list[float] = field(default_factory=list)
-    """Of the updates in the buffer."""
+    """Coefficients of the updates in the buffer, in order of arrival."""
 
     @property
     def count(self) -> int:
@@ -103,15 +105,15 @@ class AreaState:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Area(Buffered):
-    """A new version at every `buffer_size` updates; all floating tensors, BatchNorm statistics included, alike."""
+    """A new version of every `buffer_size` updates; all floating tensors, BatchNorm statistics too, count alike."""
 
     num_participants: Annotated[int, Field(ge=1)]
-    """N: all that take part in the run."""
+    """N: number of participants in the run."""
     buffer_size: Annotated[int, Field(ge=1)] = 1
     memory: Literal["coordinator", "participant"] = "coordinator"
-    """Who keeps the m_i."""
+    """The side that keeps the m_i."""
     memory_limit_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
-    """More than this for the kept parameters is refused at the start."""
+    """Most bytes of RAM for the kept parameters; a run that needs more is refused at its start."""
     name: Literal["area"] = "area"
 
     @property
@@ -123,7 +125,7 @@ class Area(Buffered):
         return self.num_participants
 
     def init(self, parameters: Parameters) -> AreaState:
-        """Raises ConfigError where N models are more than `memory_limit_bytes`."""
+        """Return the first state. Raises ConfigError if N models are larger than `memory_limit_bytes`."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
         kept = self.num_participants if self.memory == "coordinator" else 0
         check_bytes_kept(self.name, averaged, kept, 2, self.memory_limit_bytes)
@@ -154,7 +156,7 @@ class Area(Buffered):
         return state
 
     def weights(self, state: AreaState) -> tuple[float, ...]:
-        """w/N: what y_i - m_i is multiplied by."""
+        """Return w/N, the factor of each y_i - m_i."""
         return tuple(c / self.num_participants for c in state.coefficients)
 
     def aggregate(self, state: AreaState, parameters: Parameters) -> tuple[AreaState, Parameters]:

@@ -1,18 +1,19 @@
-"""CA2FL: every participant has its say in every version, by the last update that the coordinator keeps of it.
+"""CA2FL: every participant counts in every version, by its last update, which the coordinator keeps.
 
 Wang, Cao, Wu, Chen, Chen 2024, "Tackling the Data Heterogeneity in Asynchronous Federated Learning with Cached Update
 Calibration" (ICLR), the algorithm CA2FL, with client weights q:
 
     at K updates   v = h̄ + (1/K)·Σ (q_i·Δ_i - h_i)        h̄ = (1/N)·Σ_j h_j, over all N participants
                    x ← x + η_g·v
-    then           h_i ← q_i·Δ_i for those in the buffer; h_i = 0 for those that have sent nothing yet
+    then           h_i ← q_i·Δ_i for the participants in the buffer; h_i = 0 for those that have sent nothing yet
 
-Where updates of fast participants fill the buffer, their part q_i·Δ_i - h_i is small near the end, and h̄ holds all
-participants alike: no bias towards the fast ones. A participant that is in a buffer twice is calibrated twice by the
-h_i from before it, and its last update is kept.
+Updates of fast participants fill the buffer, but near the end their part q_i·Δ_i - h_i is small, and h̄ holds all
+participants alike: there is no bias towards fast participants. If a participant is in a buffer twice, both of its
+updates are calibrated by the h_i from before the buffer, and the last one is kept.
 
-Memory: N models at most, besides up to K updates of the open buffer. In a deployment the ledger holds the h_i, and a
-commit writes only those that changed. N is fixed for the run: participants beyond the first N get no tasks.
+The method's memory is the h_i: N models of RAM at most, besides up to K updates of the open buffer. In a deployment the
+ledger holds the h_i, and a commit writes only those that changed. N is fixed for the run: participants beyond the first
+N get no tasks.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ class Ca2flState(BufferState):
     """The buffer holds Σ (q_i·Δ_i - h_i)."""
 
     kept_total: dict[str, Array] = field(default_factory=dict)
-    """Σ_j h_j by tensor, in float64, so that adding and taking away for a year leaves no trace."""
+    """Σ_j h_j by tensor, in float64: a year of additions and subtractions leaves no trace."""
     cache: dict[str, dict[str, Array]] = field(default_factory=dict)
-    """participant -> h_i; these arrays are replaced, never changed."""
+    """participant -> h_i. These arrays are replaced and never changed in place."""
     pending: dict[str, dict[str, Array]] = field(default_factory=dict)
-    """participant -> q_i·Δ_i of its last update in the open buffer."""
+    """participant -> q_i·Δ_i, for its last update in the open buffer."""
     changed: set[str] = field(default_factory=set)
     """Participants whose h_i is not in the ledger yet."""
 
@@ -65,7 +66,7 @@ class Ca2flState(BufferState):
         self.coefficients.append(coefficient)
 
     def remember(self) -> None:
-        """h_i ← q_i·Δ_i, for all in the buffer."""
+        """Replace h_i by q_i·Δ_i, for all participants in the buffer."""
         for participant_id, kept in self.pending.items():
             known = self.cache.get(participant_id, {})
             for name, acc in self.kept_total.items():
@@ -105,17 +106,17 @@ class Ca2flState(BufferState):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Ca2fl(Buffered):
-    """A new version at every `buffer_size` updates.
+    """A new version of every `buffer_size` updates.
 
     Non-trainable floating tensors (BatchNorm statistics) take v with rate 1.
     """
 
     num_participants: Annotated[int, Field(ge=1)]
-    """N: all that take part in the run."""
+    """N: number of participants in the run."""
     buffer_size: Annotated[int, Field(ge=1)] = 10
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     memory_limit_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
-    """More than this for the kept updates is refused at the start."""
+    """Most bytes of RAM for the kept updates; a run that needs more is refused at its start."""
     name: Literal["ca2fl"] = "ca2fl"
 
     @property
@@ -127,7 +128,7 @@ class Ca2fl(Buffered):
         return self.num_participants
 
     def init(self, parameters: Parameters) -> Ca2flState:
-        """Raises ConfigError where N models are more than `memory_limit_bytes`."""
+        """Return the first state. Raises ConfigError if N models are larger than `memory_limit_bytes`."""
         averaged = {n: parameters[n] for n in parameters.averaged()}
         check_bytes_kept(self.name, averaged, self.num_participants, self.buffer_size, self.memory_limit_bytes)
         state = Ca2flState.zero(parameters, None)
@@ -142,7 +143,7 @@ class Ca2fl(Buffered):
         return state
 
     def weights(self, state: Ca2flState) -> tuple[float, ...]:
-        """η_g·q/K: what Δ_i is multiplied by, beside what is kept of all."""
+        """Return η_g·q/K, the factor of each Δ_i; the kept updates come on top."""
         return tuple(self.server_learning_rate * c / state.count for c in state.coefficients)
 
     def aggregate(self, state: Ca2flState, parameters: Parameters) -> tuple[Ca2flState, Parameters]:
@@ -157,7 +158,7 @@ class Ca2fl(Buffered):
 
 
 def _both(calibrated: Array, one: float, total: Array, other: float) -> arithmetic.FillChunk:
-    """Chunks of one·calibrated + other·total."""
+    """Return a function that writes chunks of one·calibrated + other·total."""
     first, second, factor = calibrated.reshape(-1), total.reshape(-1), calibrated.dtype.type(one)
 
     def fill(part: slice, out: Array) -> None:

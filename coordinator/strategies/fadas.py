@@ -1,7 +1,7 @@
-"""FADAS: an adaptive server step on buffered updates, smaller when one of them is very stale.
+"""FADAS: an adaptive server step on buffered updates, smaller if one of them is very stale.
 
 Wang, Wang, Lu, Chen 2024, "FADAS: Towards Federated Adaptive Asynchronous Optimization" (ICML), and its delay-adaptive
-learning rate, with client weights q (the paper has none: `client_weights = "equal"`):
+learning rate, with client weights q (the paper has none, which is `client_weights = "equal"`):
 
     Δ̄ = (1/K)·Σ q_i·Δ_i               m ← β₁·m + (1 - β₁)·Δ̄
     v ← β₂·v + (1 - β₂)·Δ̄²            v̂ ← max(v̂, v)
@@ -9,9 +9,9 @@ learning rate, with client weights q (the paper has none: `client_weights = "equ
                             else η/τ_max                  late_rate = "divide"
     x ← x + η_t·m/(√v̂ + ε)
 
-τ_max is the largest staleness in the buffer. Without a `delay_threshold` τ_c the step is always η: the paper's plain
-FADAS. The cap changes nothing while η is below 1/τ_max, as the usual η = 0.001 always is. The authors' published code
-(github.com/yujiaw98/FADAS) divides.
+τ_max is the largest staleness in the buffer. If there is no `delay_threshold` τ_c, the step is always η: the paper's
+plain FADAS. The cap changes nothing while η is below 1/τ_max, and the usual η = 0.001 always is. The authors' published
+code (github.com/yujiaw98/FADAS) divides.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedmq.schemas.parameters import Parameters
 
 @plain_dataclass
 class FadasState(BufferState):
-    """A buffer that knows the largest staleness in it."""
+    """A buffer, and the largest staleness in it."""
 
     highest_staleness: int = 0
 
@@ -53,7 +53,7 @@ class FadasState(BufferState):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Fadas(Buffered):
-    """A new version at every `buffer_size` updates. Non-trainable floating tensors take the plain mean update."""
+    """A new version of every `buffer_size` updates. Non-trainable floating tensors take the plain mean update."""
 
     buffer_size: Annotated[int, Field(ge=1)] = 10
     learning_rate: Positive = 0.001
@@ -61,7 +61,7 @@ class Fadas(Buffered):
     delay_threshold: Annotated[int, Field(ge=0)] | None = None
     """τ_c, in versions."""
     late_rate: Literal["cap", "divide"] = "cap"
-    """What becomes of η above the threshold."""
+    """The rule for η_t above the threshold."""
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99
     epsilon: Positive = 1e-8
@@ -89,7 +89,7 @@ class Fadas(Buffered):
         return state
 
     def weights(self, state: FadasState) -> tuple[float, ...]:
-        """The share q/K of each update in Δ̄."""
+        """Return q/K, the share of each update in Δ̄."""
         return tuple(c / state.count for c in state.coefficients)
 
     def aggregate(self, state: FadasState, parameters: Parameters) -> tuple[FadasState, Parameters]:
@@ -105,7 +105,7 @@ class Fadas(Buffered):
         return state, parameters.replace({**parameters, **new})
 
     def rate(self, highest_staleness: int) -> float:
-        """η_t."""
+        """Return η_t."""
         if self.delay_threshold is None or highest_staleness <= self.delay_threshold:
             return self.learning_rate
         if self.late_rate == "divide":

@@ -6,8 +6,8 @@ Xie, Koyejo, Gupta 2019, "Asynchronous Federated Optimization" (the server: x_t 
     a = min(1, α·s(τ)·q)          x ← (1 - a)·x + a·y          y = the participant's parameters
 
 α never compounds: each update starts from the same α. The product is capped at 1, because a client weight may be above
-1 and a larger a would throw the model beyond the participant's own. The paper's participants minimise their loss plus
-ρ/2·‖x - x_t‖²: that is `training.proximal_mu`, and is 0 unless it is set.
+1, and a larger a would throw the model beyond the participant's parameters. The paper's participants minimise their
+loss plus ρ/2·‖x - x_t‖². Here that is `training.proximal_mu`, which is 0 unless it is set.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from fedmq.schemas.parameters import Array, Parameters
 
 @plain_dataclass(slots=True)
 class PendingUpdate:
-    """The one update that waits for its aggregation, by reference; nothing between versions."""
+    """The update that waits for its aggregation, by reference; there is none between versions."""
 
     shapes: dict[str, tuple[int, ...]]
-    """Of the model's floating tensors."""
+    """Shapes of the model's floating tensors."""
     payload: Parameters | None = None
     weight: float = 0.0
     layout: Layout | None = None
-    """Of the floating tensors, where they share one dtype."""
+    """Layout of the floating tensors; None unless they share one dtype."""
 
     @property
     def count(self) -> int:
@@ -54,7 +54,7 @@ class PendingUpdate:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FedAsync:
-    """Mixes each update into the model; all floating tensors, BatchNorm statistics included, are mixed alike."""
+    """A new version of each update. All floating tensors, BatchNorm statistics too, are mixed alike."""
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
     """The mixing rate α of a fresh update."""
@@ -103,7 +103,7 @@ class FedAsync:
         return state.payload is not None
 
     def weights(self, state: PendingUpdate) -> tuple[float, ...]:
-        """min(1, α·s·q)."""
+        """Return min(1, α·s·q)."""
         return () if state.payload is None else (state.weight,)
 
     def aggregate(self, state: PendingUpdate, parameters: Parameters) -> tuple[PendingUpdate, Parameters]:

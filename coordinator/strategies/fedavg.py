@@ -4,9 +4,9 @@ McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Dec
 
     θ = Σ α_i·θ_i        α_i = q_i / Σ q_j, so that Σ α_i = 1
 
-With client_weights = "examples" q_i = n_i/n̄ and α_i = n_i/Σ n_j, the paper's weights; the mean n̄ cancels as long as it
-stands still within a round (`ClientWeights.pin`). With a server optimiser (Reddi et al. 2021) Δ̄ = θ - x goes to it.
-Over-selection, deadline and minimum as in Bonawitz et al. 2019, "Towards Federated Learning at Scale".
+With client_weights = "examples", q_i = n_i/n̄ and α_i = n_i/Σ n_j, the paper's weights. The mean n̄ cancels because it
+stands still within a round (`ClientWeights.pin`). A server optimiser (Reddi et al. 2021) takes Δ̄ = θ - x.
+Over-selection, deadline and minimum are those of Bonawitz et al. 2019, "Towards Federated Learning at Scale".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedmq.schemas.parameters import Array, Parameters
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FedAvg:
-    """A new version at `cohort_size` updates, or at the deadline with at least `min_updates`.
+    """A new version of `cohort_size` updates, or of at least `min_updates` at the deadline.
 
     Non-trainable floating tensors (BatchNorm statistics) are averaged plainly, without the server optimiser.
     """
@@ -74,7 +74,7 @@ class FedAvg:
         return round_is_ready(state, self.cohort, now)
 
     def weights(self, state: BufferState) -> tuple[float, ...]:
-        """α_i; all 0 in the odd case that every q_i is 0."""
+        """Return α_i; all of them are 0 if every q_i is."""
         total = state.total()
         return tuple(c / total if total > 0 else 0.0 for c in state.coefficients)
 
@@ -95,7 +95,7 @@ class FedAvg:
 
 
 def check_minimum(min_updates: int, cohort_size: int) -> None:
-    """Raise ValueError where a round could never have enough."""
+    """Raise ValueError if a round could never have enough updates."""
     if min_updates > cohort_size:
         raise ValueError(
             f"min_updates = {min_updates} is more than cohort_size = {cohort_size}: a round would never have enough; "
@@ -113,7 +113,7 @@ def check_this_round(update: ClientUpdate, staleness: int) -> None:
 
 
 def round_is_ready(state: BufferState, cohort: Cohort, now: float) -> bool:
-    """All of the cohort, or the minimum and the deadline over."""
+    """Return True if the cohort is complete, or if the deadline is over and the minimum is there."""
     if state.count >= cohort.size:
         return True
     over = state.opened_at_s is not None and now >= state.opened_at_s + cohort.deadline_s
@@ -121,7 +121,7 @@ def round_is_ready(state: BufferState, cohort: Cohort, now: float) -> bool:
 
 
 def _mean_delta(acc: Array, total: float, x: Array) -> arithmetic.FillChunk:
-    """Chunks of Δ̄ = acc/total - x."""
+    """Return a function that writes chunks of Δ̄ = acc/total - x."""
     flat, by, base = acc.reshape(-1), acc.dtype.type(total), x.reshape(-1)
 
     def fill(part: slice, out: Array) -> None:

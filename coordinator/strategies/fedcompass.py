@@ -1,24 +1,25 @@
-"""FedCompass: slow and fast participants come back together, because each is asked for as many steps as it makes.
+"""FedCompass: slow and fast participants come back together, because each gets as many steps as suit its speed.
 
 Li et al. 2024, "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices Using a Computing
-Power Aware Scheduler" (ICLR). Who is asked for how many steps, and who waits for whom, is decided by the core
-(coordinator.decisions.arrival_groups, with the scheduler's rules). The strategy adds a group's updates up when it
-ends, with those that came late for an earlier one, and with client weights q:
+Power Aware Scheduler" (ICLR). The core decides the steps of each participant and the groups that wait for one another
+(coordinator/decisions/arrival_groups.py has the scheduler's rules). The strategy sums the updates of a group when the
+group ends, with the updates that came late for an earlier group, and with client weights q:
 
     x ← x + η_g·(1/N)·Σ s(τ_i)·q_i·Δ_i
 
 The divisor is N, all participants of the federation, and not the number of updates: a group of two moves the model as
-much as two participants may. So has it the aggregator of the authors' implementation with `gradient_based`
-(FedCompassAggregator in APPFL; η_g is its `alpha`, Δ_i the negative of its gradients; without `gradient_based` it mixes
-in parameters, as FedAsync does). What is different from that implementation here:
+much as two participants may. The aggregator of the authors' implementation (FedCompassAggregator in APPFL) has the same
+divisor with `gradient_based`; η_g is its `alpha`, and Δ_i the negative of its gradients. Without `gradient_based` it
+mixes parameters, as FedAsync does. That implementation also differs in these points:
 
-- The update of a participant's first task, which belongs to no group, makes a version with the late updates, if there
-  are any. There it makes one alone, and the late ones wait for a group.
-- A participant whose update is late, and whose next one comes before the late one is in a version, has both in the
-  model. There the next one takes the late one's place.
-- BatchNorm statistics move as the rest does, with η_g = 1. There the plain mean of those in the version replaces them.
-- `alpha` is 0.9 and s constant there where nothing is set; here η_g is 1 and s(τ) = (1 + τ)^-½, as FedBuff has them.
-- Participants may decline, vanish and come back: arrival_groups.py has the rules.
+- The update of a participant's first task belongs to no group. Here it makes a version together with the late updates.
+  There it makes a version alone, and the late updates wait for a group.
+- A participant's next update may come before its late one is in a version. Here both go into the model. There the next
+  one replaces the late one.
+- BatchNorm statistics move like the rest here, with η_g = 1. There the plain mean of the version's statistics replaces
+  them.
+- The defaults there are `alpha` = 0.9 and a constant s. Here they are FedBuff's: η_g = 1 and s(τ) = (1 + τ)^-½.
+- Participants may decline, vanish and come back here: arrival_groups.py has the rules.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Array, Parameters
 
 LATE = "late"
-"""The buffer of what came late; a group's is called by its number."""
+"""Name of the buffer of late updates; the buffer of a group is named by its number."""
 MOST_STEPS = 10_000
-"""As many epochs as a task may ask for."""
+"""Most steps of a task, as many as a task may ask for epochs."""
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 
 
 @plain_dataclass(slots=True)
 class CompassState:
-    """A buffer for each group that has an update, and one for late ones."""
+    """A buffer for each group that has an update, and one for the late updates."""
 
     model: Parameters
-    """Of the current version, by reference: what the buffers of new groups are made after."""
+    """Parameters of the current version, by reference: the pattern for the buffers of new groups."""
     buffers: dict[str, BufferState] = field(default_factory=dict)
     orders: dict[str, list[int]] = field(default_factory=dict)
-    """Of the updates in each buffer, among all of the run."""
+    """buffer -> orders of its updates among all updates of the run."""
     accumulated: int = 0
-    """Updates in the run."""
+    """Updates accumulated in the run."""
     closing: str | None = None
 
     @property
@@ -72,7 +73,7 @@ class CompassState:
         self.orders.setdefault(name, []).append(self.accumulated)
 
     def coefficients(self) -> list[float]:
-        """Of the group that is closing and of late ones, in order of acceptance."""
+        """Return the coefficients of the closing group's updates and of the late ones, in order of acceptance."""
         names = [name for name in (LATE, self.closing) if name in self.buffers]
         pairs = [p for n in names if n for p in zip(self.orders[n], self.buffers[n].coefficients, strict=True)]
         return [coefficient for _, coefficient in sorted(pairs)]
@@ -88,13 +89,13 @@ class CompassState:
         }
 
     def load(self, arrays: Arrays, scalars: Mapping[str, Any]) -> Self:
-        """Take over what `arrays()` and `scalars()` gave; raises CheckpointError where it is of something else."""
+        """Read what `arrays()` and `scalars()` gave. Raises CheckpointError if it belongs to something else."""
         buffers = scalars.get("buffers")
         unknown = sorted(n for n in arrays if buffers is None or n.partition("/")[0] not in buffers)
         if buffers is None or unknown:
             raise CheckpointError(
-                f"the checkpoint's strategy state tells nothing of arrival groups, or has unknown arrays "
-                f"{unknown[:3]}; resume with the strategy and model that wrote it"
+                f"the checkpoint's strategy state has no arrival groups, or it has unknown arrays {unknown[:3]}; "
+                "resume with the strategy and model that wrote it"
             )
         for name, fields in buffers.items():
             own = {n.removeprefix(f"{name}/"): a for n, a in arrays.items() if n.startswith(f"{name}/")}
@@ -106,7 +107,7 @@ class CompassState:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FedCompass:
-    """A new version whenever an arrival group ends.
+    """A new version at the end of each arrival group.
 
     Non-trainable floating tensors (BatchNorm statistics) move with rate 1.
     """
@@ -116,11 +117,11 @@ class FedCompass:
     min_steps: Steps = 20
     max_steps: Steps = 100
     first_steps: Steps | None = None
-    """Of a participant's first task; None is `max_steps`."""
+    """Steps of a participant's first task; None means `max_steps`."""
     latest_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
-    """λ: a group's latest time is so many times as far from its opening as its expected one."""
+    """λ: longest duration of a group, as a multiple of its expected duration."""
     speed_momentum: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """What the newest measurement counts in a participant's speed."""
+    """Share of the newest measurement in a participant's speed."""
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     staleness: AnyStalenessWeight = Polynomial(0.5)
     name: Literal["fedcompass"] = "fedcompass"
@@ -156,7 +157,8 @@ class FedCompass:
 
     def close_group(self, state: CompassState, group: int) -> CompassState:
         if str(group) not in state.buffers:
-            raise ValueError(f"no update of group {group} is here, but of {', '.join(state.buffers) or 'none'}")
+            there = ", ".join(state.buffers) or "none"
+            raise ValueError(f"no update of group {group} is here; the groups with updates are: {there}")
         state.closing = str(group)
         return state
 
@@ -164,12 +166,12 @@ class FedCompass:
         return state.closing is not None
 
     def weights(self, state: CompassState) -> tuple[float, ...]:
-        """η_g·s·q/N."""
+        """Return η_g·s·q/N."""
         return tuple(self.server_learning_rate * c / self.num_participants for c in state.coefficients())
 
     def aggregate(self, state: CompassState, parameters: Parameters) -> tuple[CompassState, Parameters]:
         if state.closing is None:
-            raise ValueError("no group was closed")
+            raise ValueError("no group was closed: call close_group first")
         buffer, late = state.buffers.pop(state.closing), state.buffers.pop(LATE, None)
         if late is not None:
             buffer.merge(late)

@@ -5,12 +5,12 @@ Optimization" (NeurIPS), the algorithm FedNova, with p_i = q_i/Σ q_j:
 
     x ← x + τ_eff·Σ p_i·Δ_i/a_i        τ_eff = Σ p_i·a_i
 
-a_i is the l1 norm of what participant i's optimiser makes of its gradients: num_steps for SGD, and for SGD with
-momentum ρ a_i = (t - ρ·(1 - ρ^t)/(1 - ρ))/(1 - ρ) with t = num_steps. Averaging Δ_i alone
-goes to an optimum weighted by p_i·a_i; this rule goes to that weighted by p_i. (`training.proximal_mu` would change a_i
-too, as the authors' code has it; here it does not.)
+a_i is the l1 norm of the weights that participant i's optimiser gives its gradients: num_steps for SGD, and for SGD
+with momentum ρ a_i = (t - ρ·(1 - ρ^t)/(1 - ρ))/(1 - ρ) with t = num_steps. A plain mean of Δ_i goes to an optimum
+weighted by p_i·a_i, and this rule to the optimum weighted by p_i. In the authors' code `training.proximal_mu` changes
+a_i too; here it does not.
 
-The paper's rounds are synchronous. With a `buffer_size` K the same rule makes a version of every K updates, with
+The paper's rounds are synchronous. With a `buffer_size` K the same rule makes a version of every K updates, and
 p_i = s(τ_i)·q_i/Σ s(τ_j)·q_j over the buffer.
 """
 
@@ -67,8 +67,9 @@ class FedNovaState(BufferState):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FedNova(RoundsOrBuffer):
-    """A new version at `cohort_size` updates, or at the deadline with at least `min_updates`; with a `buffer_size`
-    there are no rounds, and a new version at every so many updates.
+    """A new version of `cohort_size` updates, or of at least `min_updates` at the deadline.
+
+    If `buffer_size` is set there are no rounds, and a new version of every so many updates.
 
     Non-trainable floating tensors (BatchNorm statistics) are averaged plainly, with p_i.
     """
@@ -79,10 +80,10 @@ class FedNova(RoundsOrBuffer):
     round_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     min_updates: Annotated[int, Field(ge=1)] = 1
     local_momentum: Decay = 0.0
-    """ρ of the participants' SGD: what the app's model was compiled with."""
+    """ρ of the participants' SGD, with which the app's model was compiled."""
     buffer_size: Annotated[int, Field(ge=1)] | None = None
     staleness: AnyStalenessWeight | None = None
-    """s(τ) of the asynchronous form; None is 1."""
+    """s(τ) of the asynchronous form; None means 1."""
     name: Literal["fednova"] = "fednova"
 
     @model_validator(mode="after")
@@ -107,7 +108,7 @@ class FedNova(RoundsOrBuffer):
         return state
 
     def weights(self, state: FedNovaState) -> tuple[float, ...]:
-        """τ_eff·p_i/a_i: what Δ_i is multiplied by."""
+        """Return τ_eff·p_i/a_i, the factor of each Δ_i."""
         rate, mean = self._rate_and_mean(state)
         return tuple(rate * mean * q / a for q, a in zip(state.coefficients, state.norms, strict=True))
 
@@ -117,12 +118,12 @@ class FedNova(RoundsOrBuffer):
         return state, new
 
     def norm(self, num_steps: int) -> float:
-        """a_i; an update that reports no steps counts as one of 1."""
+        """Return a_i. An update that reports no steps counts as an update of 1 step."""
         steps, rho = max(num_steps, 1), self.local_momentum
         return (steps - rho * (1.0 - rho**steps) / (1.0 - rho)) / (1.0 - rho)
 
     def _rate_and_mean(self, state: FedNovaState) -> tuple[float, float]:
-        """τ_eff and 1/Σ q; nothing moves where every q is 0."""
+        """Return τ_eff and 1/Σ q; nothing moves if every q is 0."""
         total = state.total()
         if total == 0:
             return 1.0, 0.0

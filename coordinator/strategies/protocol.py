@@ -1,4 +1,4 @@
-"""What a strategy is: a small frozen value with pure functions (design.md, section 3).
+"""The strategy protocol: a small frozen value with pure functions.
 
     state = strategy.init(parameters)
     state = strategy.accumulate(state, update, staleness)      for each accepted update
@@ -6,9 +6,9 @@
         weights = strategy.weights(state)                       for the ledger: one per accumulated update
         state, parameters = strategy.aggregate(state, parameters)
 
-A strategy never mutates its hyper-parameters nor the `parameters` it is given (tasks of older versions may still
-be sent from them); it may update arrays inside its own state in place. State is a plain object with
-`arrays()`/`scalars()` for the checkpoint and is rebuilt by `strategy.restore(arrays, scalars, parameters)`.
+A strategy never changes its hyper-parameters, and never the `parameters` that it is given: tasks of older versions may
+still be sent from them. It may change the arrays of its own state in place. A state is a plain object. Its `arrays()`
+and `scalars()` go into the checkpoint, and `strategy.restore(arrays, scalars, parameters)` rebuilds it from them.
 """
 
 from __future__ import annotations
@@ -27,112 +27,127 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class ClientUpdate(NamedTuple):
-    """One accepted update, as a strategy sees it."""
+    """An accepted update, as a strategy sees it."""
 
     update_id: str
     participant_id: str
     base_version: int
     payload: Parameters
-    """Floating tensors only, `Parameters.averaged()` of the model: the delta or the parameters, as `reply` says."""
+    """The delta or the parameters, as the strategy's `reply` says: the model's floating tensors, and no others."""
     num_examples: int
     num_steps: int = 1
     metrics: Mapping[str, float] = MappingProxyType({})
     client_weight: float = 1.0
-    """q_i (coordinator.strategies.math.client_weights), mean 1 over known participants."""
+    """q_i (math/client_weights.py). Its mean over the known participants is 1."""
     train_s: float = 0.0
-    """How long its participant trained, by its own clock."""
+    """Training time in seconds, by the participant's own clock."""
     beside: Mapping[str, Parameters] = MappingProxyType({})
-    """The method's groups of tensors (`schemas.methods`), as its `reply` has them."""
+    """group -> tensors: the groups that the method's updates carry beside the payload (`schemas.methods`)."""
     first: bool = True
-    """Whether it is the first that was accepted of its participant, for methods whose participants remember."""
+    """True if this is the participant's first accepted update, for methods whose participants remember."""
     group: int | None = None
-    """The arrival group that it came in time for; None where it came late, or where the strategy has none."""
+    """The arrival group that the update was in time for; None if it was late, or if the strategy has no groups."""
 
 
 class State(Protocol):
-    """A strategy's memory between updates."""
+    """The state of a strategy between updates."""
 
     @property
     def count(self) -> int:
-        """Updates accumulated since the last aggregation."""
+        """Number of updates accumulated since the last aggregation."""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays for the checkpoint, by names of the state's own choosing."""
+        """Return the arrays for the checkpoint, by names that the state chooses."""
 
     def scalars(self) -> dict[str, Any]:
-        """Everything else for the checkpoint, as JSON values (floats survive `repr` exactly)."""
+        """Return everything else for the checkpoint, as JSON values (floats survive `repr` exactly)."""
 
 
 MEMORY = "memory/"
-"""restore() is given what `RemembersParticipants` gave as arrays named memory/{participant_id}/{tensor}."""
+"""Prefix of the method's memory among the arrays that `restore` is given: memory/{participant_id}/{tensor}."""
 
 
 @runtime_checkable
 class RemembersParticipants(Protocol):
-    """What a state has in addition where it holds arrays of each participant: too many to be written at every commit.
+    """The addition to a state that holds arrays of each participant, the method's memory.
 
-    They are not in `arrays()`. A strategy with such a state bounds it, by `max_participants`.
+    They are too many to be written at every commit, so they are not in `arrays()`. The strategy bounds their number by
+    `max_participants`.
     """
 
     def changed_memories(self) -> dict[str, Mapping[str, npt.NDArray[Any]]]:
-        """participant -> tensor -> array, of those that changed since the last call. These arrays are replaced and
-        never changed in place, because a commit may write them later."""
+        """Return participant -> tensor -> array, for the participants whose arrays changed since the last call.
+
+        These arrays are replaced and never changed in place, because a commit may write them later.
+        """
 
 
 def max_participants(strategy: Strategy[Any]) -> int | None:
-    """How many participants a strategy has room for, by its optional attribute of this name; None is any number.
+    """Return the number of participants that a strategy has room for: its optional attribute of this name.
 
-    The first so many to say hello are in; those that come later get no tasks.
+    None means any number. The first participants to say hello get the room, and later ones get no tasks.
     """
     return getattr(strategy, "max_participants", None)
 
 
 @runtime_checkable
 class SendsBeside(Protocol):
-    """What a state has in addition where tasks carry groups of tensors beside the parameters (`schemas.methods`)."""
+    """The addition to a state whose tasks carry groups of tensors beside the parameters (`schemas.methods`)."""
 
     def beside(self, parameters: Parameters) -> Mapping[str, Mapping[str, npt.NDArray[Any]]]:
-        """group -> tensor -> array, for tasks that start from `parameters`, which are the current ones. These arrays
-        are never changed in place: tasks of this version may be sent later."""
+        """Return group -> tensor -> array, for tasks that start from `parameters`, the current ones.
+
+        These arrays are never changed in place: tasks of this version may be sent later.
+        """
 
 
 S = TypeVar("S", bound=State)
 
 
 class Strategy(Protocol[S]):
-    """See the module docstring."""
+    """A frozen dataclass with these functions; see the top of this file."""
 
     @property
     def name(self) -> str:
-        """The word for it in a federation file: "fedasync", "fedbuff", "fedavg"."""
+        """The strategy's name in a federation file, as "fedasync", "fedbuff" or "fedavg"."""
 
     @property
     def reply(self) -> Reply:
-        """What participants must send back."""
+        """The kind of tensors that participants must send back."""
 
     @property
     def cohort(self) -> Cohort | None:
-        """None for asynchronous strategies; the round's shape for synchronous ones."""
+        """The shape of a synchronous round; None for an asynchronous strategy."""
 
-    def init(self, parameters: Parameters) -> S: ...
+    def init(self, parameters: Parameters) -> S:
+        """Return the state before the first update."""
 
-    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> S: ...
+    def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> S:
+        """Return the state that gave these arrays and scalars. Raises CheckpointError if they are of something else."""
 
-    def accumulate(self, state: S, update: ClientUpdate, staleness: int) -> S: ...
+    def accumulate(self, state: S, update: ClientUpdate, staleness: int) -> S:
+        """Return the state with one more update in it. If it raises, the state is as it was."""
 
-    def ready(self, state: S, now: float) -> bool: ...
+    def ready(self, state: S, now: float) -> bool:
+        """Return True if the next version is due at this run time (seconds)."""
 
     def weights(self, state: S) -> tuple[float, ...]:
-        """The aggregation coefficient of each accumulated update, in order of arrival: for FedBuff η_g·s·q/K, for
-        FedAsync α·s·q, for FedAvg α_i."""
+        """Return the aggregation coefficient of each accumulated update, in order of arrival.
 
-    def aggregate(self, state: S, parameters: Parameters) -> tuple[S, Parameters]: ...
+        It is η_g·s·q/K for FedBuff, α·s·q for FedAsync and α_i for FedAvg.
+        """
+
+    def aggregate(self, state: S, parameters: Parameters) -> tuple[S, Parameters]:
+        """Return the state after the next version, and the version's parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """A synchronous round: the core asks ceil(size·over_selection) participants, takes the first `size` updates, and
-    at the deadline goes on with at least `min_updates` or asks others."""
+    """The shape of a synchronous round.
+
+    The core asks ceil(size·over_selection) participants and takes the first `size` updates. At the deadline it goes on
+    if it has at least `min_updates`, and asks other participants if it has fewer.
+    """
 
     size: int
     over_selection: float
@@ -141,39 +156,46 @@ class Cohort:
 
 
 class Synchronous(Strategy[S], Protocol[S]):
-    """What a strategy with a cohort has in addition."""
+    """The addition to a strategy that has a cohort."""
 
     def open_round(self, state: S, now: float) -> S:
-        """A round begins now (also when a deadline is extended): `ready` counts the deadline from here."""
+        """Begin a round, or extend its deadline: `ready` counts the deadline from `now`, in run time (seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Arrival groups (coordinator.decisions.arrival_groups): participants get as many steps, within bounds, as bring
-    them back when the others of a group are expected."""
+    """Settings of arrival groups (`coordinator.decisions.arrival_groups`).
+
+    A participant gets as many local steps, within bounds, as bring it back when the others of its group are expected.
+    """
 
     min_steps: int
     max_steps: int
     first_steps: int
-    """Of a participant whose speed is not known yet, and who is in no group."""
+    """Steps of a participant whose speed is not known yet; it is in no group."""
     latest_factor: float
-    """A group ends at the latest this many times as long after its beginning as it is expected to take."""
+    """Longest duration of a group, as a multiple of its expected duration."""
     speed_momentum: float
-    """What the newest measurement counts in a participant's speed."""
+    """Share of the newest measurement in a participant's speed."""
 
 
 class Grouped(Strategy[S], Protocol[S]):
-    """What a strategy with arrival groups has in addition. Its updates come with a `group`, and a version is made of
-    one group's and of all late ones, so that updates of other groups that came before stay for another version."""
+    """The addition to a strategy that has arrival groups.
+
+    Its updates come with a `group`. A version is made of one group's updates and of all late ones. Updates of other
+    groups wait for another version, even if they came earlier.
+    """
 
     @property
     def arrivals(self) -> Arrivals: ...
 
     def close_group(self, state: S, group: int) -> S:
-        """The next version is of this group, which has an update: `weights` and `aggregate` are of it and of the late
-        ones, in order of acceptance, and until then the strategy is `ready`."""
+        """Make the next version one of this group, which has an update; the strategy is `ready` until it is made.
+
+        `weights` and `aggregate` take the group's updates and the late ones, in order of acceptance.
+        """
 
 
 def arrivals(strategy: Strategy[Any]) -> Arrivals | None:
-    """A strategy's arrival groups, by its optional attribute of this name."""
+    """Return the settings of a strategy's arrival groups: its optional attribute of this name."""
     return getattr(strategy, "arrivals", None)

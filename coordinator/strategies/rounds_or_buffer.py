@@ -1,4 +1,4 @@
-"""The forms of aggregation that strategies share: in a buffer, or in rounds or a buffer."""
+"""The two forms of aggregation that strategies share: a buffer, and rounds or a buffer by choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ S = TypeVar("S", bound=BufferState)
 
 
 class Buffered:
-    """A new version is made of every `buffer_size` updates, for a strategy that declares it."""
+    """A new version of every `buffer_size` updates, for a strategy that declares this hyper-parameter."""
 
     buffer_size: int
 
@@ -26,8 +26,10 @@ class Buffered:
 
 
 class RoundsOrBuffer:
-    """Synchronous rounds as FedAvg's, or with a `buffer_size` a new version of every so many updates: for a strategy
-    that declares these as its hyper-parameters, with these defaults of the rounds': 10, 1, 600, 1."""
+    """Synchronous rounds like FedAvg's, or with a `buffer_size` a new version of every so many updates.
+
+    The strategy declares these hyper-parameters. The defaults of the rounds' four are 10, 1, 600 and 1.
+    """
 
     name: str
     cohort_size: int
@@ -38,13 +40,13 @@ class RoundsOrBuffer:
     staleness: AnyStalenessWeight | None
 
     def check_form(self) -> None:
-        """Raise ValueError where hyper-parameters of both forms are set."""
+        """Raise ValueError if hyper-parameters of both forms are set."""
         check_minimum(self.min_updates, self.cohort_size)
         rounds = (self.cohort_size, self.over_selection, self.round_deadline_s, self.min_updates)
         if self.buffer_size is not None and rounds != (10, 1.0, 600.0, 1):
             raise ValueError(
                 f"buffer_size = {self.buffer_size} makes {self.name} asynchronous, and cohort_size, over_selection, "
-                "round_deadline_s and min_updates are of synchronous rounds: leave out the one or the others"
+                "round_deadline_s and min_updates belong to synchronous rounds: leave out the one or the others"
             )
         if self.buffer_size is None and self.staleness is not None:
             raise ValueError("staleness has no effect in synchronous rounds: leave it out, or set buffer_size")
@@ -60,7 +62,7 @@ class RoundsOrBuffer:
         return state
 
     def coefficient(self, update: ClientUpdate, staleness: int) -> float:
-        """s(τ)·q; raises ValueError for an update that is stale in a round."""
+        """Return s(τ)·q. Raises ValueError for an update that is stale in a round."""
         if self.buffer_size is None:
             check_this_round(update, staleness)
         freshness = 1.0 if self.staleness is None else self.staleness(staleness)

@@ -7,16 +7,16 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Contr
                    Δc_i = (x - y)/(K·η) - c                   that is c_i⁺ - c_i with c_i⁺ = c_i - c + (x - y)/(K·η)
     coordinator    x ← x + η_g·(1/S)·Σ Δy_i,  c ← c + (1/N)·Σ Δc_i
 
-A participant remembers c_i, the sum of the Δc_i that were accepted of it (zero at first), and the coordinator c, which
-is therefore the mean of all c_i. Where all stand still c_i is participant i's own gradient and c their mean, 0: x is
-the optimum of the plain mean of all objectives, also after many local steps and at any speeds. Client weights, which
-the paper has none of, weigh Δy_i in rounds too. They do not change where x comes to, because Δc_i has none: where the
-c_i have settled each Δy_i is about -K·η·c.
+A participant remembers c_i, the sum of its accepted Δc_i (zero at first). The coordinator remembers c, which is
+therefore the mean of all c_i. At the point where everything stands still, c_i is participant i's own gradient and c
+their mean, 0: x is the optimum of the plain mean of all objectives, even after many local steps and at any speeds. The
+paper has no client weights. Here they weigh Δy_i, in rounds too. They do not move the point where x ends, because they
+do not weigh Δc_i: once the c_i have settled, each Δy_i is about -K·η·c.
 
-The paper's rounds are synchronous. With a `buffer_size` K a version is made of every K updates as FedBuff makes it,
-Δy_i weighted with s(τ_i)·q_i, and c is the one of the version that the participant started from. Δc_i has no weight in
-either form: c would no longer be the mean of the c_i. Participants must take plain gradient steps at
-`training.learning_rate`, because option II tells their mean gradient from where these end.
+The paper's rounds are synchronous. With a `buffer_size` K every K updates make a version as in FedBuff: Δy_i has the
+weight s(τ_i)·q_i, and c is that of the version that the participant started from. Δc_i has no weight in either form,
+because c would no longer be the mean of the c_i. Participants must take plain gradient steps at
+`training.learning_rate`: option II computes their mean gradient from the point where these steps end.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _CONTROLS, _CHANGES = "controls/", "changes/"
 
 @plain_dataclass
 class ScaffoldState(BufferState):
-    """The buffer of Δy_i, and the control variates in float64, so that adding for a year leaves no trace."""
+    """The buffer of Δy_i, and the control variates in float64: a year of additions leaves no trace."""
 
     num_participants: int = 1
     controls: dict[str, Array] = field(default_factory=dict)
-    """Σ_j c_j as of the current version."""
+    """Σ_j c_j of the current version."""
     changes: dict[str, Array] = field(default_factory=dict)
-    """Σ Δc_i of the buffer."""
+    """Σ Δc_i over the buffer."""
 
     def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
         """Add Δy_i and Δc_i. Raises ValueError, and changes nothing, if one of them does not fit."""
@@ -69,10 +69,11 @@ class ScaffoldState(BufferState):
         super().accumulate(update, coefficient)
 
     def beside(self, parameters: Parameters) -> dict[str, dict[str, Array]]:
-        """c, in the dtypes of the parameters."""
+        """Return c, in the dtypes of the parameters."""
         return {CONTROL: {n: (x / self.num_participants).astype(parameters[n].dtype) for n, x in self.controls.items()}}
 
     def move_controls(self) -> None:
+        """Add the buffer's Δc_i to Σ_j c_j."""
         for name, change in self.changes.items():
             self.controls[name] += change
             change.fill(0)
@@ -96,13 +97,13 @@ class ScaffoldState(BufferState):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Scaffold(RoundsOrBuffer):
-    """Without a `buffer_size`: synchronous rounds as FedAvg's; with one, a new version at every so many updates.
+    """Synchronous rounds like FedAvg's, or with a `buffer_size` a new version of every so many updates.
 
     Non-trainable floating tensors (BatchNorm statistics) take the same mean with rate 1 and have no control variates.
     """
 
     num_participants: Annotated[int, Field(ge=1)]
-    """N: all that take part in the run."""
+    """N: number of participants in the run."""
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     cohort_size: Annotated[int, Field(ge=1)] = 10
     over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
@@ -111,7 +112,7 @@ class Scaffold(RoundsOrBuffer):
     min_updates: Annotated[int, Field(ge=1)] = 1
     buffer_size: Annotated[int, Field(ge=1)] | None = None
     staleness: AnyStalenessWeight | None = None
-    """s(τ) of the asynchronous form; None is 1."""
+    """s(τ) of the asynchronous form; None means 1."""
     name: Literal["scaffold"] = "scaffold"
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class Scaffold(RoundsOrBuffer):
         return state
 
     def weights(self, state: ScaffoldState) -> tuple[float, ...]:
-        """η_g·s·q/S: what Δy_i is multiplied by."""
+        """Return η_g·s·q/S, the factor of each Δy_i."""
         return tuple(self.server_learning_rate * c / state.count for c in state.coefficients)
 
     def aggregate(self, state: ScaffoldState, parameters: Parameters) -> tuple[ScaffoldState, Parameters]:

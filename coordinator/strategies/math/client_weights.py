@@ -1,4 +1,4 @@
-"""Client weights q_i: how much one participant counts beside another, whatever its staleness.
+"""Client weights q_i: how much one participant counts beside another, whatever the staleness.
 
     equal      1
     examples   n_i                    (McMahan et al. 2017: FedAvg's weights)
@@ -6,10 +6,10 @@
     log        log(1 + n_i)
     quality    1/(1 + loss_i), held within [0.1, 1]
 
-each divided by its mean over the participants known so far, so that the mean of q is 1 and a learning rate means the
-same under each of them. Weighting by falling loss is the idea of FedNolowe (Le et al. 2025, "Federated Learning with
-normalized losses"); the function here is our own: it never rises with the loss, needs no other participant's loss, and
-its bounds keep a participant that reports a loss of 0 from counting more than ten times what another does.
+each divided by its mean over the participants known so far. The mean of q is 1, so a learning rate means the same with
+each of them. Weighting by falling loss is the idea of FedNolowe (Le et al. 2025, "Federated Learning with normalized
+losses"). The function here is our own: it never rises with the loss, and it needs no other participant's loss. Its
+bounds keep a participant that reports a loss of 0 from counting more than ten times as much as another.
 
 The sums are integers (values in units of 2^-32): exact in any order of participants, free of drift, and the same after
 a restore. Nothing here reads clocks or random numbers.
@@ -28,7 +28,7 @@ _LOWEST_QUALITY = 0.1
 
 
 class ClientWeights:
-    """Incremental means over participants: O(1) a call, and one small integer kept for each participant."""
+    """Incremental means over participants: O(1) time for a call, and one small integer for each participant."""
 
     def __init__(self, kind: ClientWeightKind) -> None:
         self.kind = kind
@@ -38,14 +38,14 @@ class ClientWeights:
 
     @property
     def known(self) -> int:
-        """Participants that the mean is over: those with examples, or for `quality` with a loss."""
+        """Number of participants in the mean: those with examples, or for `quality` those with a loss."""
         return len(self._values)
 
     def observe(self, participant_id: str, num_examples: int, metrics: Mapping[str, float]) -> None:
-        """Take in what a participant's hello or update says; its last value counts.
+        """Record what a participant's hello or update says; its last value counts.
 
-        Without a "loss" in `metrics` its last loss stays; with `num_examples` 0 it leaves the mean of the kinds that go
-        by examples.
+        If `metrics` has no "loss", the participant's last loss stays. If `num_examples` is 0, the participant leaves
+        the mean of the kinds that go by examples.
         """
         if self.kind == "equal":
             return
@@ -56,7 +56,7 @@ class ClientWeights:
             self._set(participant_id, by_examples(self.kind, num_examples))
 
     def weight(self, participant_id: str, num_examples: int, metrics: Mapping[str, float]) -> float:
-        """`observe`, then q_i = value/mean; 1 for a participant without a value, as one that never reported a loss."""
+        """Call `observe`, and return q_i = value/mean; 1 for a participant without a value, as one without a loss."""
         self.observe(participant_id, num_examples, metrics)
         value = self._values.get(participant_id)
         if value is None:
@@ -65,15 +65,15 @@ class ClientWeights:
         return value * known / total
 
     def pin(self) -> None:
-        """Keep the mean as it is now until the next `pin`, so that all weights of one round share one scale.
+        """Keep the mean as it is now until the next `pin`: all weights of one round share one scale.
 
-        For cohorts, at the opening of a round: FedAvg's Σ q_i·θ_i / Σ q_i is the examples-weighted mean only if a
-        participant who joins in mid-round does not rescale those that follow.
+        A round of a cohort begins with it. FedAvg's Σ q_i·θ_i / Σ q_i is the examples-weighted mean only if a
+        participant that joins in mid-round does not rescale the weights that follow.
         """
         self._pinned = (len(self._values), self._total) if self._values else None
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint, beside each participant's last num_examples and loss."""
+        """Return the checkpoint's scalars; it also needs each participant's last num_examples and loss."""
         return {"pinned": None if self._pinned is None else list(self._pinned)}
 
     @classmethod
@@ -83,7 +83,7 @@ class ClientWeights:
         scalars: Mapping[str, Any],
         participants: Iterable[tuple[str, int, float | None]],
     ) -> Self:
-        """From `scalars()` and (participant_id, last num_examples, last loss or None): the same sums, bit for bit."""
+        """Rebuild the same sums, bit for bit: `participants` are (id, last num_examples, last loss or None)."""
         weights = cls(kind)
         for participant_id, num_examples, loss in participants:
             weights.observe(participant_id, num_examples, {} if loss is None else {"loss": loss})
@@ -100,12 +100,12 @@ class ClientWeights:
 
 
 def by_examples(kind: Literal["examples", "sqrt", "log"], num_examples: int) -> float:
-    """n, √n or log(1 + n)."""
+    """Return n, √n or log(1 + n)."""
     if kind == "examples":
         return float(num_examples)
     return math.sqrt(num_examples) if kind == "sqrt" else math.log1p(num_examples)
 
 
 def quality(loss: float) -> float:
-    """1/(1 + loss) within [0.1, 1]: 1 for a loss of 0 or below, 0.1 from a loss of 9 on, and for NaN (it diverged)."""
+    """Return 1/(1 + loss) within [0.1, 1]: 1 for a loss of 0 or less, 0.1 for a loss of 9 or more, or NaN."""
     return _LOWEST_QUALITY if math.isnan(loss) else max(_LOWEST_QUALITY, 1.0 / (1.0 + max(loss, 0.0)))

@@ -1,4 +1,4 @@
-"""The next version of a model: its arrays before a strategy writes them, in one block where they can be."""
+"""The next version of a model: arrays for a strategy to write, in one block of memory if that is possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedmq.schemas.parameters import Array, Parameters, is_floating
 
 
 def next_version(parameters: Parameters) -> tuple[Parameters, dict[str, Array]]:
-    """Parameters whose floating tensors are uninitialised, and these tensors by name; the others are carried over."""
+    """Return parameters with uninitialised floating tensors, and these tensors by name; others are carried over."""
     layout = layout_of(parameters) if parameters.layout is None else parameters.layout
     if layout is None or not is_floating(layout.dtype):
         new = arithmetic.allocate_like({n: parameters[n] for n in parameters.averaged()})
@@ -18,7 +18,7 @@ def next_version(parameters: Parameters) -> tuple[Parameters, dict[str, Array]]:
 
 
 def blocks(*parameters: Parameters) -> list[Array] | None:
-    """The flat arrays of several models or payloads that lie alike in one block each; None where they do not."""
+    """Return the blocks of several models or payloads that share one layout; None unless all of them do."""
     layout = parameters[0].layout
     if layout is None:
         return None

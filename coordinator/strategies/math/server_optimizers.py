@@ -1,10 +1,11 @@
-"""Server optimisers: what becomes of the mean update Δ̄, by the model's trainable floating tensors.
+"""Server optimisers: they turn the mean update Δ̄ of the trainable floating tensors into the step of the model.
 
 Reddi et al. 2021, "Adaptive Federated Optimization" (FedAdagrad, FedYogi, FedAdam), with their signs: -Δ̄ is the
 pseudo-gradient, so x moves along +Δ̄. As in the paper there is no bias correction, v starts at τ² and m at 0, and τ is
-added outside the root. `SgdMomentum` is FedAvgM (Hsu et al. 2019): x ← x + η·m with m ← β·m + Δ̄. (The code that the
-paper's experiments ran with, google-research/federated, takes Keras's optimisers: v starts at 0 there, and Adam
-corrects the bias. What they differ by fades as versions are made.)
+added outside the root. `SgdMomentum` is FedAvgM (Hsu et al. 2019): x ← x + η·m with m ← β·m + Δ̄.
+
+The code of the paper's experiments, google-research/federated, uses Keras's optimisers: v starts at 0 there, and Adam
+corrects the bias. The difference fades as versions are made.
 
     m ← β₁·m + (1 - β₁)·Δ̄            x ← x + η·m/(√v + τ)
     Adagrad   v ← v + Δ̄²
@@ -29,21 +30,21 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ServerOptimizer(Protocol):
-    """A frozen value; its memory is the arrays named by `initial()`, which the strategy's state holds."""
+    """A frozen value. The strategy's state holds its moments, the arrays that `initial()` names."""
 
     @property
     def name(self) -> str: ...
 
     def initial(self) -> dict[str, float]:
-        """The moments that it keeps for each tensor, and the value that each starts from."""
+        """Return moment -> first value, for the moments that it keeps for each tensor."""
 
     def advance(self, delta: Array, moments: dict[str, Array]) -> None:
-        """Turn one flat chunk of Δ̄ into the step to add to x, in place; the moments' chunks move on in place."""
+        """Turn one flat chunk of Δ̄ into the step to add to x, in place; the moments' chunks change in place too."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SgdMomentum:
-    """m ← β·m + Δ̄, x ← x + η·m; with β = 0 plain SGD on the pseudo-gradient."""
+    """m ← β·m + Δ̄, x ← x + η·m; plain SGD on the pseudo-gradient if β = 0."""
 
     learning_rate: Positive = 1.0
     momentum: Decay = 0.9
@@ -61,7 +62,7 @@ class SgdMomentum:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Adagrad:
-    """v ← v + Δ̄² (FedAdagrad); the paper's experiments take β₁ = 0."""
+    """v ← v + Δ̄² (FedAdagrad); the paper's experiments use β₁ = 0."""
 
     learning_rate: Positive = 0.1
     beta_1: Decay = 0.0
@@ -124,7 +125,7 @@ class AmsGrad:
     """v ← β₂·v + (1 - β₂)·Δ̄², v̂ ← max(v̂, v), x ← x + η·m/(√v̂ + ε), all moments from 0.
 
     Reddi, Kale, Kumar 2018, "On the Convergence of Adam and Beyond", Algorithm 2 (AMSGrad), with ε outside the root and
-    without bias correction. (The published code of FADAS corrects the bias, as Adam does: its first steps are longer.)
+    without bias correction. The published code of FADAS corrects the bias, as Adam does: its first steps are longer.
     """
 
     learning_rate: Positive = 0.001
@@ -148,7 +149,7 @@ AnyServerOptimizer = Annotated[SgdMomentum | Adagrad | Yogi | Adam | AmsGrad, Fi
 
 
 def _mean_of_squares(delta: Array, v: Array, beta_2: float) -> None:
-    """v ← β₂·v + (1 - β₂)·Δ̄²."""
+    """Do v ← β₂·v + (1 - β₂)·Δ̄²."""
     squares = np.square(delta)
     squares *= v.dtype.type(1.0 - beta_2)
     v *= v.dtype.type(beta_2)
@@ -156,7 +157,7 @@ def _mean_of_squares(delta: Array, v: Array, beta_2: float) -> None:
 
 
 def _adaptive(delta: Array, m: Array, v: Array, *, learning_rate: float, beta_1: float, tau: float) -> None:
-    """m ← β₁·m + (1 - β₁)·Δ̄, then delta ← η·m/(√v + τ)."""
+    """Do m ← β₁·m + (1 - β₁)·Δ̄, then delta ← η·m/(√v + τ)."""
     kind = m.dtype.type
     delta *= kind(1.0 - beta_1)
     m *= kind(beta_1)

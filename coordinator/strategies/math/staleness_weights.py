@@ -1,8 +1,8 @@
-"""Staleness functions s(τ): how much an update counts that was trained from a model τ versions old.
+"""Staleness weights s(τ): how much an update counts if it was trained from a model τ versions old.
 
-Xie, Koyejo, Gupta 2019, "Asynchronous Federated Optimization" (FedAsync), the weighting functions s(t - τ) of its
-experiments; and the delay-adaptive steps of asynchronous SGD. All give s(0) = 1 and never rise with τ. Frozen values:
-they print, compare, and come from a table such as {name = "polynomial", a = 0.5}.
+They are the weighting functions s(t - τ) in the experiments of Xie, Koyejo, Gupta 2019, "Asynchronous Federated
+Optimization" (FedAsync), and the delay-adaptive steps of asynchronous SGD. Each has s(0) = 1 and never rises with τ.
+They are frozen values: they print, compare, and come from a table such as {name = "polynomial", a = 0.5}.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Constant:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Polynomial:
-    """s(τ) = (1 + τ)^-a. With a = 1/2 it is the 1/√(1 + τ) of FedBuff's experiments (Nguyen et al. 2022)."""
+    """s(τ) = (1 + τ)^-a; a = 1/2 gives the 1/√(1 + τ) of FedBuff's experiments (Nguyen et al. 2022)."""
 
     a: Positive = 0.5
     name: Literal["polynomial"] = "polynomial"
@@ -56,10 +56,10 @@ class Hinge:
 class DelayAdaptive:
     """s(τ) = M/max(M, τ): full steps up to a delay of M, then steps that shrink as 1/τ.
 
-    Mishchenko, Bach, Even, Woodworth 2022, "Asynchronous SGD Beats Minibatch SGD Under Arbitrary Delays", as their code
-    (github.com/konstmish/asynchronous_sgd) has it: the step size times M/max(M, τ), M the number of workers, so
-    `concurrency` here. They make a version of each update, as FedAsync and FedBuff with a buffer of 1 do; with a buffer
-    of K the mean delay is (M - 1)/K versions, and M/K is the place where the steps should begin to shrink.
+    Mishchenko, Bach, Even, Woodworth 2022, "Asynchronous SGD Beats Minibatch SGD Under Arbitrary Delays", as in their
+    code (github.com/konstmish/asynchronous_sgd): the step size times M/max(M, τ). M is the number of workers, so it is
+    `concurrency` here. They make a version of each update, as do FedAsync and FedBuff with a buffer of 1. The mean
+    delay with a buffer of K is (M - 1)/K versions, so the steps should begin to shrink at M/K.
     """
 
     concurrency: Positive

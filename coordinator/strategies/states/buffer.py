@@ -151,7 +151,7 @@ class BufferState:
     def optimize(
         self, optimizer: ServerOptimizer, name: str, x: Array, mean_delta: arithmetic.FillChunk, out: Array
     ) -> None:
-        """Write x + the optimiser's step for tensor `name` into `out`; `mean_delta(part, chunk)` writes chunks of Δ̄."""
+        """Write x + the optimiser's step for tensor `name` into `out`; `mean_delta` writes the chunks of Δ̄."""
         moments = {moment: tensors[name].reshape(-1) for moment, tensors in self.moments.items()}
 
         def advance(part: slice, chunk: Array) -> None:

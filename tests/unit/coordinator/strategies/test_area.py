@@ -24,7 +24,7 @@ stories = st.lists(
 
 
 def area(start: list[float], story: list[Sent], size: int, number: int) -> list[np.ndarray]:
-    """Iakovidou, Kim 2024: the participants remember, the server adds up; `delta` is y here."""
+    """Iakovidou, Kim 2024: the participants remember, and the server adds; `delta` is y here."""
     x, versions = np.array(start), []
     memory = {u.who: np.array(start) for u in story}
     for buffer in twins.buffers(story, size):
@@ -117,7 +117,7 @@ def test_more_memory_than_the_limit_is_refused_before_the_run() -> None:
 
 
 def changes(story: list[Sent]) -> list[tuple[Sent, bool]]:
-    """What participants that remember send for the same story: y - m, and whether it is their first."""
+    """Return the same story as participants that remember send it: y - m, and True for a first update."""
     memory: dict[str, np.ndarray] = {}
     sent = []
     for one in story:

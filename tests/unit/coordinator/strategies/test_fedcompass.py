@@ -1,4 +1,4 @@
-"""FedCompass's sums: a version is of one group and of what came late, divided by all participants."""
+"""FedCompass's sums: a version has one group's updates and the late ones, divided by all participants."""
 
 from __future__ import annotations
 

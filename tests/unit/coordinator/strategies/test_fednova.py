@@ -13,7 +13,7 @@ from tests.unit.coordinator.strategies.twins import Sent, model, play, update
 
 
 def norm_of(rho: float, steps: int) -> float:
-    """‖a‖₁: how often each of the gradients is added to the parameters in the end, by playing the momentum."""
+    """Return ‖a‖₁, the number of times that the gradients are added to the parameters, by playing the momentum."""
     counts = np.zeros(steps)
     momentum = np.zeros(steps)
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Participation correction and FedStaleWeight: what makes up for participants that take part less often."""
+"""Participation correction and FedStaleWeight: they make up for participants that take part less often."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def start() -> Parameters:
 def run(
     folder: Path, strategy: AnyStrategy, restart_after: set[int], updates: int = 11
 ) -> tuple[Parameters, dict, dict]:
-    """Parameters and state after some updates, with the state written and read again after the given ones."""
+    """Return parameters and state after some updates; the state is written and read again after the given ones."""
     parameters = start()
     rng = np.random.default_rng(2)
     state = strategy.init(parameters)
@@ -117,7 +117,7 @@ def run(
 
 
 def copied(rows: Iterable[Row]) -> list[Row]:
-    """As SQLite gives them back."""
+    """Return the state as SQLite gives it back."""
     return [(*row[:-1], bytes(row[-1])) for row in rows]
 
 

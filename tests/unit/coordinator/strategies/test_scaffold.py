@@ -1,4 +1,4 @@
-"""SCAFFOLD's coordinator: sums by hand, and what it refuses."""
+"""SCAFFOLD's coordinator: sums by hand, and refusals."""
 
 from __future__ import annotations
 

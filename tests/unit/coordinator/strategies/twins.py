@@ -1,4 +1,4 @@
-"""The formulas once more, written from the papers in plain float64 numpy, and helpers that make updates."""
+"""Twins: the formulas again, from the papers, in plain float64 numpy; and helpers that make updates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def update(
 
 @dataclass
 class Sent:
-    """One update of a story: who sent it, its delta of tensor "x", its staleness and what else counts."""
+    """One update of a story: its participant, its delta of tensor "x", its staleness and so on."""
 
     who: str
     delta: Any
@@ -42,7 +42,7 @@ class Sent:
 
 
 def play(strategy: Any, start: Sequence[float], story: Sequence[Sent], dtype: Any = np.float64) -> Played:
-    """Feed the story to a strategy, from parameters "x", making a version whenever it is ready."""
+    """Feed the story to a strategy that starts from parameters "x", and make a version whenever it is ready."""
     parameters = model({"x": start}, dtype=dtype)
     state = strategy.init(parameters)
     if strategy.cohort:
@@ -64,7 +64,7 @@ def play(strategy: Any, start: Sequence[float], story: Sequence[Sent], dtype: An
 
 @dataclass
 class Played:
-    """The versions of "x" that came of it, and the ledger's weights of each."""
+    """The versions of "x" that a story made, and the ledger's weights of each."""
 
     versions: list[np.ndarray] = field(default_factory=list)
     weights: list[tuple[float, ...]] = field(default_factory=list)
@@ -117,8 +117,7 @@ def fedavg(models: Sequence[Model], q: Sequence[float]) -> Model:
 
 
 class FedOpt:
-    """Reddi et al. 2021 on one array; FedAvgM (Hsu et al. 2019) as "sgd", and AMSGrad (Reddi et al.
-    2018), whose ε is `tau`."""
+    """Reddi et al. 2021 on one array; FedAvgM (Hsu et al. 2019) as "sgd", AMSGrad (Reddi et al. 2018) with ε as `tau`."""
 
     def __init__(self, kind: str, eta: float, beta_1: float, beta_2: float = 0.99, tau: float = 1e-3) -> None:
         self.kind, self.eta, self.beta_1, self.beta_2, self.tau = kind, eta, beta_1, beta_2, tau
@@ -165,7 +164,7 @@ def fadas(
 
 
 def means_so_far(story: Sequence[Sent], values: Sequence[float]) -> list[float]:
-    """Of each update, the mean of its participant's values up to and with it."""
+    """Return for each update the mean of its participant's values so far, its own included."""
     return [
         float(np.mean([v for other, v in zip(story[: i + 1], values, strict=False) if other.who == sent.who]))
         for i, sent in enumerate(story)
@@ -175,7 +174,7 @@ def means_so_far(story: Sequence[Sent], values: Sequence[float]) -> list[float]:
 def steps(
     start: Sequence[float], story: Sequence[Sent], size: int, rate: float, weights: Sequence[float], divide: bool
 ) -> list[np.ndarray]:
-    """x + rate·Σ w·Δ/size buffer by buffer, or /Σ w where `divide`."""
+    """Return x + rate·Σ w·Δ/size buffer by buffer, or over Σ w if `divide`."""
     x, versions = np.array(start, float), []
     for i, buffer in enumerate(buffers(story, size)):
         own = weights[i * size : (i + 1) * size]
