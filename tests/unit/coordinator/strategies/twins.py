@@ -117,7 +117,7 @@ def fedavg(models: Sequence[Model], q: Sequence[float]) -> Model:
 
 
 class FedOpt:
-    """Reddi et al. 2021 on one array; FedAvgM (Hsu et al. 2019) as "sgd", AMSGrad (Reddi et al. 2018) with ε as `tau`."""
+    """Reddi et al. 2021 on one array; "sgd" is FedAvgM (Hsu et al. 2019), "amsgrad" Reddi et al. 2018 with tau = ε."""
 
     def __init__(self, kind: str, eta: float, beta_1: float, beta_2: float = 0.99, tau: float = 1e-3) -> None:
         self.kind, self.eta, self.beta_1, self.beta_2, self.tau = kind, eta, beta_1, beta_2, tau
