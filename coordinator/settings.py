@@ -14,7 +14,7 @@ class Settings(BaseModel):
 
 
 class TargetMetric(Settings):
-    """Stop once a central evaluation reaches a value."""
+    """Stop when a central evaluation reaches a value."""
 
     name: str
     value: float = Field(allow_inf_nan=False)
@@ -31,7 +31,7 @@ class Patience(Settings):
 
 
 class StopSettings(Settings):
-    """When the run is over: whichever comes first. At least one must be set."""
+    """Limits and goals that end the run, whichever comes first. At least one must be set."""
 
     max_versions: int | None = Field(default=None, ge=1)
     max_updates: int | None = Field(default=None, ge=1)
@@ -41,17 +41,17 @@ class StopSettings(Settings):
 
 
 class StepAssignment(Settings):
-    """How many optimiser steps a task asks for: as many as its participant makes in `target_s`, by its measured speed.
+    """Optimiser steps of a task: as many as its participant makes in `target_s`, by its measured speed.
 
-    Beside any strategy but FedCompass, which assigns steps by arrival groups (coordinator.decisions.arrival_groups):
-    there the
-    updates of unequal participants come at one moment, and make a version together. Here every task is meant to last
-    `target_s`, a version is the strategy's own decision, and nobody waits: they come at one pace, not at one moment.
+    This works with any strategy but FedCompass, which assigns steps by arrival groups
+    (coordinator.decisions.arrival_groups). There the updates of unequal participants come at one moment and make a
+    version together. Here every task is meant to last `target_s`, the strategy alone decides when it makes a version,
+    and nobody waits. The updates come at the same pace, not at the same moment.
     """
 
     target_s: float = Field(gt=0, allow_inf_nan=False)
     min_steps: int = Field(default=1, ge=1, le=2**53)
-    """Also what a participant of unknown speed is asked for."""
+    """Fewest steps of a task. A participant of unknown speed gets this number too."""
     max_steps: int = Field(default=1000, ge=1, le=2**53)
 
     @model_validator(mode="after")
@@ -61,7 +61,7 @@ class StepAssignment(Settings):
         return self
 
     def steps(self, step_s: float | None) -> int:
-        """For a participant that takes `step_s` seconds a step; None where that is not known yet."""
+        """Return the steps for a participant that takes `step_s` seconds a step; None means not known yet."""
         if step_s is None:
             return self.min_steps
         if step_s * self.max_steps <= self.target_s:
@@ -70,12 +70,12 @@ class StepAssignment(Settings):
 
 
 class RunSettings(Settings):
-    """What the decision core needs to know, apart from the strategy."""
+    """Settings of the decision core, apart from the strategy."""
 
     run_id: Identifier
     seed: int = Field(default=0, ge=0, lt=2**63)
     concurrency: int = Field(default=16, ge=1)
-    """Tasks out at one time (asynchronous strategies; a cohort sets its own)."""
+    """Number of tasks out at one time, for asynchronous strategies. A cohort sets its own."""
     min_participants: int = Field(default=1, ge=1)
     """No task goes out before this many participants are here."""
     selection: Literal["uniform", "least_used"] = "uniform"
@@ -83,30 +83,33 @@ class RunSettings(Settings):
     max_staleness: int | None = Field(default=None, ge=0)
     lease_s: float = Field(default=600.0, gt=0)
     participant_timeout_s: float = Field(default=60.0, gt=0)
-    """A participant not heard from for this long is away: no tasks until its next hello."""
+    """A participant that was not heard from for this long is away. It gets no tasks until its next hello."""
     decline_backoff_s: float = Field(default=30.0, ge=0)
     """A participant that declined is asked again after this long, or at its next accepting hello."""
     evaluate_interval_s: float = Field(default=1.0, ge=0)
-    """At most one central evaluation in this time, always of the newest version."""
+    """Least time between the starts of two central evaluations. Each is of the newest version."""
     steps: StepAssignment | None = None
     """None asks all participants for the same training."""
     stop: StopSettings
 
 
 class CommitSettings(Settings):
-    """How commits are grouped (design.md, section 6)."""
+    """The [commit] table: how many updates one commit holds, and how its checkpoints are kept.
+
+    Commits are grouped, so that throughput does not pay for one per update.
+    """
 
     commit_interval_s: float = Field(default=1.0, gt=0)
     """An update waits at most this long for its commit; an idle coordinator commits sooner."""
     commit_every_updates: int = Field(default=256, ge=1)
     memory_budget_bytes: int = Field(default=192 * 1024**2, ge=1024**2)
-    """Unacked updates held in memory: sets the prefetch, at least 1 and at most 512."""
+    """Bytes of unacked updates held in memory. It sets the prefetch, at least 1 and at most 512."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest one, and older ones."""
+    """Number of checkpoints to keep: the newest one and older ones."""
     checkpoint_copies: int = Field(default=2, ge=1, le=2)
-    """Files of the newest checkpoint: with 2, damage to one of them costs nothing."""
+    """Number of files of the newest checkpoint. With 2, damage to one of them costs nothing."""
     copy_dir: str | None = None
-    """Where the second file goes, as on another disk; None keeps it in the run's folder."""
+    """Folder of the second file, for example on another disk; None keeps it in the run's folder."""
 
     @model_validator(mode="after")
     def _copy_has_a_use(self) -> Self:
@@ -116,13 +119,16 @@ class CommitSettings(Settings):
 
 
 class ArchiveSettings(Settings):
-    """Whether the updates' tensors are kept for replays (coordinator.state.archive), and how many. Off without a
-    limit: they take disk, and a participant's single update says more about its data than any version does."""
+    """The [archive] table: how many of the updates' tensors are kept for replays (coordinator.state.archive).
+
+    The archive is off without a limit. It takes disk, and a participant's single update says more about its data than
+    any version does.
+    """
 
     max_bytes: int | None = Field(default=None, ge=1024**2)
-    """Of everything in the archive. A state and the updates since it stay in any case."""
+    """Limit on everything in the archive, in bytes. A state and the updates since it stay in any case."""
     max_age_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Looked at when there is a commit; by which clock: schemas.local.clocks."""
+    """Limit on the age of its content, in seconds, checked at commits. schemas.local.clocks says by which clock."""
 
     @property
     def on(self) -> bool:

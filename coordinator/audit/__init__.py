@@ -1,1 +1,1 @@
-"""Checks of a run. They read its state and decide nothing."""
+"""Checks of a run. They read its state and change nothing."""

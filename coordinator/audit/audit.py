@@ -1,10 +1,11 @@
-"""Whether a run's ledger and checkpoints agree with each other, and what made one version.
+"""The audit of a run: its ledger and checkpoints must agree with each other. `explain` says what made one version.
 
-Without payloads the ledger's rows go through the run's own strategy over a model of one number, which gives
-the same weights as the real one, because weights follow from staleness, client weights and counts. (`port` compares
-payloads, and strategies of the user's own are not known here: their weights are left out, aloud.) What the parameters
-themselves should be is known only from the payloads. Where the run has an archive they are replayed (audit_replay.py);
-elsewhere the checkpoints' digests say that nobody has altered them since.
+Weights can be checked without payloads. The ledger's rows go through the run's own strategy over a model of one number.
+This gives the same weights as the real model, because they follow from staleness, client weights and counts. Two cases
+are reported as left out: `port` compares payloads, and a user's own strategy is not known here.
+
+The parameters can be checked only with the payloads. If the run has an archive, the payloads are replayed
+(replay_check.py). If it has none, the checkpoints' digests show that nobody has altered them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from fedmq.schemas.parameters import Parameters
 
 BY_PAYLOAD = ("port",)
 """Strategies whose weights depend on what the updates carry."""
-NO_ARCHIVE = "their tensors are not kept: the run has no [archive]"
+NO_ARCHIVE = "their tensors are not kept: the run has no [archive] table"
 _MOST_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `wrong` is empty where it holds; `left_out` is why it was not looked at."""
+    """The result of one check: `wrong` is empty if it holds; `left_out` says why it was not made."""
 
     name: str
     wrong: tuple[str, ...] = ()
@@ -53,30 +54,30 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What made a version."""
+    """The updates that made a version, and its metrics."""
 
     point: VersionRow
     updates: tuple[UpdateRow, ...]
     metrics: Mapping[str, float]
-    """Of its central evaluation; empty where there was none."""
+    """Metrics of the version's central evaluation; empty if there was none."""
 
 
 def explain(ledger: LedgerReader, version: int) -> Explanation:
-    """The updates, with staleness and weights, that made this version. Raises LedgerError where there is none."""
+    """Return the updates, with staleness and weights, that made this version. Raises LedgerError if it is not there."""
     with ledger.at_one_moment():
         points = [point for point in ledger.versions(version - 1) if point.version == version]
         if not points:
             newest = ledger.version()
             there = f"it has versions 1 to {newest}" if newest else "it has made none yet"
-            raise LedgerError(f"the run in {ledger.path.parent} has no version {version} that updates made: {there}")
+            raise LedgerError(f"the run in {ledger.path.parent} has no version {version} made of updates: {there}")
         metrics = [row.metrics for row in ledger.evaluations() if row.version == version and row.metrics]
         return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {})
 
 
 def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:
-    """Everything that can be checked of a run, also while it goes on. Raises LedgerError where it cannot be read.
+    """Make all checks of a run that are possible, also while it goes on. Raises LedgerError if it cannot be read.
 
-    `strategy` is needed for a replay where the run's is of the user's own; `replay=False` leaves the replay out.
+    A replay needs `strategy` if the run has a user's own one. `replay=False` leaves the replay out.
     """
     with LedgerReader(folder.ledger) as ledger:
         with ledger.at_one_moment():
@@ -151,12 +152,12 @@ def _weights(settings: Mapping[str, Any], rows: list[UpdateRow]) -> Check:
         return Check(name, left_out=f"{settings['name']} weighs by the payloads")
     strategy = built_in(settings)
     if strategy is None:
-        return Check(name, left_out=f"{settings.get('type')} is a strategy of the user's own")
+        return Check(name, left_out=f"{settings.get('type')} is a user's own strategy")
     return Check(name, tuple(_other_weights(strategy, rows)))
 
 
 def built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
-    """The run's strategy; None where it is of the user's own."""
+    """Return the run's strategy; None if it is a user's own."""
     fields = {key: value for key, value in settings.items() if key != "type"}
     try:
         strategy: Strategy[Any] = TypeAdapter(AnyStrategy).validate_python(fields)
@@ -171,7 +172,7 @@ def _replayed(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Str
         yield Check(name, left_out=NO_ARCHIVE)
         return
     if strategy is None:
-        yield Check(name, left_out="the strategy is of the user's own: name its federation file with --config")
+        yield Check(name, left_out="the strategy is a user's own: name its federation file with --config")
         return
     for found in stretches(folder, ledger, kept, strategy):
         which = f"updates {found.first} to {found.last}"
@@ -244,7 +245,7 @@ def _files(folder: RunFolder, ledger: LedgerReader) -> Iterator[Check]:
             try:
                 found = checkpoint.read(place, row.digest)
             except CheckpointError as error:
-                now = ledger.checkpoints()  # a running coordinator takes older files away
+                now = ledger.checkpoints()  # a running coordinator removes older files
                 if now[0].seq == row.seq or (place is places[0] and row.seq in {one.seq for one in now}):
                     yield Check(name, (str(error),))
                 continue
@@ -267,6 +268,6 @@ def _final(folder: RunFolder, newest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def shown(check: Check) -> str:
-    """For a person: the first few of what is wrong."""
+    """Describe what is wrong for a person: the first few findings."""
     more = len(check.wrong) - _MOST_SHOWN
     return "; ".join(check.wrong[:_MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""What `audit` looks at where the strategy has arrival groups: a version need not hold the updates that came next.
+"""The audit's checks for strategies with arrival groups, whose versions need not hold the updates that came next.
 
-A group's version may come long after its updates, at the group's latest time. Where it came between two updates is in
-the second one's row: its base version and its staleness give the version that it met.
+A group's version may come long after its updates, at the group's latest time. The row of the next update tells that the
+version came before it: the row's base version plus its staleness is the version that the update met.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from fedmq.schemas.parameters import Parameters
 
 
 def has_groups(rows: Sequence[UpdateRow]) -> bool:
-    """Whether an update came in time for an arrival group."""
+    """Return True if an update came in time for an arrival group."""
     return any(row.arrival_group is not None for row in rows)
 
 
 def other_versions(rows: Sequence[UpdateRow]) -> Iterator[str]:
-    """A group is in one version, a version of one group, and late updates are in the version that came next."""
+    """Yield faults in the versions of groups. A group is in one version and a version has one group; late updates are
+    in the version that came next."""
     versions: dict[int, set[int | None]] = {}
     groups: dict[int, set[int]] = {}
     late = []
@@ -46,7 +47,8 @@ def other_versions(rows: Sequence[UpdateRow]) -> Iterator[str]:
 
 
 def other_staleness(rows: Sequence[UpdateRow], newest: int) -> Iterator[str]:
-    """The version that an update met is no older than those before it met, and older than its own."""
+    """Yield faults in staleness. Each update met a version that is older than its own, and no older than the versions
+    that earlier updates met."""
     before = 0
     for row in rows:
         met, most = row.base_version + row.staleness, newest if row.version is None else row.version - 1
@@ -58,7 +60,7 @@ def other_staleness(rows: Sequence[UpdateRow], newest: int) -> Iterator[str]:
 def other_weights(
     strategy: Strategy[Any], rows: Sequence[UpdateRow], update_of: Callable[[UpdateRow], ClientUpdate]
 ) -> Iterator[str]:
-    """The ledger's order through the strategy, over a model of one number."""
+    """Yield faults in the weights, by sending the ledger's updates through the strategy over a model of one number."""
     parameters = Parameters({"one": np.zeros(1, np.float32)})
     state, version, groups = strategy.init(parameters), 0, groups_of(rows)
     waiting: dict[int | None, list[UpdateRow]] = {}
@@ -74,7 +76,7 @@ def other_weights(
             state = cast(Grouped[Any], strategy).close_group(state, group)
             weights = strategy.weights(state)
             if len(weights) != len(held):
-                yield f"version {version} is of {len(weights)} updates by the groups, the ledger has {len(held)}"
+                yield f"version {version} has {len(weights)} updates by the groups, the ledger has {len(held)}"
                 return
             for one, weight in zip(held, weights, strict=True):
                 if one.weight != weight:

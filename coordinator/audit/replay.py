@@ -1,15 +1,15 @@
-"""The ledger's order through the pure strategy again: what the archived updates make, bit for bit.
+"""The replay: it sends the archived updates through the pure strategy again, in the ledger's order, bit for bit.
 
     state = the model and the strategy's state that a base or a checkpoint holds
     for each accepted update after it, in the ledger's order:
         accumulate(state, update, staleness), with the staleness and the client weight that the ledger has
-        where the ledger begins the next version: aggregate(state, parameters)
+        if the ledger begins the next version here: aggregate(state, parameters)
 
-With arrival groups it is close_group(state, group) before that, and a version comes where the next update's base
-version and staleness say that it met it: what a version holds need not be what was accepted last.
+With arrival groups, close_group(state, group) comes before aggregate. A version then comes before the first update that
+met it by its base version and staleness, and it need not hold the updates that were accepted last.
 
-Nothing here decides: neither the time nor the buffer is asked, only the ledger. So what comes out is what the ledger
-claims, and the digests of the commits (`states`) say whether that is what was.
+Nothing is decided here. Neither the time nor the buffer counts, only the ledger. The result is therefore what the
+ledger claims, and the digests of the commits (`states`) show whether it is what happened.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Array, Parameters
 
 PayloadOf = Callable[[int], Parameters]
-"""An accepted update's tensors, by its order. Raises CheckpointError where they are damaged or gone."""
+"""Returns an accepted update's tensors, by its order. Raises CheckpointError if they are damaged or gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A state on the way. The arrays are live: compare or copy them before the next one is asked for."""
+    """A state on the way. The arrays are live: compare or copy them before you ask for the next state."""
 
     accepted: int
     version: int
     model: Model
     weights: tuple[float, ...] = ()
-    """Of the updates that made the version, just after it was made."""
+    """Weights of the updates in the version, if it was made just now; otherwise empty."""
 
     def arrays(self) -> dict[str, Array]:
-        """As its checkpoint has them."""
+        """Return the arrays that a checkpoint of this state has."""
         return self.model.arrays()
 
     def digest(self) -> str:
-        """Its checkpoint's, if it has one."""
+        """Return the digest that a checkpoint of this state has."""
         return checkpoint.digest_of(self.arrays(), checkpoint_meta(self.accepted, self.version))
 
 
 def checkpoint_meta(accepted: int, version: int) -> dict[str, Any]:
-    """What a commit writes beside the arrays."""
+    """Return the meta values that a commit writes beside the arrays."""
     return {"version": version, "accepted": accepted}
 
 
@@ -64,8 +64,10 @@ def replay(
     payload_of: PayloadOf,
     up_to: int | None = None,
 ) -> Iterator[Point]:
-    """Every state from the snapshot's on, until `up_to` updates are inside. `rows`: all of the run's accepted updates,
-    from the first."""
+    """Yield every state from the snapshot's on, until `up_to` updates are inside.
+
+    `rows` are all accepted updates of the run, from the first.
+    """
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
     model = Model.restore(strategy, snapshot)
     remembers = METHODS[strategy.reply].remembers
@@ -100,7 +102,7 @@ def replay(
 
 
 def version_follows(strategy: Strategy[Any], rows: Sequence[UpdateRow], accepted: int, version: int) -> bool:
-    """Whether the version after this one comes before the next update. At least one was accepted."""
+    """Return True if the version after `version` comes before the next update. At least one must be accepted."""
     following = None if accepted == len(rows) else rows[accepted]
     if arrivals(strategy) is None:
         return rows[accepted - 1].version == version + 1 != (None if following is None else following.version)
@@ -110,12 +112,12 @@ def version_follows(strategy: Strategy[Any], rows: Sequence[UpdateRow], accepted
 
 
 def groups_of(rows: Iterable[UpdateRow]) -> dict[int, int]:
-    """version -> the arrival group that made it, where there are any."""
+    """Return the arrival group that made each version: version -> group, empty without groups."""
     return {row.version: row.arrival_group for row in rows if row.version is not None and row.arrival_group is not None}
 
 
 def payloads(folder: RunFolder, ledger: LedgerReader, after: int, up_to: int) -> PayloadOf | None:
-    """Of the archive; None where it has not all of these updates."""
+    """Return the archive's payloads; None if it does not have all of these updates."""
     found = {row.accepted_order: row for row in ledger.archived(after, up_to)}
     if len(found) < up_to - after:
         return None
@@ -123,8 +125,11 @@ def payloads(folder: RunFolder, ledger: LedgerReader, after: int, up_to: int) ->
 
 
 def rebuilt(folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any]) -> tuple[dict[str, Array], str] | None:
-    """The arrays of the newest state from an older one and the archive, and from where; None where the archive does
-    not have all that was accepted since, or where what comes out is not the state that the ledger names."""
+    """Rebuild the arrays of the newest state from an older one and the archive; also say what they were made from.
+
+    Returns None if the archive does not have all updates that were accepted since, or if the result is not the state
+    that the ledger names.
+    """
     newest, *older = ledger.checkpoints()
     rows = ledger.updates()
     starts: list[Base | CheckpointRow] = [*ledger.bases(), *older]
@@ -153,6 +158,6 @@ def _state_of(folder: RunFolder, start: Base | CheckpointRow, strategy: Strategy
         return archive.read_base(folder.archive, start)
     found = checkpoint.read(folder.checkpoints / start.file, start.digest)
     snapshot = Snapshot(found.arrays, start.scalars)
-    # What is remembered of participants is in the ledger, as of the newest checkpoint and of no older one.
+    # The ledger has the strategy's memories of participants as of the newest checkpoint, and of no older one.
     state = Model.restore(strategy, snapshot).state
     return None if isinstance(state, RemembersParticipants) else snapshot

@@ -1,9 +1,9 @@
 """The part of `fedmq verify` that needs the archive: do the kept updates make the models that the ledger claims?
 
-Every commit's digest of the whole state stays in the ledger, so each of these states is held against what the replay
-has at that point, and each version's weights against the ledger's. The versions between two commits have no digest of
-their own (one would cost a pass over the model for every version, and FedAsync makes one of each update): the next
-commit's proves them, because what follows from a wrong version is wrong.
+The ledger keeps every commit's digest of the whole state. Each of these states is compared with the replay's state at
+that point, and each version's weights with the ledger's. Versions between two commits have no digest of their own: it
+would cost a pass over the model for every version, and FedAsync makes a version of each update. The next commit's
+digest proves them, because a wrong version leads to a wrong state.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fedmq.schemas.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the ledger says, at one moment, of what a replay needs."""
+    """The parts of the ledger that a replay needs, read at one moment."""
 
     rows: Sequence[UpdateRow]
     states: Mapping[tuple[int, int], str]
     bases: Sequence[Base]
     archived: Mapping[int, ArchivedUpdate]
     weights: Mapping[int, list[float | None]]
-    """Of the updates of each version."""
+    """Weights of the updates in each version."""
 
     @classmethod
     def of(cls, ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Kept:
@@ -44,19 +44,19 @@ class Kept:
 
 @dataclass(slots=True)
 class Stretch:
-    """What became of the updates `first` to `last`. `why_not` says why they could not be replayed."""
+    """The result for the updates `first` to `last`. `why_not` says why they could not be replayed."""
 
     first: int
     last: int
     versions: int = 0
     states: int = 0
-    """How many of them were the ledger's, bit for bit."""
+    """Number of states that were equal to the ledger's, bit for bit."""
     wrong: str = ""
     why_not: str = ""
 
 
 def stretches(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Strategy[Any]) -> Iterator[Stretch]:
-    """All accepted updates in their order."""
+    """Replay all accepted updates, in order, and yield a result for each stretch of them."""
     done = 0
     why_not = "their tensors are not kept any more"
     for base in kept.bases:
@@ -68,9 +68,9 @@ def stretches(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Str
         found = _from_base(folder, kept, base, strategy)
         why_not = "their tensors are not kept"
         if found.wrong and base.accepted not in {now.accepted for now in ledger.bases()}:
-            found.wrong, found.why_not = "", "the coordinator, which goes on, let go of them meanwhile"
+            found.wrong, found.why_not = "", "the running coordinator has removed them meanwhile"
         if found.wrong:
-            why_not = "what comes before them is damaged"
+            why_not = "the updates before them are damaged"
         yield found
         done = found.last
     if done < len(kept.rows):
@@ -110,5 +110,5 @@ def _difference(point: Point, kept: Kept) -> str:
             return f"{place} the weights {point.weights[:3]}..., the ledger {theirs[:3]}..."
     digest = kept.states.get((point.accepted, point.version))
     if digest is not None and point.digest() != digest:
-        return f"{place} another state than the one that was committed"
+        return f"{place} a state that differs from the committed one"
     return ""

@@ -1,24 +1,25 @@
-"""Arrival groups: who is expected back when, and who waits for whom, as FedCompass's scheduler has it.
+"""Arrival groups: when each participant is expected back, and which ones wait for each other, as in FedCompass.
 
 Li et al. 2024, "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices Using a Computing
-Power Aware Scheduler" (ICLR), by its authors' implementation in APPFL (CompassScheduler).
+Power Aware Scheduler" (ICLR). This follows the authors' implementation in APPFL (CompassScheduler).
 
 Rules
- 1. A participant's speed is in seconds a step, from the sending of a task to the arrival of its update: the network
-    counts. `Participant.step_s` keeps it. Until it is known a participant gets `first_steps` in no group, and its
-    update is a group of its own when it comes.
- 2. Others join the group up to whose expected time they can make the most steps, within the bounds; of equals the
-    newest. Where there is none they open one. It is expected after so many steps as they can make until another group's
-    fastest participant may be back for a second time: after that group's latest time and `max_steps` more. Of several
-    groups the one counts that gives the most steps up to `max_steps`. There are at least `min_steps`, and `max_steps`
-    where no group gives a number.
- 3. A group's latest time is `latest_factor` times as far from its opening as its expected one. An update that comes
-    before it is of the group, and its participant waits. One that comes at that very moment, or later, is late: it goes
-    into the next version, whichever group makes it, and its participant gets a task at once.
- 4. A group ends, and makes a version, when all that were expected are there, or at its latest time if anybody is. One
-    that nobody came back to in time is over when the last of them came late.
- 5. Who can no longer be expected leaves its group: by a decline, by a task that lapses or closes in any other way. The
-    update of a lapsed task is late.
+ 1. A participant's speed, `Participant.step_s`, is in seconds a step. It is measured from the sending of a task to the
+    arrival of its update, so the network counts. A participant of unknown speed gets `first_steps` and is in no group;
+    its update makes a group of its own when it comes.
+ 2. Any other participant joins an open group, if it can make at least `min_steps` and at most `max_steps` steps until
+    that group's expected time. It joins the group for which it can make the most steps; among equals, the newest.
+    Otherwise it opens a group. The new group is expected after as many steps as its first participant can make until
+    another group's fastest participant may be back for the second time: that is at the other group's latest time plus
+    the time of `max_steps` more. Among several other groups, the one that gives the most steps up to `max_steps`
+    counts. The number is at least `min_steps`; it is `max_steps` if no other group gives a number.
+ 3. A group's latest time is `latest_factor` times as far from its opening as its expected time. An update that comes
+    before the latest time belongs to the group, and its participant waits. An update that comes at that very moment or
+    later is late: it goes into the next version, whichever group makes it, and its participant gets a task at once.
+ 4. A group ends and makes a version when everybody that it expects is back, or at its latest time if anybody is back.
+    If nobody came back in time, the group is over when the last of its participants came late.
+ 5. A participant that can no longer be expected leaves its group: after a decline, and after its task lapsed or closed
+    in any other way. The update of a lapsed task is late.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.strategies.protocol import Arrivals
 
 SHORTEST_S = 1e-6
-"""What a task of no measured duration counts as."""
+"""Shortest duration of a task (seconds), for a task whose measured duration is 0."""
 _ALONE, _LEFT = 0, -1
-"""In the place of a task's group: the participant's speed is not known, or the task has left its group."""
+"""Marks in place of a task's group: the participant's speed is unknown, or the task has left its group."""
 
 
 @dataclass(slots=True)
 class Group:
-    """One that somebody is expected in, or has come back to."""
+    """A group in which somebody is expected, or is back. Its times are run time (seconds)."""
 
     expected_s: float
     latest_s: float
     coming: dict[str, str] = field(default_factory=dict)
-    """task -> participant."""
+    """Tasks that are expected: task -> participant."""
     waiting: list[str] = field(default_factory=list)
     """Participants that are back."""
     updates: dict[str, int] = field(default_factory=dict)
-    """Theirs, with their orders among all accepted ones."""
+    """Updates of the participants that are back, with their orders among all accepted ones."""
 
 
 class Closed(NamedTuple):
@@ -58,22 +59,22 @@ class Closed(NamedTuple):
 
     group: int
     updates: dict[str, int]
-    """Its own and the late ones, in order of acceptance, with their orders."""
+    """Updates of the group and the late ones, in order of acceptance, with their orders."""
     waited: list[Participant]
-    """They wait no more; the caller settles."""
+    """Participants that wait no more; the caller settles them."""
 
 
 class ArrivalGroups:
-    """See the module docstring. What it decides follows from its arguments and from what `scalars` holds."""
+    """All open groups. Its decisions follow from its arguments and from the values in `scalars`."""
 
     def __init__(self, shape: Arrivals, participant: Callable[[str], Participant | None]) -> None:
-        """`participant` finds one by its id."""
+        """Start without groups. `participant` finds a participant by its id."""
         self._shape = shape
         self._participant = participant
         self._groups: dict[int, Group] = {}
-        """In order of their opening."""
+        """Open groups by number, in order of their opening."""
         self._tasks: dict[str, tuple[int, int]] = {}
-        """Open task -> its group, and its steps."""
+        """Open task -> the number of its group, and its steps."""
         self._late: dict[str, int] = {}
         """Late updates that no version holds yet, with their orders."""
         self._last_group = 0
@@ -81,11 +82,11 @@ class ArrivalGroups:
     # Tasks
 
     def steps(self, task_id: str) -> int:
-        """What an open task asks for."""
+        """Return the number of steps that an open task asks for."""
         return self._tasks[task_id][1]
 
     def assign(self, p: Participant, task_id: str, now: float) -> None:
-        """A task goes out."""
+        """Assign a task that goes out to a group, and give it its steps."""
         if p.step_s is None:
             self._tasks[task_id] = (_ALONE, self._shape.first_steps)
             return
@@ -115,7 +116,7 @@ class ArrivalGroups:
         return self._last_group, steps
 
     def _steps_in(self, time_s: float, step_s: float) -> int:
-        """How many; -1 where that is more than the most."""
+        """Return the number of whole steps in `time_s`; -1 if that is more than `max_steps`."""
         steps = math.floor(time_s / step_s)
         return steps if steps <= self._shape.max_steps else -1
 
@@ -124,7 +125,7 @@ class ArrivalGroups:
         return min(p.step_s for p in members if p is not None and p.step_s is not None)
 
     def leave(self, task_id: str, *, open_still: bool) -> None:
-        """A task has lapsed (and is `open_still`), or is over; nothing where it left before."""
+        """Take a task out of its group, because it lapsed (`open_still`) or is over. Does nothing if it left before."""
         found = self._tasks.pop(task_id, None)
         if found is None:
             return
@@ -137,8 +138,10 @@ class ArrivalGroups:
             self._forget_if_empty(number, group)
 
     def arrive(self, p: Participant, task: HeldTask, update_id: str, order: int, now: float) -> int | None:
-        """The task's update was accepted: the group that it is of, whose end its participant waits for; or None, where
-        it is late."""
+        """Note that the task's update was accepted; return its group, or None if it is late.
+
+        The participant waits for the end of the group.
+        """
         number, steps = self._tasks.pop(task.task_id)
         self._measure(p, max(now - task.sent_s, SHORTEST_S) / steps)
         if number == _ALONE:
@@ -172,7 +175,10 @@ class ArrivalGroups:
     # Versions
 
     def close(self, now: float) -> Closed | None:
-        """End the group that is to make a version by now: of several the one whose latest time is the earliest."""
+        """End the group that is due to make a version by `now`, and return it; None if there is none.
+
+        Among several, it is the group with the earliest latest time.
+        """
         due = [
             (group.latest_s, number)
             for number, group in self._groups.items()
@@ -187,13 +193,13 @@ class ArrivalGroups:
         return Closed(number, dict(updates), waited)
 
     def next_due(self) -> float | None:
-        """When `close` may next have something to do, if nothing happens until then."""
+        """Return the run time at which `close` may next have something to do if nothing happens; None if never."""
         return min((group.latest_s for group in self._groups.values() if group.waiting), default=None)
 
-    # Memory
+    # Checkpoints
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON values."""
+        """Return the JSON values that the checkpoint stores."""
         return {
             "groups": {str(number): asdict(group) for number, group in self._groups.items()},
             "tasks": {task_id: list(found) for task_id, found in self._tasks.items()},
@@ -202,7 +208,7 @@ class ArrivalGroups:
         }
 
     def load(self, scalars: Mapping[str, Any]) -> None:
-        """Take over what `scalars` gave, which stays as it is; the participants are known by now."""
+        """Restore the groups from what `scalars` gave, without changing it; the participants must be known by now."""
         self._groups = {int(number): Group(**deepcopy(fields)) for number, fields in scalars["groups"].items()}
         self._tasks = {task_id: (number, steps) for task_id, (number, steps) in scalars["tasks"].items()}
         self._late = dict(scalars["late"])

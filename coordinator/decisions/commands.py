@@ -15,12 +15,15 @@ POISON: frozenset[str] = frozenset(
     {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
      "wrong_payload", "unknown_participant", "unknown_task", "wrong_run"}
 )  # fmt: skip
-"""Discards that are dead-lettered as well, for somebody to look at; the others are ordinary life."""
+"""Reasons for which a discarded update is dead-lettered as well, for a person to look at. The others are ordinary."""
 
 
 class IssueTask(NamedTuple):
-    """Record the task in the next commit, then publish it with `Core.task_tensors`, which are of `base_version` at this
-    point of the command list. `again` repeats a task of the ledger that its participant lost."""
+    """Record the task in the next commit, then publish it with `Core.task_tensors`.
+
+    At this point of the command list those tensors have the version `base_version`. `again` marks the repetition of a
+    task that is in the ledger and that its participant lost.
+    """
 
     task_id: str
     seq: int
@@ -33,7 +36,7 @@ class IssueTask(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CloseTask:
-    """The task ends without an accepted update: for the ledger."""
+    """Note in the ledger that the task ended without an accepted update."""
 
     task_id: str
     state: Literal["discarded", "declined", "withdrawn"]
@@ -50,44 +53,45 @@ class Withdraw:
 
 
 class Accept(NamedTuple):
-    """The update is in the aggregation state: ack and receipt after the next commit."""
+    """Ack the update and send its receipt after the next commit; it is in the aggregation state by now."""
 
     delivery: DeliveryHandle
     update: Update
     staleness: int
     client_weight: float
     order: int
-    """Position of this update among all accepted ones of the run, from 1: what a replay follows."""
+    """Position of this update among all accepted ones of the run, from 1. A replay follows this order."""
     group: int | None = None
-    """The arrival group that it came in time for, where there are any."""
+    """The arrival group that the update came in time for; None if it was late, or if the strategy has no groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Count it with its reason, dead-letter it where the reason is in POISON, ack (after the commit)."""
+    """Count the update under its reason, dead-letter it if the reason is in POISON, and ack it after the commit."""
 
     delivery: DeliveryHandle
     reason: DiscardReason
     detail: str
     update: Update | None
-    """None where it could not be decoded."""
+    """The update; None if it could not be decoded."""
     staleness: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """An aggregation happened: these updates, with these weights, made this version."""
+    """Record a new model version: these updates, with these weights, made it."""
 
     version: int
     update_ids: tuple[str, ...]
     weights: tuple[float, ...]
     orders: tuple[int, ...] | None = None
-    """Of the updates among all accepted ones, where a version need not hold the next ones (arrival groups)."""
+    """Positions of the updates among all accepted ones, for arrival groups, which may skip some; otherwise None."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatReceipts:
-    """The participant still holds tasks that are over: repeat their receipts from the ledger, or withdraw them."""
+    """Repeat the ledger's receipts for these tasks, or withdraw them: the participant still holds them and they are
+    over."""
 
     participant_id: str
     task_ids: tuple[str, ...]
@@ -95,21 +99,21 @@ class RepeatReceipts:
 
 @dataclass(frozen=True, slots=True)
 class SayHello:
-    """Ask these participants for a hello (after a restart)."""
+    """Ask these participants for a hello, after a restart."""
 
     participant_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate the current version centrally; answer with EvaluationArrived."""
+    """Evaluate the current version centrally and answer with EvaluationArrived."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run is over: commit, tell the participants, export the model."""
+    """End the run: commit, tell the participants, export the model."""
 
     reason: str
 

@@ -1,40 +1,45 @@
-"""The decision core: what the coordinator does about what happens, as a pure state machine.
+"""The decision core: a pure state machine that turns events into the coordinator's commands.
 
 Rules
- 1. Nothing here does I/O or asks for the time: `step(event, now)` changes the state and returns commands, in the
-    order of decision. The same events at the same times, from the same seed, give the same commands and parameters to
-    the last byte, also across `snapshot`, `changes` and `restore`.
- 2. A step first lets time pass (absences, back-offs, leases, a round's deadline), then takes its event, then looks for
-    the end of the run, and issues tasks last: so every task of a step is of the version that the step ends with.
- 3. An update that arrives gives exactly one Accept or Discard. It is accepted if its task is open and it is the task's
-    own (participant, update id, base version, payload, tensors, staleness), else it is discarded with a reason
-    (validation.py). Either way the task closes, so that none is counted twice; what comes from somebody else does not
-    touch it (identity.py: what shows who somebody is).
- 4. A task is open while it is `out` (it holds a slot and its participant) or `lapsed` (neither, but its update is
-    welcome). It lapses when its lease is over, when its participant seems to have lost it and it cannot be repeated, or
-    when it could not be delivered: in all of these somebody may be training it, and finished work is not thrown away.
-    A task that was sent twice also lapses, and does not close, when it is declined: its other copy may be in training.
-    Lapsed tasks are withdrawn when their update would be too stale, or when a participant has more than four, or, where
-    participants remember, at a hello that names them a whole lease later: until the verdict theirs takes no other task.
- 5. An update of a declined or withdrawn task is discarded as `task_closed`: all that a close means is "not any more".
- 6. A participant that does not name the task that is out for it has lost it: at once if its session is new, else only
-    after a grace, because the hello may have crossed the task on the wire. The task is repeated (the same seed, the
-    lease runs on, to one session only once) if the participant accepts and the model is still the task's; else it
-    lapses.
- 7. No task goes out before `min_participants` have been here at one time. From then on `concurrency` tasks are kept out
-    (synchronous: see 9) until the run stops: what is out then is withdrawn, so that no run waits for its slowest.
- 8. Declines back off for as long as they ask, or `decline_backoff_s`; an accepting hello ends that. Failures (trainer
-    errors, no data, unusable updates) back off twice as long each time in a row, up to ten minutes, and only a new
-    session ends that.
- 9. A synchronous round (rounds.py) opens as soon as `min_updates` participants are free. ceil(size·over_selection)
-    tasks are kept out or answered, one update a participant: who becomes free later fills the round up. The first
-    `size` updates make the version, all other tasks of the round are withdrawn. At the deadline it goes on with
-    `min_updates`, or else the tasks that are out lapse, others are asked in their place, and the deadline starts
-    again.
-10. Where the strategy has arrival groups (arrival_groups.py, with rules of its own) a version is of one group's updates
-    and of late ones, and who is back waits for it. Of those that get a task in one step the fastest is first.
-11. Once a limit or goal is reached (ending.py) all tasks are withdrawn and updates are discarded as `run_finished`; the
-    final version is evaluated where there is an evaluator; then Finish is emitted, once.
+ 1. Nothing here does I/O or asks for the time. `step(event, now)` changes the state and returns commands, in the order
+    of decision. The same events at the same times, from the same seed, give the same commands and parameters to the
+    last byte, also across `snapshot`, `changes` and `restore`.
+ 2. A step has four parts. It lets time pass (absences, back-offs, leases, a round's deadline), handles its event, looks
+    for the end of the run, and issues tasks. Tasks come last, so every task of a step has the version that the step
+    ends with.
+ 3. An update that arrives gives exactly one Accept or Discard. It is accepted if its task is open and everything in it
+    is the task's own: participant, update id, base version, payload, tensors, staleness. Otherwise it is discarded with
+    a reason (validation.py). The task closes either way, so no update is counted twice. A message from somebody else
+    does not touch the task (identity.py says whose a message is).
+ 4. A task is open while it is `out` or `lapsed`. A task that is out holds a slot and its participant. A lapsed task
+    holds neither, but its update is still welcome. A task lapses when its lease is over, when it could not be
+    delivered, or when its participant seems to have lost it and it cannot be repeated. In each of these cases somebody
+    may be training it, and finished work is not thrown away. A task that was sent twice and is declined lapses too,
+    instead of closing, because its other copy may be in training. A lapsed task is withdrawn when its update would be
+    too stale, or when its participant has more than four lapsed tasks. If participants keep the method's memory, it is
+    also withdrawn at a hello that names it a whole lease later: the participant takes no other task before a verdict.
+ 5. An update for a declined or withdrawn task is discarded as `task_closed`. A closed task means nothing more than that
+    its update is not wanted any more.
+ 6. A participant has lost the task that is out for it if its hello does not name the task. This counts at once if the
+    session is new. Otherwise it counts after a grace, because the hello may have crossed the task on the wire. The task
+    is repeated if the participant accepts tasks and the task's model is still the current one; if not, it lapses. A
+    repeated task keeps its seed and its lease, and one session gets it only once more.
+ 7. No task goes out before `min_participants` have been here at the same time. From then on `concurrency` tasks are
+    kept out (rule 9 replaces this for synchronous strategies) until the run stops. Tasks that are out at that moment
+    are withdrawn, so that no run waits for its slowest participant.
+ 8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A failure
+    (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes, and only a
+    new session ends that.
+ 9. A synchronous round (rounds.py) opens as soon as `min_updates` participants are free. It keeps
+    ceil(size·over_selection) tasks out or answered, with one update from each participant; participants that become
+    free later fill it up. The first `size` updates make the version, and all other tasks of the round are withdrawn. At
+    the deadline `min_updates` are enough. If there are fewer, the tasks that are out lapse, other participants are
+    asked in their place, and the deadline starts again.
+10. If the strategy has arrival groups (arrival_groups.py, with rules of its own), a version is made of one group's
+    updates and the late ones, and participants that are back wait for it. Among the participants that get a task in one
+    step, the fastest gets the first.
+11. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
+    The final version is evaluated if there is an evaluator. Then Finish is emitted, once.
 """
 
 from __future__ import annotations
@@ -79,7 +84,10 @@ from fedmq.schemas.tensors import packed_bytes, spec_of
 
 
 class Core:
-    """See the module docstring. `evaluates`: an EvaluationArrived will answer each Evaluate."""
+    """The state machine of the module docstring.
+
+    `evaluates` says that an EvaluationArrived will answer each Evaluate.
+    """
 
     def __init__(
         self,
@@ -131,22 +139,22 @@ class Core:
 
     @property
     def parameters(self) -> Parameters:
-        """Of the current version; never changed in place."""
+        """Parameters of the current version; never changed in place."""
         return self._model.parameters
 
     @property
     def task_tensors(self) -> Parameters:
-        """What a task of the current version carries: its parameters, and the method's groups beside them."""
+        """Tensors that a task of the current version carries: its parameters, and the method's groups beside them."""
         return self._model.task_tensors
 
     @property
     def accepted(self) -> int:
-        """Updates accepted in the run."""
+        """Number of updates accepted in the run."""
         return self._accepted
 
     @property
     def discarded(self) -> dict[str, int]:
-        """Updates discarded in the run, by reason."""
+        """Number of updates discarded in the run, by reason."""
         return dict(self._discarded)
 
     @property
@@ -155,20 +163,23 @@ class Core:
 
     @property
     def stopping(self) -> bool:
-        """Whether a limit or goal is reached: no update is taken any more."""
+        """True once a limit or goal is reached, after which no update is accepted."""
         return self._ending.stopping is not None
 
     @property
     def finished(self) -> str | None:
-        """Why the run ended, once Finish was emitted."""
+        """Reason for the end of the run; None until Finish was emitted."""
         return self._ending.finished
 
     def holds(self, task_id: str) -> bool:
-        """Whether the core knows about this task itself: it is open, or closed since the last `changes`."""
+        """Return True if the core itself knows this task: it is open, or it closed since the last `changes`."""
         return self._desk.tasks.get(task_id) is not None or self._desk.tasks.just_closed(task_id) is not None
 
     def awaits(self, update: Update) -> bool:
-        """Whether an update would be accepted now if its payload fits; others need no payload to be judged."""
+        """Return True if this update would be accepted now, provided that its payload fits.
+
+        Other updates can be judged without their payload.
+        """
         event = UpdateArrived(0, update, Parameters({}))
         rejection = self._judge.reject(
             event,
@@ -183,24 +194,24 @@ class Core:
 
     @property
     def payload_bytes(self) -> int:
-        """How long the tensors of an update are, encoded."""
+        """Encoded length of an update's tensors, in bytes."""
         return packed_bytes(self._judge.spec)
 
     def has_room_for(self, participant_id: str) -> bool:
-        """False for a known participant that the strategy has no room for (strategies.base.max_participants)."""
+        """Return False for a known participant that the strategy has no room for (strategies.protocol)."""
         return self._desk.roster.has_room_for(participant_id)
 
     def stranger(self, participant_id: str, user: str | None) -> str | None:
-        """Why this user may not speak for this participant; None where it may (coordinator.decisions.identity)."""
+        """Return why this user may not speak for this participant; None if it may (coordinator.decisions.identity)."""
         return identity.refusal(self._desk.roster.get(participant_id), user)
 
     def is_from_owner(self, task_id: str, user: str | None) -> bool:
-        """Whether this user is shown to be the participant of the open task (coordinator.decisions.identity)."""
+        """Return True if this user is shown to be the open task's participant (coordinator.decisions.identity)."""
         task = self._desk.tasks.get(task_id)
         return task is not None and identity.is_from(self._desk.owner(task), user)
 
     def next_wakeup(self) -> float | None:
-        """Run time by which a Tick is needed if nothing else happens; None if there is nothing to wait for."""
+        """Return the run time by which a Tick is needed if nothing else happens; None if nothing is waited for."""
         if self._ending.stopping is not None:
             return None
         soonest = self._desk.next_due()
@@ -215,7 +226,7 @@ class Core:
     # The step
 
     def step(self, event: Event, now: float) -> list[Command]:
-        """Take one event at run time `now` (seconds, never falling) and say what is to be done about it."""
+        """Handle one event at run time `now` (seconds, never falling) and return the commands that answer it."""
         desk = self._desk
         desk.commands = []
         desk.now = max(desk.now, now)
@@ -284,7 +295,7 @@ class Core:
             self._reject(event, rejection, p, task)
 
     def _closed(self, event: UpdateArrived) -> HeldTask | ClosedTask | None:
-        """What is known of a task that ended: since the last `changes` here, before that in the ledger."""
+        """Return the task if it ended: held here since the last `changes`, and by the ledger before that."""
         return self._desk.tasks.just_closed(event.update.task_id) or event.closed_task
 
     def _reject(self, event: UpdateArrived, rejection: Rejection, p: Participant | None, task: HeldTask | None) -> None:
@@ -297,7 +308,7 @@ class Core:
         p.last_seen_s = self._desk.now
         p.discarded += rejection.reason != "duplicate"
         if rejection.reason == "task_closed" and p.out is None:
-            p.accepting = True  # it was busy with this until now
+            p.accepting = True  # it was busy with this task until now
         if task is not None and self._desk.owner(task) is p:
             self._desk.discard_task(task, rejection.reason, fault=rejection.reason != "too_stale")
         self._desk.settle(p)
@@ -323,7 +334,7 @@ class Core:
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
         tensors = event.payload.move() if event.owned else event.payload
         self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
-        del tensors  # a version needs as much memory again
+        del tensors  # making a version needs as much RAM again
         if self._remembers:
             p.memory = update.next_memory
         self._accepted += 1
@@ -352,7 +363,7 @@ class Core:
         self._withdraw_too_stale()
 
     def _end_groups(self, groups: ArrivalGroups) -> None:
-        """A version of each arrival group that is to end by now."""
+        """Make a version from each arrival group that is due to end by now."""
         most = self._settings.stop.max_versions
         while self._ending.stopping is None and (most is None or self._desk.version < most):
             closed = groups.close(self._desk.now)
@@ -372,10 +383,13 @@ class Core:
         for task in self._desk.tasks.too_stale(self._desk.version):
             self._desk.withdraw(task, f"lapsed, and too stale at version {self._desk.version}")
 
-    # Memory
+    # Checkpoints
 
     def snapshot(self) -> Snapshot:
-        """All but the tables (`changes`). The arrays are live: write or copy them before the next step."""
+        """Return the state without the tables, which are in `changes`.
+
+        The arrays are live: write or copy them before the next step.
+        """
         scalars: dict[str, Any] = {
             "run_uid": self._run_uid,
             **self._model.scalars(),
@@ -395,11 +409,11 @@ class Core:
         return Snapshot(self._model.arrays(), scalars)
 
     def changes(self) -> Changes:
-        """Rows for the ledger that changed since the last call."""
+        """Return the ledger rows that changed since the last call."""
         return Changes(self._desk.roster.changes(), self._desk.tasks.changes(), self._model.changed_memories())
 
     def forget_changes(self) -> None:
-        """What `changes` does to the core, where nobody reads the rows."""
+        """Drop the changed rows. It has the effect of `changes` on the core, for a caller that reads no rows."""
         self._desk.roster.forget_changes()
         self._desk.tasks.forget_changes()
         self._model.changed_memories()
@@ -416,9 +430,10 @@ class Core:
         *,
         evaluates: bool = False,
     ) -> Core:
-        """The core that wrote the snapshot, given all participants and the tasks `out` and `lapsed` of that moment.
+        """Rebuild the core that wrote the snapshot, from it, all participants and the tasks that were open then.
 
-        The memories of `changes` are among the snapshot's arrays, as strategy/memory/{participant_id}/{tensor}.
+        The method's memories that `changes` gave must be among the snapshot's arrays, as
+        strategy/memory/{participant_id}/{tensor}.
         """
         scalars = snapshot.scalars
         model = Model.restore(strategy, snapshot)

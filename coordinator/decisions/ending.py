@@ -1,5 +1,7 @@
-"""How a run ends: at a limit or goal no update is taken any more, the last version is evaluated, then it is finished
-(core.py, rule 11)."""
+"""The end of a run (core.py, rule 11).
+
+At a limit or goal the run stops and accepts no more updates. Its last version is evaluated. Then it is finished.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from fedmq.coordinator.settings import RunSettings, StopSettings
 
 
 def limit_reached(stop: StopSettings, *, version: int, accepted: int, now: float, in_round: bool = False) -> str | None:
-    """The limit that the run has reached, by the name of its setting; None while there is none.
+    """Return the name of the limit that the run has reached; None if it has reached none.
 
-    A synchronous round is not cut short by `max_updates`: its updates would be lost to the model.
+    `max_updates` does not cut a synchronous round short: the round's updates would be lost to the model.
     """
     if stop.max_versions is not None and version >= stop.max_versions:
         return "max_versions"
@@ -29,19 +31,19 @@ def limit_reached(stop: StopSettings, *, version: int, accepted: int, now: float
 
 
 class Ending:
-    """Used by the core alone, as the desk, whose time, version and commands it uses."""
+    """The state of the ending. Only the core uses it; it shares the task desk's time, version and commands."""
 
     def __init__(self, settings: RunSettings, desk: TaskDesk, rounds: Rounds | None, *, evaluates: bool) -> None:
         self._limits = settings.stop
         self._desk, self._rounds = desk, rounds
         self.evaluations = Evaluations(settings, evaluates)
         self.stopping: str | None = None
-        """The limit or goal that is reached, by the name of its setting."""
+        """Name of the limit or goal that was reached; None while the run goes on."""
         self.finished: str | None = None
-        """`stopping`, once Finish was emitted."""
+        """The value of `stopping` once Finish was emitted; None before that."""
 
     def stop(self, reason: str) -> None:
-        """All tasks are withdrawn; a second reason changes nothing."""
+        """Stop the run and withdraw all tasks. A second reason changes nothing."""
         if self.stopping is None:
             self.stopping = reason
             if self._rounds is not None:
@@ -50,7 +52,7 @@ class Ending:
                 self._desk.withdraw(task, f"the run is over: {reason}")
 
     def check(self, accepted: int) -> None:
-        """Whether a limit is reached, with so many updates accepted, and whether nothing is left to do."""
+        """Stop the run if `accepted` updates, or another count, reach a limit; finish it if nothing is left to do."""
         desk = self._desk
         if self.stopping is None:
             limit = limit_reached(
@@ -74,13 +76,13 @@ class Ending:
             desk.commands.append(Evaluate(desk.version))
 
     def on_evaluation(self, event: EvaluationArrived) -> None:
-        """A result, which may reach a goal."""
+        """Handle a result, which may reach a goal."""
         goal = self.evaluations.on_result(event)
         if goal is not None:
             self.stop(goal)
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the values that the checkpoint stores."""
         return {"evaluations": self.evaluations.scalars(), "stopping": self.stopping, "finished": self.finished}
 
     def load(self, scalars: Mapping[str, Any]) -> None:

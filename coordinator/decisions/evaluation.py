@@ -1,7 +1,7 @@
 """Central evaluation: when the model is evaluated, and whether a result reaches a goal that ends the run.
 
-It is pure, as the core that uses it. An `Evaluator` does the work off the coordinator's loop;
-`fedmq.app.model_process` is the one that runs the app.
+These decisions are pure, like the core that uses them. An `Evaluator` does the work, off the coordinator's loop;
+`fedmq.app.model_process` has the one that runs the app.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ def _better(value: float, than: float, mode: Literal["max", "min"]) -> bool:
 
 
 def target_reached(target: TargetMetric, metrics: Mapping[str, float]) -> bool:
-    """Whether an evaluation has the target's value or a better one. A metric that is missing or NaN has not."""
+    """Return True if the metrics reach the target's value or a better one. A missing metric or NaN does not."""
     value = metrics.get(target.name, math.nan)
     return value == target.value or _better(value, target.value, target.mode)
 
 
 @dataclass(frozen=True, slots=True)
 class PatienceState:
-    """The best value so far, and how many evaluations have passed since."""
+    """The best value so far, and the number of evaluations since then."""
 
     best: float | None = None
     since: int = 0
 
     def after(self, patience: Patience, metrics: Mapping[str, float]) -> PatienceState:
-        """The state after one more evaluation. A metric that is missing or NaN is no improvement."""
+        """Return the state after one more evaluation. A missing metric or NaN is no improvement."""
         value = metrics.get(patience.name, math.nan)
         step = patience.min_delta if patience.mode == "max" else -patience.min_delta
         if not math.isnan(value) and (self.best is None or _better(value, self.best + step, patience.mode)):
@@ -46,7 +46,7 @@ class PatienceState:
 
 
 class Evaluations:
-    """At most one at a time, of the newest version, and no two begin within `evaluate_interval_s`."""
+    """The schedule of evaluations: one at a time, of the newest version, begun `evaluate_interval_s` or more apart."""
 
     def __init__(self, settings: RunSettings, enabled: bool) -> None:
         self._interval_s = settings.evaluate_interval_s
@@ -58,11 +58,11 @@ class Evaluations:
         self._patience_state = PatienceState()
 
     def complete(self, version: int) -> bool:
-        """Whether nothing is left to evaluate at this version."""
+        """Return True if nothing is left to evaluate at this version."""
         return not self._enabled or self._done == version
 
     def due_s(self, version: int) -> float | None:
-        """The earliest time at which this version may be evaluated; None while it may not."""
+        """Return the earliest run time (seconds) to evaluate this version; None if it must not be evaluated now."""
         if self.complete(version) or self._running is not None:
             return None
         return 0.0 if self._begun_s is None else self._begun_s + self._interval_s
@@ -71,12 +71,12 @@ class Evaluations:
         self._running, self._begun_s = version, now
 
     def forget_running(self) -> None:
-        """The answer died with the last coordinator: evaluate again."""
+        """Forget the evaluation that runs, so that it is begun again: its answer died with the last coordinator."""
         if self._running is not None:
             self._running = self._begun_s = None
 
     def on_result(self, event: EvaluationArrived) -> str | None:
-        """A result; the goal that ends the run, by the name of its setting. A failed evaluation reaches none."""
+        """Handle a result; return the name of the goal that it reaches, or None. A failed evaluation reaches none."""
         if event.version != self._running:
             return None
         self._running, self._done = None, event.version
@@ -89,7 +89,7 @@ class Evaluations:
         return goal
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the values that the checkpoint stores."""
         return {
             "running": self._running,
             "done": self._done,
@@ -104,8 +104,11 @@ class Evaluations:
 
 
 class Evaluator(Protocol):
-    """Belongs to whoever made it, who also closes it: the service only submits."""
+    """Evaluates model versions. Its maker owns and closes it; the service only submits."""
 
     def submit(self, version: int, parameters: Parameters, on_result: Callable[[EvaluationArrived], None]) -> None:
-        """Evaluate some time soon; never blocks. `on_result` is called once, from any thread, also where it failed or
-        a newer version took its place (no metrics, a `detail`)."""
+        """Evaluate this version soon, without blocking the caller.
+
+        `on_result` is called once, from any thread. The result has no metrics but a `detail` if the evaluation failed,
+        or if a newer version took its place.
+        """

@@ -29,7 +29,7 @@ DiscardReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ClosedTask:
-    """What the ledger remembers of a task that the core no longer holds."""
+    """A task that the core no longer holds, from the ledger."""
 
     task_id: str
     participant_id: str
@@ -45,7 +45,7 @@ class Started:
 class ParticipantSeen:
     hello: Hello
     user: str | None = ""
-    """Of the broker, who sent it (coordinator.decisions.identity); "" in a study."""
+    """The broker's user that sent the hello (coordinator.decisions.identity); None if it names none, "" in a study."""
 
 
 class UpdateArrived(NamedTuple):
@@ -53,21 +53,22 @@ class UpdateArrived(NamedTuple):
     update: Update
     payload: Parameters
     closed_task: ClosedTask | None = None
-    """Filled by the service from the ledger where `core.holds(task_id)` is False."""
+    """The update's task as the ledger has it; the service fills this in if `core.holds(task_id)` is False."""
     owned: bool = False
-    """The payload is the core's alone: its memory is let go before a version is made, which needs as much."""
+    """True if nobody else uses the payload. The core then frees its RAM before it makes a version, which needs as
+    much."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoisonArrived:
-    """Something on the updates queue that could not be decoded."""
+    """A message on the updates queue that could not be decoded."""
 
     delivery: DeliveryHandle
     reason: DiscardReason
     detail: str
     task_id: str | None = None
-    """The task that it closes, where its sender is shown to be the task's participant
-    (coordinator.decisions.identity): training that ends in NaN must not hold its slot."""
+    """The task that it closes, given only if the sender is shown to be the task's participant
+    (coordinator.decisions.identity). Training that ends in NaN must not hold its slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class TaskDeclined:
 
 @dataclass(frozen=True, slots=True)
 class TaskUndeliverable:
-    """The broker could not take the task over (the participant's queue is gone, or a time-out)."""
+    """The broker could not accept the task: the participant's queue is gone, or the publish timed out."""
 
     task_id: str
     detail: str
@@ -94,7 +95,7 @@ SUPERSEDED = "superseded"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationArrived:
-    """The central evaluation of a version; no metrics means that it failed, with `detail`."""
+    """The central evaluation of a version. It has no metrics if it failed; `detail` then says why."""
 
     version: int
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -103,12 +104,12 @@ class EvaluationArrived:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time went by: leases, deadlines, absences, the time limit."""
+    """Time went by, and with it perhaps leases, deadlines, absences or the time limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Somebody asked the run to finish (not: the coordinator to pause)."""
+    """Somebody asked the run to finish, not just the coordinator to pause."""
 
     detail: str = "requested"
 

@@ -1,7 +1,7 @@
-"""The model in the making: the newest version's parameters, and what the strategy holds towards the next version.
+"""The model in the making: the newest version's parameters, and the strategy's state on the way to the next version.
 
-The core makes each version with it and a replay makes each version again, so both do the same to the last bit. Whether
-an update is accepted and when a version is due is for them to say.
+The core makes each version with it, and a replay makes each version again with it, so both agree to the last bit. The
+caller decides which updates are accepted and when a version is due.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ class UpdateFacts(Protocol):
 
 
 class Model:
-    """See the module docstring."""
+    """A strategy at work on the parameters of the newest version."""
 
     def __init__(self, strategy: Strategy[Any], parameters: Parameters, state: State | None = None) -> None:
         self._strategy = strategy
         self._method = METHODS[strategy.reply]
         self._task_tensors: Parameters | None = None
         self.parameters = parameters
-        """Of the newest version; never changed in place."""
+        """Parameters of the newest version; never changed in place."""
         self.state: State = strategy.init(parameters) if state is None else state
-        """The strategy's own."""
+        """The strategy's state."""
 
     @classmethod
     def restore(cls, strategy: Strategy[Any], snapshot: Snapshot) -> Model:
-        """The one whose `arrays` and `scalars` the snapshot has, with the memories as
-        strategy/memory/{participant_id}/{tensor}."""
+        """Rebuild the model whose `arrays` and `scalars` are in the snapshot.
+
+        The method's memories are among the arrays, as strategy/memory/{participant_id}/{tensor}.
+        """
         scalars: Mapping[str, Any] = snapshot.scalars
         tensors = {name: snapshot.arrays[_PARAMETERS + name] for name in scalars["tensors"]}
         parameters = Parameters(tensors, frozenset(scalars["non_trainable"]))
@@ -68,7 +70,7 @@ class Model:
 
     @property
     def task_tensors(self) -> Parameters:
-        """What a task of the newest version carries: its parameters, and the method's groups beside them."""
+        """Tensors that a task of the newest version carries: its parameters, and the method's groups beside them."""
         if not self._method.task:
             return self.parameters
         if self._task_tensors is None:
@@ -85,7 +87,10 @@ class Model:
         first: bool,
         group: int | None = None,
     ) -> None:
-        """Accumulate an accepted update. `first`: of its participant, for methods whose participants remember."""
+        """Accumulate an accepted update.
+
+        `first` is True if it is the participant's first accepted one; methods whose participants remember need it.
+        """
         payload, beside = split(tensors, self._method.update)
         self.state = self._strategy.accumulate(
             self.state,
@@ -107,12 +112,15 @@ class Model:
         )
 
     def open_round(self, now: float) -> None:
-        """Of a synchronous strategy."""
+        """Tell a synchronous strategy that a round opens at run time `now` (seconds)."""
         self.state = cast(Synchronous[Any], self._strategy).open_round(self.state, now)
 
     def make_version(self, group: int | None = None) -> tuple[float, ...]:
-        """Make the next version of what was taken, with arrival groups of this `group` and of late ones; the weight of
-        each update inside, in order of arrival."""
+        """Make the next version and return the weight of each update in it, in order of arrival.
+
+        It is made of everything accumulated. With arrival groups it is made of this `group`'s updates and the late
+        ones.
+        """
         if group is not None:
             self.state = cast(Grouped[Any], self._strategy).close_group(self.state, group)
         weights = self._strategy.weights(self.state)
@@ -121,13 +129,13 @@ class Model:
         return weights
 
     def arrays(self) -> dict[str, Array]:
-        """For the checkpoint. Live: write, copy or compare them before anything else is taken."""
+        """Return the arrays that the checkpoint stores. They are live: use or copy them before the next update."""
         return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | {
             f"{_STRATEGY}{name}": a for name, a in self.state.arrays().items()
         }
 
     def scalars(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON values."""
+        """Return the JSON values that the checkpoint stores."""
         return {
             "tensors": list(self.parameters),
             "non_trainable": sorted(self.parameters.non_trainable),
@@ -135,5 +143,5 @@ class Model:
         }
 
     def changed_memories(self) -> Mapping[str, Mapping[str, Array]]:
-        """What the strategy remembers of participants, of those that changed since the last call."""
+        """Return the strategy's memories of the participants for which they changed since the last call."""
         return self.state.changed_memories() if isinstance(self.state, RemembersParticipants) else {}

@@ -1,10 +1,13 @@
-"""Who is here and who is free, in O(log n) an event.
+"""The roster: which participants are here and which are free, in O(log n) an event.
 
-A participant is free when it was heard from lately, said that it accepts, can send what the strategy needs, has no
-task out and is not backing off; in a synchronous round also: when it has not given its update yet; and where there are
-arrival groups, when it does not wait for others of its group. Where the strategy has room for so many participants
-only, those that came later are never free.
-Everything here follows from the records and the time, so a restored roster behaves as the one that wrote them.
+A participant is free if all of this holds:
+- it was heard from lately, said that it accepts tasks, and can send what the strategy needs;
+- it has no task out and is not backing off;
+- in a synchronous round, it has not given its update yet;
+- with arrival groups, it does not wait for others of its group;
+- if the strategy has room for a limited number of participants, it came early enough to be one of them.
+
+Everything here follows from the records and the time, so a restored roster behaves like the one that wrote them.
 """
 
 from __future__ import annotations
@@ -50,19 +53,19 @@ class Participant:
     user: str | None = ""
     out: HeldTask | None = None
     lapsed: list[HeldTask] = field(default_factory=list)
-    """Oldest first."""
+    """Lapsed tasks, oldest first."""
     here: bool = False
     watched: bool = False
-    """Has an entry in the absence heap."""
+    """True if it has an entry in the absence heap."""
     waits: bool = False
-    """For others of its arrival group (coordinator.decisions.arrival_groups, which remembers it)."""
+    """True if it waits for others of its arrival group. coordinator.decisions.arrival_groups stores this."""
 
     @classmethod
     def from_record(cls, r: ParticipantRecord) -> Participant:
         return cls(*_of_record(r))
 
     def measure(self, train_s: float, num_steps: int) -> None:
-        """An update of it came, trained in so many seconds and steps."""
+        """Update the speed after an update that took `train_s` seconds and `num_steps` steps."""
         if num_steps:
             step_s = train_s / num_steps
             self.step_s = step_s if self.step_s is None else (self.step_s + step_s) / 2
@@ -72,7 +75,7 @@ class Participant:
 
 
 class Roster:
-    """All known participants. Change one, then call `settle`."""
+    """All known participants. A caller that changes one must call `settle` afterwards."""
 
     def __init__(
         self, settings: RunSettings, reply: Reply, rng: np.random.Generator, max_participants: int | None = None
@@ -98,19 +101,19 @@ class Roster:
         return len(self._by_seq)
 
     def ids(self) -> list[str]:
-        """In order of first hello."""
+        """Return all ids in order of first hello."""
         return list(self._known)
 
     def get(self, participant_id: str) -> Participant | None:
         return self._known.get(participant_id)
 
     def has_room_for(self, participant_id: str) -> bool:
-        """False for one that came after the strategy had all that it has room for."""
+        """Return False for a participant that came when the strategy had no room left."""
         p = self._known.get(participant_id)
         return p is None or p.seq < self._room
 
     def add(self, hello: Hello, now: float) -> Participant:
-        """A new one; the caller settles it."""
+        """Add a new participant; the caller settles it."""
         p = Participant(
             hello.participant_id, len(self._by_seq), hello.session_id, hello.num_examples, hello.replies,
             hello.accepting, True, now,
@@ -119,9 +122,9 @@ class Roster:
         return p
 
     def load(self, record: ParticipantRecord) -> Participant:
-        """One from the ledger, in order of `seq`; the caller gives it its tasks, then settles it."""
+        """Add a participant from the ledger, in order of `seq`; the caller gives it its tasks and settles it."""
         if record.seq != len(self._by_seq):
-            raise ValueError(f"participant {record.participant_id} has seq {record.seq}, not {len(self._by_seq)}")
+            raise ValueError(f"participant {record.participant_id} has seq {record.seq}, expected {len(self._by_seq)}")
         p = Participant.from_record(record)
         self._enter(p)
         return p
@@ -131,7 +134,7 @@ class Roster:
         self._by_seq.append(p)
 
     def settle(self, p: Participant, now: float, version: int, dirty: bool = True) -> None:
-        """Bring the sets and heaps up to date with a participant that changed."""
+        """Bring the sets and heaps up to date with a participant that changed; `dirty` writes its row again."""
         if dirty:
             self._dirty[p.participant_id] = p
         here = p.reachable and p.last_seen_s + self._timeout_s > now
@@ -157,27 +160,27 @@ class Roster:
             self._free.discard(p.seq)
 
     def back_off(self, p: Participant, until_s: float) -> None:
-        """No task before `until_s`; the caller settles."""
+        """Issue no task to it before `until_s` (run time, seconds); the caller settles it."""
         p.asked_again_at_s = until_s
         heapq.heappush(self._backoffs, (until_s, p.seq))
 
     def mark_answered(self, p: Participant, version: int) -> None:
-        """It has given its update to the synchronous round of this version; the caller settles."""
+        """Note that it gave its update to this version's synchronous round; the caller settles it."""
         p.answered_version = version
         self._answered.append(p)
 
     def free_answered(self, now: float, version: int) -> None:
-        """A new version: those that answered the last round are free for the next."""
+        """Free the participants that answered the last round for the next one, after a new version."""
         answered, self._answered = self._answered, []
         for p in answered:
             self.settle(p, now, version, dirty=False)
 
     def pick(self) -> Participant:
-        """Take a free participant, by the run's selection."""
+        """Choose a free participant by the run's selection; it is no longer free."""
         return self._by_seq[self._free.pick(self._rng)]
 
     def pass_time(self, now: float, version: int) -> None:
-        """Absences and the ends of back-offs that are due."""
+        """Apply the absences and the ends of back-offs that are due by `now`."""
         while self._absences and self._absences[0][0] <= now:
             _, seq = heapq.heappop(self._absences)
             p = self._by_seq[seq]
@@ -188,7 +191,7 @@ class Roster:
             self.settle(self._by_seq[seq], now, version, dirty=False)
 
     def next_due(self) -> float | None:
-        """When `pass_time` may next have something to do."""
+        """Return the run time at which `pass_time` may next have something to do; None if there is none."""
         while self._backoffs and self._by_seq[self._backoffs[0][1]].asked_again_at_s != self._backoffs[0][0]:
             heapq.heappop(self._backoffs)
         absent = self._absences[0][0] if self._absences else None
@@ -198,7 +201,7 @@ class Roster:
         return asked if absent is None else min(absent, asked)
 
     def rebuild(self, now: float, version: int) -> None:
-        """After the last `load`: rebuild the sets from the records."""
+        """Rebuild the sets from the records, after the last `load`."""
         for p in self._by_seq:
             if p.answered_version == version:
                 self._answered.append(p)
@@ -207,10 +210,10 @@ class Roster:
             self.settle(p, now, version, dirty=False)
 
     def changes(self) -> dict[str, ParticipantRecord]:
-        """Records of those settled as dirty since the last call."""
+        """Return the records of the participants settled as dirty since the last call."""
         dirty, self._dirty = self._dirty, {}
         return {participant_id: p.record() for participant_id, p in dirty.items()}
 
     def forget_changes(self) -> None:
-        """As after `changes`."""
+        """Drop the list of changed records."""
         self._dirty = {}

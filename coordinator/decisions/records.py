@@ -1,7 +1,7 @@
-"""What the core remembers beyond its arrays, as plain frozen rows for the ledger's tables (JSON scalars only).
+"""Records: the core's state beyond its arrays, as frozen rows of JSON values for the ledger's tables.
 
-Participants and tasks go to tables of their own, one changed row at a time, so that a commit costs as much as
-what happened since the last one and not as much as the federation is large.
+Participants and tasks have tables of their own, written one changed row at a time. The cost of a commit therefore grows
+with what happened since the last one, not with the size of the federation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OpenState = Literal["out", "lapsed"]
 ClosedState = Literal["accepted", "discarded", "declined", "withdrawn"]
 TaskState = OpenState | ClosedState
 OPEN_STATES: frozenset[str] = frozenset({"out", "lapsed"})
-"""The task's update would be taken: `out` holds a slot, `lapsed` (lease over, or lost by its participant) does not."""
+"""States in which the task's update is welcome. `out` holds a slot; `lapsed` (lease over, or lost) does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +27,42 @@ class ParticipantRecord:
 
     participant_id: str
     seq: int
-    """Order of first hello, from 0: what makes selection the same after a restart."""
+    """Order of first hello, from 0. It makes selection the same after a restart."""
     session_id: str
     num_examples: int
-    """From its last hello or update."""
+    """Number of training examples, from its last hello or update."""
     replies: tuple[Reply, ...]
     accepting: bool
-    """What it said last; False as well from the issue of a task until news of it."""
+    """True if it last said that it accepts tasks; False from the issue of a task until news of it."""
     reachable: bool
     """False after a task could not be delivered, until its next hello."""
     last_seen_s: float
     asked_again_at_s: float | None = None
-    """After a decline or a failure: no task before this."""
+    """Run time before which it gets no task, after a decline or a failure."""
     failures: int = 0
-    """Failed tasks in a row (trainer errors, unusable updates)."""
+    """Number of failed tasks in a row (trainer errors, unusable updates)."""
     answered_version: int | None = None
-    """The synchronous round that it has given its update to."""
+    """Version whose synchronous round has its update."""
     client_loss: float | None = None
-    """The loss that it reported last."""
+    """Loss that it reported last."""
     step_s: float | None = None
-    """Seconds for each optimiser step, by its updates: of training alone, and the newest counts for a half; or as the
-    arrival groups measure it, where there are any."""
+    """Seconds an optimiser step, measured on its updates. It covers training alone, and the newest update counts for
+    half. Arrival groups, if the strategy has them, measure it in their own way."""
     tasks_issued: int = 0
     accepted: int = 0
     discarded: int = 0
     declined: int = 0
     memory: str | None = None
-    """The mark of what it remembers, by its last accepted update (schemas.messages.Update.next_memory)."""
+    """Mark of the method's memory on the participant, by its last accepted update
+    (schemas.messages.Update.next_memory)."""
     user: str | None = ""
-    """The broker's user that said hello for it last (coordinator.decisions.identity); "" before that, and in a
+    """The broker's user that last said hello in its name (coordinator.decisions.identity); "" before that, and in a
     study."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """One task. Its training seed follows from the run's seed and `seq`, so that it need not be kept."""
+    """One task. Its training seed is not stored, because it follows from the run's seed and `seq`."""
 
     task_id: str
     seq: int
@@ -72,26 +73,26 @@ class TaskRecord:
     state: TaskState = "out"
     detail: str = ""
     sent_s: float = 0.0
-    """When it was last sent: `issued_s`, or later where it was sent again."""
+    """Run time of its last sending (seconds): `issued_s`, or later if it was sent again."""
     repeats: int = 0
-    """How often it was sent again."""
+    """Number of times that it was sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The core without its tables: parameters and strategy state, counters, random generator."""
+    """The core without its tables: parameters, strategy state, counters, random generator."""
 
     arrays: Mapping[str, npt.NDArray[Any]]
-    """Views of live state: write or copy them before the next step."""
+    """Views of the live state: write or copy them before the next step."""
     scalars: Mapping[str, Any]
-    """JSON values; floats survive `repr` exactly."""
+    """JSON values. Floats survive `repr` exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Rows that changed since the last call, each once, in its newest form."""
+    """Rows that changed since the last call: each one once, in its newest form."""
 
     participants: Mapping[str, ParticipantRecord]
     tasks: Mapping[str, TaskRecord]
     memories: Mapping[str, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
-    """What the strategy remembers of a participant (strategies.base.RemembersParticipants), by tensor."""
+    """The strategy's memories: participant -> tensor -> array (strategies.protocol.RemembersParticipants)."""

@@ -1,4 +1,4 @@
-"""What a strategy needs of a run's other settings: refused at the start, where it is missing."""
+"""Requirements of a strategy on the run's other settings, checked at the start."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedmq.schemas.methods import METHODS
 def unmet(
     client_weights: str, strategy: Strategy[Any], training: TrainingConfig, steps: StepAssignment | None = None
 ) -> Iterator[tuple[str, str]]:
-    """What the strategy's method lacks: the place in a federation file, and what to do."""
+    """Yield each unmet requirement: its place in the federation file, and what to do about it."""
     if METHODS[strategy.reply].corrected and training.learning_rate is None:
-        why = "participants divide by it to tell their mean gradient"
+        why = "participants divide by it to compute their mean gradient"
         yield "training.learning_rate", f"missing, expected a number above 0: with {strategy.name} {why}"
     if strategy.reply == "change" and client_weights != "equal":
-        text = f"got {client_weights!r}, allowed: 'equal', where {strategy.name} has its memory on the participants"
+        text = f"got {client_weights!r}, allowed: 'equal', because {strategy.name} has its memory on the participants"
         yield "run.client_weights", text
     if arrivals(strategy) is not None:
         by_itself = f"leave it out: {strategy.name} says how many steps a task has, within its min_steps and max_steps"
@@ -33,7 +33,7 @@ def unmet(
 def check_requirements(
     settings: RunSettings, strategy: Strategy[Any], training: TrainingConfig, *, evaluates: bool
 ) -> None:
-    """Raise ConfigError, saying what to set."""
+    """Raise ConfigError, with what to set, if the settings do not fit the strategy or the run has no evaluation."""
     if not evaluates and (settings.stop.target or settings.stop.patience):
         raise ConfigError(
             "stop.target and stop.patience need a central evaluation, and there is none: "

@@ -1,4 +1,4 @@
-"""Rounds of a synchronous strategy: the cohort barrier of the core (core.py, rule 9)."""
+"""Rounds of a synchronous strategy: the core's cohort barrier (core.py, rule 9)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fedmq.coordinator.strategies.protocol import Cohort
 
 
 class Rounds:
-    """One is open at a time, from the first tasks that it asks for until it makes its version."""
+    """The open round, if there is one. A round is open from its first tasks until it makes its version."""
 
     def __init__(self, cohort: Cohort, desk: TaskDesk, model: Model) -> None:
         self._cohort, self._desk, self._model = cohort, desk, model
         self.opened_s: float | None = None
-        """When the open one began, or went on because too few had answered; None where none is open."""
+        """Run time at which the open round's deadline began (seconds); None if no round is open."""
 
     def tasks_wanted(self) -> int:
-        """How many more are to go out now. Opens a round where none is and enough participants are free."""
+        """Return the number of tasks that must go out now. Opens a round if none is open and enough are free."""
         if self.opened_s is None:
             if self._desk.roster.free < max(1, self._cohort.min_updates):
                 return 0
@@ -29,17 +29,17 @@ class Rounds:
         return asked - self._model.state.count - self._desk.tasks.out
 
     def on_accepted(self, p: Participant) -> None:
-        """Its update was accepted: it gives no other to this round. The caller settles."""
+        """Note an accepted update: its participant gives no other to this round. The caller settles the participant."""
         self._desk.roster.mark_answered(p, self._desk.version)
         for other in [*p.lapsed, *([p.out] if p.out else [])]:
             self._desk.withdraw(other, "its participant has answered this round")
 
     def deadline_s(self) -> float | None:
-        """Of the open one."""
+        """Run time at which the open round's deadline ends (seconds); None if no round is open."""
         return None if self.opened_s is None else self.opened_s + self._cohort.deadline_s
 
     def pass_time(self) -> None:
-        """A deadline that passed with too few updates: lapse what is out, and begin it again."""
+        """Let the tasks that are out lapse, and begin the deadline again, if it passed with too few updates."""
         deadline_s = self.deadline_s()
         if deadline_s is not None and self._desk.now >= deadline_s:
             for task in self._desk.tasks.open():
@@ -48,7 +48,7 @@ class Rounds:
             self._begin_deadline()
 
     def on_version(self) -> None:
-        """It made the version that is now the newest."""
+        """Close the round: it made the version that is now the newest."""
         self.opened_s = None
         for task in self._desk.tasks.open():
             self._desk.withdraw(task, f"the round ended with version {self._desk.version}")

@@ -1,7 +1,7 @@
-"""The task desk: the half of the core that deals with participants and tasks (the rules are numbered in core.py).
+"""The task desk: the half of the core that deals with participants and tasks. Its rules are numbered in core.py.
 
-It issues, repeats, lapses, withdraws and closes tasks, and takes hellos, declines and undeliverable tasks. It knows the
-time and the current version, which the core keeps up to date, and writes its commands into the core's list.
+It issues, repeats, lapses, withdraws and closes tasks, and handles hellos, declines and undeliverable tasks. The core
+keeps its time and its version up to date. It writes its commands into the core's list.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fedmq.schemas.methods import METHODS
 _LARGEST = sys.float_info.max
 MIN_GRACE_S = 2.0
 GRACE_OF_LEASE = 0.1
-"""A hello of the same session may cross a task on a slow link for this part of the lease, and at least MIN_GRACE_S."""
+"""Part of the lease, at least MIN_GRACE_S, in which a hello of the same session may cross a task on a slow link."""
 MAX_LAPSED = 4
-"""Lapsed tasks of one participant whose updates are still welcome."""
+"""Most lapsed tasks of one participant whose updates are still welcome."""
 MAX_BACKOFF_S = 600.0
 FAILURES = frozenset({"trainer_error", "no_data", "unsupported"})
-"""Declines that will come again: asking at once would spin."""
+"""Reasons of declines that will come again. To ask at once would spin."""
 
 
 class TaskDesk:
-    """See the module docstring."""
+    """Participants, tasks and the commands about them, for the core."""
 
     def __init__(
         self,
@@ -69,21 +69,23 @@ class TaskDesk:
     # Time
 
     def pass_time(self) -> None:
-        """Leases, absences and back-offs that are over by now."""
+        """Apply the leases, absences and back-offs that are over by now."""
         for task in self.tasks.leases_over(self.now):
             self.lapse(task, "lease over")
         self.roster.pass_time(self.now, self.version)
 
     def next_due(self) -> float | None:
-        """When `pass_time` may next have something to do."""
+        """Return the run time at which `pass_time` may next have something to do; None if there is none."""
         lease_end, other = self.tasks.next_lease_end(), self.roster.next_due()
         if lease_end is None or other is None:
             return other if lease_end is None else lease_end
         return min(lease_end, other)
 
     def doubt_all(self) -> None:
-        """After a restart tasks, and repeats of tasks, may have been committed and never sent: the next hello decides,
-        without a grace."""
+        """Doubt every task that is out, after a restart: it may have been committed and never sent.
+
+        The participant's next hello decides, without a grace. The same goes for tasks that were to be sent again.
+        """
         self._doubted = {task.task_id for task in self.tasks.open() if task.state == "out"}
 
     # What participants say
@@ -115,7 +117,10 @@ class TaskDesk:
             self.commands.append(RepeatReceipts(p.participant_id, over))
 
     def _settle_overdue(self, p: Participant, hello: Hello) -> None:
-        """Where participants remember, one that waits for a verdict takes no other task: it gets one, in the end."""
+        """Withdraw tasks whose verdict is overdue, if participants keep the method's memory.
+
+        Such a participant takes no other task until it has the verdict, so it must get one in the end.
+        """
         for task in list(p.lapsed):
             if task.task_id in hello.task_ids and self.now >= task.lease_until_s + self.settings.lease_s:
                 self.withdraw(task, "lapsed for a second lease, and its participant waits for a verdict")
@@ -132,7 +137,7 @@ class TaskDesk:
         self.commands.append(self._order(task, task.lease_until_s - self.now, again=True))
 
     def _is_over(self, task_id: str, p: Participant) -> bool:
-        """Not open, and its verdict (if it has one) already with the ledger."""
+        """Return True if the task is not open, and the ledger already has its verdict if there is one."""
         task = self.tasks.get(task_id) or self.tasks.just_closed(task_id)
         return task is None or task.participant_id != p.participant_id
 
@@ -169,7 +174,7 @@ class TaskDesk:
             self.settle(p)
 
     def observe(self, p: Participant, num_examples: int, loss: float | None) -> None:
-        """Take in what a hello or an update says of its participant; `loss` None where it says nothing."""
+        """Note what a hello or an update says about its participant; `loss` is None if it says nothing about that."""
         p.num_examples = num_examples
         metrics = {}
         if loss is not None:
@@ -177,7 +182,7 @@ class TaskDesk:
         self.client_weights.observe(p.participant_id, num_examples, metrics)
 
     def _failed(self, p: Participant, at_least_s: float = 0.0) -> None:
-        """A task of it came to nothing in a way that will come again."""
+        """Back off after a task that failed in a way that will come again."""
         p.failures += 1
         wait_s = max(self.settings.decline_backoff_s, 1.0) * 2.0 ** min(p.failures - 1, 20)
         self.roster.back_off(p, self.now + max(min(wait_s, MAX_BACKOFF_S), at_least_s))
@@ -217,7 +222,10 @@ class TaskDesk:
         return IssueTask(task.task_id, task.seq, task.participant_id, task.base_version, training, lease_s, again)
 
     def _max_steps(self, task: HeldTask) -> int | None:
-        """Of its participant, by its speed where the run says so; never above the training's own limit."""
+        """Return the task's step limit, by its participant's speed if the run sets steps that way.
+
+        It is never above the training's own limit. None means no limit.
+        """
         if self.groups is not None:
             return self.groups.steps(task.task_id)
         limit = self._training.max_steps
@@ -227,7 +235,7 @@ class TaskDesk:
         return steps if limit is None else min(steps, limit)
 
     def lapse(self, task: HeldTask, detail: str) -> None:
-        """Free the slot; the update stays welcome."""
+        """Free the task's slot; its update stays welcome."""
         p = self.owner(task)
         p.out = None
         p.lapsed.append(task)
@@ -244,7 +252,7 @@ class TaskDesk:
         self.commands.append(Withdraw(task.participant_id, task.task_id, detail))
 
     def close(self, task: HeldTask, state: ClosedState, detail: str) -> Participant:
-        """Take the task from the book and from its participant, which the caller changes further and settles."""
+        """Remove the task from the book and from its participant; the caller changes that further and settles it."""
         p = self.owner(task)
         if p.out is task:
             p.out = None
@@ -256,7 +264,7 @@ class TaskDesk:
         return p
 
     def discard_task(self, task: HeldTask, reason: str, fault: bool) -> None:
-        """The task came back with an update that cannot be used."""
+        """Close a task that came back with an unusable update; `fault` makes it count as a failure."""
         p = self.close(task, "discarded", reason)
         self.commands.append(CloseTask(task.task_id, "discarded", reason))
         if p.out is None:
@@ -276,7 +284,7 @@ class TaskDesk:
     def load(
         self, scalars: Mapping[str, Any], participants: Iterable[ParticipantRecord], open_tasks: Iterable[TaskRecord]
     ) -> None:
-        """Take over what the snapshot and the ledger's tables hold."""
+        """Restore the desk from the snapshot's scalars and the rows of the ledger's tables."""
         self.now, self.version = scalars["now"], scalars["version"]
         self.last_task_seq = scalars["last_task_seq"]
         rows = sorted(participants, key=lambda r: r.seq)
@@ -300,11 +308,11 @@ class TaskDesk:
 
 
 def task_seed(run_seed: int, task_seq: int) -> int:
-    """A task's training seed, in [0, 2^63): the same whenever the task is sent."""
+    """Return a task's training seed, in [0, 2^63). It is the same each time the task is sent."""
     digest = hashlib.blake2b(f"{run_seed}-{task_seq}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _bounded(loss: float) -> float:
-    """A loss that JSON and SQL can hold, with the same client weight: NaN counts as a very large one."""
+    """Return a loss that JSON and SQL can hold and that gives the same client weight. NaN becomes a very large one."""
     return loss if -_LARGEST <= loss <= _LARGEST else math.copysign(_LARGEST, loss) if math.isinf(loss) else _LARGEST

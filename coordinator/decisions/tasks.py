@@ -1,4 +1,4 @@
-"""The tasks that are open: out (holding a slot) or lapsed (holding none, their update still welcome)."""
+"""The task book: all open tasks. One that is out holds a slot; a lapsed one holds none, but its update is welcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HeldTask:
 
 
 class TaskBook:
-    """Open tasks by id, with the heaps of their leases and of the lapsed ones' base versions (lazy deletion)."""
+    """Open tasks by id, a heap of their leases, and a heap of the lapsed ones' base versions (lazy deletion)."""
 
     def __init__(self, max_staleness: int | None) -> None:
         self._max_staleness = max_staleness
@@ -43,25 +43,25 @@ class TaskBook:
         self.out = 0
 
     def get(self, task_id: str) -> HeldTask | None:
-        """The open task of this id."""
+        """Return the open task of this id, if there is one."""
         return self._open.get(task_id)
 
     def just_closed(self, task_id: str) -> HeldTask | None:
-        """A task that closed since the last `changes`, and so is not in the ledger as closed yet."""
+        """Return the task if it closed since the last `changes`; the ledger does not have it as closed yet."""
         task = self._dirty.get(task_id)
         return task if task is not None and task.state not in OPEN_STATES else None
 
     def open(self) -> list[HeldTask]:
-        """All open ones, in order of issue."""
+        """Return all open tasks in order of issue."""
         return sorted(self._open.values(), key=lambda task: task.seq)
 
     def add(self, task: HeldTask) -> None:
-        """A task that goes out now."""
+        """Add a task that goes out now."""
         self._enter(task)
         self._dirty[task.task_id] = task
 
     def load(self, record: TaskRecord) -> HeldTask:
-        """An open task from the ledger."""
+        """Add an open task from the ledger."""
         task = HeldTask(*_of_record(record))
         self._enter(task)
         return task
@@ -79,18 +79,18 @@ class TaskBook:
             heapq.heappush(self._lapsed, (task.base_version, task.seq, task))
 
     def touch(self, task: HeldTask) -> None:
-        """An open task changed: its row must be written again."""
+        """Note that an open task changed, so that its row is written again."""
         self._dirty[task.task_id] = task
 
     def lapse(self, task: HeldTask, detail: str) -> None:
-        """Its slot is free, its update still welcome."""
+        """Free the task's slot; its update stays welcome."""
         task.state, task.detail = "lapsed", detail
         self.out -= 1
         self._enter_lapsed(task)
         self.touch(task)
 
     def close(self, task: HeldTask, state: ClosedState, detail: str) -> None:
-        """It is over: no update of it is taken any more."""
+        """Close the task: its update is not welcome any more."""
         if task.state == "out":
             self.out -= 1
         task.state, task.detail = state, detail
@@ -98,7 +98,7 @@ class TaskBook:
         self.touch(task)
 
     def leases_over(self, now: float) -> Iterable[HeldTask]:
-        """Tasks out whose lease ended by `now`, the first to end first."""
+        """Return the tasks out whose lease ended by `now`, in order of those ends."""
         return self._pop_leases(now) if self._leases and self._leases[0][0] <= now else ()
 
     def _pop_leases(self, now: float) -> Iterable[HeldTask]:
@@ -108,7 +108,7 @@ class TaskBook:
                 yield task
 
     def too_stale(self, version: int) -> Iterable[HeldTask]:
-        """Lapsed tasks whose update could only be discarded by now."""
+        """Yield the lapsed tasks whose update would be too stale by now."""
         if self._max_staleness is None:
             return
         while self._lapsed and version - self._lapsed[0][0] > self._max_staleness:
@@ -122,10 +122,10 @@ class TaskBook:
         return self._leases[0][0] if self._leases else None
 
     def changes(self) -> dict[str, TaskRecord]:
-        """Records that changed since the last call."""
+        """Return the records that changed since the last call."""
         dirty, self._dirty = self._dirty, {}
         return {task_id: task.record() for task_id, task in dirty.items()}
 
     def forget_changes(self) -> None:
-        """As after `changes`."""
+        """Drop the list of changed records."""
         self._dirty = {}

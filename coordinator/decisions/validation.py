@@ -1,4 +1,4 @@
-"""Whether an update may be accepted: the checks in their order, each with the reason that the ledger counts."""
+"""Validation of updates: the checks in their order, each with the reason under which the ledger counts a discard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedmq.schemas.tensors import DTYPES, ModelSpec, check_spec, layout_of_spec
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an update is discarded."""
+    """Reason for discarding an update."""
 
     reason: DiscardReason
     detail: str
@@ -29,12 +29,12 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """What updates are measured against, the same for the whole run."""
+    """The checks of one run, with everything that updates are compared with."""
 
     run_id: str
     reply: Reply
     spec: ModelSpec
-    """Of the tensors that an update carries (`schemas.methods.update_spec`)."""
+    """Names, dtypes and shapes of the tensors that an update carries (`schemas.methods.update_spec`)."""
     max_staleness: int | None
     _tensors: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
     _in_block: Layout | None = field(init=False, repr=False)
@@ -54,10 +54,10 @@ class Judge:
         stopping: str | None,
         payload_to_come: bool = False,
     ) -> Rejection | None:
-        """None where the update is to be accepted; with `payload_to_come` whatever its tensors may be.
+        """Return why the update must be discarded; None if it is to be accepted.
 
-        `participant`: its own, if that has said hello; `task`: the open task that it names; `closed`: the one that
-        ended.
+        `participant` is the update's, if it has said hello. `task` is the open task that the update names, `closed` the
+        one that ended. `payload_to_come` leaves the tensors unchecked.
         """
         update = event.update
         if update.run_id != self.run_id:
@@ -82,7 +82,7 @@ class Judge:
         return rejection if rejection is not None or payload_to_come else self._misshapen(event)
 
     def _fits(self, payload: Parameters) -> bool:
-        """Whether the tensors are the model's, cheaply for those that are."""
+        """Return True if the tensors are the model's; this is cheap for those that are."""
         if payload.layout is not None and payload.layout is self._in_block:
             return True
         return [(name, a.dtype, a.shape) for name, a in payload.items()] == self._tensors
@@ -96,7 +96,7 @@ class Judge:
     def _unfit(self, event: UpdateArrived, task: HeldTask, version: int, memory: str | None) -> Rejection | None:
         update = event.update
         expected_id = update_id(update.run_id, update.task_id, update.participant_id)
-        if update.update_id != expected_id:  # the ledger's key: another's must not be taken
+        if update.update_id != expected_id:  # it is the ledger's key: another update's key must not be used up
             return Rejection("malformed", f"got update_id {update.update_id}, this task's is {expected_id}")
         if update.base_version != task.base_version:
             return Rejection(
@@ -108,7 +108,7 @@ class Judge:
             return Rejection(
                 "wrong_memory",
                 f"the update was made from the memory {update.memory or 'none'}, the last accepted one left "
-                f"{memory or 'none'}: two were sent at once, or the memory is lost (go on under another id)",
+                f"{memory or 'none'}: either two were sent at once, or the memory was lost (go on under another id)",
             )
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:

@@ -1,1 +1,1 @@
-"""The run's folder on disk: checkpoints, archive, epochs and ledger."""
+"""The run's folder on disk: checkpoints, archive and ledger."""

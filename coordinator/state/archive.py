@@ -1,20 +1,21 @@
-"""The archive: the accepted updates' tensors, kept in the run's folder for replays. Off unless it is asked for.
+"""The archive: the accepted updates' tensors, kept in the run's folder for replays. It is off by default.
 
-    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger says where which are
-    archive/<orders>-<epoch>-<token>.safetensors  a base: the whole state after so many updates; replays start there
+    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger has the place of each
+    archive/<orders>-<epoch>-<token>.safetensors  a base: the whole state after <orders> updates; replays start there
 
 Rules
- 1. An update is appended as it is accepted and synced before the transaction of its commit, whose rows say where it is
-    and what its checksum is. What no row names does not count.
- 2. Each start appends to a file of its own, so that a coordinator that was deposed writes into nobody else's.
- 3. A file whose sync failed is not synced again: the system may have dropped what it could not write, and the next sync
-    would succeed (as PostgreSQL found in 2018). What no transaction has is copied to a new file, held against its
-    checksums, and that is synced.
- 4. There is always a base from which everything since is there. A new base is written when a quarter of the limits is
-    used up since the last one, but not before as many bytes of updates as a base costs. Then the oldest base goes, with
-    the updates up to the next one, as long as the limits are exceeded; the newest base and what follows it stay.
- 5. Nothing goes for its age because a clock was set: within one boot of the machine the clock that nobody sets counts
-    (schemas.local.clocks). Across boots there is no other than the wall's; one that went back makes nothing old.
+ 1. An update is appended when it is accepted, and synced before the transaction of its commit. The transaction's rows
+    hold its place and its checksum. Bytes that no row names do not count.
+ 2. Each start appends to a file of its own, so a coordinator that was deposed cannot write into another one's file.
+ 3. A file whose sync failed is not synced again. The system may have dropped the bytes that it could not write, and the
+    next sync would succeed all the same (as PostgreSQL found in 2018). Updates that are in no transaction are copied to
+    a new file, compared with their checksums, and synced there.
+ 4. There is always a base with all updates since it. A new base is written when a quarter of a limit is used up since
+    the last one, but not before the updates since then take as many bytes as a base. Afterwards, as long as the limits
+    are exceeded, the oldest base is removed with the updates up to the next base. The newest base and the updates after
+    it stay.
+ 5. Nothing is removed for its age because somebody set a clock. Within one boot of the machine the clock that cannot be
+    set counts (schemas.local.clocks). Across boots there is only wall time; if that went back, nothing becomes old.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from fedmq.schemas.tensors import TENSOR_ALIGNMENT_BYTES, pack, read_entries, sp
 log = EventLog(__name__)
 
 PART_OF_LIMIT = 4
-"""A base is written each time that this part of a limit is used up: so much is forgotten at a time."""
+"""A new base is written when 1/PART_OF_LIMIT of a limit is used up. This is also how much is removed at a time."""
 
 
 class Archive:
-    """The writing side, in the coordinator's thread. Everything in it is of one epoch, the ledger's."""
+    """The writing side, in the coordinator's thread. Everything that it writes belongs to the ledger's epoch."""
 
     def __init__(
         self, folder: Path, settings: ArchiveSettings, ledger: Ledger, now: Callable[[], Moment] = moment_now
@@ -64,26 +65,26 @@ class Archive:
         self._file: int | None = None
         self._end = 0
         self._broken = False
-        """A sync of the file has failed."""
+        """True after a sync of the file failed."""
         self._named = False
-        """A transaction may name the file."""
+        """True if a transaction may name the file."""
         self._waiting: list[tuple[int, Parameters]] = []
-        """Accepted, and not written yet because the disk refused."""
+        """Updates that are accepted, and not written yet because the disk refused."""
         self._rows: list[ArchivedUpdate] = []
-        """Written, and not in the ledger yet."""
+        """Rows of updates that are written, and not in the ledger yet."""
         self._bases = ledger.bases()
         self._since_bytes = ledger.archived_bytes(self._bases[-1].accepted) if self._bases else 0
         self._updates_bytes = ledger.archived_bytes()
 
     def open(self, snapshot: Snapshot, accepted: int, version: int) -> None:
-        """Begin to append, from the state that the run goes on with. Raises CheckpointError where the disk refuses."""
+        """Begin to append, from the state that the run goes on with. Raises CheckpointError if the disk refuses."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in set(self._folder.iterdir()) - {self._folder / name for name in self._ledger.archive_files()}:
-                if epoch_of(path.name) <= self._ledger.epoch:  # what is newer is somebody's who has taken over since
-                    path.unlink(missing_ok=True)  # of no row
+                if epoch_of(path.name) <= self._ledger.epoch:  # a newer file belongs to a successor
+                    path.unlink(missing_ok=True)  # no row names it
             if not self._bases or self._ledger.archived_up_to() != accepted:
-                self._add_base(snapshot, accepted, version)  # a new archive, or one that was off for a while
+                self._add_base(snapshot, accepted, version)  # the archive is new, or was off for a while
             self._next_file(accepted)
         except OSError as error:
             raise CheckpointError(
@@ -97,15 +98,17 @@ class Archive:
             self._file = None
 
     def keep(self, order: int, payload: Parameters) -> None:
-        """Append an accepted update. Where the disk refuses, it waits for `sync`."""
+        """Append an accepted update. If the disk refuses, it waits for `sync`."""
         self._waiting.append((order, payload))
         with contextlib.suppress(OSError):
             self._write_waiting()
 
     def sync(self) -> list[ArchivedUpdate]:
-        """Make all of it durable; rows for the transaction. Raises OSError where the disk refuses: nothing is lost, the
-        next try has the same updates. Raises CheckpointError where it has lost some of them: their updates are still
-        with the broker."""
+        """Make all updates durable and return their rows for the transaction.
+
+        Raises OSError if the disk refuses; nothing is lost, and the next try has the same updates. Raises
+        CheckpointError if the disk has lost some of them; the broker still has those updates.
+        """
         self._write_waiting()
         if self._rows and self._file is not None:
             try:
@@ -117,7 +120,7 @@ class Archive:
         return list(self._rows)
 
     def committed(self, snapshot: Snapshot, accepted: int, version: int) -> None:
-        """The rows are in the ledger, with this state: forget what is beyond the limits."""
+        """Note that the rows are in the ledger, with this state, and remove what is beyond the limits."""
         new_bytes = sum(row.num_bytes for row in self._rows)
         self._since_bytes += new_bytes
         self._updates_bytes += new_bytes
@@ -156,17 +159,17 @@ class Archive:
             self._bases.pop(0)
             self._updates_bytes = self._ledger.archived_bytes()
             for name in gone:
-                with contextlib.suppress(OSError):  # of no row any more: the next start removes it
+                with contextlib.suppress(OSError):  # no row names it any more, so the next start removes it
                     (self._folder / name).unlink()
 
     def _beyond_limits(self) -> bool:
         limit = self._settings.max_bytes
         used = sum(base.num_bytes for base in self._bases) + self._updates_bytes
-        # What follows the oldest base was all accepted before the next one was written.
+        # All updates between the oldest base and the next one are older than the next one.
         return self._is_older(self._bases[1]) or (limit is not None and used > limit)
 
     def _is_older(self, base: Base, part: int = 1) -> bool:
-        """Than this part of the limit, as far as the clocks can tell."""
+        """Return True if the base is older than 1/`part` of the age limit, as far as the clocks can tell."""
         limit_s, old_s = self._settings.max_age_s, age_s(base.made, self._now())
         return limit_s is not None and old_s is not None and old_s > limit_s / part
 
@@ -189,7 +192,7 @@ class Archive:
             (self._folder / name).unlink()
 
     def _leave_broken_file(self) -> None:
-        """Go on in a new file, with what no transaction has. Raises OSError where the disk refuses that too."""
+        """Go on in a new file with the updates that no transaction has. Raises OSError if the disk refuses that too."""
         broken, named = self._folder / self._name, self._named
         file, name = self._new_file(self._rows[0].accepted_order - 1)
         rows, end = [], 0
@@ -203,8 +206,8 @@ class Archive:
             if isinstance(error, OSError):
                 raise
             raise CheckpointError(
-                f"the disk could not write what was accepted last, and has lost it: {error}. Nothing of it was acked: "
-                "look at the disk, then the same command goes on with what the broker has"
+                f"the disk could not write the updates that were accepted last, and has lost them: {error}. None of "
+                "them was acked, so the broker still has them: look at the disk, then start again by the same command"
             ) from error
         self._go_on_in(file, name, end)
         self._rows = rows
@@ -255,7 +258,8 @@ def _write_all(file: int, data: memoryview) -> None:
 
 
 def _pieces(payload: Parameters) -> list[memoryview | bytes]:
-    """8 bytes little-endian header length, the header (JSON, padded), the tensors as schemas.tensors lays them."""
+    """Return an update's bytes: 8 bytes little-endian header length, the padded JSON header, the tensors as packed by
+    schemas.tensors."""
     entries = [[t.name, t.dtype, list(t.shape), t.trainable] for t in spec_of(payload)]
     header = json.dumps(entries).encode()
     header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT_BYTES)
@@ -263,7 +267,7 @@ def _pieces(payload: Parameters) -> list[memoryview | bytes]:
 
 
 def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
-    """An archived update's tensors, checked. Raises CheckpointError where they are damaged or gone."""
+    """Read an archived update's tensors and check them. Raises CheckpointError if they are damaged or gone."""
     path = folder / row.file
     data = _bytes_of(path, row)
     length = int.from_bytes(data[:8], "little")
@@ -276,7 +280,9 @@ def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
         spec = read_entries(entries, Limits(max_tensors=2**31))
         return unpack(data[8 + length :], spec)
     except (FedmqError, ValueError, LookupError) as error:
-        raise CheckpointError(f"update {row.accepted_order} in {path} is of another fedmq: {error}") from error
+        raise CheckpointError(
+            f"update {row.accepted_order} in {path} was written by another version of fedmq: {error}"
+        ) from error
 
 
 def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
@@ -292,7 +298,7 @@ def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
 
 
 def read_base(folder: Path, base: Base) -> Snapshot:
-    """The state that a base holds. Raises CheckpointError where it is damaged or gone."""
+    """Read the state that a base holds. Raises CheckpointError if it is damaged or gone."""
     found = checkpoint.read(folder / base.file, base.digest)
     arrays: Mapping[str, Array] = found.arrays
     scalars: Mapping[str, Any] = found.meta["scalars"]

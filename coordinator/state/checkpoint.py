@@ -1,12 +1,12 @@
-"""Checkpoints: safetensors files that are whole or are not there, and that prove what they hold.
+"""Checkpoints: safetensors files that are either whole or absent, and that carry proof of their content.
 
-A file is written under a temporary name, fsynced, renamed and its folder fsynced: a crash leaves the old file or
-the new one. Every tensor carries its CRC-32 and the header a BLAKE2b digest, so that a truncated file and a flipped
-bit are found on reading. The format is written by hand, tensor by tensor, because older safetensors releases copy
-the whole model first; any safetensors library reads the result.
+A file is written under a temporary name and fsynced. Then it is renamed and its folder fsynced. A crash therefore
+leaves the old file or the new one. Every tensor has a CRC-32 and the header has a BLAKE2b digest, so a read finds a
+truncated file and a flipped bit. This module writes the format itself, tensor by tensor, because older safetensors
+releases copy the whole model first. Any safetensors library reads the result.
 
-Layout: 8 bytes little-endian header length, the JSON header, the tensors' little-endian bytes without gaps. Wider
-dtypes lie first, so that each tensor is aligned; the header keeps the caller's order.
+Layout: 8 bytes little-endian header length, the JSON header, then the tensors' little-endian bytes without gaps. Wider
+dtypes come first, so that each tensor is aligned; the header keeps the caller's order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a file held: writable arrays of our own, the caller's `meta`, and the digest that `write` returned."""
+    """The content of a file: writable arrays of our own, the caller's `meta`, and the digest that `write` returned."""
 
     arrays: dict[str, Array]
     meta: dict[str, Any]
@@ -57,12 +57,14 @@ def write(
     copy: Path | None = None,
     sync_copy: bool = True,
 ) -> str:
-    """Write `arrays` and `meta` (JSON values) to `path`, durably and all or nothing; returns the digest.
+    """Write `arrays` and `meta` (JSON values) to `path`, durably and all or nothing; return the digest.
 
-    With `copy` the same bytes also go there, at the same time: one pass for the checksums, one wait for both disks.
-    Without `sync_copy` the copy is left to the system to bring to its disk. Takes no copy of a contiguous native array.
-    Raises CheckpointError for a dtype that safetensors lacks, and OSError where a disk refuses (its temporary file is
-    removed, an older file stays as it was).
+    With `copy` the same bytes also go there at the same time, with one pass for the checksums and one wait for both
+    disks. Without `sync_copy` the operating system brings the copy to its disk later. A contiguous native array is not
+    copied in RAM.
+
+    Raises CheckpointError for a dtype that safetensors lacks, and OSError if a disk refuses. Its temporary file is then
+    removed, and an older file stays as it was.
     """
     plain = {name: _plain(path, name, array) for name, array in arrays.items()}
     header, digest = _header(plain, dict(meta or {}))
@@ -80,7 +82,7 @@ def write(
 
 
 def digest_of(arrays: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> str:
-    """What `write` would answer, without writing."""
+    """Return the digest that `write` would return, without writing."""
     plain = {name: _plain(Path("a checkpoint"), name, array) for name, array in arrays.items()}
     return _header(plain, dict(meta or {}))[1]
 
@@ -91,9 +93,9 @@ def _put(path: Path, header: bytes, plain: Mapping[str, Array], *, sync: bool = 
 
 
 def read(path: Path, digest: str | None = None) -> Checkpoint:
-    """Read `path` and check every byte; with `digest`, also that it is the very file that `write` answered with it.
+    """Read `path` and check every byte; with `digest`, also check that `write` returned it for this very file.
 
-    Raises CheckpointError, naming the file, where it is missing, torn, truncated, altered or not ours.
+    Raises CheckpointError, with the file's name, if it is missing, torn, truncated, altered or not ours.
     """
     try:
         with path.open("rb") as file:
@@ -112,7 +114,7 @@ def look(path: Path, digest: str) -> None:
 
 
 def fault_of(error: CheckpointError) -> str:
-    """What is wrong, without what to do about it: for damage that costs nothing."""
+    """Return what is wrong without the advice, for damage that costs nothing."""
     return str(error).removesuffix(" " + _ADVICE).removesuffix(".")
 
 
@@ -120,7 +122,7 @@ _ADVICE = "Restore the run folder from a backup, or start a new run_id."
 
 
 def _plain(path: Path, name: str, array: Array) -> Array:
-    """The array as contiguous little-endian memory; a copy only where it is not that already."""
+    """Return the array as contiguous little-endian bytes; it is copied only if it is not that already."""
     if name == _METADATA or array.dtype.name not in _CODES:
         raise CheckpointError(
             f"tensor {name!r} of dtype {array.dtype} cannot go into {path}: safetensors holds {', '.join(_CODES)} "
@@ -168,7 +170,7 @@ def _read(path: Path, file: BinaryIO, size: int, digest: str | None) -> Checkpoi
 def _checked_header(
     path: Path, file: BinaryIO, size: int, digest: str | None
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """(where the tensors begin, their entries, our metadata)"""
+    """Return (the offset at which the tensors begin, their entries, our metadata)."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(f"checkpoint {path} is torn or no safetensors file: {size} bytes. {_ADVICE}")

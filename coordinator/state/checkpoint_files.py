@@ -1,9 +1,9 @@
-"""Where a run's checkpoint files lie: `checkpoints/`, and the newest one a second time in another folder.
+"""The places of a run's checkpoint files: `checkpoints/`, and for the newest one a second folder too.
 
-A commit writes both before its transaction, so that whatever happens to one of the two afterwards (a flipped bit, a
-torn or deleted file, with `commit.copy_dir` a whole disk) leaves the same state in the other
-(docs/decisions/0010-damaged-checkpoints.md). A copy on the same disk is left to the system to bring there: by then the
-next commit has often taken its place, and nothing was written twice. Older files are kept once.
+A commit writes both files before its transaction. If one of them is damaged afterwards (a flipped bit, a torn or
+deleted file, or a whole disk if `commit.copy_dir` is set), the other has the same state
+(docs/decisions/0010-damaged-checkpoints.md). A copy on the same disk is not synced: the operating system writes it
+later. By then the next commit has often replaced it, and nothing was written twice. Older checkpoints are kept once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = EventLog(__name__)
 
 
 class CheckpointFiles:
-    """The files of one run, by name. `copies` is the second folder; None keeps each checkpoint once."""
+    """The checkpoint files of one run, by name. `copies` is the second folder; None keeps each checkpoint once."""
 
     def __init__(self, main: Path, copies: Path | None) -> None:
         self.main = main
@@ -36,7 +36,7 @@ class CheckpointFiles:
 
     @classmethod
     def of(cls, folder: RunFolder, settings: CommitSettings, run_id: str, run_uid: str) -> CheckpointFiles:
-        """As the settings have it. In a `copy_dir` each run has a folder of its own, whatever else lies there."""
+        """Return the places that the settings give. In a `copy_dir` each run has a folder of its own."""
         if settings.checkpoint_copies == 1:
             return cls(folder.checkpoints, None)
         if settings.copy_dir is None:
@@ -45,12 +45,12 @@ class CheckpointFiles:
 
     @classmethod
     def of_run(cls, folder: RunFolder, run: RunRow) -> CheckpointFiles:
-        """As the run was created or last resumed."""
+        """Return the places with which the run was created or last resumed."""
         settings = CommitSettings.model_validate(run.settings.get("commit", {}))
         return cls.of(folder, settings, run.run_id, run.run_uid)
 
     def prepare(self) -> None:
-        """Make the folders. Raises CheckpointError where that is refused, as where a disk is not mounted."""
+        """Make the folders. Raises CheckpointError if that is refused, for example because a disk is not mounted."""
         for folder in self._folders():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -65,14 +65,19 @@ class CheckpointFiles:
         return self.copies is not None and self.copies.stat().st_dev != self.main.stat().st_dev
 
     def write(self, name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> str:
-        """Both files, the first one durably, and the second one where it is on another disk; the digest. Raises OSError
-        where either disk refuses."""
+        """Write both files and return the digest. The first one is synced, the second one only if its disk is another.
+
+        Raises OSError if either disk refuses.
+        """
         copy = None if self.copies is None else self.copies / name
         return checkpoint.write(self.main / name, arrays, meta, copy=copy, sync_copy=self._on_two_disks)
 
     def read(self, row: CheckpointRow, former: CheckpointFiles | None = None) -> Checkpoint:
-        """The first file that is whole, aloud where it is not the first one; what is damaged or missing is written
-        again. `former`: where the last coordinator kept its copies. Raises CheckpointError where none is whole."""
+        """Return the content of the first file that is whole, and log it if others before it are not.
+
+        Files that are damaged or missing are written again. `former` has the places of the last coordinator's copies.
+        Raises CheckpointError if no file is whole.
+        """
         damage: dict[Path, CheckpointError] = {}
         folders = [*self._folders(), *(former._folders() if former else ())]
         for path in (folder / row.file for folder in dict.fromkeys(folders)):
@@ -93,7 +98,7 @@ class CheckpointFiles:
         raise CheckpointError("; ".join([*map(checkpoint.fault_of, first), str(last)]))
 
     def _look_at_copy(self, path: Path, digest: str, whole: Checkpoint) -> None:
-        """Its header and its length only: a start need not read everything twice. `fedmq verify` does."""
+        """Check the copy's header and length only: a start need not read everything twice. `fedmq verify` does."""
         try:
             checkpoint.look(path, digest)
         except CheckpointError as error:
@@ -110,23 +115,23 @@ class CheckpointFiles:
             log.warning("checkpoint_mended", file=path)
 
     def places(self, name: str, newest: bool) -> list[Path]:
-        """Where a checkpoint lies: the newest one twice."""
+        """Return the paths of a checkpoint: two for the newest one, if copies are kept."""
         return [folder / name for folder in (self._folders() if newest else [self.main])]
 
     def left_over(self, kept: Iterable[str], epoch: int) -> list[str]:
-        """Names of files, in any of the folders, that are not among those `kept`, and no newer than `epoch`."""
+        """Return the names of files in any of the folders that are not `kept` and are no newer than `epoch`."""
         found = {path.name for folder in self._folders() if folder.is_dir() for path in folder.iterdir()}
         return sorted(name for name in found.difference(kept) if epoch_of(name) <= epoch)
 
     def remove(self, names: Iterable[str]) -> None:
-        """A file too many does no harm, the next start removes it."""
+        """Remove files. One that stays does no harm, and the next start removes it."""
         for name in names:
             for folder in self._folders():
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
 
     def supersede_copy(self, name: str) -> None:
-        """This checkpoint is not the newest any more: one file of it is enough."""
+        """Remove the copy of a checkpoint that is not the newest any more: one file of it is enough."""
         if self.copies is not None:
             with contextlib.suppress(OSError):
                 (self.copies / name).unlink()
@@ -136,14 +141,15 @@ class CheckpointFiles:
 
 
 def file_name(seq: int, epoch: int, again: int = 0) -> str:
-    """Of a checkpoint. Two coordinators never write files of one name: each has its own epoch
+    """Return a checkpoint's name. Two coordinators never use the same one, because each has an epoch of its own
     (coordinator.state.ledger.epochs).
-    `again` counts the names that one `seq` had before, and that must not be written over."""
+
+    `again` counts the earlier names of the same `seq`, whose files must not be overwritten.
+    """
     return f"{seq:08d}-e{epoch:04d}" + (f"-{again}" if again else "") + ".safetensors"
 
 
 def epoch_of(name: str) -> int:
-    """The epoch in the name of a checkpoint, or of another file that has one, also while it is half written; 0 for a
-    file that is none of ours."""
+    """Return the epoch in a file's name, also while the file is half written; 0 if the file is not ours."""
     found = re.search(r"-e(\d{4,})[-.]", name)
     return int(found[1]) if found else 0

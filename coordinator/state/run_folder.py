@@ -9,11 +9,11 @@ from pathlib import Path
 from fedmq.schemas.errors import LedgerError
 
 TRIES = 3
-"""Who finds another place in the lock may have met somebody who was just leaving."""
+"""Attempts at the lock. One that finds another place in it may have met a coordinator that was just leaving."""
 
 
 class RunFolder:
-    """Where everything of one run lies: ledger.sqlite, checkpoints/, copies/, archive/, the final model, its lock."""
+    """The paths of one run: ledger.sqlite, checkpoints/, copies/, archive/, the final model, and the folder's lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,10 +40,12 @@ class RunFolder:
         return self.path / "final.keras"
 
     def acquire(self, place: str) -> None:
-        """Make the folder and keep it for coordinators of one place (a broker and a prefix), until `release` or the end
-        of the process, however that comes. Which of them is the active one is not decided here.
+        """Make the folder and keep it for the coordinators of one place, which is a broker and a prefix.
 
-        Raises LedgerError where coordinators of another place have it.
+        It is kept until `release` or the end of the process, even a sudden one. This does not decide which of the
+        coordinators is active.
+
+        Raises LedgerError if coordinators of another place have it.
         """
         self.release()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ class RunFolder:
                 os.close(lock)
         raise LedgerError(
             f"a coordinator that works over {found} has the run in {self.path}, and this one would work over {place}: "
-            "stop the other one first, set the [broker] table as it has it, or start this one with another run_id"
+            "stop the other one first, use the same [broker] table, or start this one with another run_id"
         )
 
     def release(self) -> None:
@@ -69,7 +71,7 @@ class RunFolder:
 
 
 def _share(lock: int, place: str) -> str:
-    """Take the lock as one of several; the place whose coordinators have it. Who is alone writes down its own."""
+    """Share the lock and return the place whose coordinators have it. A coordinator that is alone writes its own."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -77,6 +79,6 @@ def _share(lock: int, place: str) -> str:
     else:
         os.ftruncate(lock, 0)
         os.pwrite(lock, place.encode(), 0)
-    # From exclusive to shared is no single step: another one may have come in between, so look at what is there now.
+    # The change from exclusive to shared is not atomic. Another coordinator may have come in between, so read it again.
     fcntl.flock(lock, fcntl.LOCK_SH)
     return os.pread(lock, 4096, 0).decode(errors="replace")

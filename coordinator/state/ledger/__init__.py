@@ -1,1 +1,1 @@
-"""The ledger. This is the only room that imports sqlite3."""
+"""The ledger: the run's record in SQLite. This is the only room that imports sqlite3."""

@@ -1,4 +1,4 @@
-"""The ledger's tables of the archive, and the digests of all states: what a replay starts from and is held against."""
+"""The ledger's tables of the archive: the bases that a replay starts from, and the digests that it is compared with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedmq.schemas.local.clocks import Moment
 
 TABLES = """
 CREATE TABLE states(                -- the state after each commit that changed it, for ever
-    accepted INTEGER NOT NULL,      -- how many updates are inside
+    accepted INTEGER NOT NULL,      -- number of updates inside
     version INTEGER NOT NULL,
-    digest TEXT NOT NULL,           -- its checkpoint's
+    digest TEXT NOT NULL,           -- of its checkpoint
     PRIMARY KEY (accepted, version)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE archive_bases(
@@ -40,17 +40,17 @@ CREATE TABLE archive_updates(
 
 
 class ArchiveReader:
-    """What a LedgerReader says of the archive."""
+    """The part of a LedgerReader that reads about the archive."""
 
     @abstractmethod
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]: ...
 
     def states(self) -> dict[tuple[int, int], str]:
-        """(updates inside, version) -> digest of every state that was committed."""
+        """Return the digest of every state that was committed: (updates inside, version) -> digest."""
         return {(n, version): digest for n, version, digest in self._rows("SELECT * FROM states")}
 
     def bases(self) -> list[Base]:
-        """Oldest first."""
+        """Return the bases, oldest first."""
         rows = self._rows("SELECT * FROM archive_bases ORDER BY accepted")
         return [
             Base(accepted, version, file, digest, num_bytes, Moment(*made))
@@ -58,33 +58,33 @@ class ArchiveReader:
         ]
 
     def archived(self, after: int, up_to: int) -> list[ArchivedUpdate]:
-        """Where the tensors are of the updates above `after`, up to `up_to`, as far as they are kept."""
+        """Return the places of the tensors of updates above `after`, up to `up_to`, as far as they are kept."""
         query = "SELECT * FROM archive_updates WHERE accepted_order > ? AND accepted_order <= ? ORDER BY 1"
         return [ArchivedUpdate(*row) for row in self._rows(query, after, up_to)]
 
     def archived_up_to(self) -> int:
-        """How many updates the newest base and what follows it hold."""
+        """Return the order of the last update that the archive holds, in its newest base or after it."""
         updates = self._rows("SELECT coalesce(max(accepted_order), 0) FROM archive_updates")[0][0]
         return max(int(updates), *(base.accepted for base in self.bases()), 0)
 
     def archived_bytes(self, after: int = 0) -> int:
-        """Of the updates above `after`."""
+        """Return the size of the updates above `after`, in bytes."""
         query = "SELECT coalesce(sum(num_bytes), 0) FROM archive_updates WHERE accepted_order > ?"
         return int(self._rows(query, after)[0][0])
 
     def archive_files(self) -> set[str]:
-        """All files that a row names."""
+        """Return the names of all files that a row names."""
         return {name for (name,) in self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")}
 
 
 class ArchiveWriter(ArchiveReader):
-    """What a Ledger writes of the archive, apart from the rows of a commit."""
+    """The part of a Ledger that writes about the archive, apart from the rows of a commit."""
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]: ...
 
     def add_base(self, base: Base) -> None:
-        """A state from which a replay can start from now on."""
+        """Add a state from which replays can start."""
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO archive_bases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -92,7 +92,7 @@ class ArchiveWriter(ArchiveReader):
             )
 
     def forget_archived(self, base: int) -> set[str]:
-        """Drop the rows of what came before the base of so many updates; the files that no row names any more."""
+        """Drop the rows from before the base that holds `base` updates; return the files that no row names any more."""
         before = self.archive_files()
         with self._transaction() as db:
             db.execute("DELETE FROM archive_bases WHERE accepted < ?", (base,))
@@ -101,7 +101,7 @@ class ArchiveWriter(ArchiveReader):
 
 
 def put_archived(db: sqlite3.Connection, rows: Sequence[ArchivedUpdate]) -> None:
-    """In the transaction of their commit."""
+    """Insert the rows of archived updates, in the transaction of their commit."""
     db.executemany(
         "INSERT INTO archive_updates VALUES (?, ?, ?, ?, ?)",
         [(row.accepted_order, row.file, row.offset, row.num_bytes, row.crc32) for row in rows],

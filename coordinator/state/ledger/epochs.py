@@ -1,11 +1,11 @@
 """Fencing epochs: which coordinator may write the run.
 
-Whoever becomes the active coordinator begins a new epoch in the ledger, and every transaction checks that its own is
-still the newest. A coordinator that was paused, or cut off, while another one took over finds a newer epoch when it
-goes on: its transaction is refused, and what was not committed is not acked. Epoch 0 is that of a ledger in which
-none has begun.
+A coordinator that becomes the active one begins a new epoch in the ledger. Every transaction checks that its
+coordinator's epoch is still the newest. A coordinator may be paused or cut off while another one takes over. When it
+goes on, it finds the newer epoch: its transaction is refused, so updates that were not committed are not acked. Epoch
+0 means that none has begun in this ledger.
 
-The functions take the ledger's connection, inside a transaction of its own.
+The functions take the ledger's connection and run inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedmq.schemas.errors import Deposed
 
 
 def newest(db: sqlite3.Connection) -> EpochRow | None:
-    """The one that may write; None where none has begun."""
+    """Return the epoch that may write; None if none has begun."""
     row = db.execute(
         "SELECT epoch, host, pid, began_wall_s, ended_wall_s FROM epochs ORDER BY epoch DESC LIMIT 1"
     ).fetchone()
@@ -26,7 +26,7 @@ def newest(db: sqlite3.Connection) -> EpochRow | None:
 
 
 def begin(db: sqlite3.Connection, host: str, pid: int, wall_s: float) -> int:
-    """Depose whoever was active; returns the new epoch."""
+    """Depose the active coordinator, if there is one, and return the new epoch."""
     last = newest(db)
     epoch = 1 if last is None else last.epoch + 1
     db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, NULL)", (epoch, host, pid, wall_s))
@@ -34,22 +34,25 @@ def begin(db: sqlite3.Connection, host: str, pid: int, wall_s: float) -> int:
 
 
 def check(db: sqlite3.Connection, own: int) -> None:
-    """Raise Deposed where `own` is not the newest epoch any more."""
+    """Raise Deposed if `own` is not the newest epoch any more."""
     last = newest(db)
     if last is not None and last.epoch != own:
         raise Deposed(
-            f"the run has been taken over by {shown(last)}; this coordinator had epoch {own}. What it had not "
-            "committed is with the broker, which gives it to the active one"
+            f"the run has been taken over by {shown(last)}; this coordinator had epoch {own}. The broker still has "
+            "the updates that it had not committed, and gives them to the active one"
         )
 
 
 def end(db: sqlite3.Connection, own: int, wall_s: float) -> None:
-    """Note that `own` is left on purpose. It may go on all the same: an epoch ends when the next one begins. What is
-    written is its own row, so that this is the one thing that may be written after that."""
+    """Note that the coordinator of epoch `own` leaves on purpose.
+
+    This does not end the epoch: that happens when the next one begins. It is the one thing that may be written even
+    after that, because it only changes the epoch's own row.
+    """
     db.execute("UPDATE epochs SET ended_wall_s = ? WHERE epoch = ?", (wall_s, own))
 
 
 def shown(row: EpochRow) -> str:
-    """For a person: who, and since when."""
+    """Name the epoch's coordinator for a person, with the time at which it became active."""
     since = datetime.fromtimestamp(row.began_wall_s).astimezone().isoformat(" ", "seconds")
     return f"the coordinator with pid {row.pid} on {row.host} (epoch {row.epoch}, since {since})"

@@ -1,4 +1,4 @@
-"""What a strategy remembers of each participant (strategies.base), as rows of the ledger: one for each tensor."""
+"""The strategy's memories of participants (strategies.protocol) as rows of the ledger: one row a tensor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fedmq.schemas.parameters import Array
 from fedmq.schemas.tensors import DTYPES
 
 Memories = Mapping[str, Mapping[str, Array]]
-"""participant -> tensor -> array."""
+"""Memories by participant and tensor: participant -> tensor -> array."""
 Row = tuple[str, str, str, str, int, Any]
-"""participant_id, tensor, dtype, shape, crc32, bytes."""
+"""A row of the table `memories`: participant_id, tensor, dtype, shape, crc32, bytes."""
 
 
 def to_rows(memories: Memories) -> Iterator[Row]:
-    """Rows for the table `memories`; contiguous little-endian arrays are not copied."""
+    """Yield rows for the table `memories`. Contiguous little-endian arrays are not copied."""
     for participant_id, arrays in memories.items():
         for name, array in arrays.items():
             plain = np.ascontiguousarray(array, dtype=DTYPES[array.dtype.name])
@@ -29,7 +29,7 @@ def to_rows(memories: Memories) -> Iterator[Row]:
 
 
 def from_rows(rows: Iterable[Row]) -> dict[str, dict[str, Array]]:
-    """The memories again, read-only; raises LedgerError for a row that was altered."""
+    """Return the memories of these rows, read-only. Raises LedgerError for a row that was altered."""
     memories: dict[str, dict[str, Array]] = {}
     for participant_id, name, dtype, shape, crc, data in rows:
         if zlib.crc32(data) != crc:

@@ -1,7 +1,7 @@
-"""Reading a ledger: what a run has come to, for the coordinator itself, for people and for studies.
+"""The ledger's reader: the state and the history of a run, for the coordinator itself, for people and for studies.
 
-Any number of `LedgerReader`s read while one `Ledger` (coordinator.state.ledger.writer) writes. Each is used from the
-thread that opened it.
+Any number of `LedgerReader`s can read while one `Ledger` (coordinator.state.ledger.writer) writes. Each one is used
+from the thread that opened it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
 class LedgerReader(ArchiveReader):
     """Read-only access to a ledger, also while a coordinator writes it.
 
-    Raises LedgerError where the file is missing, corrupt, not a ledger, or of another format than this fedmq's.
+    Raises LedgerError if the file is missing, corrupt, not a ledger, or in another format than this fedmq's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +74,7 @@ class LedgerReader(ArchiveReader):
         self.close()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         self._db.close()
 
     @contextlib.contextmanager
@@ -89,7 +89,7 @@ class LedgerReader(ArchiveReader):
             return self._db.execute(query, values).fetchall()
 
     def run(self) -> RunRow:
-        """The run's own row."""
+        """Return the run's own row."""
         rows = self._rows(
             "SELECT run_id, run_uid, settings, created_wall_s, elapsed_s, committed_wall_s, finished FROM run"
         )
@@ -99,37 +99,37 @@ class LedgerReader(ArchiveReader):
         return RunRow(run_id, run_uid, json.loads(settings), *rest)
 
     def is_new(self) -> bool:
-        """Whether no run was created in it yet."""
+        """Return True if no run was created in this ledger yet."""
         return not self._rows("SELECT 1 FROM run")
 
     def newest_epoch(self) -> EpochRow | None:
-        """The coordinator that is active, or was the last one; None before the first."""
+        """Return the epoch of the coordinator that is active, or was the last one; None before the first."""
         with self._guarded():
             return epochs.newest(self._db)
 
     def checkpoints(self) -> list[CheckpointRow]:
-        """The kept ones, newest first; the first is the run's state."""
+        """Return the kept checkpoints, newest first. The first one is the run's state."""
         rows = self._rows("SELECT seq, file, digest, version, accepted, scalars FROM checkpoints ORDER BY seq DESC")
         return [
             CheckpointRow(seq, file, digest, v, n, json.loads(scalars)) for seq, file, digest, v, n, scalars in rows
         ]
 
     def version(self) -> int:
-        """The newest committed version; 0 is the initial model."""
+        """Return the newest committed version; 0 is the initial model."""
         return int(self._rows("SELECT coalesce(max(version), 0) FROM versions")[0][0])
 
     def versions(self, after: int = 0) -> list[VersionRow]:
-        """Versions above `after`, in order."""
+        """Return the versions above `after`, in order."""
         query = "SELECT version, num_updates, run_s, wall_s FROM versions WHERE version > ? ORDER BY version"
         return [VersionRow(*row) for row in self._rows(query, after)]
 
     def evaluations(self) -> list[EvaluationRow]:
-        """All central evaluations, in the order in which they arrived."""
+        """Return all central evaluations in the order of their arrival."""
         rows = self._rows("SELECT version, metrics, detail, run_s, wall_s FROM evaluations ORDER BY id")
         return [EvaluationRow(row[0], json.loads(row[1]), *row[2:]) for row in rows]
 
     def updates(self, after: int = 0, limit: int = -1) -> list[UpdateRow]:
-        """Accepted updates whose order is above `after`, in the order that a replay follows; limit -1 is none."""
+        """Return the accepted updates whose order is above `after`, in order; a limit of -1 means no limit."""
         return self._updates("accepted_order > ?", after, limit=limit)
 
     def _updates(self, where: str, *values: object, limit: int = -1) -> list[UpdateRow]:
@@ -139,7 +139,7 @@ class LedgerReader(ArchiveReader):
         return [UpdateRow(**{**row, "metrics": json.loads(row["metrics"])}) for row in rows]
 
     def federated_metrics(self, after: int = 0) -> list[FederatedMetricsRow]:
-        """For each version above `after`, in order, the mean metrics of the updates inside."""
+        """Return the mean metrics of the updates in each version above `after`, in order of the versions."""
         rows = self._rows(
             "SELECT version, num_examples, metrics FROM updates WHERE version > ? ORDER BY version, accepted_order",
             after,
@@ -150,16 +150,16 @@ class LedgerReader(ArchiveReader):
         ]
 
     def updates_in(self, version: int) -> list[UpdateRow]:
-        """The updates that made a version, in the order in which they were accepted."""
+        """Return the updates that made a version, in the order of their acceptance."""
         return self._updates("version = ?", version)
 
     def accepted_tasks(self) -> list[TaskRecord]:
-        """Tasks whose update was accepted, in order of issue."""
+        """Return the tasks whose update was accepted, in order of issue."""
         query = f"SELECT {', '.join(_TASK_FIELDS)} FROM tasks WHERE state = 'accepted' ORDER BY seq"  # noqa: S608
         return [TaskRecord(*row) for row in self._rows(query)]
 
     def tasks_without_update(self) -> dict[str, dict[str, int]]:
-        """participant -> how many of its tasks it `declined`, and how many `lapsed` and came to nothing."""
+        """Count the tasks of each participant that it `declined`, and those that `lapsed` and gave no update."""
         rows = self._rows(
             "SELECT participant_id, iif(state = 'declined', 'declined', 'lapsed'), count(*) FROM tasks "
             "WHERE state IN ('declined', 'lapsed') OR (state = 'withdrawn' AND "
@@ -171,12 +171,12 @@ class LedgerReader(ArchiveReader):
         return found
 
     def discarded_updates(self) -> list[tuple[str, str]]:
-        """(update_id, reason) of the discarded updates that could be decoded, in the order in which they came."""
+        """Return (update_id, reason) of the discarded updates that could be decoded, in the order of their arrival."""
         return self._rows("SELECT update_id, reason FROM discards WHERE update_id IS NOT NULL ORDER BY id")
 
     @contextlib.contextmanager
     def at_one_moment(self) -> Iterator[None]:
-        """All that is read inside is of one commit, whatever a coordinator writes meanwhile."""
+        """Make all reads inside this context see the same commit, whatever a coordinator writes meanwhile."""
         with self._guarded():
             self._db.execute("BEGIN")
         try:
@@ -185,47 +185,53 @@ class LedgerReader(ArchiveReader):
             self._db.rollback()
 
     def accepted(self) -> int:
-        """How many updates were accepted."""
+        """Return the number of accepted updates."""
         return int(self._rows("SELECT count(*) FROM updates")[0][0])
 
     def accepted_by_participant(self) -> dict[str, int]:
-        """Accepted updates of each participant that has any."""
+        """Count the accepted updates of each participant that has any."""
         return dict(self._rows("SELECT participant_id, count(*) FROM updates GROUP BY participant_id ORDER BY 1"))
 
     def discarded(self) -> dict[str, int]:
-        """Discarded updates by reason, most frequent first."""
+        """Count the discarded updates by reason, most frequent reason first."""
         return dict(self._rows("SELECT reason, count(*) AS n FROM discards GROUP BY reason ORDER BY n DESC, reason"))
 
     def staleness(self) -> dict[int, int]:
-        """Histogram: accepted updates by staleness."""
+        """Count the accepted updates by staleness."""
         return dict(self._rows("SELECT staleness, count(*) FROM updates GROUP BY staleness ORDER BY staleness"))
 
     def participants(self) -> list[ParticipantRow]:
-        """All known participants by id; how long ago each was seen is `run().elapsed_s - record.last_seen_s`."""
+        """Return all known participants, sorted by id.
+
+        Each was last seen `run().elapsed_s - record.last_seen_s` seconds before the last commit.
+        """
         rows = self._rows("SELECT record, wall_s FROM participants ORDER BY participant_id")
         return [ParticipantRow(_participant(record), wall_s) for record, wall_s in rows]
 
     def open_tasks(self) -> list[TaskRecord]:
-        """Tasks whose update is still welcome, in order of issue."""
+        """Return the tasks whose update is still welcome, in order of issue."""
         states = ", ".join(repr(state) for state in sorted(OPEN_STATES))
         query = f"SELECT {', '.join(_TASK_FIELDS)} FROM tasks WHERE state IN ({states}) ORDER BY seq"  # noqa: S608
         return [TaskRecord(*row) for row in self._rows(query)]
 
     def memories(self) -> dict[str, dict[str, Array]]:
-        """What the strategy remembers of each participant, as `Changes.memories` gave it; LedgerError where damaged."""
+        """Return the strategy's memories of participants, as `Changes.memories` gave them.
+
+        Raises LedgerError if they are damaged.
+        """
         return from_rows(
             self._rows("SELECT participant_id, tensor, dtype, shape, crc32, bytes FROM memories ORDER BY rowid")
         )
 
     def closed_task(self, task_id: str) -> ClosedTask | None:
-        """What became of a task that the core no longer holds; None for one that never was, or is open."""
+        """Return a task that ended; None if it is open, or never existed."""
         rows = self._rows("SELECT participant_id, state FROM tasks WHERE task_id = ?", task_id)
         if not rows or rows[0][1] in OPEN_STATES:
             return None
         return ClosedTask(task_id, *rows[0])
 
     def verdict(self, task_id: str) -> Verdict | None:
-        """What a receipt for this task says; None for one that never was, or is open."""
+        """Return the verdict that a receipt for this task carries; None if it is open, or never existed."""
         task = self.closed_task(task_id)
         if task is None:
             return None
@@ -240,7 +246,7 @@ class LedgerReader(ArchiveReader):
 
 
 def open_if_made(path: Path) -> LedgerReader | None:
-    """A reader; None where there is no ledger yet, or another process is just making it."""
+    """Open a reader; None if there is no ledger yet, or if another process is just making it."""
     if not path.is_file():
         return None
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
@@ -248,19 +254,19 @@ def open_if_made(path: Path) -> LedgerReader | None:
         if is_empty(db):
             return None
     except sqlite3.DatabaseError:
-        pass  # the reader says what is wrong
+        pass  # the reader raises an error that says what is wrong
     finally:
         db.close()
     return LedgerReader(path)
 
 
 def is_empty(db: sqlite3.Connection) -> bool:
-    """Whether nothing was ever made in it."""
+    """Return True if the database has no tables yet."""
     return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
 
 def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Of each metric, weighted by the examples behind it: by their parts of the whole, so that no sum overflows."""
+    """Return each metric's mean, weighted by `num_examples`. The weights are parts of 1, so that no sum overflows."""
     means: dict[str, float] = {}
     for name in dict.fromkeys(name for _, metrics in updates for name in metrics):
         values = [(n, metrics[name]) for n, metrics in updates if name in metrics]

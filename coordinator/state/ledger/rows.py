@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it, as plain values."""
+"""Rows: the plain values that go into the ledger and come out of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmq.schemas.parameters import Array
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """The run as its ledger knows it. `finished` is the reason, None while it goes on."""
+    """The run as its ledger knows it. `finished` is the reason for its end; None while it goes on."""
 
     run_id: str
     run_uid: str
@@ -28,8 +28,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One coordinator's time as the active one. `ended_wall_s` is None until it leaves by itself: it works, or was
-    killed, or another one took over."""
+    """One coordinator's time as the active one.
+
+    `ended_wall_s` is None until it leaves by itself: None means that it works, was killed, or was taken over from.
+    """
 
     epoch: int
     host: str
@@ -40,7 +42,7 @@ class EpochRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """One commit's arrays (a file) and scalars (here)."""
+    """One checkpoint: the name of the file with its arrays, and its scalars."""
 
     seq: int
     file: str
@@ -52,7 +54,7 @@ class CheckpointRow:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedUpdate:
-    """Where the tensors of an accepted update are (coordinator.state.archive)."""
+    """The place of an accepted update's tensors (coordinator.state.archive)."""
 
     accepted_order: int
     file: str
@@ -75,7 +77,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When something happened: run time, and Unix time for people."""
+    """The moment of an event: run time, and Unix time for people."""
 
     run_s: float
     wall_s: float
@@ -98,7 +100,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a task: accepted (in `version`, None while buffered), discarded (why), or over without one."""
+    """The end of a task: accepted (in `version`, None while buffered), discarded (why), or over without an update."""
 
     task_id: str
     participant_id: str
@@ -110,7 +112,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One point of the curve of versions."""
+    """One model version: the number of updates in it, and its moment."""
 
     version: int
     num_updates: int
@@ -120,7 +122,7 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One central evaluation; no metrics means that it failed, with `detail`."""
+    """One central evaluation. It has no metrics if it failed; `detail` then says why."""
 
     version: int
     metrics: Mapping[str, float]
@@ -131,8 +133,11 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True)
 class FederatedMetricsRow:
-    """What the participants of one version reported: each metric's mean, weighted by `num_examples`, over those of its
-    updates that have it. It says how local training went on local data; it is no evaluation of the version."""
+    """Mean of the metrics that participants reported with the updates of one version, weighted by `num_examples`.
+
+    Each metric's mean covers the updates that have it. It describes local training on local data; it is not an
+    evaluation of the version.
+    """
 
     version: int
     num_updates: int
@@ -159,7 +164,7 @@ class UpdateRow:
     run_s: float
     wall_s: float
     arrival_group: int | None = None
-    """That it came in time for; None where it came late, or where the strategy has none."""
+    """The arrival group that the update came in time for; None if it came late, or if the strategy has no groups."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from fedmq.coordinator.state.ledger import archive_tables as ledger_archive
+from fedmq.coordinator.state.ledger import archive_tables
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
 LEDGER_VERSION = 5
-"""SQLite's user_version: raise it with every change of the tables."""
+"""SQLite's user_version of a ledger. Raise it with every change of the tables."""
 
 TABLES = """
 CREATE TABLE run(
     one INTEGER PRIMARY KEY CHECK (one = 1),
     run_id TEXT NOT NULL,
     run_uid TEXT NOT NULL,
-    settings TEXT NOT NULL,         -- JSON, as the run was created or last resumed
+    settings TEXT NOT NULL,         -- JSON, from the run's creation or its last resumption
     created_wall_s REAL NOT NULL,
     elapsed_s REAL NOT NULL,        -- run time at the last commit
     committed_wall_s REAL NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE checkpoints(           -- the newest row is the state; older ones g
     digest TEXT NOT NULL,
     version INTEGER NOT NULL,
     accepted INTEGER NOT NULL,      -- the order of the last update inside
-    scalars TEXT NOT NULL,          -- JSON: what the decision core knows besides arrays
+    scalars TEXT NOT NULL,          -- JSON: the decision core's state besides arrays
     run_s REAL NOT NULL,
     wall_s REAL NOT NULL
 ) STRICT;
@@ -60,13 +60,13 @@ CREATE TABLE updates(               -- accepted ones; the primary key is the ord
     train_s REAL NOT NULL,
     run_s REAL NOT NULL,
     wall_s REAL NOT NULL,
-    arrival_group INTEGER           -- that it came in time for; NULL where it came late, or there are none
+    arrival_group INTEGER           -- the group that it came in time for; NULL if late, or if there are none
 ) STRICT;
 CREATE TABLE discards(
     id INTEGER PRIMARY KEY,
     reason TEXT NOT NULL,
     detail TEXT NOT NULL,
-    update_id TEXT,                 -- NULL where the update could not be decoded, as the next three
+    update_id TEXT,                 -- this and the next three: NULL if it could not be decoded
     task_id TEXT,
     participant_id TEXT,
     base_version INTEGER,
@@ -91,9 +91,9 @@ CREATE INDEX tasks_open ON tasks(state) WHERE state IN ('out', 'lapsed');
 CREATE TABLE participants(
     participant_id TEXT PRIMARY KEY,
     record TEXT NOT NULL,           -- JSON of coordinator.decisions.records.ParticipantRecord
-    wall_s REAL NOT NULL            -- of the last commit that changed the record
+    wall_s REAL NOT NULL            -- time of the last commit that changed the record
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE memories(              -- what the strategy remembers of each participant, as of the newest checkpoint
+CREATE TABLE memories(              -- the strategy's memory of each participant, as of the newest checkpoint
     participant_id TEXT NOT NULL,
     tensor TEXT NOT NULL,
     dtype TEXT NOT NULL,
@@ -106,9 +106,9 @@ CREATE TABLE evaluations(
     id INTEGER PRIMARY KEY,
     version INTEGER NOT NULL,
     metrics TEXT NOT NULL,
-    detail TEXT NOT NULL,           -- why there are no metrics, where there are none
+    detail TEXT NOT NULL,           -- why there are no metrics; empty if there are some
     run_s REAL NOT NULL,
     wall_s REAL NOT NULL
 ) STRICT;
 """
-TABLES += ledger_archive.TABLES
+TABLES += archive_tables.TABLES

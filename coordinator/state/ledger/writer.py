@@ -26,10 +26,10 @@ _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 
 
 class Ledger(LedgerReader, ArchiveWriter):
-    """The one writer, from `take_over` until somebody else takes over: then every transaction raises Deposed."""
+    """The one writer, from `take_over` until another coordinator takes over. Then every transaction raises Deposed."""
 
     epoch = 0
-    """Our own."""
+    """The epoch of this writer; 0 before `take_over`."""
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, isolation_level=None)
@@ -44,10 +44,11 @@ class Ledger(LedgerReader, ArchiveWriter):
         return db
 
     def take_over(self, host: str, pid: int, wall_s: float) -> int:
-        """Begin an epoch, which is this ledger's own from now on; `host`, `pid` and `wall_s` are for people. Comes
-        before anything is read that a decision rests on.
+        """Begin an epoch, which belongs to this writer from now on, and return it.
 
-        Raises OSError where the disk refuses, LedgerLocked where another process stands still in the middle of a
+        Call it before you read anything that a decision rests on. `host`, `pid` and `wall_s` are for people.
+
+        Raises OSError if the disk refuses, and LedgerLocked if another process is stuck in the middle of a
         transaction.
         """
         try:
@@ -61,13 +62,15 @@ class Ledger(LedgerReader, ArchiveWriter):
         return epoch
 
     def check_epoch(self) -> None:
-        """Raise Deposed where somebody else has taken over."""
+        """Raise Deposed if another coordinator has taken over."""
         with self._guarded():
             epochs.check(self._db, self.epoch)
 
     def leave(self, wall_s: float) -> None:
-        """Note that the epoch is left on purpose, also where somebody else has begun the next one meanwhile. It is for
-        people, and says nothing of the run."""
+        """Note that this coordinator leaves on purpose, even if another one has begun the next epoch meanwhile.
+
+        The note is for people and says nothing about the run.
+        """
         with self._transaction(fenced=False) as db:
             epochs.end(db, self.epoch, wall_s)
 
@@ -83,16 +86,19 @@ class Ledger(LedgerReader, ArchiveWriter):
             self._put_checkpoint(db, first, 0.0, wall_s)
 
     def resume(self, settings: Mapping[str, Any]) -> None:
-        """Note the settings that the run goes on with."""
+        """Store the settings that the run goes on with."""
         with self._transaction() as db:
             db.execute("UPDATE run SET settings = ?", (json.dumps(settings),))
 
     def commit(self, group: Group, state: CheckpointRow, run_s: float, wall_s: float, keep: int = 2) -> None:
-        """One transaction. `state` with the newest row's `seq` renews its scalars, with a higher one it is a new row,
-        and the newest `keep` rows stay.
+        """Write everything in one transaction.
 
-        Raises OSError where the disk refuses (full, for instance: nothing was written, try again), LedgerError
-        where the file is damaged, and Deposed where somebody else has taken over: nothing was written then either.
+        A `state` with the newest checkpoint's `seq` renews that row's scalars; one with a higher `seq` is a new row.
+        The newest `keep` checkpoints stay.
+
+        Raises OSError if the disk refuses (if it is full, for example); nothing was written, so the caller can try
+        again. Raises LedgerError if the file is damaged. Raises Deposed if another coordinator has taken over; nothing
+        was written then either.
         """
         with self._transaction() as db:
             self._put_checkpoint(db, state, run_s, wall_s)
@@ -166,15 +172,18 @@ class Ledger(LedgerReader, ArchiveWriter):
 
 
 def in_doubt(error: OSError) -> bool:
-    """Whether a transaction that was refused like this may be in the ledger all the same once another process opens
-    it: SQLite had written its end, maybe, and could not sync it. While this process lives it is not there."""
+    """Return True if the refused transaction may be in the ledger after all, once another process opens it.
+
+    SQLite may have written the transaction's end without being able to sync it. As long as this process lives, the
+    ledger does not have the transaction.
+    """
     code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
     return code & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
 
 
 def _fill(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
-    if is_empty(db):  # still, though another coordinator may have started at the same moment
+    if is_empty(db):  # check again: another coordinator may have started at the same moment
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
         for statement in TABLES.split(";\n"):

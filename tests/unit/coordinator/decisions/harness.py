@@ -1,4 +1,4 @@
-"""A core with a ledger of dictionaries beside it, for tests that say events and look at commands."""
+"""A core with a ledger of dictionaries beside it, for tests that send events and look at commands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Bench:
         return commands
 
     def update(self, task: IssueTask, t: float | None = None, tensors: Parameters | None = None, **fields):
-        """What the task's participant sends; `fields` makes it lie."""
+        """Send the update of the task's participant; `fields` makes it lie."""
         values: dict[str, Any] = {
             "task_id": task.task_id,
             "run_id": "run",
@@ -97,10 +97,10 @@ class Bench:
         self.tasks.update(changes.tasks)
         self.memories.update(changes.memories)
         as_bytes = {p: {n: a.tobytes() for n, a in arrays.items()} for p, arrays in changes.memories.items()}
-        return replace(changes, memories=as_bytes)  # what can be compared
+        return replace(changes, memories=as_bytes)  # bytes can be compared
 
     def save(self) -> Saved:
-        """A commit, as a crash would leave it."""
+        """Commit, and return what a crash would leave."""
         self.commit()
         snapshot = self.core.snapshot()
         scalars = json.loads(json.dumps(snapshot.scalars))
@@ -110,7 +110,7 @@ class Bench:
         return Saved(Snapshot(arrays, scalars), dict(self.participants), dict(self.tasks))
 
     def restore(self, saved: Saved) -> Bench:
-        """Go on with a core that knows what was saved and nothing else."""
+        """Go on with a core that knows nothing but what was saved."""
         self.participants, self.tasks = dict(saved.participants), dict(saved.tasks)
         for name, array in saved.snapshot.arrays.items():
             if name.startswith("strategy/memory/"):
@@ -124,7 +124,7 @@ class Bench:
         return self
 
     def restart(self) -> list[Command]:
-        """Commit, stop, and start again: the first step's commands."""
+        """Commit, stop and start again; return the first step's commands."""
         self.restore(self.save())
         return self.step(Started())
 

@@ -1,6 +1,7 @@
-"""FedCompass's groups by hand: who is asked for how many steps, who waits for whom, and what a version is made of.
+"""FedCompass's groups, computed by hand: the steps of each task, who waits for whom, the updates in each version.
 
-Three participants take 1, 2 and 5 seconds a step; 20 to 100 steps, 20 at first, latest times half as far again.
+Three participants take 1, 2 and 5 seconds a step. A task has 20 to 100 steps, the first one 20. A group's latest time
+is half as far again as its expected time.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ def steps(task: IssueTask) -> int:
 
 
 def started(strategy: FedCompass = COMPASS, **run) -> tuple[Bench, dict[str, IssueTask]]:
-    """All have given their first updates, at 20, 40 and 100 s. Then `fast` and `mid` are in group 2, expected at 120 s
-    and at 170 s at the latest; and `slow` in group 5, expected at 270 s and at 355 s at the latest."""
+    """Return a bench after the first updates, which came at 20, 40 and 100 s, and the tasks that followed.
+
+    `fast` and `mid` are in group 2, expected at 120 s and at the latest at 170 s. `slow` is in group 5, expected at
+    270 s and at the latest at 355 s.
+    """
     bench = Bench(strategy, concurrency=3, lease_s=1e6, participant_timeout_s=1e6, **run)
     tasks = {c.participant_id: c for c in of(IssueTask, bench.hello(*STEP_S))}
     assert [steps(task) for task in tasks.values()] == [20, 20, 20]
@@ -51,7 +55,7 @@ def test_who_comes_first_opens_a_group_and_others_join_it_with_as_many_steps_as_
     assert {name: steps(task) for name, task in tasks.items()} == {
         "fast": 100,  # nobody else is in training: until 20 + 100·1 = 120
         "mid": 40,  # (120 - 40)/2
-        "slow": 34,  # 4 until 120, too few: by the time that fast may be back twice, (170 + 100·1 - 100)/5
+        "slow": 34,  # 4 until 120 are too few; until fast may be back twice it has (170 + 100·1 - 100)/5
     }
     assert [tasks[name].base_version for name in STEP_S] == [1, 2, 3]
     groups = bench.core.snapshot().scalars["arrival_groups"]["groups"]
@@ -65,7 +69,7 @@ def test_a_group_makes_its_version_when_all_are_there_and_who_came_first_waits()
     bench, tasks = started()
     commands = bench.update(tasks["mid"], t=119.0)
     assert of(NewVersion, commands) == of(IssueTask, commands) == []
-    assert bench.hello("mid", t=119.5) == []  # a hello frees nobody who waits
+    assert bench.hello("mid", t=119.5) == []  # a hello frees no participant that waits
     commands = bench.update(tasks["fast"], t=120.0)
     version = only(NewVersion, commands)
     assert (version.version, version.orders, version.weights) == (4, (4, 5), (0.25, 0.25))
@@ -79,7 +83,7 @@ def test_the_version_is_of_the_group_and_leaves_other_groups_alone() -> None:
     bench, tasks = started()
     before = bench.core.parameters["w"][0]
     assert before == pytest.approx(3 * 0.25)
-    slow = only(Accept, bench.update(tasks["slow"], t=101.0))  # much sooner than expected, and its group's only one
+    slow = only(Accept, bench.update(tasks["slow"], t=101.0))  # much earlier than expected, and alone in its group
     assert slow.group == 5
     bench.update(tasks["mid"], t=119.0, tensors=_value(8.0))
     assert bench.core.parameters["w"][0] == pytest.approx(4 * 0.25)
@@ -253,7 +257,7 @@ def test_a_crash_in_the_middle_of_a_group_changes_nothing(after: int) -> None:
 
 
 def test_a_saved_state_stays_as_it_is_when_a_core_goes_on_from_it() -> None:
-    """Another one may have to begin from it again."""
+    """Another core may have to start from the same state."""
     bench, tasks = started()
     bench.update(tasks["mid"], t=119.0)
     saved = bench.save()

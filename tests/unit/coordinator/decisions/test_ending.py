@@ -1,4 +1,4 @@
-"""Evaluations, limits and goals: when a run ends, and how."""
+"""Evaluations, limits and goals, and the end of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.coordinator.decisions.harness import Bench, of, only
 def test_the_run_ends_at_its_limit_without_waiting_for_stragglers_and_their_tasks_are_withdrawn(stop):
     bench = Bench(FedAsync(), concurrency=3, lease_s=600.0, stop=StopSettings(**stop))
     first, second, straggler = of(IssueTask, bench.hello("a", "b", "c"))
-    (again,) = of(IssueTask, bench.update(first, 1.0))  # the run could end without it, and who knows
+    (again,) = of(IssueTask, bench.update(first, 1.0))  # the run may not end with the next update, so a task goes out
     commands = bench.update(second, 2.0)
     reason = next(iter(stop))
     detail = f"the run is over: {reason}"

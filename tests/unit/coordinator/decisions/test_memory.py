@@ -1,4 +1,4 @@
-"""What the core knows of participants that remember: the mark of their last accepted update, and nothing else."""
+"""Participants that keep the method's memory: the core knows the mark of their last accepted update, nothing else."""
 
 from __future__ import annotations
 

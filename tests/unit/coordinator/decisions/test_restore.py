@@ -41,7 +41,7 @@ STRATEGIES = [
 
 
 def some_event(rng: np.random.Generator, tasks: list[IssueTask], reply: Any, delivery: int, version: int) -> Event:
-    """Anything at all, with a preference for what makes progress."""
+    """Return an event of any kind, more often one that makes progress."""
     name = f"p{rng.integers(8)}"
     task = tasks[-1 - int(rng.integers(min(len(tasks), 12)))] if tasks else None
     kind = rng.choice(["hello", "update", "decline", "undeliverable", "evaluation", "tick", "poison"],

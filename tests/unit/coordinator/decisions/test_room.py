@@ -1,4 +1,4 @@
-"""A strategy that keeps something of each participant has room for so many and no more."""
+"""A strategy that keeps something for each participant has room for a fixed number of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronous rounds: FedAvg by the same core."""
+"""Synchronous rounds: FedAvg on the same core."""
 
 from __future__ import annotations
 

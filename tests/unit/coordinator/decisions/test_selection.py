@@ -1,4 +1,4 @@
-"""The pickers, against plain sets."""
+"""The pickers, compared with plain sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets a task, when, and what becomes of it."""
+"""Tasks: which participant gets one, at which moment, and how it ends."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_an_undeliverable_task_frees_its_slot_and_its_participant_is_away_until_
     bench.decline(other)
     assert bench.tick(20.0) == []
     assert only(IssueTask, bench.hello("a")).participant_id == "a"
-    only(Accept, bench.update(task))  # the time-out was ours: it had arrived
+    only(Accept, bench.update(task))  # only our publish had timed out: the task had arrived
 
 
 def test_receipts_are_repeated_for_tasks_that_are_over_once_they_are_committed():

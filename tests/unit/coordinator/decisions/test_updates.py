@@ -1,4 +1,4 @@
-"""The verdict on an update: once, and with the right reason."""
+"""The verdict on an update: exactly one, with the right reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole and proven, or an error that names it."""
+"""A checkpoint is read whole and checked, or an error names it."""
 
 import os
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Only the newest epoch may write: whoever was paused and deposed commits nothing and breaks nothing."""
+"""Only the newest epoch may write: a coordinator that was paused and deposed commits nothing and breaks nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,7 +63,8 @@ def test_epochs_count_up_and_say_who_had_them(folder):
 
 
 def test_who_left_has_an_end_also_where_the_next_one_was_faster(folder):
-    """It is told once the token is given back, and a standby that waits for that takes over at once."""
+    """A deposed coordinator may still note that it left: it does so after it gave the token back, and a standby that
+    waits for the token takes over at once."""
     with active(folder) as first, active(folder, "b", 2) as second:
         first.leave(107.0)
         assert second._rows("SELECT epoch, ended_wall_s FROM epochs ORDER BY epoch") == [(1, 107.0), (2, None)]
@@ -96,7 +97,7 @@ def test_a_deposed_coordinator_that_takes_over_again_writes_again(folder):
 
 
 def test_a_ledger_that_somebody_else_has_locked_can_be_taken_over_later(folder):
-    """The old coordinator may stand still in the middle of its transaction."""
+    """The old coordinator may have been paused in the middle of its transaction."""
     with active(folder) as old, Ledger(folder.ledger) as new:
         new._db.execute("PRAGMA busy_timeout = 1")
         old._db.execute("BEGIN IMMEDIATE")

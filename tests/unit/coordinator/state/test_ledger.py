@@ -1,4 +1,4 @@
-"""The ledger keeps what a commit gave it, whole or not at all, and says what became of every task."""
+"""The ledger keeps a commit whole or not at all, and knows how every task ended."""
 
 import os
 import sqlite3

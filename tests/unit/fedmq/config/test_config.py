@@ -82,7 +82,7 @@ def test_what_a_method_lacks_is_named_with_its_place(write):
     assert [text.startswith(said) for text in mistakes(write(scaffold))] == [True]
     area = GOOD.replace('name = "fedbuff"', 'name = "area"\nnum_participants = 3\nmemory = "participant"')
     weighted = area.replace("[run]", '[run]\nclient_weights = "examples"')
-    said = "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants"
+    said = "run.client_weights: got 'examples', allowed: 'equal', because area has its memory on the participants"
     assert mistakes(write(weighted)) == [said]
 
 

@@ -85,7 +85,7 @@ def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
             "{max_updates = 10}",
             '{max_updates = 10}\nclient_weights = "examples"\n[[strategies]]\nlabel = "AREA"\n'
             'strategy = {name = "area", num_participants = 4, memory = "participant"}',
-            "run.client_weights: got 'examples', allowed: 'equal', where area has its memory on the participants",
+            "run.client_weights: got 'examples', allowed: 'equal', because area has its memory on the participants",
         ),
         (
             '{name = "fedbuff", buffer_size = 2}',
