@@ -1,8 +1,8 @@
-"""The federation's app in the chaos tests: no Keras, training that follows from the task's seed, and a diary.
+"""The federation's app in the chaos tests. It has no Keras; training follows from the task's seed and keeps a diary.
 
-calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. Where there is a FIFO
-gate-<participant>, a training lasts until somebody has opened it for writing and closed it; while there is a
-file hold/<participant> it does not end either.
+calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. If there is a FIFO
+gate-<participant>, a training lasts until somebody has opened it for writing and closed it. A training does not end
+while there is a file hold/<participant>.
 """
 
 import os
@@ -15,7 +15,7 @@ from fedmq.broker_config.faults import fault
 
 SIZE = 257
 PAUSE_S = 0.0
-"""The longest that a training lasts; how long exactly follows from its seed."""
+"""Longest duration of a training. The exact one follows from its seed."""
 
 
 def initial_parameters(size=SIZE):
@@ -23,7 +23,7 @@ def initial_parameters(size=SIZE):
 
 
 def trained(parameters, seed):
-    """Awkward to add up in another order, so that a replay in another order has other bits."""
+    """Train so that a sum of updates in another order has other bits, and a replay in a wrong order is noticed."""
     noise = np.random.default_rng(seed).normal(size=parameters["w"].size).astype("float32")
     return {"w": parameters["w"] + noise, "steps": parameters["steps"]}
 

@@ -1,4 +1,4 @@
-"""Federations over the session's RabbitMQ node, each with a prefix of its own."""
+"""Federations on the session's RabbitMQ node, each with a prefix of its own."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def federation(tmp_path, rabbitmq_node, prefix):
 
 @pytest.fixture
 def proxies(rabbitmq_node):
-    """proxies() -> a proxy to the broker, and the environment of a process that is to go through it."""
+    """Return a function that makes a proxy to the broker, with the environment of a process that must use it."""
     made = []
 
     def make():

@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 
-NO_MOUNT = "NO MOUNT: this user may not mount a tmpfs, so full and read-only disks are tested in unit tests alone"
+NO_MOUNT = "NO MOUNT: this user may not mount a tmpfs, so only unit tests cover full and read-only disks"
 
 
 class Disk:
@@ -19,7 +19,7 @@ class Disk:
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", self.folder], check=True, capture_output=True)
 
     def fill(self):
-        """Until not a byte more goes onto it."""
+        """Fill the disk until not one more byte fits."""
         with (self.folder / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4096))
@@ -28,7 +28,7 @@ class Disk:
         (self.folder / "filler").unlink()
 
     def make_read_only(self, folder):
-        """Whatever is opened there from now on."""
+        """Refuse writes to whatever is opened in the folder from now on."""
         self._mount(folder, "--bind", folder)
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
 

@@ -1,10 +1,10 @@
-"""Holds a participant's training up until a test lets it go on, without anybody's sleeping (see app.py)."""
+"""A gate that holds up a participant's training until a test lets it go on, without any sleeping (see app.py)."""
 
 import os
 
 
 class Gate:
-    """Made before the training that it is to hold up; later trainings of the participant pass when it is open."""
+    """Make it before the training that it must hold up. Later trainings of the participant pass when it is open."""
 
     def __init__(self, federation, participant):
         self._path = federation.folder / f"gate-{participant}"
@@ -12,7 +12,7 @@ class Gate:
         self._handle = None
 
     def reached(self):
-        """Returns once a training stands before it."""
+        """Wait until a training stands before the gate."""
         self._handle = os.open(self._path, os.O_WRONLY)
         return self
 

@@ -1,7 +1,7 @@
-"""A federation of real processes over a real RabbitMQ, to be killed at will, and a witness of what the broker took.
+"""A federation of real processes on a real RabbitMQ, which tests can kill at will, and a witness of every update.
 
-The witness is a second queue on the updates exchange: the broker confirms an update when both queues hold it, so the
-witness has every update that any participant was confirmed, and its payload, which a replay needs.
+The witness is a second queue on the updates exchange. The broker confirms an update when both queues hold it, so the
+witness has every confirmed update with its payload, which a replay needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.chaos import app
 from tests.integration.front.terminal import Terminal
 
 FULL = os.environ.get("FEDMQ_CHAOS") == "full"
-"""Also the variants that cost more time than they are likely to tell something new."""
+"""True runs also the variants that take much time and rarely show anything new."""
 DEADLINE_S = 60.0
 CONFIG = ("--config", "federation.toml")
 STRATEGY = FedBuff(buffer_size=3, staleness=Polynomial(0.5))
@@ -68,11 +68,11 @@ hello_interval_s = 0.5
 
 
 class Witness:
-    """Keeps what reaches the updates exchange. Bodies by update_id; `copies` counts repeats."""
+    """Keeps everything that reaches the updates exchange, by update_id; `copies` counts repeats."""
 
     def __init__(self, url: str, topology: Topology) -> None:
         self.updates: dict[str, tuple[Update, Parameters | None]] = {}
-        """No parameters where they travelled in chunks."""
+        """Updates by update_id, with their parameters; None if these travelled in chunks."""
         self.copies: Counter[str] = Counter()
         self.changed = threading.Condition()
         self._connected = False
@@ -81,7 +81,7 @@ class Witness:
         self.queue = Queue(f"{topology.prefix}.witness", "quorum", exchange, "update")
         queues = [*topology.shared_queues, self.queue]
         self._transport.open(topology.exchanges, queues, self._news, timeout_s=DEADLINE_S)
-        self._transport.consume(self.queue.name, self._take, 16)
+        self._transport.consume(self.queue.name, self._on_delivery, 16)
 
     def _news(self, state: TransportState) -> None:
         with self.changed:
@@ -89,7 +89,7 @@ class Witness:
                 self._connected = state.name == "connected"
             self.changed.notify_all()
 
-    def _take(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         decoded = decode(bytes(delivery.body))
         assert isinstance(decoded.message, Update)
         assert (decoded.parameters is None) == (decoded.message.chunks is not None)
@@ -104,7 +104,7 @@ class Witness:
         return self._transport.depth(queue.name)
 
     def wait_for_depth(self, queue: Queue, at_least: int) -> None:
-        """Until so many messages are ready: what a consumer held that the broker has given up on comes back."""
+        """Wait until `at_least` messages are ready. If the broker gives up on a consumer, its messages come back."""
         deadline = time.monotonic() + DEADLINE_S
         while self.depth(queue) < at_least:
             assert time.monotonic() < deadline, f"{queue.name} never held {at_least} messages"
@@ -112,17 +112,17 @@ class Witness:
                 self.changed.wait(0.1)
 
     def drain(self, queue: Queue) -> set[str]:
-        """The update_ids of all that is left in a queue that nobody consumes any more."""
+        """Return the update_ids of all messages left in a queue that nobody consumes any more."""
         left = self.depth(queue)
         found: list[str | None] = []
 
-        def take(delivery: Delivery) -> None:
+        def on_delivery(delivery: Delivery) -> None:
             with self.changed:
                 found.append(delivery.message_id)
                 self.changed.notify_all()
 
         if left:
-            self._transport.consume(queue.name, take, left)
+            self._transport.consume(queue.name, on_delivery, left)
             self.wait_until(lambda: len(found) >= left)
         return {str(update_id) for update_id in found}
 
@@ -135,13 +135,16 @@ class Witness:
 
 
 class Federation:
-    """One run's folder, its processes by kind, and the checks that hold whatever happened."""
+    """One run's folder, its processes by kind, and the checks that must hold whatever happened."""
 
     def __init__(
         self, folder: Path, url: str, prefix: str, max_versions: int = 8, size: int = app.SIZE, pause_s: float = 0.0
     ) -> None:
-        """`size`: how many numbers the model has. `pause_s`: the longest that a training lasts. `url`: one, or one for
-        each node with commas between."""
+        """Write the run's folder and open the witness.
+
+        `size` is the number of values in the model, `pause_s` the longest duration of a training. `url` is one URL, or
+        one for each node, separated by commas.
+        """
         self.folder = folder
         self._size = size
         self.url = url
@@ -154,7 +157,7 @@ class Federation:
         (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions))
         self.witness = Witness(url, self.topology)
         self.environ: dict[str, str] = {}
-        """Of all processes."""
+        """Environment variables of all processes."""
         self._running: list[Terminal] = []
 
     # Processes
@@ -176,7 +179,7 @@ class Federation:
         self.witness.close()
 
     def hold(self, name: str, wait: bool = True) -> None:
-        """Let no training of this participant end; with `wait` returns when it is in one."""
+        """Let no training of this participant end. With `wait`, return only when it is in one."""
         file = self.folder / "hold" / name
         file.parent.mkdir(exist_ok=True)
         file.touch()
@@ -194,15 +197,18 @@ class Federation:
         return LedgerReader(self.run_dir / "ledger.sqlite")
 
     def trainings(self, name: str) -> Counter[str]:
-        """What the participant's trainer wrote down: "begun SEED" and "done SEED"."""
+        """Count the lines in the diary of the participant's trainer: "begun SEED" and "done SEED"."""
         return Counter((self.folder / "calls" / name).read_text().splitlines())
 
     def check(self, versions: int = 8, refused: Collection[str] = ()) -> list[UpdateRow]:
-        """Every update that the broker took is in exactly one version, or discarded with a reason; and the model is
-        what the ledger says. Returns the ledger's rows.
+        """Check the promises and return the ledger's rows.
 
-        `refused`: update_ids that a nack was seen for: only one of the two queues, the updates' and the witness's, may
-        have them."""
+        Every update that the broker confirmed is in exactly one version, or discarded with a reason. The model is the
+        one that the ledger's order gives.
+
+        `refused` has the update_ids for which a nack was seen. Only one of the two queues, for updates and for the
+        witness, may have these.
+        """
         checks = audit.verify(RunFolder(self.run_dir))
         assert [one for one in checks if not one.holds or one.left_out] == []
         with self.ledger() as ledger:
@@ -210,7 +216,7 @@ class Federation:
             discards = {uid for uid, reason in ledger.discarded_updates() if reason != "duplicate"}
             late = self.witness.drain(self.topology.updates) - {row.update_id for row in rows} - discards
             self.witness.wait_until(lambda: late <= set(self.witness.updates))
-            for update_id in late:  # sent by somebody who had not heard yet that the run was over
+            for update_id in late:  # their senders had not heard yet that the run was over
                 closed = ledger.closed_task(self.witness.updates[update_id][0].task_id)
                 assert closed is not None
                 assert closed.state == "withdrawn"
@@ -238,7 +244,7 @@ class Federation:
         return rows
 
     def replayed(self, rows: list[UpdateRow]) -> Parameters:
-        """The model that the ledger's order gives when the witness's payloads go through the strategy alone."""
+        """Send the witness's payloads, in the ledger's order, through the strategy alone and return the model."""
 
         def witnessed(row: UpdateRow, versions: list[Parameters]) -> Parameters:
             update, payload = self.witness.updates.get(row.update_id, (None, None))
@@ -251,7 +257,7 @@ class Federation:
 def replay(
     rows: list[UpdateRow], payload_of: Callable[[UpdateRow, list[Parameters]], Parameters], size: int = app.SIZE
 ) -> Parameters:
-    """The last version; `payload_of` gets a row and all versions that were made before it."""
+    """Return the last version. `payload_of` gets a row and all versions that were made before it."""
     first = app.initial_parameters(size)
     versions = [Parameters({name: np.asarray(array) for name, array in first.items()})]
     state = STRATEGY.init(versions[0])
@@ -274,18 +280,18 @@ def _as_the_core_sees(row: UpdateRow, payload: Parameters) -> ClientUpdate:
 
 
 def trained_again(base: Parameters, task_id: str) -> Parameters:
-    """The payload of an update that travelled in chunks: training follows from the task's seed."""
+    """Return the payload of an update that travelled in chunks. It is trained again, from the task's seed."""
     local = app.trained(base, task_seed(0, int(task_id.split("-")[1])))
     return Parameters({name: local[name] - base[name] for name in base.averaged()})
 
 
 def died_at(process: Terminal, point: str) -> bool:
-    """Whether the process was killed by SIGKILL at this point and nowhere else."""
+    """Return True if SIGKILL ended the process at this fault point and it met no other."""
     return process.ended() == -signal.SIGKILL and process.text.count("fault point ") == 1 == process.text.count(
         f"fault point {point}\n"
     )
 
 
 def seeds_of(rows: list[UpdateRow], participant_id: str) -> set[str]:
-    """The training seeds of a participant's accepted updates."""
+    """Return the training seeds of a participant's accepted updates."""
     return {str(task_seed(0, int(row.task_id.split("-")[1]))) for row in rows if row.participant_id == participant_id}

@@ -1,8 +1,8 @@
-"""A TCP proxy between one process and the broker, which breaks its connections at will, and only its.
+"""A TCP proxy between one process and the broker. It breaks the connections of that process, and no others, at will.
 
-It runs on asyncio in a thread of its own; every method may be called from any thread and has happened when it returns.
-Directions are the broker's: "up" to it, "down" from it. What each fault did is counted, so that a test can first prove
-that it happened: `cuts`, `swallowed`, `carried`.
+It runs on asyncio in a thread of its own. Every method may be called from any thread, and its effect is there when it
+returns. Directions are seen from the broker: "up" is towards it, "down" is away from it. `cuts`, `swallowed` and
+`carried` count what each fault did, so that a test can first prove that the fault happened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Direction = Literal["up", "down"]
 BOTH: tuple[Direction, ...] = ("up", "down")
 PIECE_BYTES = 64 * 1024
 WAITING_PIECES = 64
-"""On their way in one direction of one connection; more wait in the sender's own socket."""
+"""Most pieces on their way in one direction of one connection. More wait in the sender's own socket."""
 CLOSE_S = 10.0
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class _Connection:
     client: socket.socket
     server: socket.socket
     mute: set[Direction] = field(default_factory=set)
-    """Something was swallowed here: nothing may pass any more, or the stream would have a hole."""
+    """Directions in which bytes were swallowed. Nothing may pass there any more, or the stream would have a hole."""
     passed: dict[Direction, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ class _Connection:
 
 
 class Proxy:
-    """Listens on a free port of 127.0.0.1 and forwards to the broker's."""
+    """Listens on a free port of 127.0.0.1 and forwards to the broker's port."""
 
     def __init__(self, upstream_port: int) -> None:
         self._upstream = ("127.0.0.1", upstream_port)
@@ -47,11 +47,11 @@ class Proxy:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self.cuts = 0
-        """Connections that were ended at a byte count or by chance."""
+        """Number of connections that were ended at a byte count or by chance."""
         self.swallowed: dict[Direction, int] = {"up": 0, "down": 0}
-        """Bytes that were taken and went nowhere."""
+        """Number of bytes that were accepted and went nowhere."""
         self.on_up: Callable[[object, bytes], None] = lambda _connection, _data: None
-        """Called with what goes to the broker, on the proxy's thread; `_connection` is what tells them apart."""
+        """Called on the proxy's thread with the bytes that go to the broker, and with their connection."""
         self.carried: dict[Direction, int] = {"up": 0, "down": 0}
         self._up = True
         self._black: set[Direction] = set()
@@ -70,11 +70,11 @@ class Proxy:
     # Faults
 
     def sever(self, oldest: int | None = None) -> int:
-        """Cut the open connections, or so many of them; returns how many that were."""
+        """Cut the open connections, or only the `oldest` ones; return the number of connections cut."""
         return self._do(lambda: self._sever(oldest))
 
     def set_up(self, up: bool) -> None:
-        """Down: open connections are cut, and new ones as soon as they come."""
+        """Turn the proxy on or off. If it is off, open connections are cut, and new ones as soon as they come."""
 
         def change() -> None:
             self._up = up
@@ -84,9 +84,11 @@ class Proxy:
         self._do(change)
 
     def blackhole(self, *directions: Direction, new: bool = True) -> int:
-        """From now on bytes are taken and go nowhere, and no end hears that the other one closed: the peer vanished
-        without a goodbye. `new`: so it goes with connections that come later, until `heal`. Returns how many
-        connections were open."""
+        """Swallow all bytes from now on, as if the peer had vanished without a goodbye.
+
+        Neither end hears that the other one closed. With `new` the same goes for connections that come later, until
+        `heal`. Returns the number of open connections.
+        """
 
         def change() -> int:
             for connection in self._connections:
@@ -98,7 +100,7 @@ class Proxy:
         return self._do(change)
 
     def heal(self) -> None:
-        """New connections are as good as any; those that lost bytes stay as they are."""
+        """Let new connections work without faults. Connections that lost bytes stay as they are."""
 
         def change() -> None:
             self._up, self._chance, self._delay_s, self._cuts_left = True, 0.0, 0.0, 0
@@ -108,7 +110,7 @@ class Proxy:
         self._do(change)
 
     def cut_at(self, at_bytes: int, times: int, direction: Direction = "up") -> None:
-        """The next connections through which more than this goes in that direction end exactly there."""
+        """End the next `times` connections at exactly this byte count in this direction."""
 
         def change() -> None:
             self._cut_at, self._cuts_left = {direction: at_bytes}, times
@@ -120,7 +122,7 @@ class Proxy:
         return self._do(lambda: self._cuts_left)
 
     def cut_by_chance(self, probability: float, seed: int) -> None:
-        """Each piece that comes in ends its connection with this probability, somewhere within the piece."""
+        """Let each incoming piece end its connection with this probability, somewhere within the piece."""
 
         def change() -> None:
             self._chance, self._rng = probability, random.Random(seed)
@@ -128,7 +130,7 @@ class Proxy:
         self._do(change)
 
     def delay(self, each_way_s: float) -> None:
-        """What comes in leaves so much later, at the same rate."""
+        """Delay everything by `each_way_s`, at the same rate."""
 
         def change() -> None:
             self._delay_s = each_way_s
@@ -136,9 +138,11 @@ class Proxy:
         self._do(change)
 
     def throttle(self, bytes_per_s: float, *directions: Direction, takes_all: bool = False) -> None:
-        """Of each connection, in each of these directions. Connections that come later have small buffers too, so that
-        their senders feel it; with `takes_all` senders feel nothing for the first megabytes, as with a proxy before a
-        slow link."""
+        """Limit the rate of each connection in each of these directions.
+
+        Connections that come later also have small buffers, so that their senders notice. With `takes_all` a sender
+        notices nothing for the first megabytes, as with a proxy in front of a slow link.
+        """
 
         def change() -> None:
             self._takes_all = takes_all
@@ -200,7 +204,7 @@ class Proxy:
                 connection.tasks.append(task)
 
     def _over(self, connection: _Connection) -> None:
-        """One direction has ended, so the other one does, and then the sockets are closed."""
+        """End the other direction after one has ended, then close the sockets."""
         self._connections.pop(connection, None)
         if all(task.done() for task in connection.tasks):
             _end(connection.client, connection.server)
@@ -228,7 +232,7 @@ class Proxy:
     async def _receive(
         self, connection: _Connection, direction: Direction, queue: asyncio.Queue[tuple[float, bytes]]
     ) -> None:
-        """An empty piece is the end."""
+        """Put what the source sends into the queue. An empty piece marks the end."""
         source, _ = connection.ends(direction)
         data = b"some"
         while data:
@@ -267,7 +271,7 @@ class Proxy:
             return
 
     def _kept(self, connection: _Connection, direction: Direction, data: bytes) -> int:
-        """How much of this piece goes through before its connection is cut; all of it where it is not."""
+        """Return how many bytes of this piece go through: all of them, unless its connection is cut here."""
         before = connection.passed[direction]
         connection.passed[direction] += len(data)
         cut_at = self._cut_at.get(direction)

@@ -1,12 +1,16 @@
-"""A federation that is killed at, process by process and the broker too, for as long as one likes.
+"""A soak test: a federation whose processes, and whose broker, are killed again and again for as long as you like.
 
     python -m tests.chaos.soak [--seconds 600] [--seed 1] [--participants 12]
 
-There are two coordinators, of which one stands by. Every few seconds a process, drawn by the seed, gets SIGKILL, and
-comes back after a pause. The schedule is printed and
-follows from the seed alone. At the end all come back, the run finishes, and what must hold is checked: every update
-that the broker confirmed is in exactly one version or discarded with a reason, the model is, bit for bit, the replay of
-the ledger's order, no queue has grown, memory and file handles are flat. Exit status 1 where anything is not so.
+There are two coordinators; one of them stands by. Every few seconds a process, drawn by the seed, gets SIGKILL and
+comes back after a pause. The schedule is printed, and follows from the seed alone. At the end all processes come back
+and the run finishes. Then these promises are checked:
+
+- every update that the broker confirmed is in exactly one version, or discarded with a reason;
+- the model is the replay of the ledger's order, bit for bit;
+- no queue has grown, and RAM and file handles are flat.
+
+The exit status is 1 if any of them is broken.
 """
 
 from __future__ import annotations
@@ -38,14 +42,14 @@ from tests.support.rabbitmq import NO_SERVER
 BETWEEN_KILLS_S = (1.0, 4.0)
 PAUSE_S = (0.2, 4.0)
 TRAINING_S = 0.5
-"""The longest; about 20 updates a second with 12 participants."""
+"""Longest duration of a training. It gives about 20 updates a second with 12 participants."""
 SAMPLE_S = 2.0
 LAST_VERSIONS = 20
-"""Made after the last coordinator was told when to stop."""
+"""Number of versions made after the last coordinator was told when to stop."""
 NEVER = 10**9
 BROKER, COORDINATOR, STANDBY = "broker", "coordinator", "standby"
 COORDINATORS = (COORDINATOR, STANDBY)
-"""Two of one run: whichever is not the active one stands by."""
+"""Names of the two coordinators of the run. The one that is not active stands by."""
 
 
 @dataclass(frozen=True, order=True)
@@ -56,7 +60,7 @@ class Kill:
 
 
 def schedule(seconds: float, seed: int, participants: list[str]) -> list[Kill]:
-    """Who is killed when, and how long it stays away. The broker is once at least: in the middle."""
+    """Draw the victims, the moments of the kills and the pauses. The kill in the middle is always of the broker."""
     rng = random.Random(seed)
     victims = [BROKER, *COORDINATORS, *COORDINATORS, *participants]
     kills, at_s = [], 5.0
@@ -69,7 +73,7 @@ def schedule(seconds: float, seed: int, participants: list[str]) -> list[Kill]:
 
 
 class Soak:
-    """The processes by name, with the lives that they had."""
+    """The processes by name, and all lives that they had."""
 
     def __init__(self, folder: Path, participants: list[str]) -> None:
         self.node = PrivateNode(folder / "broker")
@@ -96,7 +100,7 @@ class Soak:
         return time.monotonic() - self._began_s
 
     def run(self, kills: list[Kill], until_s: float) -> None:
-        """Carry the schedule out, then leave everybody alone until `until_s`."""
+        """Carry out the schedule, then leave all processes alone until `until_s`."""
         due: list[tuple[float, str, str, float]] = [(kill.at_s, "kill", kill.victim, kill.pause_s) for kill in kills]
         due += [(at * SAMPLE_S, "sample", "", 0.0) for at in range(1, int(until_s / SAMPLE_S))]
         due.append((until_s, "end", "", 0.0))
@@ -114,7 +118,7 @@ class Soak:
             self._restarting.join()
 
     def finish(self) -> int:
-        """Have the run end, see everybody leave, and return the number of its last version."""
+        """End the run, wait until all processes have left, and return the number of the last version."""
         for name in COORDINATORS:
             coordinator = self._running.pop(name)
             self._now.pop(name)
@@ -157,7 +161,7 @@ class Soak:
         self._born(BROKER, self.node.pid)
 
     def _kill(self, name: str, pause_s: float) -> bool:
-        """False where it is away already."""
+        """Kill a process; return False if it is away already."""
         if name not in self._now:
             self.skipped += 1
             return False
@@ -188,13 +192,13 @@ class Soak:
 
 
 def grown(depths: dict[str, list[int]], participants: int) -> list[str]:
-    """Queues that hold more at the end than everybody's messages of a moment."""
+    """Return the queues that hold more at the end than two messages for each participant."""
     return [name for name, found in depths.items() if found and found[-1] > 2 * participants]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long processes are killed")
+    parser.add_argument("--seconds", type=float, default=600.0, help="duration of the killing")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--participants", type=int, default=12)
     options = parser.parse_args()
@@ -203,7 +207,7 @@ def main() -> None:
         sys.exit(1 if os.environ.get("CI") else 0)
     names = [f"p{number}" for number in range(options.participants)]
     kills = schedule(options.seconds, options.seed, names)
-    logging.getLogger("fedmq.broker_config").setLevel(logging.ERROR)  # of our own connections, lost on purpose
+    logging.getLogger("fedmq.broker_config").setLevel(logging.ERROR)  # our own connections are lost on purpose
     print(f"soak: {options.seconds:g} s, seed {options.seed}, {len(names)} participants, {len(kills)} kills planned")
     with tempfile.TemporaryDirectory(prefix="fedmq-soak-") as folder:
         soak = Soak(Path(folder), names)
@@ -216,7 +220,7 @@ def main() -> None:
 
 
 def report(soak: Soak, versions: int) -> list[str]:
-    """Check everything, print it, return what does not hold."""
+    """Check everything, print the results and return the problems."""
     federation = soak.federation
     rows = federation.check(versions=versions)
     with federation.ledger() as ledger:
@@ -228,20 +232,20 @@ def report(soak: Soak, versions: int) -> list[str]:
     problems = [f"{queue} has grown: {soak.depths[queue][-10:]}" for queue in grown(soak.depths, len(soak.depths))]
     problems += [f"{life.name} (pid {life.pid}) is not flat" for life in long if not life.flat]
     if dead := max(soak.depths[federation.topology.dead.name]):
-        problems.append(f"{dead} messages were dead-lettered, and none was bad")
+        problems.append(f"{dead} messages were dead-lettered, though none was bad")
     print("\nlives:     " + ", ".join(f"{count} of the {kind}" for kind, count in deaths.items()))
     print(f"           {epochs} times one of {pids} coordinators became the active one")
-    print(f"           {soak.skipped} planned kills met somebody who was away already")
-    print(f"confirmed: {len(federation.witness.updates)} updates, {copies} of them sent again and taken again")
+    print(f"           {soak.skipped} planned kills met a process that was away already")
+    print(f"confirmed: {len(federation.witness.updates)} updates, {copies} copies of them after a resend")
     print(f"ledger:    {len(rows)} accepted, each once, in {versions} versions; discarded: {dict(discards) or 'none'}")
-    print("replay:    the final parameters are those of the ledger's order, bit for bit")
-    print("queues:    ready messages, most while it ran, and last before the run's end")
+    print("replay:    the ledger's order gives the final parameters, bit for bit")
+    print("queues:    ready messages: the most during the run, and the last count before its end")
     for queue, found in soak.depths.items():
         if found:
             print(f"  {queue:<28}{max(found):>6}{found[-1]:>6}")
-    print("processes: the longest lives; growth and handles after each one's warm-up")
+    print("processes: the longest lives, with growth and handles after each one's warm-up")
     print("\n".join(table(long)))
-    print("\n".join(f"PROBLEM: {problem}" for problem in problems) or "all of it holds")
+    print("\n".join(f"PROBLEM: {problem}" for problem in problems) or "all promises hold")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Participants that come back after a week, with another clock, or with a disk that takes nothing for a while."""
+"""Participants that come back after a week, with another clock, or with a disk that refuses writes for a while."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ MODEL_KB = 4 * SIZE // 1024
 
 
 def restamp(federation, participant, wall_s=0.0, boot_s=0.0, **changed):
-    """Move the moment at which the participant's spooled task came, by either clock."""
+    """Change the arrival time of the participant's spooled task, on either clock."""
     spool = Spool(federation.folder / "spool", participant)
     try:
         body, then = spool.read_task()
@@ -35,7 +35,7 @@ def test_a_week_away_loses_no_finished_training_and_drops_a_task_whose_slot_was_
     others = [federation.participant("p1")]
     coordinator.wait_for("event=version_made version=2 ")
     held = Gate(federation, "p1").reached()
-    # The broker has thrown away what waited for them, and at last their queues.
+    # After so long the broker has dropped the messages that waited for them, and then their queues.
     queues = [federation.topology.participant(name).name for name in ("p0", "p2")]
     remove(federation.url, exchanges=(), queues=queues)
     restamp(federation, "p2", wall_s=-7 * DAY_S, boot_s=-7 * DAY_S)

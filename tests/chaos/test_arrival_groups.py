@@ -1,4 +1,4 @@
-"""kill -9 of the coordinator at every step of the commit protocol, in a run whose versions are of arrival groups."""
+"""kill -9 of the coordinator at every step of the commit protocol, in a run with arrival groups."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.chaos.test_coordinator import POINTS
 
 pytestmark = [
     pytest.mark.broker,
-    pytest.mark.skipif(not FULL, reason="only with FEDMQ_CHAOS=full: one process has it in tests/integration"),
+    pytest.mark.skipif(not FULL, reason="only with FEDMQ_CHAOS=full: tests/integration covers it in one process"),
 ]
 COMPASS = """[strategy]
 name = "fedcompass"

@@ -1,4 +1,4 @@
-"""kill -9, a restart and a frozen broker in the middle of a run: everybody comes back, nothing is lost."""
+"""kill -9, a restart and a pause of the broker in the middle of a run: everybody comes back, nothing is lost."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.support.rabbitmq import require_server
 pytestmark = pytest.mark.broker
 CONNECTED = "event=connected "
 DISCONNECTED = "event=broker_disconnected"
-"""What a participant and the coordinator say of it."""
+"""Pattern of the participant's and the coordinator's log lines about it."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_broker_killed_in_mid_run_loses_nothing(federation, node, killed_at):
     participants = [federation.participant(name) for name in ("p0", "p1")]
     coordinator = federation.coordinator()
     for at, version in enumerate(killed_at, start=1):
-        for one in (coordinator, *participants):  # one alone makes versions while the other still waits to try again
+        for one in (coordinator, *participants):  # one alone could make versions while the other still waits
             one.wait_for(CONNECTED, times=at)
         coordinator.wait_for(f"event=version_made version={version} ")
         pid = node.pid

@@ -1,4 +1,4 @@
-"""kill -9 of everybody while tasks and updates travel in chunks: the same promises hold."""
+"""kill -9 of every process while tasks and updates travel in chunks: the same promises hold."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.broker
 
 IN_CHUNKS = {"FEDMQ_BROKER__MAX_MESSAGE_BYTES": "65536", "FEDMQ_BROKER__CHUNK_BYTES": "4096"}
 SIZE = 40_000
-"""160 kB: 40 chunks."""
+"""Number of values in the model: 160 kB, which are 40 chunks."""
 PARTICIPANT = ("chunks-on-disk:2", "chunks-confirmed:3", "update-uploaded:1", "update-confirmed:1")
 COORDINATOR = ("chunk-arrived:20", "payload-whole:1", "before-payload-deleted:1", "before-acks:2")
 

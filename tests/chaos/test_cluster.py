@@ -1,4 +1,4 @@
-"""Three nodes, quorum queues: the node that leads dies in the middle of an upload, and the run goes on without it."""
+"""Three nodes with quorum queues: the leader dies in the middle of an upload, and the run goes on without it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.support.rabbitmq import require_server
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(os.environ.get("FEDMQ_CHAOS") != "full", reason="a minute for three nodes: FEDMQ_CHAOS=full"),
+    pytest.mark.skipif(os.environ.get("FEDMQ_CHAOS") != "full", reason="three nodes take a minute: FEDMQ_CHAOS=full"),
 ]
 NUMBERS = 2**18
 UPDATE_BYTES = 4 * NUMBERS
@@ -73,7 +73,7 @@ def test_a_cluster_that_loses_the_leader_in_the_middle_of_an_upload_loses_nothin
 
 
 def test_participants_whose_queue_is_on_a_node_that_is_away_wait_for_it(cluster, federation):
-    """Classic queues, as they are by default."""
+    """The participants' queues are classic ones, which is the default."""
     home, *others = cluster.nodes
     participant = federation.participant("p0", FEDMQ_BROKER_URL=f"{home.url},{others[0].url}")
     coordinator = federation.coordinator(FEDMQ_BROKER_URL=others[1].url)

@@ -12,12 +12,12 @@ POINTS = (
     "before-checkpoint", "after-checkpoint", "before-ledger", "after-ledger", "before-acks", "between-acks",
     "after-acks", "before-task-publish", "after-task-publish",
 )  # fmt: skip
-"""In the order in which a commit passes them."""
+"""Fault points in the order in which a commit passes them."""
 PLACES = [f"{point}:{nth}" for point in POINTS for nth in (1, 2, 5)] if FULL else ["before-checkpoint:1"]
 
 
 def test_a_coordinator_killed_at_every_point_in_turn_loses_nothing(federation):
-    """One run, nine deaths; each coordinator works a little before it dies."""
+    """One run has nine deaths. Each coordinator works a little before it dies."""
     participants = [federation.participant(name) for name in ("p0", "p1")]
     for point in POINTS:
         assert died_at(federation.coordinator(fault=f"{point}:2"), point)
@@ -38,7 +38,7 @@ def test_a_coordinator_killed_at_one_point_loses_nothing(federation, place):
 
 
 def test_a_coordinator_that_stands_still_for_longer_than_the_heartbeat_commits_nothing_twice(federation):
-    """A suspended machine. The broker takes its deliveries back; it still has them in memory when it goes on."""
+    """This is a suspended machine. The broker takes its deliveries back, but it still has them when it goes on."""
     participants = [federation.participant(name) for name in ("p0", "p1")]
     coordinator = federation.coordinator()
     coordinator.wait_for("event=version_made version=2 ")

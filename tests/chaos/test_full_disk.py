@@ -23,13 +23,13 @@ def test_a_coordinator_with_a_full_disk_acks_nothing_says_so_and_goes_on_when_th
         federation.witness.wait_until(lambda known=accepted: set(federation.witness.updates) - known)
         if times == 1:
             disk.make_room()
-    # Killed now, it has acked nothing of what it could not write: the broker has it all.
+    # If it is killed now, the broker still has every update that it could not write, because it acked none of them.
     coordinator.kill()
     federation.witness.wait_for_depth(federation.topology.updates, 1)
     with federation.ledger() as ledger:
         assert {row.update_id for row in ledger.updates()} == accepted
     early = federation.coordinator(**runs)
-    assert early.ended() == 1, "there is no room to take the run over"
+    assert early.ended() == 1, "there is no room to take over the run"
     assert "No space left on device" in early.text or "full" in early.text
     assert "Traceback" not in early.text
     disk.make_room()

@@ -1,4 +1,4 @@
-"""Links that fall silent, that are slow, that are far away, and that break by chance: everybody comes back."""
+"""Links that fall silent, are slow, are long, or break by chance: everybody comes back."""
 
 import time
 
@@ -21,8 +21,8 @@ HEARTBEAT_S = 2
 def test_peers_that_vanish_without_a_goodbye_are_noticed_by_both_ends_and_come_back(
     federation, proxies, directions, new
 ):
-    """Half-open connections of a participant and of the coordinator: only missing heartbeats can tell, ours where
-    nothing comes down. `new`: those that they open meanwhile are no better."""
+    """A participant and the coordinator have half-open connections. Only missing heartbeats can tell; our side notices
+    if nothing comes down. With `new`, connections that they open meanwhile are no better."""
     (own, coordinators_url), (other, participants_url) = proxies(), proxies()
     coordinator = federation.coordinator(**coordinators_url)
     participants = [federation.participant("p0", **participants_url), federation.participant("p1")]

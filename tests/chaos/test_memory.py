@@ -1,4 +1,4 @@
-"""kill -9 of a participant around its receipt, where it remembers what was accepted of it (AREA)."""
+"""kill -9 of a participant around its receipt, with a method whose memory is on the participants (AREA)."""
 
 import os
 from collections import defaultdict
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.broker
 STRATEGY = Area(num_participants=2, buffer_size=3, memory="participant")
 FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 POINTS = ("before-memory-moved", "memory-moved", *(("next-memory-on-disk", "update-confirmed:2") if FULL else ()))
-"""All of the points, in one process: tests/integration/front/test_memory.py."""
+"""Fault points to kill at. tests/integration/front/test_memory.py has all of them, in one process."""
 
 
 def test_a_participant_killed_around_its_receipts_sends_on_from_what_was_accepted(federation):
@@ -45,12 +45,12 @@ def test_a_participant_killed_around_its_receipts_sends_on_from_what_was_accepte
     for who, row in last.items():
         seed = task_seed(0, int(row.task_id.split("-")[1]))
         made = app.trained(versions[row.base_version], seed)["w"]
-        # All that was accepted of it, added up, is what it made last: nothing was lost, and nothing counted twice.
+        # The sum of its accepted updates is its last result: nothing was lost, and nothing was counted twice.
         np.testing.assert_allclose(sent[who], made, atol=1e-6)
 
 
 def replayed(rows, updates):
-    """The versions; and of each participant the sum of all that was accepted, and its last row."""
+    """Return the versions, and for each participant the sum of its accepted updates and its last row."""
     parameters = Parameters({name: np.asarray(array) for name, array in app.initial_parameters().items()})
     state, versions, sent, last = STRATEGY.init(parameters), [parameters], defaultdict(float), {}
     for row in rows:

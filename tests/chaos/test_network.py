@@ -1,4 +1,4 @@
-"""Connections that are cut in the middle of an upload, and again and again."""
+"""Connections that are cut in the middle of an upload, or again and again."""
 
 import pytest
 

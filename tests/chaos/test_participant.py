@@ -1,4 +1,4 @@
-"""kill -9 of a participant at every step from task to receipt: one update a task is counted, finished work is kept."""
+"""kill -9 of a participant at every step from task to receipt: one update a task counts, and finished work is kept."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.chaos.proxy import Proxy
 pytestmark = pytest.mark.broker
 
 UNFINISHED = ("task-on-disk", "before-task-ack", "mid-training", "trained")
-"""Before the update is on disk: its training begins again."""
+"""Fault points before the update is on disk. A kill there makes its training begin again."""
 FINISHED = (
     "update-on-disk", "task-cleared", "update-sent", "update-confirmed", "before-remembered", "before-update-cleared",
     "update-cleared",
@@ -24,7 +24,7 @@ def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_
     assert (coordinator.ended(), last.ended()) == (0, 0)
     rows = federation.check()
     trainings = federation.trainings("p0")
-    # Done but not on disk is what "trained" kills; each other training was done once.
+    # A kill at "trained" comes after the training and before the disk; every other training was done once.
     assert sorted(count for line, count in trainings.items() if line.startswith("done"))[-2:] == [1, 2]
     assert trainings.total() == 2 * len(rows) + 3, "begun again after mid-training; begun and done again after trained"
     assert {line.split()[1] for line in trainings} == seeds_of(rows, "p0")
@@ -60,7 +60,7 @@ def test_an_update_that_was_published_and_never_confirmed_is_sent_again_and_coun
 
 
 def test_two_processes_with_one_id_and_two_spools_count_each_task_once(federation: Federation):
-    """A cloned device. The broker deals its tasks to either; whoever trains one, its update is the same."""
+    """This is a cloned device. The broker gives its tasks to either process, and both would send the same update."""
     coordinator = federation.coordinator()
     clones = [
         federation.participant("p0", FEDMQ_PARTICIPANT__SPOOL_DIR=str(federation.folder / spool)) for spool in "ab"

@@ -1,4 +1,4 @@
-"""A broker that holds publishers back, is full, says nothing, or loses a queue, in the middle of a run."""
+"""A broker that blocks publishers, is full, does not answer, or loses a queue, in the middle of a run."""
 
 import json
 import os
@@ -16,12 +16,12 @@ ALARMS = {
     "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.5")),
     "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")),
 }
-"""What sets the alarm, and what clears it."""
+"""Commands that set each alarm and clear it."""
 NAMES = ("p0", "p1")
 
 
 def begun(federation, **environ):
-    """Two participants and their coordinator in mid-run, each of the participants in a training that does not end."""
+    """Return a coordinator and two participants in mid-run; each participant is in a training that does not end."""
     participants = [federation.participant(name) for name in NAMES]
     coordinator = federation.coordinator(**environ)
     coordinator.wait_for("event=version_made version=2 ")
@@ -31,13 +31,13 @@ def begun(federation, **environ):
 
 
 def without_witness(federation, node):
-    """Its queue would take over what the updates queue is not there for."""
+    """Remove the witness: its queue would accept updates while the updates queue is gone."""
     federation.witness.close()
     node.ctl("delete_queue", federation.witness.queue.name)
 
 
 def wait_for_a_message(node, queue):
-    """How many are ready in the queue, once there is one."""
+    """Wait for a message in the queue and return the number of ready ones."""
     transport = AmqpTransport(node.url, name="onlooker")
     transport.open((), (), timeout_s=DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
@@ -70,7 +70,7 @@ def test_memory_and_disk_alarms_hold_everybody_back_and_lose_nothing(federation,
 
 
 def test_updates_that_are_never_confirmed_are_sent_again_and_counted_once(federation, rabbitmq_node):
-    """The queue's process stands still, the connection does not."""
+    """The queue's process is suspended; the connection works."""
     everybody = begun(federation)
     process = f"whereis('%2F_{federation.topology.updates.name}')"
     rabbitmq_node.ctl("eval", f"sys:suspend({process}).")
@@ -87,7 +87,7 @@ def test_updates_that_are_never_confirmed_are_sent_again_and_counted_once(federa
 
 
 def test_queues_deleted_under_their_consumers_are_made_again_and_nothing_is_lost(federation, rabbitmq_node):
-    """A participant's own, and that of hellos and declines."""
+    """The queues are a participant's own, and the one for hellos and declines."""
     everybody = begun(federation)
     consumers = ((everybody[1], federation.topology.participant("p0")), (everybody[0], federation.topology.control))
     for consumer, queue in consumers:
@@ -100,7 +100,7 @@ def test_queues_deleted_under_their_consumers_are_made_again_and_nothing_is_lost
 
 
 def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, rabbitmq_node):
-    """And its tasks are given out again. What no queue was there for is not confirmed, and comes."""
+    """Tasks of the lost updates are issued again. Updates that met no queue are not confirmed, so they come later."""
     queue, lease = federation.topology.updates, {"FEDMQ_RUN__LEASE_S": "4"}
     without_witness(federation, rabbitmq_node)
     coordinator, p0, p1 = begun(federation, **lease)
@@ -117,7 +117,7 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
     federation.release("p1")
     came_later = p1.wait_for(r'event=update_not_taken .*task=(\S+) detail="Unroutable')[1]
     again = federation.coordinator(**lease)
-    federation.hold("p0", wait=False)  # or it might finish the run before the other one tries again
+    federation.hold("p0", wait=False)  # otherwise it might finish the run before the other one tries again
     again.wait_for(f"event=update_accepted participant=p1 task={came_later}")
     federation.release("p0")
     assert [one.ended() for one in (again, p0, p1)] == [0, 0, 0]
@@ -125,8 +125,10 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
 
 
 def refused(participants):
-    """(which of them, the task) of the first update that the queue did not take. Which it is hangs on what the killed
-    coordinator's deliveries leave of the queue's room."""
+    """Return (participant, task) of the first update that the queue refused.
+
+    It depends on the room that the killed coordinator's deliveries leave in the queue.
+    """
     deadline = time.monotonic() + DEADLINE_S
     while True:
         for name, one in zip(NAMES, participants, strict=True):
@@ -144,7 +146,7 @@ def test_a_full_updates_queue_takes_no_more_and_gets_all_once_it_drains(federati
     rabbitmq_node.ctl("set_policy", "full", f"^{queue.name}$", limit, "--apply-to", "queues")
     try:
         seen = len(federation.witness.updates)
-        federation.release("p0")  # one after the other: a queue that is being filled takes both
+        federation.release("p0")  # one after the other, because a queue that is being filled accepts both
         federation.witness.wait_until(lambda: len(federation.witness.updates) > seen)
         federation.witness.wait_for_depth(queue, 1)
         federation.release("p1")

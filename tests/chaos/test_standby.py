@@ -1,4 +1,4 @@
-"""Two coordinators of one run: kill -9 of the active one, again and again, and one that stands still and wakes up."""
+"""Two coordinators of one run: kill -9 of the active one, again and again, and one that is paused and wakes up."""
 
 import os
 import signal
@@ -31,9 +31,9 @@ class Acks:
     def __init__(self, proxy):
         self.count = 0
         self._streams = {}
-        proxy.on_up = self._take
+        proxy.on_up = self._on_data
 
-    def _take(self, connection, data):
+    def _on_data(self, connection, data):
         if connection not in self._streams:
             self._streams[connection] = bytearray()
             data = data[self.GREETING_BYTES :]
@@ -54,7 +54,7 @@ def epochs_of(federation):
 
 
 def test_standbys_take_over_from_coordinators_that_are_killed_one_after_the_other(federation):
-    """All are there before the work begins, or else it is done before the next one has started."""
+    """All coordinators start before the work begins. Otherwise it would be done before the last one has started."""
     coordinators = [federation.coordinator()]
     coordinators[0].wait_for("event=active run=r1 epoch=1")
     for _ in range(3 if FULL else 2):

@@ -1,4 +1,4 @@
-"""Training that takes longer than anything waits for: the heartbeat, the consumer timeout, its lease."""
+"""Training that takes longer than every timeout: the heartbeat, the consumer timeout, its lease."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ PATIENCE_S = 60 if FULL else 2
 
 @pytest.fixture
 def impatient_node(rabbitmq_node):
-    """Ends consumers that do not ack for PATIENCE_S. RabbitMQ looks once a minute unless told otherwise."""
+    """A node that ends consumers without an ack for PATIENCE_S. By default RabbitMQ checks only once a minute."""
     before = rabbitmq_node.ctl("eval", "element(2, application:get_env(rabbit, consumer_timeout)).").strip()
 
     def set_to(consumer_timeout_ms, tick_ms):
@@ -35,7 +35,7 @@ def await_the_end_of_a_silent_connection(url, proxy):
     connection = pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat={HEARTBEAT_S}"))
     assert proxy.blackhole("up") == 1
     with contextlib.suppress(AMQPConnectionError):
-        while True:  # ended by the broker alone
+        while True:  # only the broker ends it
             connection.process_data_events(1)
 
 

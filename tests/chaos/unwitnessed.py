@@ -1,4 +1,4 @@
-"""What must hold where no witness may listen: its queue would take updates over that no other queue is there for.
+"""The checks for tests without a witness, whose queue would accept updates that no other queue can accept.
 
 The app's training follows from the task's seed, so every payload can be made again.
 """
@@ -16,8 +16,11 @@ from tests.chaos.harness import Federation, replay
 
 
 def check(federation: Federation, participants: list[str], versions: int, may_be_lost: int) -> list[UpdateRow]:
-    """As `Federation.check`, with what the participants wrote down instead of what a witness saw: each training that
-    was done is in exactly one version, or discarded with a reason, or came after the end, but for `may_be_lost`."""
+    """Check the promises of `Federation.check` with the participants' diaries instead of a witness.
+
+    Each training that was done is in exactly one version, or was discarded with a reason, or came after the end. Up to
+    `may_be_lost` trainings may be missing.
+    """
     with federation.ledger() as ledger:
         rows, points = ledger.updates(), ledger.versions()
         discarded = {uid for uid, reason in ledger.discarded_updates() if reason != "duplicate"}
@@ -33,7 +36,7 @@ def check(federation: Federation, participants: list[str], versions: int, may_be
     accepted = {f"done {seed_of(row.task_id)}" for row in rows}
     assert accepted <= set(done)
     assert all(row.task_id.startswith(run_uid) for row in rows)
-    after_the_end = len(participants)  # each may have finished one more while the last version was made
+    after_the_end = len(participants)  # each may have finished one more training while the last version was made
     assert len(set(done) - accepted) <= may_be_lost + len(discarded) + after_the_end
     return rows
 

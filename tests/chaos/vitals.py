@@ -1,4 +1,4 @@
-"""What a soak measures of its processes and queues, and what it calls flat."""
+"""Measurements of a soak's processes, with the limits below which they count as flat."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 WARM_UP_S = 10.0
-"""A process's first seconds are not counted: it loads its modules and its queues fill."""
+"""First part of a process's life, which is not counted: it loads its modules and its queues fill."""
 LONG_S = 20.0
-"""Shorter lives say nothing of growth."""
+"""Least length of a life. Shorter lives say nothing about growth."""
 GROWTH_MB = {"coordinator": 12.0, "participant": 8.0, "broker": 150.0}
-"""RSS that a life may gain after its warm-up."""
+"""Resident memory (RSS) that a process may gain after its warm-up."""
 SPREAD_HANDLES = {"coordinator": 12, "participant": 12, "broker": 200}
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -29,10 +29,10 @@ class Life:
     pid: int
     born_s: float
     samples: list[tuple[float, float, int]] = field(default_factory=list)
-    """(age in s, RSS in MB, open file handles)"""
+    """Samples: (age in s, RSS in MB, open file handles)."""
 
     def sample(self, now_s: float) -> None:
-        """Nothing where it is gone."""
+        """Take a sample, unless the process is gone."""
         with suppress(OSError, IndexError):
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             handles = len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -49,7 +49,7 @@ class Life:
 
     @property
     def growth_mb(self) -> float:
-        """By the line of least squares through its settled samples."""
+        """Growth of the RSS by a least-squares line through the settled samples."""
         ages, sizes, _ = zip(*self.settled, strict=True)
         return float(np.polyfit(ages, sizes, 1)[0] * (ages[-1] - ages[0]))
 
@@ -69,7 +69,7 @@ class Life:
 
 
 def table(lives: Sequence[Life]) -> list[str]:
-    """The longest lives of each kind, and every one that is not flat."""
+    """Return the rows of a table: the longest lives of each kind, and every one that is not flat."""
     lines = [f"  {'process':<14}{'pid':>8}{'lived s':>9}{'RSS MB':>16}{'growth MB':>11}{'handles':>10}"]
     chosen = [life for life in lives if not life.flat]
     for kind in GROWTH_MB:

@@ -1,4 +1,4 @@
-"""A participant of the simulator: how it behaves, and its process with its disk."""
+"""A participant of the simulator: its behaviour, and its process with a disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one participant behaves. Probabilities are per task."""
+    """The behaviour of one participant. Probabilities are per task."""
 
     participant_id: str
     duration_s: Callable[[np.random.Generator], float] = lambda rng: float(rng.uniform(0.5, 5))
@@ -27,18 +27,18 @@ class Plan:
     vanishes: float = 0.0
     away_s: tuple[float, float] = (1.0, 100.0)
     forgets: float = 0.0
-    """Of the absences: comes back as a new process with an empty disk."""
+    """Share of the absences after which it comes back as a new process with an empty disk."""
     restarts: float = 0.0
-    """Of the absences: comes back as a new process with its disk."""
+    """Share of the absences after which it comes back as a new process with its old disk."""
     declines: float = 0.0
     sends_twice: float = 0.0
     clones: int = 1
-    """Processes under this one id."""
+    """Number of processes under this id."""
     num_examples: int = 10
 
 
 def train(parameters: Parameters, target: float, seed: int, reply: str) -> Parameters:
-    """One noisy step towards the participant's own optimum, `target`."""
+    """Take one noisy step towards the participant's own optimum, `target`."""
     noise = np.random.default_rng(seed)
     out = {}
     for name in parameters.averaged():
@@ -98,7 +98,7 @@ class Agent:
             self.sim.after(self.sim.faults.hello_interval_s, self.keep_saying_hello)
 
     def control(self, event: ParticipantSeen | TaskDeclined) -> None:
-        """One publisher's messages stay in order."""
+        """Send a control message; the messages of one publisher stay in order."""
         if self.online:
             at = max(self.sim.t + self.sim.latency(), self.control_free_s)
             self.control_free_s = at
@@ -180,5 +180,5 @@ class Agent:
 
 
 def hash_of(text: str) -> int:
-    """The same in every process, unlike hash()."""
+    """Hash a text to the same number in every process, unlike hash()."""
     return int.from_bytes(text.encode()[-6:], "little")

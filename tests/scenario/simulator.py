@@ -1,7 +1,8 @@
-"""A federation in virtual time around the real Core and the real strategies: participants with disks and durations, a
-broker that redelivers, and a coordinator that commits, crashes and comes back. Everything follows from the seed.
+"""A federation in virtual time around the real Core and the real strategies.
 
-The commit protocol is design.md's: what is not committed is lost at a crash, and whatever was not acked comes again.
+Its participants have disks and durations, its broker redelivers, and its coordinator commits, crashes and comes back.
+Everything follows from the seed. The commit protocol is the service's: a crash loses everything that was not committed,
+and the broker delivers everything again that was not acked.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ RUN_UID = "5eed0001"
 
 
 def initial_parameters() -> Parameters:
-    """A weight, a statistic that no optimiser steps, and an integer that nobody averages."""
+    """Return a weight, a statistic that no optimiser changes, and an integer that nobody averages."""
     tensors = {"w": np.zeros(3, np.float32), "mean": np.ones(1, np.float32), "steps": np.zeros((), np.int64)}
     return Parameters(tensors, {"mean", "steps"})
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong around the coordinator."""
+    """The faults around the coordinator."""
 
     crashes_at_s: tuple[float, ...] = ()
     crash_between_commit_and_ack: float = 0.5
-    """Share of the crashes that come after the transaction and before any ack, receipt or publish."""
+    """Share of the crashes that happen after the transaction and before any ack, receipt or publish."""
     downtime_s: float = 3.0
     undeliverable: float = 0.0
     latency_s: tuple[float, float] = (0.0, 0.2)
@@ -69,7 +70,7 @@ class Faults:
 
 @dataclass
 class Ledger:
-    """What survives a crash."""
+    """The state that survives a crash."""
 
     snapshot: Snapshot | None = None
     participants: dict[str, ParticipantRecord] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Ledger:
 
 
 class Simulation:
-    """See the module docstring. `run` returns when the run has finished and all updates are settled."""
+    """The simulated federation. `run` returns when the run has finished and all updates are settled."""
 
     def __init__(
         self,
@@ -208,7 +209,7 @@ class Simulation:
         self.plan_tick()
 
     def in_this_life(self, wait_s: float, do: Callable[[], None]) -> None:
-        """Do it unless the coordinator crashes before."""
+        """Call `do` after `wait_s`, unless the coordinator crashes before that."""
         epoch = self._epoch
         self.after(wait_s, lambda: do() if self._epoch == epoch and self.core is not None else None)
 
@@ -268,7 +269,7 @@ class Simulation:
                 self.carry_out(command, context)
 
     def carry_out(self, command: Command, context: Any) -> None:
-        """What follows a commit: acks, receipts, publishes."""
+        """Do what follows a commit: acks, receipts, publishes."""
         if isinstance(command, Accept | Discard):
             self._unacked.pop(command.delivery, None)
             if command.update is not None:
@@ -277,7 +278,7 @@ class Simulation:
             if self.rng.random() < self.faults.undeliverable:
                 lost = TaskUndeliverable(command.task_id, "no queue")
                 self.in_this_life(self.latency(), lambda: self.step(lost))
-                if self.rng.random() < 0.5:  # a time-out: it went through after all
+                if self.rng.random() < 0.5:  # otherwise only the confirm timed out, and the task arrives all the same
                     return
             self.send(command.participant_id, ("task", (command, context)))
         elif isinstance(command, Withdraw):
@@ -311,7 +312,7 @@ class Simulation:
         self.after(self.latency(), arrive)
 
     def drain(self, participant_id: str) -> None:
-        """A queue goes to whichever process of the participant is there."""
+        """Deliver a queue's messages to any process of the participant that is online."""
         queue = self._queues[participant_id]
         while queue:
             online = [a for a in self.agents[participant_id] if a.online]
@@ -329,7 +330,7 @@ class Simulation:
         return arrivals(self.strategy) is not None
 
     def check(self) -> None:
-        """The promises, on everything that was committed."""
+        """Check the promises on everything that was committed."""
         ledger, core = self.ledger, self.core
         assert core is not None
         assert len(ledger.finishes) == 1
@@ -355,10 +356,10 @@ class Simulation:
             assert self.most_out <= self.settings.concurrency
         if self.settings.max_staleness is not None:
             assert all(a.staleness <= self.settings.max_staleness for a, _ in ledger.accepted)
-        assert same(self.replay(), core.parameters), "the recorded order gives another model"
+        assert same(self.replay(), core.parameters), "the recorded order gives a different model"
 
     def replay(self) -> Parameters:
-        """The committed order of updates through the strategy alone."""
+        """Send the committed updates, in order, through the strategy alone and return the model."""
         parameters = initial_parameters()
         state = self.strategy.init(parameters)
         ends = {} if self.grouped else {v.update_ids[-1]: v for v in self.ledger.versions}
@@ -366,7 +367,8 @@ class Simulation:
         groups = {accept.update.update_id: accept.group for accept, _ in self.ledger.accepted}
 
         def make_versions_before(met: float) -> None:
-            """With arrival groups a version comes when its group ends, also between two updates."""
+            """Make the versions that came before version `met` was met. Only arrival groups need this: their versions
+            come when a group ends, which may be between two updates."""
             nonlocal state, parameters
             while to_come and to_come[0].version <= met:
                 made = to_come.pop(0)
@@ -394,5 +396,5 @@ class Simulation:
 
 
 def same(a: Parameters, b: Parameters) -> bool:
-    """Bit for bit."""
+    """Return True if the parameters are equal, bit for bit."""
     return list(a) == list(b) and all(a[n].tobytes() == b[n].tobytes() and a[n].dtype == b[n].dtype for n in a)

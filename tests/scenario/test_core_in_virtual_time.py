@@ -1,4 +1,4 @@
-"""The real core and strategies in a simulated federation: what must hold whatever happens."""
+"""The real core and strategies in a simulated federation: the promises that must hold whatever happens."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_confirmed_update_is_counted_once_or_discarded_with_a_reason(
 
 @pytest.mark.parametrize(("concurrency", "buffer_size"), [(8, 2), (12, 4), (5, 1)])
 def test_mean_staleness_of_a_closed_loop_is_concurrency_minus_one_over_buffer_size(concurrency, buffer_size):
-    """design.md, section 8: in the long run, for any law of durations."""
+    """This holds in the long run, for any law of durations, if a version is made before the next task is sent."""
     updates = 1500
     sim = Simulation(
         run_settings(concurrency=concurrency, lease_s=1e6, stop=StopSettings(max_updates=updates)),
@@ -103,12 +103,13 @@ def test_mean_staleness_of_a_closed_loop_is_concurrency_minus_one_over_buffer_si
         faults=Faults(latency_s=(0.0, 0.0), commit_delay_s=0.0, hello_interval_s=1e5),
     ).run(1e7)
     staleness = np.array([a.staleness for a, _ in sim.ledger.accepted])
-    # The first and last tasks are fresher than those of a loop without ends.
+    # The first and the last tasks are fresher than in an endless loop, so they are left out.
     assert staleness[200:-200].mean() == pytest.approx((concurrency - 1) / buffer_size, rel=0.03)
 
 
 def test_staleness_of_a_deterministic_closed_loop_is_exact():
-    """Five staggered participants of equal speed, each update a version: each has seen the four others' in between."""
+    """Five participants of equal speed, one after the other; each update makes a version. So each update is four
+    versions old: those of the other participants."""
     sim = Simulation(
         run_settings(concurrency=5, stop=StopSettings(max_updates=100)),
         FedBuff(buffer_size=1),
@@ -120,7 +121,7 @@ def test_staleness_of_a_deterministic_closed_loop_is_exact():
 
 
 def test_a_week_away_costs_nobody_anything_and_the_late_update_counts():
-    """The absent one's lease lapses, its slot goes on, and what it brings after the week is accepted."""
+    """The absent participant's lease lapses and its slot is used by others. Its update after the week is accepted."""
     week_s = 7 * 24 * 3600.0
     traveller = Plan("traveller", duration_s=fixed(5.0), vanishes=1.0, away_s=(week_s, week_s))
     plans = [traveller, *(Plan(f"p{i}", duration_s=lambda rng: float(rng.uniform(2000, 4000))) for i in range(3))]
@@ -169,7 +170,7 @@ def test_synchronous_rounds_leave_stragglers_behind():
 
 
 def test_a_round_without_enough_updates_asks_others_at_its_deadline():
-    """Three of the first cohort never answer: the run still goes on with those who come later."""
+    """Three participants of the first cohort never answer. The run still goes on with those that come later."""
     dead = [Plan(f"dead{i}", duration_s=fixed(1e9)) for i in range(3)]
     alive = [Plan(f"p{i}", duration_s=fixed(1.0), arrives_s=5.0) for i in range(3)]
     sim = Simulation(
@@ -214,7 +215,8 @@ def test_a_study_is_the_same_bit_for_bit_from_the_same_seed():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_finished_training_is_thrown_away_by_crashes_absences_lapses_or_lost_tasks(seed):
-    """Without declines, clones or max_staleness every update counts, however late, but for copies and the end."""
+    """No participant declines or has clones, and there is no max_staleness. Every update then counts, however late it
+    is, except for copies and for updates after the end."""
     plans = [Plan(f"p{i}", vanishes=0.5, away_s=(1.0, 300.0), forgets=0.3, restarts=0.4) for i in range(6)]
     faults = Faults(crashes_at_s=tuple(float(t) for t in range(5, 300, 20)), undeliverable=0.1)
     sim = Simulation(run_settings(lease_s=20.0), STRATEGIES[0], plans, seed=seed, faults=faults).run()

@@ -1,7 +1,8 @@
-"""Where each strategy ends when participants of unequal speed want different things: in a closed loop, by hand.
+"""The limit of each strategy if participants of unequal speed have different optima, in a hand-written closed loop.
 
-Eight participants with mean durations 1 to 8 s and f_i = (x - c_i)²/2, c_i from 0 (fast) to 1 (slow), one small local
-step. The plain mean of the optima is 1/2; by speed, with λ_i = 1/T_i, it is Σ λ_i·c_i / Σ λ_i = 0.2776.
+There are eight participants with mean durations T_i from 1 to 8 s and f_i = (x - c_i)²/2, with c_i from 0 (fast) to 1
+(slow). Each takes one small local step. The plain mean of the optima is 1/2. Weighted by speed, with λ_i = 1/T_i, it is
+Σ λ_i·c_i / Σ λ_i = 0.2776.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BY_SPEED = float((OPTIMA / DURATIONS).sum() / (1 / DURATIONS).sum())
 
 
 def limit(strategy: Any, concurrency: int = NUMBER, seed: int = 0) -> float:
-    """The mean of x over the second half of a run with `concurrency` tasks out, given to whoever is free."""
+    """Return the mean of x over the second half of a run. `concurrency` tasks are out, each at a free participant."""
     rng = np.random.default_rng(seed)
     parameters = model({"x": [0.3]}, dtype=np.float64)
     state, version, now = strategy.init(parameters), 0, 0.0

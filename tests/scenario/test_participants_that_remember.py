@@ -1,9 +1,10 @@
-"""The real agent and the real core under random faults: what participants remember is what was accepted of them.
+"""The real agent and the real core under random faults: a participant's memory always matches its accepted updates.
 
-AREA with its memory on the participants. Each participant trains to a number of its own luck, so that all that was
-accepted of it, added up, must be the number of its last accepted update, and the model the mean of these. Faults: a
-participant dies between any two of its steps, unacked messages come again, the oldest message of a queue is dropped
-(a receipt, a notice or a task), updates are sent twice, or come too late, leases end, the coordinator starts again.
+The method is AREA with its memory on the participants. Each training ends at a random number. So the sum of everything
+accepted from a participant must be the number of its last accepted update, and the model must be the mean of these.
+
+Faults: a participant dies between any two of its steps; unacked messages come again; the oldest message of a queue (a
+receipt, a notice or a task) is dropped; updates are sent twice or come too late; leases end; the coordinator restarts.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Disk:
 
 
 class Person:
-    """What participant.service.service does around the agent, over a disk of dictionaries."""
+    """The part of participant.service.service around the agent, over a disk of dictionaries."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.disk = world, name, Disk()
@@ -75,7 +76,7 @@ class Person:
         )  # fmt: skip
 
     def act(self) -> None:
-        """Take one thing that happened, and carry out what it asks for, or die in the middle of that."""
+        """Handle one thing that happened and carry out the commands that follow, or die in the middle of that."""
         try:
             if self.inbox:
                 self.feed(self.inbox.popleft())
@@ -233,7 +234,7 @@ class World:
             self.obey(self.bench.step(arrived, self.now), payload)
 
     def obey(self, commands: list[Any], payload: Parameters | None = None) -> None:
-        """As the service: everything is committed, then receipts go out, notices, and the tasks last."""
+        """Carry out commands as the service does: commit everything, send receipts and notices, and send tasks last."""
         self.bench.commit()
         tasks = []
         for command in commands:

@@ -265,7 +265,7 @@ def test_after_a_sync_that_failed_the_archive_goes_on_in_another_file(federation
 
 def test_what_a_failed_sync_lost_was_not_acked_and_comes_again(federation, monkeypatch):
     failing_sync(monkeypatch, federation, lose=True)
-    with pytest.raises(CheckpointError, match=r"has lost it: update \d+ is damaged .* Nothing of it was acked"):
+    with pytest.raises(CheckpointError, match=r"has lost them: update \d+ is damaged .* None of them was acked"):
         federation.run()
     with federation.ledger() as ledger:
         assert 0 < ledger.accepted() < 15

@@ -78,7 +78,7 @@ def test_each_mistake_says_where_what_was_got_and_what_is_allowed(write, change,
 
 def test_what_a_method_lacks_is_named_with_its_place(write):
     scaffold = GOOD.replace('name = "fedbuff"', 'name = "scaffold"\nnum_participants = 3')
-    said = "training.learning_rate: missing, expected a number above 0: with scaffold participants divide by it to tell"
+    said = "training.learning_rate: missing, expected a number above 0: with scaffold participants divide by it to"
     assert [text.startswith(said) for text in mistakes(write(scaffold))] == [True]
     area = GOOD.replace('name = "fedbuff"', 'name = "area"\nnum_participants = 3\nmemory = "participant"')
     weighted = area.replace("[run]", '[run]\nclient_weights = "examples"')
