@@ -1,1 +1,1 @@
-"""Benchmarks against the physical limit, each one command: `python -m bench.codec`."""
+"""Benchmarks against the physical limit. Each is one command, for example `python -m bench.codec`."""

@@ -2,7 +2,7 @@
 
     python -m bench.bare_consumer URL QUEUE COUNT PREFETCH RECV_BYTES
 
-Prints "ready", then one JSON line: when the last ack was sent (monotonic clock), and CPU seconds.
+Prints "ready", then one JSON line: the time of the last ack (monotonic clock), and CPU seconds.
 RECV_BYTES 4096 is stock pika; 262144 is what fedmq's transport sets.
 """
 

@@ -1,11 +1,11 @@
-"""How fast the coordinator takes in updates that come in chunks, against a stock pika consumer of the same chunks.
+"""Speed of the coordinator with updates in chunks, against a stock pika consumer of the same chunks.
 
     python -m bench.chunked_ingest [--megabytes 200] [--updates 10] [--quick]
 
-All updates are uploaded first, each into a queue of its own, as participants do. Then the clock runs from the start of
-consuming to the last ack: of a stock pika consumer (4 KiB socket reads) that reads one queue after the other and only
-acks, and of the real coordinator, which checks, assembles, decodes, aggregates (FedBuff) and commits. Both take turns;
-the best of each counts.
+All updates are uploaded first, each into a queue of its own, in the way of participants. Then the clock runs from the
+start of consuming to the last ack. The stock pika consumer (4 KiB socket reads) reads one queue after the other and
+only acks. The real coordinator checks, assembles, decodes, aggregates (FedBuff) and commits. They take turns, and the
+best of each counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REPEATS = 3
 
 
 def upload(url: str, prefix: str, run_uid: str, num_bytes: str, count: str) -> None:
-    """All updates into their queues, then their manifests."""
+    """Upload each update into its queue, then publish its manifest."""
     topology = Topology(prefix)
     transport = AmqpTransport(url, name="uploader")
     transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
@@ -78,7 +78,7 @@ def _manifest(encoded: bytes, chunks: ChunkedPayload) -> Update:
 
 
 def stock(url: str, count: str, *queues: str) -> None:
-    """One queue after the other, `count` chunks of each."""
+    """Consume `count` chunks of each queue, one queue after the other."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=int(count))
@@ -97,7 +97,7 @@ def stock(url: str, count: str, *queues: str) -> None:
 
 
 class Rig:
-    """Each measurement has queues (and a run) of its own, gone afterwards."""
+    """One model size on one node. Each measurement has queues and a run of its own, which are gone afterwards."""
 
     def __init__(self, node: PrivateNode, num_bytes: int, count: int, work_dir: Path) -> None:
         self._node = node
@@ -106,7 +106,7 @@ class Rig:
         self._work_dir = work_dir
 
     def stock(self) -> Outcome:
-        """A pika consumer that only acks."""
+        """Measure a pika consumer that only acks."""
         topology, run_uid = Topology(f"bench-{uuid.uuid4().hex[:8]}"), "00000000"
         queues = self._queues(topology, run_uid)
         chunks = str(-(-(int(self._num_bytes) + 1024) // CHUNK_BYTES))
@@ -114,7 +114,7 @@ class Rig:
         return self._measure(topology, run_uid, consumer)
 
     def ours(self) -> Outcome:
-        """The coordinator."""
+        """Measure the coordinator."""
         topology = Topology(f"bench-{uuid.uuid4().hex[:8]}")
         with tempfile.TemporaryDirectory(dir=self._work_dir) as run_dir:
             prepare = ["bench.ingest_coordinator", "prepare", run_dir, self._num_bytes, str(self._count)]

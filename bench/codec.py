@@ -1,4 +1,4 @@
-"""Encode and decode one model against a plain msgpack pass over the same bytes: `python -m bench.codec [--mb 50]`.
+"""Encode and decode one model, against a plain msgpack pass over the same bytes: `python -m bench.codec [--mb 50]`.
 
 encode    schemas.codec.encode     against msgpack.packb of the same arrays' bytes
 decode    schemas.codec.decode     against msgpack.unpackb of the same body size; with and without the finite check
@@ -21,11 +21,11 @@ from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
 
 SHARES = (0.6, 0.25, 0.1, 0.04, 0.01)
-"""How the bytes are shared out among the model's kernels, from the largest down; each has a bias of 256 values."""
+"""Shares of the bytes that the model's kernels have, from the largest down. Each kernel has a bias of 256 values."""
 
 
 def model_of(megabytes: float, dtype: str = "float32") -> Parameters:
-    """A dense model of about this size: a few large kernels, and a small bias for each."""
+    """Return a dense model of about this size: a few large kernels, each with a small bias."""
     rng = np.random.default_rng(0)
     tensors = {}
     for i, share in enumerate(SHARES):
@@ -36,7 +36,7 @@ def model_of(megabytes: float, dtype: str = "float32") -> Parameters:
 
 
 def codec_rows(parameters: Parameters, repeats: int) -> list[Row]:
-    """Encode and decode of one update against the plain msgpack pass."""
+    """Measure encode and decode of one update against the plain msgpack pass."""
     update = Update(
         update_id="u", task_id="t", run_id="r", participant_id="p", base_version=0, payload="delta",
         num_examples=1, num_steps=1, train_s=0.0,
@@ -61,7 +61,7 @@ def codec_rows(parameters: Parameters, repeats: int) -> list[Row]:
 
 
 def aggregation_row(parameters: Parameters, repeats: int) -> Row:
-    """Add one weighted update to an accumulator, tensor by tensor, against numpy's own expression."""
+    """Measure the addition of one weighted update to an accumulator, tensor by tensor, against numpy's expression."""
     accumulator = {n: np.zeros_like(a) for n, a in parameters.items()}
 
     def ours() -> None:
@@ -78,7 +78,7 @@ def aggregation_row(parameters: Parameters, repeats: int) -> Row:
 
 
 def aggregation_peak_row(parameters: Parameters) -> Row:
-    """What adding one update allocates on top, as a share of the model."""
+    """Measure the memory that the addition of one update allocates, as a share of the model."""
     accumulator = {n: np.zeros_like(a) for n, a in parameters.items()}
     tracemalloc.start()
     for name, array in parameters.items():

@@ -3,7 +3,7 @@
     python -m bench.end_to_end [--quick]
 
 Eight participant processes whose training sleeps 0.5, 0.5, 0.5, 0.5, 1, 1, 2 and 4 s; FedBuff; a private RabbitMQ.
-The ideal is Σ 1/T_i: as if neither network, broker, commits nor the aggregation took any time.
+The ideal is Σ 1/T_i: the rate if network, broker, commits and aggregation took no time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedmq.broker_config.node.node import PrivateNode
 
 DURATIONS_S = (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 4.0)
 WARM_UP_S = 4.0
-"""Until the slowest has delivered once."""
+"""Seconds within which the slowest participant has delivered once."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A coordinator process for the benchmarks that need a whole federation, and how to run one.
+"""A coordinator process for the benchmarks that need a whole federation, and the function that runs one.
 
     python -m bench.federation URL PREFIX RUN_DIR MODEL_BYTES BUFFER_SIZE CONCURRENCY MAX_UPDATES BUDGET_BYTES
 
@@ -31,7 +31,7 @@ from fedmq.schemas.messages import TrainingConfig
 
 @dataclass(frozen=True)
 class Federation:
-    """What to run. `processes` holds one list of training durations (s) for each process of participants."""
+    """The federation to run. `processes` has one list of training durations (s) for each process of participants."""
 
     processes: list[list[float]]
     max_updates: int
@@ -44,11 +44,11 @@ class Federation:
 class Outcome:
     rss_mb: float
     arrivals_s: list[float]
-    """Run time at which each update was accepted."""
+    """Run times, in seconds, at which the updates were accepted."""
 
 
 def run(node: PrivateNode, federation: Federation, work_dir: Path) -> Outcome:
-    """Run it to its end over the node's broker."""
+    """Run the federation to its end over the node's broker."""
     prefix = f"bench-{uuid.uuid4().hex[:8]}"
     folder = work_dir / prefix
     participants = sum(len(p) for p in federation.processes)

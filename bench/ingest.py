@@ -1,14 +1,14 @@
-"""How fast the coordinator takes updates in, against plain pika consumers on the same queue.
+"""Speed of the coordinator with updates, against plain pika consumers on the same queue.
 
     python -m bench.ingest [--sizes 0.1,1,10] [--quick]
 
-For each size, the same four publisher processes (null training) publish the same updates to the same quorum queue of a
-private RabbitMQ node, three times: read by a stock pika consumer that only acks (4 KiB socket reads), by the same
-consumer with 256 KiB reads, and by the real coordinator, which accepts, validates, aggregates (FedBuff) and commits
-each of them before it acks. The clock runs from the start of publishing to the last ack;
-the best of five rounds counts.
+For each size, four publisher processes without training publish the same updates to the same quorum queue of a private
+RabbitMQ node, three times. The first reader is a stock pika consumer that only acks (4 KiB socket reads). The second is
+the same consumer with 256 KiB reads. The third is the real coordinator, which accepts, validates, aggregates (FedBuff)
+and commits each update before it acks. The clock runs from the start of publishing to the last ack. The best of five
+rounds counts.
 
-The run is prepared as a coordinator finds it after a restart: all tasks are out, in the ledger.
+The run is prepared in the state of a run before a restart: all tasks are out, and in the ledger.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """One size: how many updates, what the issue asks of it."""
+    """One size: its number of updates and its targets."""
 
     megabytes: float
     count: int
@@ -45,7 +45,7 @@ class Plan:
     fast_target: float | None
     cpu_target_s: float | None = None
     rss_target_mb: float | None = None
-    """Peak RSS of the coordinator. Sizes with this alone are measured for memory."""
+    """Most peak RSS of the coordinator. A size with this target alone is measured for RAM."""
 
 
 PLANS = {
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def commits_text(outcome: Outcome) -> str:
-    """What the durability of all these updates took, in short."""
+    """Sum up the commits of all these updates in a few words."""
     took_ms = sorted(1000 * seconds for _, seconds in outcome.commits)
     if not took_ms:
         return "no commits"
@@ -78,7 +78,7 @@ def commits_text(outcome: Outcome) -> str:
 
 
 def spawn(*args: str) -> subprocess.Popen[str]:
-    """A child of this interpreter with pipes, that has said "ready"."""
+    """Start a child of this interpreter with pipes, and wait until it has said "ready"."""
     child = subprocess.Popen(
         [sys.executable, "-m", *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
@@ -91,7 +91,7 @@ def spawn(*args: str) -> subprocess.Popen[str]:
 
 
 def measure(consumer: list[str], publishers: list[list[str]]) -> Outcome:
-    """Start the consumer, then let all publishers go at once; what the consumer prints at its end is the outcome."""
+    """Start the consumer, then let all publishers go at once. The line that the consumer prints is the outcome."""
     reader = spawn(*consumer)
     writers = [spawn(*args) for args in publishers]
     began_s = time.monotonic()
@@ -109,13 +109,13 @@ def measure(consumer: list[str], publishers: list[list[str]]) -> Outcome:
 
 
 def outcome_of(told: dict[str, Any], began_s: float) -> Outcome:
-    """What a consumer printed at its end."""
+    """Return the outcome in the line that a consumer printed at its end."""
     commits = tuple((count, took_s) for count, took_s in told.get("commits", ()) if count)
     return Outcome(told["done_s"] - began_s, told["cpu_s"], told.get("rss_mb", 0.0), commits)
 
 
 class Rig:
-    """One size on one node: each measurement has queues (and a run) of its own, gone afterwards."""
+    """One size on one node. Each measurement has queues and a run of its own, which are gone afterwards."""
 
     def __init__(self, node: PrivateNode, plan: Plan, work_dir: Path) -> None:
         self._node = node
@@ -126,7 +126,7 @@ class Rig:
         self._work_dir = work_dir
 
     def bare(self, read_bytes: int) -> Outcome:
-        """A pika consumer that only acks."""
+        """Measure a pika consumer that only acks."""
         prefix = f"bench-{uuid.uuid4().hex[:8]}"
         _coordinator("declare", self._node.url, prefix)
         queue = Topology(prefix).updates.name
@@ -134,7 +134,7 @@ class Rig:
         return self._measure(prefix, consumer, run_uid="00000000")
 
     def ours(self) -> Outcome:
-        """The coordinator."""
+        """Measure the coordinator."""
         prefix = f"bench-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(dir=self._work_dir) as run_dir:
             run_uid = _coordinator("prepare", run_dir, self._num_bytes, self._count)
@@ -158,7 +158,7 @@ def _coordinator(*args: str) -> str:
 
 
 def run_size(rig: Rig, repeats: int) -> tuple[Outcome, Outcome, Outcome]:
-    """(stock, fast, fedmq): the best of each. They take turns, so that a slow spell of the machine hits all."""
+    """Return the best of each: (stock, fast, fedmq). They take turns: a slow spell of the machine hits all."""
     rounds = [(rig.bare(STOCK_READ_BYTES), rig.bare(FAST_READ_BYTES), rig.ours()) for _ in range(repeats)]
     stock, fast, ours = (_best(outcomes) for outcomes in zip(*rounds, strict=True))
     return stock, fast, ours

@@ -1,11 +1,11 @@
-"""The coordinator's side of bench.ingest, one verb a process.
+"""The coordinator's side of bench.ingest: one verb a process.
 
     python -m bench.ingest_coordinator declare URL PREFIX                        the topology, for a bare consumer
     python -m bench.ingest_coordinator prepare RUN_DIR MODEL_BYTES COUNT         a run whose COUNT tasks are all out
     python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES]
 
-`serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and at its end one JSON
-line: when it acked the last update (monotonic clock), CPU seconds until then, peak RSS, and how long each commit took.
+`serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and one JSON line at its
+end: the time of the last update's ack (monotonic clock), CPU seconds until then, peak RSS, and the time of each commit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STRATEGY, TRAINING = FedBuff(buffer_size=10), TrainingConfig()
 
 
 class TimedTransport(AmqpTransport):
-    """Says when it consumes updates, so that the publishers start neither early nor late, and knows the last ack."""
+    """A transport that says when it consumes updates, so the publishers start on time, and notes the last ack."""
 
     began_cpu_s = done_cpu_s = done_s = 0.0
 
@@ -67,7 +67,7 @@ class TimedTransport(AmqpTransport):
 
 
 class CommitTimes(logging.Handler):
-    """Collects what the coordinator logs of its commits: (updates, seconds)."""
+    """A log handler that collects the coordinator's commits: (updates, seconds)."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -92,7 +92,7 @@ def declare(url: str, prefix: str) -> None:
 
 
 def prepare(run_dir: str, num_bytes: str, count: str) -> None:
-    """What a coordinator leaves behind that was killed with all its tasks out."""
+    """Make the run folder of a coordinator that was killed with all its tasks out. Prints the run's uid."""
     folder, number = RunFolder(Path(run_dir)), int(count)
     folder.acquire("bench")
     with Ledger(folder.ledger) as ledger:
@@ -104,7 +104,7 @@ def prepare(run_dir: str, num_bytes: str, count: str) -> None:
         for seq in range(1, number + 1):
             commands = core.step(ParticipantSeen(_hello(participant(seq))), 0.0)
             out.update({c.task_id: c.participant_id for c in commands if isinstance(c, IssueTask)})
-        for task_id, name in out.items():  # they can send nothing that the run takes, so nobody is asked again
+        for task_id, name in out.items():  # they can send nothing that the run accepts, so none is asked again
             core.step(ParticipantSeen(_hello(name, replies=("parameters",), task_ids=(task_id,))), 0.0)
         run_uid = next(iter(out)).rsplit("-", 1)[0]
         if out != {f"{run_uid}-{seq}": participant(seq) for seq in range(1, number + 1)}:

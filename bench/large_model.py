@@ -1,10 +1,10 @@
-"""Full rounds with a model far above the message limit: the coordinator's memory, and how fast payloads go both ways.
+"""Full rounds with a model far above the message limit: the coordinator's RAM, and the speed of payloads both ways.
 
     python -m bench.large_model [--megabytes 500] [--participants 3] [--versions 2] [--quick]
 
-A private RabbitMQ node with RabbitMQ 4's default message limit (16 MiB) and a real coordinator (FedBuff, one update of
-each participant makes a version) in a process of its own; each participant is a real service in a process too, with
-null training, so that uploads come all at once. Peak RSS is the coordinator's own, in model sizes.
+A private RabbitMQ node has RabbitMQ 4's default message limit (16 MiB). A real coordinator runs in a process of its
+own: FedBuff, and one update of each participant makes a version. Each participant is a real service in a process of its
+own. Its training does nothing, so all uploads come at once. Peak RSS is the coordinator's own, in model sizes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from fedmq.schemas.parameters import Parameters
 
 MB = 1_000_000
 RSS_TARGET = 3.5
-"""Model sizes."""
+"""Most peak RSS of the coordinator, in model sizes."""
 TENSORS = 20
 DEADLINE_S = 3600.0
 
 
 def model(num_bytes: int) -> Parameters:
-    """Some float32 tensors of equal size. Ones: pages of zeros would cost no memory."""
+    """Return float32 tensors of equal size. They are ones, because pages of zeros would cost no RAM."""
     return Parameters({f"{i:03}/w": np.ones(num_bytes // 4 // TENSORS, np.float32) for i in range(TENSORS)})
 
 
 class NullTrainer:
-    """Gives its parameters back."""
+    """A trainer that gives its parameters back."""
 
     num_examples = 10
 
@@ -56,7 +56,7 @@ class NullTrainer:
 
 
 def coordinator(url: str, folder: str, num_bytes: str, participants: str, versions: str) -> None:
-    """Prints one JSON line at the end."""
+    """Run the coordinator. Prints one JSON line at the end."""
     service = CoordinatorService(
         run_dir=Path(folder) / "run",
         run=RunSettings(
@@ -81,7 +81,7 @@ def coordinator(url: str, folder: str, num_bytes: str, participants: str, versio
 
 
 def participant(url: str, folder: str, name: str) -> None:
-    """Until the run is over."""
+    """Run a participant until the run is over."""
     ParticipantService(
         participant_id=name,
         settings=ParticipantSettings(),
@@ -94,7 +94,7 @@ def participant(url: str, folder: str, name: str) -> None:
 
 
 def measure(num_bytes: int, participants: int, versions: int) -> tuple[float, float]:
-    """(seconds, the coordinator's peak RSS in MB) of a whole run."""
+    """Return (seconds, the coordinator's peak RSS in MB) of a whole run."""
     limits = {"max_message_size": str(MAX_MESSAGE_BYTES)}
     with (
         tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder,

@@ -1,11 +1,11 @@
-"""Hundreds of participants' sessions in one process, on one thread: what a thousand devices look like to the broker.
+"""Hundreds of participants' sessions in one process, on one thread: the broker sees a thousand devices.
 
     python -m bench.light_sessions URL PREFIX NAME [NAME ...]
 
-Each has an AMQP connection of its own, its own queue, and the messages of a participant: a hello, and for each task an
-update of the size of its model, confirmed before the task is acked. Nothing is trained and nothing written to a disk.
-Prints "ready" once all have said hello, and when the run has ended one JSON line: when each task's update was
-published (monotonic clock).
+Each session has an AMQP connection and a queue of its own, and sends the messages of a participant: a hello, and for
+each task an update of the size of its model, confirmed before the task is acked. Nothing is trained, and nothing is
+written to a disk. Prints "ready" once all have said hello. When the run has ended it prints one JSON line: the times at
+which the tasks' updates were published (monotonic clock).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fedmq.schemas.messages import SCHEMA_VERSION, AnyMessage, Hello, Notice, Ta
 from fedmq.schemas.parameters import Parameters
 
 AT_ONCE = 16
-"""Connections being made: a broker gives up a handshake that takes longer than 10 s."""
+"""Connections that are made at once: a broker gives up a handshake that takes longer than 10 s."""
 
 
 class Host:
-    """All sessions of this process."""
+    """The sessions of this process."""
 
     def __init__(self, url: str, topology: Topology, names: list[str]) -> None:
         self.loop: Any = IOLoop()
@@ -59,7 +59,7 @@ class Host:
 
 
 class Session:
-    """One participant."""
+    """One participant's session."""
 
     def __init__(self, host: Host, name: str) -> None:
         self._host, self._name = host, name
@@ -84,7 +84,7 @@ class Session:
         channel.confirm_delivery(self._confirmed)
         channel.queue_declare(queue.name, durable=True, arguments=queue.arguments())
         channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
-        channel.basic_consume(queue.name, self._take, callback=lambda _: self._say_hello())
+        channel.basic_consume(queue.name, self._on_delivery, callback=lambda _: self._say_hello())
 
     def _say_hello(self) -> None:
         hello = Hello(participant_id=self._name, session_id="light", num_examples=10)
@@ -105,7 +105,7 @@ class Session:
         for done in [n for n in self._delivered if n == number or (several and n < number)]:
             self._channel.basic_ack(self._delivered.pop(done))
 
-    def _take(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+    def _on_delivery(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         decoded = decode(body)
         message = decoded.message
         if isinstance(message, Task):

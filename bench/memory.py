@@ -1,9 +1,9 @@
-"""The coordinator's peak memory with 100 participants, against the same with 5.
+"""The coordinator's peak RSS with 100 participants, against that with 5.
 
     python -m bench.memory [--quick]
 
-The same model (4 MB), prefetch and number of updates. Participants are real services: five in a process each, which
-suffice to keep the prefetch window full, or 25 in each of four processes.
+Both have the same model (4 MB), prefetch and number of updates. Participants are real services: five in a process each,
+which suffice to keep the prefetch window full, or 25 in each of four processes.
 """
 
 from __future__ import annotations

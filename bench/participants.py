@@ -1,8 +1,8 @@
-"""Light participants for the benchmarks: real participant services in threads of one process, with null training.
+"""Light participants for the benchmarks: real participant services in threads of one process, whose training sleeps.
 
     python -m bench.participants URL PREFIX SPOOL_DIR NAME SLEEP_S [SLEEP_S ...]
 
-One participant NAME-0, NAME-1, ... for each SLEEP_S, which is how long its training sleeps. Ends with the run.
+Each SLEEP_S makes one participant, NAME-0, NAME-1, ..., whose training sleeps for so many seconds. Ends with the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedmq.schemas.parameters import Parameters
 
 
 class SleepingTrainer:
-    """Gives its parameters back after a while."""
+    """A trainer that gives its parameters back after `sleep_s` seconds."""
 
     num_examples = 10
 

@@ -1,9 +1,9 @@
-"""One publisher process of bench.ingest: publishes updates with null training for tasks that are already out.
+"""One publisher process of bench.ingest: it publishes the updates of tasks that are already out, without training.
 
     python -m bench.publisher URL PREFIX RUN_ID RUN_UID MODEL_BYTES FIRST COUNT STEP
 
 Task number s belongs to participant p<s>. Prints "ready", waits for a line on stdin, publishes the updates of tasks
-FIRST, FIRST+STEP, ... and exits once every one is confirmed.
+FIRST, FIRST+STEP, ... and exits once all of them are confirmed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from fedmq.schemas.messages import SCHEMA_VERSION, Update, update_id
 from fedmq.schemas.parameters import Parameters
 
 UNCONFIRMED = 8
+"""Most updates that are published and not confirmed."""
 
 
 def model(num_bytes: int, value: float = 0.0) -> Parameters:
-    """A model of this size: a few float32 tensors, as a small network has."""
+    """Return a model of this size: a few float32 tensors, like those of a small network."""
     count = num_bytes // 4
     shares = {"000/kernel": count - count // 8 - count // 64, "001/kernel": count // 8, "002/bias": count // 64}
     return Parameters({name: np.full(size, value, np.float32) for name, size in shares.items()})
@@ -35,7 +36,7 @@ def participant(seq: int) -> str:
 
 
 def body(run_id: str, run_uid: str, seq: int, payload: Parameters) -> tuple[str, str, bytes]:
-    """(update_id, task_id, encoded update) of task number `seq`."""
+    """Return (update_id, task_id, encoded update) of task number `seq`."""
     task_id = f"{run_uid}-{seq}"
     identity = update_id(run_id, task_id, participant(seq))
     update = Update(

@@ -1,11 +1,11 @@
-"""How soon a killed coordinator is back at work, as a real process over RabbitMQ.
+"""Recovery of a killed coordinator, as a real process over RabbitMQ.
 
     python -m bench.recovery [--sizes 0.1,10,100] [--rounds 3]
 
-For each model size a run is in full swing (two participants whose training takes no time), its coordinator is killed
-with SIGKILL right after a version, and the same command is started again. Measured from the start of that process, by
-the lines that it prints: until it has the run's state back, and until it has accepted an update again. The target is
-5 s for the latter; the coordinator itself never imports TensorFlow. The median of the rounds, each a kill of one run.
+For each model size a run is in full swing, with two participants whose training takes no time. Its coordinator is
+killed with SIGKILL right after a version, and the same command is started again. The lines that the new process prints
+give two times from its start: until it has the run's state back, and until it has accepted an update again. The target
+is 5 s for the second; the coordinator itself never imports TensorFlow. Each round is one kill, and the median counts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ hello_interval_s = 1
 
 @contextmanager
 def process(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`python -m fedmq ARGUMENTS`; killed at the end if it still lives."""
+    """Run `python -m fedmq ARGUMENTS`; it is killed at the end if it still lives."""
     child = subprocess.Popen(
         [sys.executable, "-m", "fedmq", *arguments],
         cwd=folder,
@@ -86,7 +86,7 @@ def process(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def seconds_until(child: subprocess.Popen[str], began_s: float, *patterns: str) -> list[float]:
-    """When lines with these patterns came, in this order."""
+    """Return the seconds at which lines with these patterns came, in this order."""
     found: list[float] = []
     assert child.stdout is not None
     for line in child.stdout:
@@ -101,7 +101,7 @@ def seconds_until(child: subprocess.Popen[str], began_s: float, *patterns: str) 
 
 
 def measure(url: str, folder: Path, num_bytes: int, rounds: int) -> tuple[float, float]:
-    """(state back, first update) in seconds: medians."""
+    """Return the medians of (state back, first update), in seconds."""
     size = num_bytes // 4
     (folder / "app.py").write_text(APP.format(size=size))
     (folder / "federation.toml").write_text(FEDERATION.format(url=url, size=size))
@@ -113,7 +113,7 @@ def measure(url: str, folder: Path, num_bytes: int, rounds: int) -> tuple[float,
     ):
         for child in (p0, p1):
             assert child.stdout is not None
-            os.set_blocking(child.stdout.fileno(), False)  # nobody reads them; a full pipe must not hold them up
+            os.set_blocking(child.stdout.fileno(), False)  # nobody reads them, and a full pipe must not hold them up
         with process(folder, "coordinator", *config) as coordinator:
             seconds_until(coordinator, time.monotonic(), "event=version_made version=3 ")
         for _ in range(rounds):
@@ -127,7 +127,7 @@ def measure(url: str, folder: Path, num_bytes: int, rounds: int) -> tuple[float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="0.1,10,100", help="of the model, in MB")
+    parser.add_argument("--sizes", default="0.1,10,100", help="sizes of the model, in MB")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one kill of the smallest model: proves that it runs")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, and a table of ratios with their targets."""
+"""Parts that the benchmarks share: timing, and a table of ratios with their targets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Row:
     ratio: float
     target: float
     at_least: bool = True
-    """Whether the ratio should be at least the target, or at most."""
+    """True if the ratio should be at least the target, False if at most."""
 
     @property
     def met(self) -> bool:
@@ -28,9 +28,9 @@ class Row:
 def best_of(
     repeats: int, *functions: Callable[[], object], clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """The shortest time of each function in seconds. They take turns, so that a slow spell of the machine hits all.
+    """Return the shortest time of each function, in seconds. They take turns: a slow spell of the machine hits all.
 
-    `clock`: `time.process_time` for work of one thread on a machine that others use as well.
+    `clock`: give `time.process_time` for work of one thread on a machine that others use as well.
     """
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
@@ -43,7 +43,7 @@ def best_of(
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:
-    """Print what was measured, against what, the ratio and its target."""
+    """Print each measurement, its reference, the ratio and the target."""
     width = max((len(r.what) for r in rows), default=0)
     print(title)
     for row in rows:

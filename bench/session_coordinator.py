@@ -2,7 +2,7 @@
 
     python -m bench.session_coordinator URL PREFIX RUN_DIR SESSIONS UPDATES BROKER_PID
 
-Prints "ready", and at its end one JSON line. Times are of the monotonic clock, which all processes share.
+Prints "ready", and at its end one JSON line. Its times are of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from fedmq.schemas.messages import TrainingConfig
 
 UPDATE_BYTES = 10_000
 PATIENCE_S = 300.0
-"""For a thousand sessions to connect, and for a hello to be answered."""
+"""Seconds that a thousand sessions may take to connect, or a task to be answered."""
 
 
 class AckedTransport(AmqpTransport):
-    """Knows when which update was acked, and what had been spent before and after those that are measured."""
+    """A transport that notes the time of each update's ack, and the CPU time before and after the measured updates."""
 
     def watch(self, warm_up: int, measured: int, broker_pid: int) -> None:
         self._marks, self._broker_pid = (warm_up, warm_up + measured), broker_pid
         self.acked: dict[str, float] = {}
         self.spent: list[tuple[float, float, float]] = []
-        """(time, CPU seconds of this process, of the broker)"""
+        """(time, CPU seconds of this process, CPU seconds of the broker)"""
 
     def ack(self, delivery: Delivery) -> bool:
         acked = super().ack(delivery)
@@ -53,7 +53,7 @@ def broker_cpu_s(pid: int) -> float:
 
 
 def broker_rss_mb(pid: int) -> float:
-    """The most that it ever had."""
+    """Return the broker's peak RSS."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 

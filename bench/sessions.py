@@ -1,14 +1,14 @@
-"""What a growing number of participants costs: updates a second, time from publish to commit, CPU and memory.
+"""Costs of a growing number of participants: updates a second, time from publish to commit, CPU and RAM.
 
     python -m bench.sessions [--sessions 10,100,1000] [--quick]
 
-Prints a Markdown table. The sessions are light (bench.light_sessions): an AMQP connection and the messages of a
-participant each, HOSTS processes with one thread for all. They train nothing, an update has 10 kB, FedBuff makes a
-version of 10. The coordinator is the real one in a process of its own, with every guarantee on. All of them share this
-machine with the broker.
+Prints a Markdown table. The sessions are light (bench.light_sessions): each has an AMQP connection and the messages of
+a participant, and HOSTS processes with one thread each hold them all. They train nothing, an update has 10 kB, and
+FedBuff makes a version of 10. The coordinator is the real one in a process of its own, with every guarantee on. All of
+them share this machine with the broker.
 
-Measured once every session has had one update accepted. Publish to commit: from the participant's publish to the
-coordinator's ack, which follows the commit. 100 % CPU is one core.
+The measurement begins once every session has had one update accepted. Publish to commit is the time from the
+participant's publish to the coordinator's ack, which follows the commit. 100 % CPU is one core.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from fedmq.broker_config.node.node import PrivateNode
 
 HOSTS = 4
 UPDATES = {10: 2000, 100: 4000, 1000: 6000}
-"""To measure over, by the number of sessions."""
+"""Number of measured updates, by the number of sessions."""
 MOST_S = 600
+"""Seconds that a process may take to end."""
 HEAD = (
     "| sessions | updates/s | publish to commit, p50 | p99 | coordinator CPU | CPU ms an update "
     "| RSS | broker CPU | RSS |"
@@ -36,7 +37,7 @@ HEAD = (
 
 
 def measure(node: PrivateNode, sessions: int, updates: int, work_dir: Path) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     prefix = f"bench-{uuid.uuid4().hex[:8]}"
     folder = work_dir / prefix
     coordinator = spawn(
@@ -74,7 +75,7 @@ def main() -> None:
     counts = [10, 20] if options.quick else [int(text) for text in options.sessions.split(",")]
     print(f"{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder:
-        for sessions in counts:  # a node each: nobody pays for what an earlier one left behind
+        for sessions in counts:  # a node each, so that none pays for what an earlier one left behind
             updates = 100 if options.quick else UPDATES.get(sessions, 4 * sessions + 2000)
             with PrivateNode(Path(folder) / f"node-{sessions}") as node:
                 print(measure(node, sessions, updates, Path(folder)), flush=True)

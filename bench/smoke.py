@@ -1,6 +1,6 @@
-"""Every benchmark once, small: proves that they run. `make bench-smoke`; part of CI.
+"""Runs every benchmark once, small, to prove that it runs: `make bench-smoke`, a part of CI.
 
-The benchmarks that need a broker are left out, loudly, where there is no rabbitmq-server; in CI that is an error.
+Without a rabbitmq-server, the benchmarks that need a broker are left out with a loud line. In CI that is an error.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 1. Softmax regression 784×10, 50 examples each, batches of 10, one epoch, concurrency 100: participants/s of the whole
    engine (heap, core, FedBuff, updates) against a batched numpy loop that does nothing but train cohorts of 100.
-   Then what of it is not training: the same with a backend that gives every participant the initial model.
-2. The cost of an update from 100 to 10,000 participants, at a concurrency of a tenth.
+   Then the share that is not training: the same with a backend that gives every participant the initial model.
+2. The cost of an update with 100 to 10,000 participants, at a concurrency of a tenth of them.
 3. The MLP 784-128-10 on the same data: vectorised against one compiled step after the other, and against `fit`.
 4. --large: 10,000 participants, concurrency 1,000, 100,000 updates.
 
-Seconds of the processor, not of the clock: all of it but the Keras programs runs on one thread.
+Seconds are of the processor, not of the clock: everything but the Keras programs runs on one thread.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Data:
 
 
 def by_hand(data: Data, cohorts: int, cohort: int = 100) -> None:
-    """Cohorts of participants, each from the model that the last cohort's mean made."""
+    """Train cohorts of participants, each from the mean of the last cohort's models."""
     rng = np.random.default_rng(1)
     one_hot = np.eye(CLASSES, dtype=np.float32)[data.y]
     w0, b0 = np.zeros((FEATURES, CLASSES), np.float32), np.zeros(CLASSES, np.float32)
@@ -114,7 +114,7 @@ def against_hand(quick: bool) -> list[Row]:
 
 
 def flat(quick: bool) -> list[Row]:
-    """Seconds an update beyond the start: a run of four times as many updates, less one of as many."""
+    """Measure the cost of an update without the start: a run of four times as many updates, less a run of as many."""
     updates = 400 if quick else 2000
     costs = {}
     for participants in (100, 1000) if quick else (100, 1000, 10_000):

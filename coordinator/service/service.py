@@ -137,8 +137,8 @@ class CoordinatorService:
                 log.info("standing_by_again", run=self._run_settings.run_id)
         except OSError as error:  # at the start and at the end; a commit in between is tried again
             raise StateError(
-                f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk: "
-                "make room, and the same command goes on"
+                f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk. "
+                "Make room, then run the same command again"
             ) from error
         finally:
             self._folder.release()

@@ -76,6 +76,6 @@ def _active(folder: RunFolder) -> EpochRow | None:
 def _of_another_folder(folder: RunFolder) -> LedgerError:
     return LedgerError(
         f"another coordinator is active on this broker and prefix, and the run in {folder.path} is not its run: it "
-        "works on another run, or on another copy of this folder. Give each run a broker.prefix of its own; a "
-        "standby needs the very folder of the active one, not a copy"
+        "works on another run, or on another copy of this folder. Give each run a broker.prefix of its own. A standby "
+        "needs the folder of the active coordinator itself, not a copy"
     )

@@ -100,7 +100,7 @@ def _rebuild(
     arrays, source = found
     log.error(
         "checkpoint_rebuilt", version=row.version, source=source,
-        detail=f"{checkpoint.fault_of(error)}; its state was made again, the same bit for bit: the run goes on",
+        detail=f"{checkpoint.fault_of(error)}; its state was made again, the same bit for bit, and the run goes on",
     )  # fmt: skip
     try:
         files.write(row.file, arrays, checkpoint_meta(row.accepted, row.version))

@@ -35,7 +35,7 @@ def initial() -> Parameters:
 
 
 def delta(task_id: str) -> Parameters:
-    """What training gives: always the same for one task, and awkward to add up in another order."""
+    """Return the result of training: always the same for one task, and awkward to add up in another order."""
     seed = int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:8], "little")
     return Parameters({"000/w": np.random.default_rng(seed).normal(size=5).astype(np.float32)})
 
@@ -50,7 +50,7 @@ def update_for(task: Task, **changed: object) -> Update:
 
 
 class Participant:
-    """Answers every task at once by `answer`, on its transport's thread; says hello whenever it is asked to."""
+    """A participant that answers every task at once by `answer`, on its transport's thread, and says hello if asked."""
 
     def __init__(
         self,
@@ -126,20 +126,20 @@ class Participant:
 
 
 class FullDisk:
-    """A disk that is full from a participant's fourth task on, until there is `room`."""
+    """A disk that is full from a participant's fourth task on, until `room` is called."""
 
     def __init__(self) -> None:
         self._full = threading.Event()
         self._refused = threading.Semaphore(0)
 
     def refuse_where_full(self) -> None:
-        """Comes before each write."""
+        """Raise OSError if the disk is full. The test calls it before each write."""
         if self._full.is_set():
             self._refused.release()
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def train(self, p: Participant, task: Task) -> None:
-        """The participant's answer."""
+        """Answer a task, and fill the disk at the fourth."""
         if len(p.tasks) == 4:
             self._full.set()
         p.train(task)
@@ -202,7 +202,7 @@ class Federation:
         return Parameters(checkpoint.read(self.run_dir / "final.safetensors").arrays)
 
     def depth(self, queue) -> int:
-        """Messages ready or unsettled."""
+        """Return the number of messages that are ready or unsettled."""
         transport = EmbeddedTransport(self.broker)
         transport.open(TOPOLOGY.exchanges, TOPOLOGY.shared_queues)
         try:
@@ -218,7 +218,7 @@ class Federation:
         self._pool.shutdown()
 
     def replayed(self) -> Parameters:
-        """The model that the ledger's order gives when its updates go through the strategy alone."""
+        """Return the model that the ledger's order gives if its updates go through the strategy alone."""
         parameters = initial()
         state = self.strategy.init(parameters)
         with self.ledger() as ledger:

@@ -1,4 +1,4 @@
-"""The archive of accepted updates: what it keeps, what a replay makes of it, and what it saves."""
+"""The archive of accepted updates: its content, its replay, and the states that it saves."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def checks_of(federation):
 
 
 def killed(federation, monkeypatch, nth=4):
-    """Killed after its nth commit; the newest checkpoint's two files."""
+    """Kill a run after its nth commit. Return the newest checkpoint's two files."""
     crash_at(monkeypatch, "before-acks", nth)
     with pytest.raises(Crashed):
         federation.run()
@@ -139,7 +139,7 @@ def test_what_is_too_old_goes_and_a_state_with_all_that_follows_stays(federation
 
 
 class Clocks:
-    """A twentieth of a day goes by with each task; when more than half of one has, the wall's clock is set."""
+    """A twentieth of a day goes by with each task. After more than half a day the wall clock is set."""
 
     def __init__(self, set_by_s, boots):
         self.set_by_s, self.boots, self.days = set_by_s, boots, 0.0
@@ -228,8 +228,8 @@ def test_what_a_crash_leaves_of_the_archive_does_not_count(federation, monkeypat
 
 
 def failing_sync(monkeypatch, federation, lose):
-    """The archive's third sync fails; where `lose`, the system drops what it had of the file's end. What a second sync
-    of the same file would have been is recorded."""
+    """Let the archive's third sync fail. If `lose`, the system drops the file's end as well. Return the list of the
+    files whose sync failed; a second sync of one fails the test."""
     monkeypatch.setattr(commits, "RETRY_FIRST_S", 0.01)
     real, syncs, failed = os.fsync, [0], []
 

@@ -1,4 +1,4 @@
-"""A coordinator that dies while half of an arrival group is back, and what its ledger says of groups."""
+"""A coordinator that dies while half of an arrival group is back, and the groups in its ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOLD = 10_000
 
 
 def half_back(federation: Federation) -> tuple[Participant, Participant]:
-    """`fast` and `slow` share a group, and the update of `fast` is committed."""
+    """Let `fast` and `slow` share a group, and commit the update of `fast`."""
     federation.strategy = FedCompass(num_participants=2, min_steps=1, max_steps=HOLD, first_steps=1)
     federation.archive, federation.stop = ArchiveSettings(max_bytes=2**30), StopSettings(max_versions=3)
     fast = federation.join("fast", lambda p, task: None if len(p.tasks) > 1 else p.train(task))
@@ -31,7 +31,7 @@ def half_back(federation: Federation) -> tuple[Participant, Participant]:
 
 def share_a_group(fast: Participant, slow: Participant) -> None:
     fast.wait_until(lambda: len(fast.tasks) == 2)
-    slow.train(slow.tasks[0])  # since that took longer, it can make fewer steps than the group has: it joins
+    slow.train(slow.tasks[0])  # that took longer, so it can make fewer steps than the group has, and joins it
     slow.wait_until(lambda: len(slow.tasks) == 2)
     assert slow.tasks[1].training.max_steps < fast.tasks[1].training.max_steps == HOLD
     fast.train(fast.tasks[1])

@@ -1,4 +1,4 @@
-"""Whatever arrives, the loop goes on: bad input is discarded with its reason, counted, and dead-lettered if poison."""
+"""The loop goes on whatever arrives: bad input is discarded with its reason, counted, and dead-lettered if poison."""
 
 import threading
 
@@ -56,7 +56,7 @@ POISON = {
 
 @pytest.fixture
 def dead(federation):
-    """What lands on the dead-letter queue, as it comes."""
+    """A list that grows by each message on the dead-letter queue."""
     found, arrived = [], threading.Semaphore(0)
 
     def on_delivery(delivery):

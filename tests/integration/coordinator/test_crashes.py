@@ -20,11 +20,11 @@ POINTS = (
 
 
 class Crashed(Exception):
-    """Stands for SIGKILL: nothing after it runs but the loss of the connection."""
+    """A stand-in for SIGKILL: nothing runs after it but the loss of the connection."""
 
 
 def crash_at(monkeypatch, point: str, nth: int) -> threading.Event:
-    """The nth pass of the named point dies, once; the event tells that it happened."""
+    """Let the nth pass of the named point die, once. The event tells that it happened."""
     happened, passes = threading.Event(), [0]
 
     def fault(name: str) -> None:
@@ -115,7 +115,7 @@ def test_a_crash_after_the_last_commit_still_tells_the_participants_that_the_run
 
 
 def test_updates_that_reach_the_queue_before_the_goodbye_are_discarded_with_a_reason(federation, monkeypatch):
-    """More of them than the prefetch window holds, from a run that ended while its coordinator was dead."""
+    """There are more than the prefetch window holds, from a run that ended while its coordinator was dead."""
     federation.stop = StopSettings(max_updates=3)
     last = []
     p = federation.join("p0", lambda p, task: (last.append(task), p.train(task)))
@@ -219,7 +219,7 @@ def test_what_is_remembered_of_participants_survives_a_crash_bit_for_bit(
 
 
 def test_a_transaction_that_was_refused_and_is_there_after_a_crash_has_its_checkpoint(federation, monkeypatch):
-    """SQLite writes a transaction's end and cannot sync it: it says no, and whoever opens the file next finds it."""
+    """SQLite writes a transaction's end and cannot sync it. It refuses, and the next process finds the transaction."""
     monkeypatch.setattr(commit, "RETRY_FIRST_S", 0.01)
     real, refused, left, crashed = Ledger.commit, threading.Event(), [3, 0], []
 

@@ -1,4 +1,4 @@
-"""What a disk does to a checkpoint after its commit, and what the next start makes of it."""
+"""Damage that a disk does to a checkpoint after its commit, and the next start."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def remove(path):
 
 
 def stopped_in_the_middle(federation, monkeypatch):
-    """A run that was killed; the name of its newest checkpoint."""
+    """Kill a run. Return the name of its newest checkpoint."""
     crash_at(monkeypatch, "before-acks", 3)
     federation.join("p0")
     with pytest.raises(Crashed):
@@ -48,7 +48,7 @@ def test_damage_to_one_of_the_two_files_costs_nothing_and_is_mended_aloud(
     assert bad == {f"checkpoint {name}" + (", its copy" if which == "copies" else "")}
     monkeypatch.setattr(commit.Committer, "commit", lambda *_: pytest.fail("the mended files are to be looked at"))
     if which == "copies" and damage is flip:
-        return  # the start reads the first file only; the audit above has said it
+        return  # the start reads the first file only; the audit above has found the damage
     with pytest.raises(BaseException, match="the mended files"):
         federation.run()
     assert str(path) in caplog.text

@@ -1,4 +1,4 @@
-"""The last commit of a run that the disk refuses: the run is not over for anybody before it is over in the ledger."""
+"""The disk refuses the last commit of a run: the run is over for nobody before it is over in the ledger."""
 
 import errno
 import threading
@@ -11,7 +11,7 @@ from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, delta
 
 
 class Disk:
-    """Refuses the run's last commits while it is `full`."""
+    """A disk that refuses the run's last commits while it is `full`."""
 
     def __init__(self, monkeypatch):
         self.full, self.refused = threading.Event(), threading.Semaphore(0)

@@ -1,4 +1,4 @@
-"""Participants beyond the number that the strategy keeps something of."""
+"""Participants beyond the number that the strategy has room for."""
 
 import logging
 

@@ -23,7 +23,7 @@ def decline(p, task):
 
 
 def hello(p, task):
-    """Of a new session without the task: it would be repeated, or lapse."""
+    """The hello is of a new session without the task, which would be repeated, or lapse."""
     p.send_control(Hello(participant_id=task.participant_id, session_id="mine", num_examples=1))
 
 

@@ -25,7 +25,7 @@ def epochs_of(federation):
 
 
 class Said:
-    """Waits for lines of the log."""
+    """The lines of the log, and a wait for them."""
 
     def __init__(self, caplog, monkeypatch):
         self.lines, self.changed = [], threading.Condition()
@@ -49,7 +49,7 @@ def said(caplog, monkeypatch):
 
 
 def test_a_standby_waits_says_for_whom_and_takes_over_when_the_active_one_leaves(federation, monkeypatch, said):
-    """Faster than the one that leaves can say so in the ledger."""
+    """The takeover is faster than the note in the ledger of the one that leaves."""
     go, leave = threading.Event(), Ledger.leave
 
     def late(ledger, wall_s):
@@ -107,7 +107,7 @@ def test_a_standby_that_is_stopped_leaves_the_run_alone(federation, said):
 def test_who_is_deposed_in_the_middle_of_a_commit_commits_and_acks_nothing_and_stands_by(
     federation, monkeypatch, said, point
 ):
-    """Paused inside its commit while the broker takes its connection for dead and another one takes over."""
+    """The coordinator is paused inside its commit while the broker drops its connection and another one takes over."""
     federation.stop = StopSettings(max_versions=8)
     paused, go_on, passes = threading.Event(), threading.Event(), [0]
 
@@ -183,7 +183,7 @@ def test_a_standby_hears_of_wrong_settings_at_once(federation, said):
 
 
 def test_a_standby_does_not_take_a_coordinator_that_is_leaving_for_one_of_another_folder(federation, monkeypatch, said):
-    """What it still has to send may take seconds, and it has the token as long."""
+    """The last messages of the one that leaves may take seconds, and it keeps the token for as long."""
     looks, go_on = threading.Semaphore(0), threading.Event()
     looking, waiting = standby._active, threading.Event()
 

@@ -1,4 +1,4 @@
-"""A run from its first hello to its final model, stopped, resumed and looked at."""
+"""A run from its first hello to its final model, stopped, resumed and inspected."""
 
 import json
 import sys
@@ -200,7 +200,7 @@ def test_the_body_of_an_update_is_let_go_before_its_ack(federation):
                 references.extend(sys.getrefcount(body) for body in bodies)
             return super().ack(delivery)
 
-    federation.concurrency = 1  # so that all that was delivered was also stepped
+    federation.concurrency = 1  # then every update that was delivered has had its step
     federation.join("p0")
     federation.run(connect=lambda: Watching(federation.broker, "coordinator"))
     alone = sys.getrefcount(bodies[0])

@@ -1,4 +1,4 @@
-"""The events and orders that a manifest and its chunks lead to."""
+"""Events and orders that a manifest and its chunks lead to."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def manifest(handle: int, name: str = "a") -> Manifest:
 
 
 class FakeIntake:
-    """Answers as the test says; `waiting` are the manifests that it was offered, by update_id."""
+    """An intake that answers as the test says. `waiting` has the manifests that it was offered, by update_id."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Manifest] = {}
@@ -99,7 +99,7 @@ class FakeIntake:
 
 
 class Desk:
-    """ChunkedUpdates over an intake, a core and a transport that do as the test says."""
+    """ChunkedUpdates over an intake, a core and a transport that do what the test says."""
 
     def __init__(self) -> None:
         self.intake = FakeIntake()

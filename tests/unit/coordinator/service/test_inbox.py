@@ -14,7 +14,7 @@ def delivery(name: str, queue: str = TOPOLOGY.updates.name) -> Delivery:
 
 
 class Wire:
-    """Stands for a transport: keeps what was consumed and given back."""
+    """A stand-in for a transport: it notes consumed queues and the deliveries that were given back."""
 
     def __init__(self) -> None:
         self.consumed: list[tuple[str, int]] = []

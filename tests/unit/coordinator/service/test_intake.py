@@ -1,4 +1,4 @@
-"""Payloads put together one at a time: whose turn it is, what is acked, and what makes a payload broken."""
+"""Payloads are put together one at a time: their turns, their acks, and the faults that break a payload."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def queue_of(name: str) -> str:
 
 
 class Queues:
-    """Stands for a transport: hands over what the test says, and remembers what is consumed and acked."""
+    """A stand-in for a transport: it hands over what the test says, and notes consumers and acks."""
 
     def __init__(self) -> None:
         self.depths: dict[str, int | Exception] = {}
@@ -65,7 +65,7 @@ class Queues:
 
 
 class Desk:
-    """An intake and what its transport's thread has handed over."""
+    """An intake, and the chunks that its transport's thread has handed over."""
 
     def __init__(self) -> None:
         self.queues = Queues()
@@ -183,7 +183,7 @@ def test_the_third_broken_try_is_the_last_and_a_whole_one_begins_the_count_anew(
 
 
 def test_a_manifest_that_comes_again_before_its_participant_could_send_again_is_no_further_try() -> None:
-    """The connection is lost each time before it is acked, say."""
+    """The connection may be lost each time before the ack, for example."""
     one = Desk()
     one.queues.depths[queue_of("a")] = BrokerError("no such queue")
     for handle in range(5):
@@ -261,7 +261,7 @@ def test_a_queue_that_is_gone_is_not_waited_for_while_others_wait() -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_the_latest_copy_of_a_manifest_stands_for_all(begun: bool) -> None:
-    """Only it can be acked where the others came by way of a consumer that was lost."""
+    """The others came through a consumer that was lost, and can no longer be acked."""
     one = desk("a", "b")
     if begun:
         one.begin()

@@ -1,4 +1,4 @@
-"""The token, its renewal, and what is done where it does not come."""
+"""The token, its renewal, and the steps that follow if it does not come."""
 
 from concurrent.futures import Future
 
@@ -17,7 +17,7 @@ def token(queue=QUEUE.name):
 
 
 class Broker:
-    """Takes what is put into the queue, confirms it, and hands out nothing by itself."""
+    """A stand-in for the broker: it takes and confirms each token, and hands out none by itself."""
 
     def __init__(self):
         self.now = 100.0

@@ -1,4 +1,4 @@
-"""When a commit is due, in exact seconds of run time."""
+"""Times at which a commit is due, in exact seconds of run time."""
 
 from fedmq.coordinator.decisions.commands import Accept, IssueTask, NewVersion
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, MOST_REST_S, Pace

@@ -18,7 +18,7 @@ PARAMETERS = Parameters({"w": np.zeros(250, np.float32)})  # 1000 bytes
 
 
 class Wire:
-    """Stands for a transport: keeps what is published until the test confirms it."""
+    """A stand-in for a transport: it keeps each publish until the test confirms it."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[object, Future[None]]] = []
@@ -111,7 +111,7 @@ def test_a_failed_publish_gives_its_room_back_and_says_why():
 
 
 def test_a_task_that_is_withdrawn_while_it_waits_is_not_sent():
-    """It would come after the notice that withdraws it, and be trained in vain."""
+    """The task would come after the notice that withdraws it, and be trained in vain."""
     wire = Wire()
     made, done = publisher(wire, 10)
     for seq in (1, 2, 3):
@@ -169,7 +169,7 @@ def test_a_task_that_is_withdrawn_in_the_commit_that_issues_it_is_not_sent():
 
 
 def test_the_last_words_are_waited_for_as_long_as_they_leave():
-    """A thousand participants: what is behind all the others takes longer than any of them may."""
+    """The last notice for a thousand participants takes longer than any single one may."""
     wire = Wire()
     made, _ = publisher(wire, 10)
     for number in range(30):
