@@ -33,9 +33,23 @@ def done(*command, cwd, **environ):
     return ended.stdout
 
 
+@pytest.fixture(scope="session")
+def package_index(tmp_path_factory):
+    """Skip loudly if pip reaches no package index; in CI that is a failure."""
+    folder = tmp_path_factory.mktemp("index")
+    try:
+        done(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "sortedcontainers", cwd=folder)
+    except AssertionError as e:
+        if os.environ.get("CI"):
+            raise
+        text = f"NO PACKAGE INDEX: no fresh environment is tested, because pip found nothing to install.\n{e}"
+        print(f"\n{text}", file=sys.__stderr__)
+        pytest.skip(text)
+
+
 @pytest.fixture
 def clone(tmp_path):
-    """What a fresh clone has, under a path with a space."""
+    """Copy the files of a fresh clone to a path with a space."""
     folder = tmp_path / "a clone"
     folder.mkdir()
     for name in PACKAGED:
@@ -100,6 +114,22 @@ max_bytes = 100000000
 [participant]
 hello_interval_s = 1
 """
+STUDY = """
+name = "own"
+[problem]
+name = "app"
+app = "app.py"
+[run]
+concurrency = 2
+stop = { max_versions = 2 }
+[[strategies]]
+label = "FedBuff"
+strategy = { name = "fedbuff", buffer_size = 2 }
+[[populations]]
+name = "few"
+participants = 3
+compute = { task_s = { name = "exponential", mean = 1 } }
+"""
 SCRIPT = """
 import fedmq
 import schemas
@@ -122,6 +152,7 @@ def users(tmp_path):
     folder.mkdir()
     (folder / "app.py").write_text(APP)
     (folder / "federation.toml").write_text(FEDERATION)
+    (folder / "study.toml").write_text(STUDY)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "test_own.py").write_text(TEST)
     (folder / "schemas.py").write_text("FIELDS = ['a', 'b', 'c']\n")

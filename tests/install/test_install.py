@@ -1,4 +1,4 @@
-"""What an install brings, and that a user's folder works with it whatever its modules are called."""
+"""Installs of each kind: the names that they bring, and a user's folder whose modules have names of ours."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def commands(venv):
 
 
 def check_a_users_folder(python, users, **environ):
-    """By the command's module, in a script, in pytest, and in the process that runs the app's model."""
+    """Import fedmq in a script and in pytest, and run the app as `python -m fedmq` and in the process for its model."""
     said = done(python, "script.py", cwd=users, **environ)
     assert "['a', 'b', 'c'] 3 " in said
     done(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py", cwd=users, **environ)
@@ -50,7 +50,9 @@ def check_a_users_folder(python, users, **environ):
 
 @pytest.mark.broker
 @pytest.mark.timeout(400)
-def test_a_federation_runs_on_the_base_install_alone_beside_modules_of_any_name(clone, users, late, tmp_path, capsys):
+def test_a_federation_runs_on_the_base_install_alone_beside_modules_of_any_name(
+    package_index, clone, users, late, tmp_path, record_property
+):
     require_server()
     done(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", clone, cwd=tmp_path)  # a wheel from the sdist
     done(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "direct", clone, cwd=tmp_path)
@@ -70,8 +72,7 @@ def test_a_federation_runs_on_the_base_install_alone_beside_modules_of_any_name(
     megabytes = sum(p.stat().st_blocks * 512 for p in venv.rglob("*") if not p.is_symlink()) / 1e6
     installed = done(venv / "bin/pip", "list", "--format=freeze", cwd=tmp_path).lower().split()
     names = {one.split("==")[0] for one in installed} - {"pip", "setuptools"}
-    with capsys.disabled():
-        print(f"\nbase install: {len(names) - 1} packages and fedmq, {megabytes:.0f} MB, {took_s:.1f} s")
+    record_property("base install", f"{len(names) - 1} packages and fedmq, {megabytes:.0f} MB, {took_s:.1f} s")
     assert not names & LEFT_OUT
     assert megabytes < MOST_MEGABYTES
 
@@ -99,6 +100,9 @@ def test_a_federation_runs_on_the_base_install_alone_beside_modules_of_any_name(
         lacking = terminal("demo")
         assert lacking.ended() == 2
         assert "Install it with: pip install 'fedmq[keras]'" in lacking.text
+        study = terminal("study", "study.toml")
+        assert study.ended() == 2
+        assert "Install it with: pip install 'fedmq[studies]'" in study.text
         (users / "keras_app.py").write_text("import keras\n")
         (users / "keras.py").unlink()
         for command in ("doctor", "participant", "coordinator"):
