@@ -122,8 +122,8 @@ def armed(monkeypatch):
             state["died"].append(name)
             raise Crash(name)
 
-    for module in ("service", "task_intake", "publishing"):
-        monkeypatch.setattr(f"participant.{module}.fault", fault)
+    for module in ("service", "task_intake", "publishing", "sending"):
+        monkeypatch.setattr(f"fedmq.participant.service.{module}.fault", fault)
     return state
 
 
