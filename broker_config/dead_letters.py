@@ -1,7 +1,8 @@
 """The copy of a bad message that goes to the dead-letter queue, with its reason.
 
-Whoever sent the message wrote its headers. A value that AMQP carries in one direction alone would be refused, and the
-message given back, again and again; headers that are longer than a frame cost the connection, each time.
+The sender of a bad message wrote its headers, so two kinds of them are left out. The broker would refuse a value that
+AMQP can deliver but not publish, and the message would be given back again and again. Headers longer than a frame would
+cost the connection each time.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from fedmq.broker_config.transport import Delivery, Message
 
 DEAD_ROUTING_KEY = "dead"
 MOST_HEADER_CHARS, MOST_DETAIL_CHARS = 16_384, 4000
-"""All of a message's headers have to fit into one frame: 128 KiB by default."""
+"""Limits of the copied headers and of the detail: all headers have to fit into one frame, 128 KiB by default."""
 
 
 def dead_letter_of(delivery: Delivery, exchange: str, reason: str, detail: str) -> Message:
-    """The copy: what the message had, as far as it can be sent on, and `reason`, `detail` and `from_queue`."""
+    """Return the copy, with all headers that can be sent on, and with `reason`, `detail` and `from_queue`."""
     kept: dict[str, object] = {}
     left = MOST_HEADER_CHARS
     for name, value in delivery.headers.items():

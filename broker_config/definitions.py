@@ -1,7 +1,8 @@
 """definitions.json from the topology: `python -m fedmq.broker_config.definitions` writes it, `--check` compares.
 
-For operators who want the objects there before the first process comes (`rabbitmqctl import_definitions`).
-Nothing depends on it: every fedmq process declares what it needs. It holds no user, so no password either.
+The file is for operators who want the objects to exist before the first process comes (`rabbitmqctl
+import_definitions`). Nothing depends on it: every fedmq process declares the objects that it needs. The file holds no
+user, and therefore no password.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PATH = Path(__file__).parent / "definitions.json"
 
 
 def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
-    """What a federation's processes declare, but for participants' own queues, as RabbitMQ exports definitions."""
+    """Return all that a federation declares except the participants' queues, in the form of RabbitMQ's exports."""
     return {
         "vhosts": [{"name": vhost}],
         "exchanges": [
@@ -57,12 +58,12 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
 
 
 def text() -> str:
-    """The content of definitions.json for the default prefix."""
+    """Return the content of definitions.json for the default prefix."""
     return json.dumps(definitions(Topology()), indent=2) + "\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the file, or with --check say whether it is what the topology declares."""
+    """Write the file. With --check, only report if the file differs from the topology."""
     if arguments not in ([], ["--check"]):
         print("usage: python -m fedmq.broker_config.definitions [--check]", file=sys.stderr)
         return 2

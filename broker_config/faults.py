@@ -1,6 +1,9 @@
-"""Named points where a test may kill a process of either role, or stop it: FEDMQ_FAULT=<name> in the environment, or
-<name>:<n> for the n-th time that the point is passed, or <name>:<n>:stop for SIGSTOP instead of SIGKILL. Without it a
-point costs one comparison. The names stand where they are passed and in tests/chaos."""
+"""Named points at which a test may kill or stop a process of either role.
+
+The variable FEDMQ_FAULT arms a point: `<name>`, or `<name>:<n>` for the n-th time that the point is passed, or
+`<name>:<n>:stop` for SIGSTOP instead of SIGKILL. Without it a point costs one comparison. The names are in the calls
+of `fault` and in tests/chaos.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ _signal = signal.SIGSTOP if _action == "stop" else signal.SIGKILL
 
 
 def fault(name: str) -> None:
-    """Die here by SIGKILL, or stand still until SIGCONT, if this is the armed point."""
+    """Die here by SIGKILL, or stop until SIGCONT, if this is the armed point."""
     global _left  # noqa: PLW0603
     if name != _armed:
         return
     _left -= 1
     if _left == 0:
-        os.write(2, f"fault point {name}\n".encode())  # unbuffered: what dies here says so
+        os.write(2, f"fault point {name}\n".encode())  # unbuffered, because the process dies here
         os.kill(os.getpid(), _signal)

@@ -1,4 +1,4 @@
-"""Exchanges and queues as data (design.md, section 5). Both transports declare from these values."""
+"""Exchanges and queues as data. Both transports declare from these values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""RabbitMQ 4's default `max_message_size`; 3.10 takes up to 128 MiB."""
+"""RabbitMQ 4's default `max_message_size`. RabbitMQ 3.10 accepts up to 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +23,23 @@ class Queue:
     name: str
     kind: Literal["classic", "quorum"]
     exchange: str
-    """Bound to this exchange."""
+    """Exchange that the queue is bound to."""
     routing_key: str
     max_length: int | None = None
     max_length_bytes: int | None = None
     overflow: Literal["drop-head", "reject-publish"] = "drop-head"
     message_ttl_s: float | None = None
     expires_s: float | None = None
-    """The queue goes away after this long without consumers or redeclaration."""
+    """Time without consumers and redeclarations after which the queue goes away."""
     delivery_limit: int | None = None
-    """Quorum only: redeliveries after which a message is dead-lettered. None is the broker's own: RabbitMQ 3.10 has
-    no limit, 4.x has 20, so say one."""
+    """Redeliveries after which a quorum queue dead-letters a message. None leaves it to the broker: RabbitMQ 3.10 has
+    no limit, 4.x has 20. So set one."""
     dead_letter_exchange: str | None = None
     dead_letter_routing_key: str | None = None
     single_active_consumer: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        """The AMQP `x-` arguments of queue.declare, for RabbitMQ 3.10 and 4.x alike."""
+        """Return the AMQP `x-` arguments of queue.declare, the same for RabbitMQ 3.10 and 4.x."""
         ms = {"x-message-ttl": self.message_ttl_s, "x-expires": self.expires_s}
         found: dict[str, Any] = {
             "x-queue-type": self.kind,
@@ -57,16 +57,16 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Every name that a federation uses on the broker, from its prefix."""
+    """All names that a federation uses on the broker, from its prefix."""
 
     prefix: str = "fedmq"
     updates_max_bytes: int = 8 * 1024**3
-    """The updates queue pushes back (reject-publish) beyond this."""
+    """Size beyond which the updates queue pushes back (reject-publish)."""
     payload_max_bytes: int = 4 * 1024**3
-    """One payload in chunks. Its queue pushes back somewhat beyond this: chunks may come twice."""
+    """Largest payload in chunks. Its queue pushes back somewhat beyond this size, because chunks may come twice."""
     participant_queues: Literal["classic", "quorum"] = "classic"
-    """And the coordinators' leader queue. A classic queue is on one node and away with it; quorum queues cost more, and
-    outlive a node of a cluster."""
+    """Kind of the participants' queues and of the coordinators' leader queue. A classic queue is away while its one
+    node is away. A quorum queue costs more, and outlives a node of a cluster."""
 
     @property
     def tasks_exchange(self) -> Exchange:
@@ -90,7 +90,7 @@ class Topology:
 
     @property
     def updates(self) -> Queue:
-        """Updates: must not lose, pushes back when full."""
+        """The queue of updates. It must lose nothing, and pushes back when it is full."""
         name = self.updates_exchange.name
         return Queue(
             name=name,
@@ -106,7 +106,7 @@ class Topology:
 
     @property
     def control(self) -> Queue:
-        """Hellos and declines: short-lived news."""
+        """The queue of hellos and declines, which are short-lived."""
         name = self.control_exchange.name
         return Queue(
             name=name,
@@ -120,23 +120,23 @@ class Topology:
 
     @property
     def leader(self) -> Queue:
-        """One token, whose holder is the active coordinator (coordinator.service.leadership). A new quorum queue
-        could come
-        back without a leader from a broker that was killed (docs/operations.md): nobody would be active any more."""
+        """The queue of one token, whose holder is the active coordinator (coordinator.service.leadership). It is
+        classic by default: a broker that was killed may bring a young quorum queue back without a leader
+        (docs/operations.md), and then no coordinator would ever be active."""
         return Queue(
             name=f"{self.prefix}.leader",
             kind=self.participant_queues,
             exchange=self.control_exchange.name,
             routing_key="leader",
             max_length=1,
-            # As good as none: the token is given back and taken again all the time.
+            # As good as no limit: the token is given back and consumed again all the time.
             delivery_limit=1_000_000 if self.participant_queues == "quorum" else None,
             single_active_consumer=True,
         )
 
     @property
     def dead(self) -> Queue:
-        """Poison, with its reasons in the headers."""
+        """The queue of bad messages, with the reasons in their headers."""
         name = self.dead_exchange.name
         return Queue(
             name=name,
@@ -145,12 +145,12 @@ class Topology:
             routing_key="dead",
             max_length=1000,
             max_length_bytes=1024**3,
-            # As good as none: each look at a message (get and requeue) counts, and past the limit it is gone.
+            # As good as no limit: each look at a message (get and requeue) counts, and past the limit it is gone.
             delivery_limit=1_000_000,
         )
 
     def participant(self, participant_id: str) -> Queue:
-        """One participant's own queue: its tasks, receipts and notices."""
+        """Return one participant's own queue: its tasks, receipts and notices."""
         return Queue(
             name=f"{self.prefix}.participant.{participant_id}",
             kind=self.participant_queues,
@@ -164,9 +164,9 @@ class Topology:
         )
 
     def payload(self, participant_id: str, key: str, expires_s: float = 14 * 24 * 3600.0) -> Queue:
-        """The chunks of one task or update, from or to this participant. `key` is the update's id, or a task's payload
-        id. Classic, because such a queue is always young, and a broker that is killed forgets young quorum queues
-        (docs/operations.md); what it loses is on its sender's disk (docs/decisions/0020)."""
+        """Return the queue for the chunks of one task or update, from or to this participant. `key` is the update's id,
+        or the task's payload id. The queue is classic because it is always young: a broker that is killed forgets young
+        quorum queues (docs/operations.md). Its sender still has the payload on disk (docs/decisions/0020)."""
         name = f"{self.prefix}.payload.{participant_id}.{key}"
         return Queue(
             name=name,
@@ -190,10 +190,10 @@ class Topology:
 
     @property
     def shared_queues(self) -> tuple[Queue, ...]:
-        """What every process of the federation declares; participants add their own."""
+        """The queues that every process of the federation declares. Each participant adds its own."""
         return (self.dead, self.updates, self.control)
 
     @property
     def coordinator_queues(self) -> tuple[Queue, ...]:
-        """What a coordinator declares: all but the participants' own."""
+        """The queues that a coordinator declares: all but the participants' own."""
         return (*self.shared_queues, self.leader)

@@ -3,17 +3,17 @@
 `broker_config.embedded.transport.EmbeddedTransport`.
 
 Rules that both keep
-1. Every method may be called from any thread. Callbacks run on the transport's own thread: they must
-   only hand over (put on a queue), never block.
-2. A publish is persistent, mandatory and confirmed. Its future resolves when the broker has taken the
-   message over, or fails with Unroutable, PublishRejected, PublishTimeout or TransportClosed; with BrokerRefused
-   (no permission) or a plain PublishError (too large, say) where this very message will never be taken. Connection
-   losses in between are survived by sending it again: a message may arrive twice, never silently not.
-3. A delivery belongs to the connection that brought it. After a reconnect, ack and nack return False:
-   the broker has taken the message back and delivers it again.
+1. Every method may be called from any thread. Callbacks run on the transport's own thread: they must only hand over
+   (put on a queue), and never block.
+2. A publish is persistent, mandatory and confirmed. Its future resolves when the broker has taken the message over, or
+   fails with Unroutable, PublishRejected, PublishTimeout or TransportClosed. It fails with BrokerRefused (no
+   permission) or a plain PublishError (too large, for example) if the broker will never take this message. After a lost
+   connection the message is sent again: it may arrive twice, but it never silently fails to arrive.
+3. A delivery belongs to the connection that brought it. After a reconnect, ack and nack return False: the broker has
+   taken the message back and delivers it again.
 4. After a reconnect every exchange, queue and consumer is declared again before anything is sent.
-5. What is declared or deleted while the transport is open is done in the order of the calls, and done again where a
-   connection was lost over it. It is in doubt only where its future fails with BrokerUnavailable.
+5. Queues are declared and deleted in the order of the calls, and once more if a connection was lost meanwhile. The
+   result is in doubt only if the future fails with BrokerUnavailable.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Literal, Protocol
 from fedmq.broker_config.topology import Exchange, Queue
 
 HeaderValue = str | int | bool
-"""pika cannot write floating-point numbers into AMQP's header table."""
+"""Value of a header. pika cannot write floating-point numbers into AMQP's header table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is published. `body` is bytes-like and must not change until the future is done."""
+    """A message to publish. `body` is bytes-like and must not change until the future is done."""
 
     exchange: str
     routing_key: str
     body: bytes | bytearray
     message_id: str
     correlation_id: str | None = None
-    """The task_id, where there is one."""
+    """The task_id, if there is one."""
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)
     expiration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """What a consumer gets. Must be settled once: ack, nack or dead_letter."""
+    """A message for a consumer. It must be settled once, by ack, nack or dead_letter."""
 
     queue: str
     body: bytes | bytearray
@@ -55,17 +55,17 @@ class Delivery:
     headers: Mapping[str, object]
     redelivered: bool
     delivery_count: int
-    """How often it was delivered before, where the broker counts (quorum queues); else 0."""
+    """Number of earlier deliveries if the broker counts them (quorum queues); else 0."""
     token: object
-    """The transport's own: connection generation and delivery tag."""
+    """The transport's own handle: connection generation and delivery tag."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransportState:
-    """News of the connection, for logs and for the agent: what happened and why."""
+    """News of the connection, with the cause."""
 
     name: Literal["connected", "disconnected", "blocked", "unblocked", "consumer_lost", "failed"]
-    """`failed` is final (BrokerRefused, TopologyConflict): trying again cannot help."""
+    """Kind of news. `failed` is final (BrokerRefused, TopologyConflict): trying again cannot help."""
     detail: str = ""
     error: Exception | None = None
 
@@ -75,11 +75,11 @@ OnState = Callable[[TransportState], None]
 
 
 class Transport(Protocol):
-    """See the module docstring for the rules."""
+    """A connection to a broker. The module docstring has the rules."""
 
     @property
     def broker_id(self) -> str:
-        """Which broker this is, by its own name and without credentials; empty before it was ever open."""
+        """Name of the broker, by its own account and without credentials; empty before the first connection."""
 
     def open(
         self,
@@ -88,50 +88,50 @@ class Transport(Protocol):
         on_state: OnState | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Connect and declare. Retries with full-jitter backoff until timeout_s (None: for ever).
+        """Connect and declare. Retry with full-jitter backoff until timeout_s (None: for ever).
 
-        Raises BrokerUnavailable (after timeout_s), BrokerRefused or TopologyConflict at once.
+        Raises BrokerUnavailable after timeout_s, and BrokerRefused or TopologyConflict at once.
         """
 
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
-        """Hand over a message; see rule 2. Never blocks."""
+        """Hand over a message (rule 2). Never blocks."""
 
     def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
-        """Start (and after every reconnect restart) consuming, `prefetch` unsettled at a time."""
+        """Consume a queue, after every reconnect again, with at most `prefetch` unsettled deliveries."""
 
     def stop_consuming(self, queue: str) -> None:
-        """Consume no more, also after a reconnect; what is unsettled goes back. Nothing where nobody consumes."""
+        """Stop consuming a queue for good. Unsettled deliveries go back. Does nothing if the queue is not consumed."""
 
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
-        """Declare one more queue, with its binding; from then on rule 4 holds for it. Resolves with the number of
-        messages that are ready in it.
+        """Declare one more queue, with its binding. From then on rule 4 holds for it. The future resolves with the
+        number of messages that are ready in it.
 
-        Fails with TopologyConflict (it exists with other arguments: nothing else comes of that), BrokerRefused,
-        TransportClosed, or BrokerUnavailable where it could not be done within timeout_s.
+        The future fails with TopologyConflict if the queue exists with other arguments (and the transport goes on),
+        with BrokerRefused, with TransportClosed, or with BrokerUnavailable after timeout_s.
         """
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
-        """Stop consuming a queue, forget it for rule 4, and delete it with its messages, settled or not. One that does
-        not exist is no error. Resolves with the number of messages that were ready; fails as `declare` does."""
+        """Stop consuming a queue, forget it for rule 4, and delete it with all its messages. A queue that does not
+        exist is no error. The future resolves with the number of messages that were ready; it fails as that of
+        `declare`."""
 
     def forget_queue(self, name: str) -> None:
-        """Rule 4 holds for this queue no more: its use here is over. It stays, with its messages; whoever consumes it
-        goes on."""
+        """End rule 4 for this queue, because its use here is over. The queue stays, with its messages and consumers."""
 
     def ack(self, delivery: Delivery) -> bool:
-        """Settle. False: the delivery's connection is gone, it will come again."""
+        """Settle. False if the delivery's connection is gone: it will come again."""
 
     def nack(self, delivery: Delivery, requeue: bool = True) -> bool:
-        """Give back (requeue) or reject to the queue's dead-letter exchange."""
+        """Give back (requeue), or reject to the queue's dead-letter exchange. False as for `ack`."""
 
     def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
-        """Publish a copy to `exchange` (key "dead") with headers `reason`, `detail` and `from_queue`, and ack the
-        original once that is confirmed. Where the copy cannot be published the original is given back."""
+        """Publish a copy to `exchange` (key "dead") with the headers `reason`, `detail` and `from_queue`. Ack the
+        original once the copy is confirmed; give it back if the copy cannot be published."""
 
     def depth(self, queue: str) -> int:
-        """Messages ready in the queue (a passive declare). Blocks up to a few seconds."""
+        """Return the number of messages that are ready in the queue (a passive declare). Blocks up to a few seconds."""
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is queued for sending and do what was asked for queues, over a new connection where this one is
-        lost, then disconnect. What takes longer than timeout_s fails with TransportClosed. Unsettled deliveries go
+        """Send the waiting messages, declare and delete the waiting queues, then disconnect. A lost connection is
+        replaced meanwhile. All that takes longer than timeout_s fails with TransportClosed. Unsettled deliveries go
         back; `on_state` hears no more. Idempotent."""

@@ -1,9 +1,9 @@
-"""Payloads in chunks: how each piece is labelled, and how a receiver knows that it has them all, each as it was sent.
+"""Payloads in chunks: the labels of the chunks, and the receiver's check that it has them all as they were sent.
 
-A chunk is a message whose body is bytes [index·chunk_bytes, (index+1)·chunk_bytes) of the payload, and whose headers
-say which payload, which index, and the SHA-256 of the body. The manifest (messages.ChunkedPayload) has the digest over
-these digests, so that every byte is hashed once on each side. (SHA-256 is twice as fast as BLAKE2b where the processor
-has instructions for it, as nearly all have.)
+A chunk is a message. Its body is the bytes [index·chunk_bytes, (index+1)·chunk_bytes) of the payload; its headers have
+the payload's id, the index, and the SHA-256 of the body. The manifest (messages.ChunkedPayload) has the digest over
+these digests, so every byte is hashed once on each side. (SHA-256 is twice as fast as BLAKE2b if the processor has
+instructions for it, as nearly all have.)
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from fedmq.schemas.messages import ChunkedPayload
 
 DIGEST_BYTES = 32
 PAYLOAD_ID, INDEX, DIGEST = "payload_id", "chunk", "digest"
-"""Names of headers."""
+"""Names of the headers."""
 
 
 def digest_of(chunk: bytes | bytearray | memoryview) -> bytes:
-    """SHA-256."""
+    """Return the SHA-256 of a chunk."""
     return hashlib.sha256(chunk).digest()
 
 
 def digest_of_all(digests: Iterable[bytes]) -> str:
-    """What a manifest says, from the digests of all chunks in their order."""
+    """Return the manifest's digest, from the digests of all chunks in their order."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def headers(payload_id: str, index: int, digest: bytes) -> dict[str, str | int | bool]:
-    """A chunk's label."""
+    """Return the headers of a chunk."""
     return {PAYLOAD_ID: payload_id, INDEX: index, DIGEST: digest.hex()}
 
 
 class Pieces:
-    """What `encode_in_pieces` made, to be read in parts: nothing is joined that is not asked for."""
+    """The pieces of `encode_in_pieces`, to be read in parts. Only the bytes that are asked for are joined."""
 
     def __init__(self, pieces: Sequence[memoryview | bytes]) -> None:
         self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
@@ -48,7 +48,7 @@ class Pieces:
         return self._starts[-1]
 
     def read(self, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, fewer at the end."""
+        """Return `length` bytes from `start`, fewer at the end."""
         parts, end = [], min(start + length, self.num_bytes)
         at = bisect_right(self._starts, start) - 1
         while start < end:
@@ -61,34 +61,35 @@ class Pieces:
 
 
 class Assembly:
-    """Which chunks of one payload have come. The bytes themselves are the caller's: each goes to `offset(index)`.
+    """The record of the chunks of one payload that have come. Their bytes are the caller's: each goes to
+    `offset(index)`.
 
-    `place` says where a chunk belongs, before it is looked into; `check` takes the digest of what lies there.
+    `place` reads a chunk's label before anybody reads its bytes. `check` compares the digest of its bytes.
     """
 
     def __init__(self, payload: ChunkedPayload, digests: Mapping[int, bytes] | None = None) -> None:
-        """`digests` of the chunks that are there already; indices that cannot be are none of them."""
+        """`digests`: those of the chunks that are there already. Impossible indices are ignored."""
         self.payload = payload
         self._placed: dict[int, bytes] = {}
         self._checked = {index: found for index, found in (digests or {}).items() if index < payload.count}
 
     def offset(self, index: int) -> int:
-        """Where a chunk begins in the payload."""
+        """Return the position of a chunk's first byte in the payload."""
         return index * self.payload.chunk_bytes
 
     def length(self, index: int) -> int:
-        """How long a chunk is."""
+        """Return the length of a chunk in bytes."""
         return min(self.payload.chunk_bytes, self.payload.num_bytes - self.offset(index))
 
     @property
     def missing(self) -> int:
-        """Chunks that have not been checked yet."""
+        """Number of chunks that have not been checked yet."""
         return self.payload.count - len(self._checked)
 
     def place(self, label: Mapping[str, object], num_bytes: int) -> int | None:
-        """The index of a chunk that is wanted; None for one that is there already, or of another payload.
+        """Return the index of a wanted chunk; None if it is there already or belongs to another payload.
 
-        Raises MalformedMessage where it cannot be a part of this payload although it says so.
+        Raises MalformedMessage if the chunk names this payload but cannot be a part of it.
         """
         if label.get(PAYLOAD_ID) != self.payload.payload_id:
             return None
@@ -115,7 +116,7 @@ class Assembly:
         del self._placed[index]
 
     def check_all(self) -> None:
-        """Raise MalformedMessage unless every chunk is there and together they have the digest of the manifest."""
+        """Raise MalformedMessage unless every chunk is there and all of them have the manifest's digest."""
         if self.missing:
             raise MalformedMessage(f"{self.missing} of {self.payload.count} chunks are missing")
         digests = [self._checked[index] for index in range(self.payload.count)]

@@ -3,9 +3,9 @@
     body   = [header, padding, blob]             a msgpack array of a map and two bins, nothing after it
     header = {"fedmq": 1, "kind": "update", "body": {...}, "tensors": [{"name", "dtype", "shape", "trainable"}...]}
 
-"fedmq" is the first key, so that every version can tell every other; "tensors" is absent where the message carries
-none. The padding makes the blob start at a multiple of 64 within the body. `schemas.tensors` describes the blob.
-Any msgpack library can read it. Encoding copies each tensor once; decoding copies none.
+"fedmq" is the first key, so that every version can recognise every other. "tensors" is absent if the message carries
+none. The padding makes the blob start at a multiple of 64 within the body. `schemas.tensors` describes the blob. Any
+msgpack library can read the body. Encoding copies each tensor once; decoding copies none.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = ["DEFAULT_LIMITS", "Decoded", "Limits", "decode", "encode"]
 
 BLOB_ALIGNMENT_BYTES = 64
 
-# msgpack reserves room for an array when it reads the declared length. Small limits here, with the list of
-# tensors read entry by entry, keep what nested declarations can reserve below 1 MiB.
+# msgpack reserves room for an array when it reads the declared length. These small limits keep the room that nested
+# declarations can reserve below 1 MiB; the list of tensors is read entry by entry.
 _MAX_ARRAY_LEN = 64
 _MAX_MAP_LEN = 128
 _MAX_STR_LEN = 32_768
@@ -49,11 +49,11 @@ _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What an envelope held."""
+    """The content of an envelope."""
 
     message: AnyMessage
     parameters: Parameters | None
-    """Read-only views into the decoded body, which they keep alive. None where the message carries no tensors."""
+    """Read-only views into the decoded body, which they keep alive; None if the message carries no tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,20 @@ class _Header:
     fields: Any
     tensors: tuple[Any, ...] | None
     num_bytes: int
-    """Where it ends, counted from the start of the body."""
+    """Position of the header's end, counted from the start of the body."""
 
 
 def encode(message: AnyMessage, parameters: Parameters | None = None) -> bytes:
-    """One message body; errors as `encode_in_pieces`."""
+    """Return one message body. Raises as `encode_in_pieces` does."""
     return b"".join(encode_in_pieces(message, parameters))
 
 
 def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) -> list[memoryview | bytes]:
-    """One message body, ready to be joined: contiguous little-endian tensors are views, no copies.
+    """Return one message body in pieces, ready to be joined. Contiguous little-endian tensors are views, not copies.
 
-    Non-contiguous and big-endian tensors are converted; NaN and infinity are not looked for. Raises AppError for
-    tensors that no envelope can carry, and ValueError where `parameters` are given with a message that carries none, or
-    are not given with one that does.
+    Non-contiguous and big-endian tensors are converted. NaN and infinity are not looked for. Raises AppError for
+    tensors that no envelope can carry. Raises ValueError if `parameters` are given with a message that carries none, or
+    are missing with a message that carries some.
     """
     mismatch = _carriage_mismatch(message, parameters)
     if mismatch:
@@ -99,10 +99,10 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
 
 
 def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, check_finite: bool = True) -> Decoded:
-    """The message and read-only tensor views, with everything checked that does not need the model or the run.
+    """Return the message and read-only tensor views. Everything is checked that does not need the model or the run.
 
-    Raises a PeerError, and nothing else, whatever the bytes are: UnsupportedVersion, LimitExceeded, NotFinite (a NaN
-    or an infinity in a tensor, where `check_finite`, or in a number of the message), or MalformedMessage.
+    Raises a PeerError, and nothing else, whatever the bytes are: UnsupportedVersion, LimitExceeded, MalformedMessage,
+    or NotFinite (a NaN or an infinity in a number of the message, or in a tensor if `check_finite`).
     """
     view = memoryview(body).toreadonly()
     if view.nbytes > limits.max_body_bytes:
@@ -153,7 +153,7 @@ def _bin_head(length: int) -> bytes:
 
 
 def _read_header(view: memoryview, limits: Limits) -> _Header:
-    # The unpacker copies what it is fed: nearly every header fits the first look.
+    # The unpacker copies all that it is fed, and nearly every header fits into the first look.
     for num_bytes in (min(_FIRST_LOOK_BYTES, limits.max_header_bytes), limits.max_header_bytes):
         unpacker = msgpack.Unpacker(
             raw=False,
@@ -239,7 +239,7 @@ def _read_message(header: _Header) -> AnyMessage:
 
 
 def _in_short(prefix: str, error: ValidationError) -> PeerError:
-    """pydantic's first complaint as ours: the field, what was got, what was expected, never more than a few lines."""
+    """Turn pydantic's first complaint into ours: the field, the value, the expectation, never more than a few lines."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join([prefix, *(str(part)[:80] for part in first["loc"])])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -258,7 +258,7 @@ def _read_blob(view: memoryview, start: int) -> memoryview:
 
 
 def _read_bin(view: memoryview, start: int, what: str) -> tuple[memoryview, int]:
-    """A bin in place: a view of its contents, and where it ends."""
+    """Read a bin in place. Return a view of its contents, and the position of its end."""
     kind = view[start] if start < view.nbytes else None
     if kind not in _BIN_LENGTH_BYTES:
         raise MalformedMessage(f"expected the {what}, a msgpack bin, at byte {start} of {view.nbytes}")

@@ -36,7 +36,7 @@ from typing import ClassVar
 
 
 def shown(value: object, max_chars: int = 80) -> str:
-    """A value from elsewhere for an error text: short whatever it is, and never its whole contents."""
+    """Return a foreign value for an error text: always short, and never its whole contents."""
     if isinstance(value, str):
         return repr(value) if len(value) <= max_chars else f"{value[:max_chars]!r}... ({len(value)} characters)"
     if value is None or isinstance(value, bool | int | float):
@@ -51,7 +51,7 @@ class FedmqError(Exception):
 
 
 class InputError(FedmqError):
-    """The user's to fix."""
+    """A mistake that the user has to fix."""
 
 
 class ConfigError(InputError):
@@ -71,13 +71,13 @@ class MissingExtra(InputError):
 
 
 class PeerError(FedmqError):
-    """What a peer sent cannot be used. `reason` is the stable word that the ledger counts."""
+    """A message from a peer that cannot be used. `reason` is the stable word that the ledger counts."""
 
     reason: ClassVar[str] = "malformed"
 
 
 class MalformedMessage(PeerError):
-    """Not a fedmq envelope, or a field that fails validation."""
+    """A body that is no fedmq envelope, or a field that fails validation."""
 
 
 class UnsupportedVersion(PeerError):
@@ -87,7 +87,7 @@ class UnsupportedVersion(PeerError):
 
 
 class LimitExceeded(PeerError):
-    """Larger than the limits allow."""
+    """A message larger than the limits allow."""
 
     reason = "oversized"
 
@@ -105,7 +105,7 @@ class SpecMismatch(PeerError):
 
 
 class BrokerError(FedmqError):
-    """RabbitMQ's, or the network's on the way to it."""
+    """A failure of RabbitMQ, or of the network on the way to it."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -129,7 +129,7 @@ class Unroutable(PublishError):
 
 
 class PublishRejected(PublishError):
-    """The broker said nack, as a full queue with reject-publish does."""
+    """The broker answered nack, as a full queue with reject-publish does."""
 
 
 class PublishTimeout(PublishError):
@@ -137,11 +137,11 @@ class PublishTimeout(PublishError):
 
 
 class TransportClosed(BrokerError):
-    """Used after close()."""
+    """A transport that was used after close()."""
 
 
 class StateError(FedmqError):
-    """Our own files."""
+    """A failure of our own files."""
 
 
 class CheckpointError(StateError):
@@ -153,11 +153,11 @@ class LedgerError(StateError):
 
 
 class Deposed(StateError):
-    """Another coordinator has taken the run over since: this one may commit and ack nothing any more."""
+    """Another coordinator has taken the run over: this one may commit and ack nothing any more."""
 
 
 class LedgerLocked(LedgerError):
-    """Another process is in the middle of a transaction and does not end it: trying again may help."""
+    """Another process is in the middle of a transaction and does not end it. Trying again may help."""
 
 
 class SpoolError(StateError):

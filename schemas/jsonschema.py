@@ -1,9 +1,8 @@
 """The wire contract as JSON Schema, for people and for peers in other languages.
 
-`python -m fedmq.schemas.jsonschema` writes `schemas/json/`; `--check` only says whether the files there are current,
-and
-exits with 1 where they are not. `<kind>.json` describes the "body" of a header of that kind, `tensor.json` one entry
-of "tensors", and `envelope.json` the header as a whole. (A schema cannot say that metrics must be finite.)
+`python -m fedmq.schemas.jsonschema` writes `schemas/json/`. With `--check` it writes nothing, and exits with 1 if the
+files there are not current. `<kind>.json` describes the "body" of a header of that kind, `tensor.json` one entry of
+"tensors", and `envelope.json` the header as a whole. (A schema cannot say that metrics must be finite.)
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def files() -> dict[str, str]:
-    """What `schemas/json/` must hold: the text of each file by its name."""
+    """Return the text of each file that `schemas/json/` must hold, by the file's name."""
     schemas = {kind: _body_schema(kind) for kind in MESSAGE_TYPES}
     schemas["tensor"] = TensorEntry.model_json_schema()
     schemas["tensor"]["properties"]["shape"]["maxItems"] = DEFAULT_LIMITS.max_rank
@@ -31,7 +30,7 @@ def files() -> dict[str, str]:
 
 
 def differences(folder: Path = FOLDER) -> list[str]:
-    """Names of files that are missing, outdated, or there without a message of that kind."""
+    """Return the names of files that are missing, outdated, or there without a message of that kind."""
     want = files()
     have = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
     return sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
@@ -50,7 +49,7 @@ def write(folder: Path = FOLDER) -> None:
 
 def _body_schema(kind: str) -> dict[str, Any]:
     schema = MESSAGE_TYPES[kind].model_json_schema()
-    del schema["properties"]["kind"]  # It stands beside the body, in the header.
+    del schema["properties"]["kind"]  # it is beside the body, in the header
     return schema
 
 
@@ -64,7 +63,7 @@ def _envelope_schema() -> dict[str, Any]:
     ]
     return {
         "title": "Header of an envelope",
-        "description": "The first of the envelope's three parts: padding and tensor blob follow. Key fedmq is first.",
+        "description": "The first of the envelope's three parts; padding and blob follow. The key fedmq is first.",
         "type": "object",
         "properties": {
             "fedmq": {"const": SCHEMA_VERSION},
@@ -87,9 +86,9 @@ def _text(schema: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The command: write the files, or check them."""
+    """Run the command: write the files, or check them."""
     parser = argparse.ArgumentParser(prog="python -m fedmq.schemas.jsonschema", description="Write schemas/json/")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is not current")
     if not parser.parse_args().check:
         write()
         return 0

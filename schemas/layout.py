@@ -1,7 +1,8 @@
-"""Tensors of one dtype that lie one after the other in one flat array, so that arithmetic on all of them is one call.
+"""Tensors of one dtype, one after the other in one flat array. Arithmetic on all of them is then one call.
 
-A layout says where each lies. Layouts that are one object have the same names in the same order, the same dtype and the
-same shapes, which saves comparing them; equal ones are one object as long as not too many are in use.
+A layout gives the place of each tensor. Equal layouts are one object, unless too many are in use. Two tensor sets with
+the same layout object have the same names in the same order, the same dtype and the same shapes: no comparison is
+needed.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""(name, shape) of each tensor, in order."""
+"""Pairs (name, shape) of the tensors, in order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Made by `layout_of` and `layout`, which give the same object for the same layout."""
+    """Places of tensors in a flat array. Create it with `layout_of` or `layout`, which return one object for equal
+    layouts."""
 
     dtype: np.dtype[Any]
     tensors: Shapes
     places: tuple[tuple[str, slice, tuple[int, ...]], ...]
-    """(name, its part of the flat array, shape)."""
+    """Triples (name, part of the flat array, shape)."""
     names: tuple[str, ...]
     size: int
     """Elements of all tensors together."""
 
     def views(self, block: Array) -> dict[str, Array]:
-        """The tensors in a flat array of `size` elements, of any dtype."""
+        """Return the tensors as views of a flat array of `size` elements, of any dtype."""
         return {name: block[part].reshape(shape) for name, part, shape in self.places}
 
 
 @lru_cache(maxsize=64)
 def layout(dtype: np.dtype[Any], tensors: Shapes) -> Layout:
-    """Of these names and shapes, without gaps."""
+    """Return the layout of these names and shapes, without gaps."""
     places, end = [], 0
     for name, shape in tensors:
         start, end = end, end + math.prod(shape)
@@ -48,7 +50,7 @@ def layout(dtype: np.dtype[Any], tensors: Shapes) -> Layout:
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout | None:
-    """For arrays that share one dtype; None where they do not, or there are none."""
+    """Return the layout of arrays that share one dtype; None if they do not, or if there are none."""
     dtypes = {a.dtype for a in arrays.values()}
     if len(dtypes) != 1:
         return None

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Hard limits of one envelope; beyond them it is refused with LimitExceeded."""
+    """Hard limits of one envelope. An envelope beyond them is refused with LimitExceeded."""
 
     max_body_bytes: int = 128 * 1024 * 1024
-    """The whole message body. RabbitMQ 3.10's own default limit; RabbitMQ 4's is 16 MiB."""
+    """The whole message body. RabbitMQ 3.10 has the same default limit; RabbitMQ 4 has 16 MiB."""
     max_header_bytes: int = 1024 * 1024
-    """The header map: message fields and tensor entries (about 60 bytes a tensor)."""
+    """The header map: message fields and tensor entries (about 60 bytes per tensor)."""
     max_tensors: int = 10_000
     """Tensors in one message. Keras's largest built-in models have about 3,000."""
     max_rank: int = 16
@@ -22,6 +22,7 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""One piece of what is too large for one message. Larger ones are no faster, and cost more to send again."""
+"""Size of one piece of a payload that is too large for one message. Larger pieces are no faster, and cost more to send
+again."""
 MAX_PAYLOAD_BYTES = 4 * 1024**3
 """The largest payload that may travel in chunks: an envelope's blob ends there."""

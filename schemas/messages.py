@@ -1,7 +1,7 @@
-"""The messages between coordinator and participants: the wire contract (design.md, section 4).
+"""The messages between coordinator and participants: the wire contract.
 
-Every message is frozen and refuses unknown fields. Tensors are not fields: they travel beside the
-message in the same envelope (`schemas.codec`), so that a message is small, printable and has a JSON Schema.
+Every message is frozen and refuses unknown fields. Tensors are not fields: they travel beside the message in the same
+envelope (`schemas.codec`). A message is therefore small and printable, and has a JSON Schema.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 SCHEMA_VERSION = 1
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
-"""run_id, participant_id, session_id, task_id, update_id: safe in a routing key and a file name."""
+"""A run_id, participant_id, session_id, task_id or update_id: safe in a routing key and in a file name."""
 
 Metrics = Annotated[dict[Annotated[str, StringConstraints(max_length=64)], float], Field(max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Reply = Literal["delta", "parameters", "change", "scaffold"]
-"""What a participant makes of its training: local - base, the local parameters, local - the sum of what it sent before
+"""The form of an update: local - base, the local parameters, local - the sum of what the participant sent before
 (AREA), or local - base beside the change of its control variate (SCAFFOLD). See `schemas.methods`."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
-"""Bounded so that SQLite, msgpack and a float64 all hold it exactly."""
+"""A count, bounded so that SQLite, msgpack and a float64 all hold it exactly."""
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
 
 DeclineReason = Literal["busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost"]
@@ -37,19 +37,19 @@ _set = object.__setattr__
 
 @cache
 def _all_fields(message: type[BaseModel]) -> set[str]:
-    """One set for all messages of a type: pydantic copies it before it changes one."""
+    """Return one set for all messages of a type: pydantic copies it before it changes it."""
     return set(message.model_fields)
 
 
 class Message(BaseModel):
-    """What all messages share."""
+    """Base of all messages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
     def trusted(cls, values: dict[str, Any]) -> Self:
-        """One from a value for every field, `kind` included, that our own code knows to be valid: nothing is checked,
-        which saves most of the time. It keeps the dictionary."""
+        """Make a message from a valid value for every field, `kind` included. Nothing is checked, which saves most of
+        the time, so only our own code's values may come here. The message keeps the dictionary."""
         made = cls.__new__(cls)
         _set(made, "__dict__", values)
         _set(made, "__pydantic_fields_set__", _all_fields(cls))
@@ -59,14 +59,14 @@ class Message(BaseModel):
 
 
 class ChunkedPayload(Message):
-    """Where a message travels in pieces: the message itself is then a manifest, and what `encode` would have made of
-    it without this field lies, cut into chunks, in a queue of its own (schemas.chunks, Topology.payload)."""
+    """The description of a message that travels in chunks. The message with this field is then a manifest. Its encoding
+    without this field lies, cut into chunks, in a queue of its own (schemas.chunks, Topology.payload)."""
 
     payload_id: Identifier
-    """On every chunk: pieces of an earlier try, with other bytes, are not taken for this one's."""
+    """An id that every chunk repeats, so that chunks of an earlier try, with other bytes, are told apart."""
     num_bytes: int = Field(ge=1, le=2**33)
     chunk_bytes: int = Field(ge=1024, le=2**30)
-    """Of every chunk but the last."""
+    """Size of every chunk but the last."""
     count: int = Field(ge=1, le=65_000)
     digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of the chunks' SHA-256 digests, in their order."""
@@ -80,7 +80,7 @@ class ChunkedPayload(Message):
 
 
 class TrainingConfig(Message):
-    """How a participant trains: what the coordinator asks, the same for all participants of a task."""
+    """The training that the coordinator asks for, the same for all participants of a task."""
 
     epochs: int = Field(default=1, ge=1, le=10_000)
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
@@ -95,28 +95,28 @@ class TrainingConfig(Message):
     extra: dict[Annotated[str, StringConstraints(max_length=64)], ConfigValue] = Field(
         default_factory=dict, max_length=64
     )
-    """Handed to the trainer as it is."""
+    """Passed to the trainer as it is."""
 
 
 class Hello(Message):
-    """A participant is here. Sent on connecting, on a change of its state, and every `hello_interval_s`."""
+    """News of a participant that is here: on connecting, on a change of its state, and every `hello_interval_s`."""
 
     kind: Literal["hello"] = "hello"
     participant_id: Identifier
     session_id: Identifier
-    """One per process: a new one tells the coordinator that the participant restarted."""
+    """An id per process: a new one tells the coordinator that the participant restarted."""
     num_examples: Count
     accepting: bool = True
     """False while it holds a task or its conditions do not hold."""
     replies: tuple[Reply, ...] = ("delta", "parameters")
-    """What this participant can send back (its capabilities)."""
+    """Forms of update that this participant can send back (its capabilities)."""
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
     software: Text = ""
 
 
 class Task(Message):
-    """One order to one participant: train from (or evaluate) the parameters beside this message."""
+    """An order to one participant: train from (or evaluate) the parameters beside this message."""
 
     kind: Literal["task"] = "task"
     task_id: Identifier
@@ -128,11 +128,11 @@ class Task(Message):
     training: TrainingConfig
     lease_s: float = Field(gt=0, allow_inf_nan=False)
     chunks: ChunkedPayload | None = None
-    """Set where the parameters travel in chunks, and not beside this message."""
+    """Set if the parameters travel in chunks, and not beside this message."""
 
 
 class Update(Message):
-    """What a participant sends back for one task; the tensors beside it are its `payload`."""
+    """A participant's answer to one task; the tensors beside it are its `payload`."""
 
     kind: Literal["update"] = "update"
     update_id: Identifier
@@ -143,17 +143,18 @@ class Update(Message):
     payload: Reply | Literal["none"]
     """"none" answers an evaluate task: metrics only."""
     memory: Identifier | None = None
-    """Where the method's participants remember: the mark of the memory that this update was made from, None where there
-    was none. The coordinator takes no update made from another memory than its last accepted one left."""
+    """Mark of the method's memory that this update was made from; None if the participant had none, or if the method
+    has no memory. The coordinator discards an update that was made from any other memory than the last accepted update
+    left."""
     next_memory: Identifier | None = None
-    """The mark, new with every training, of what the participant remembers once this update is accepted."""
+    """Mark of the method's memory once this update is accepted, new with every training."""
     num_examples: int = Field(ge=1, le=2**53)
     num_steps: Count
     metrics: Metrics = Field(default_factory=dict)
-    """What the trainer reports. "loss", where present, is what the `quality` client weight reads."""
+    """Metrics that the trainer reports. The `quality` client weight reads "loss", if it is there."""
     train_s: Seconds
     chunks: ChunkedPayload | None = None
-    """Set where the payload travels in chunks, and not beside this message."""
+    """Set if the payload travels in chunks, and not beside this message."""
 
     @model_validator(mode="after")
     def _chunks_are_of_a_payload(self) -> Self:
@@ -163,7 +164,7 @@ class Update(Message):
 
 
 class Decline(Message):
-    """A participant will not do a task; its slot is free again."""
+    """A participant's refusal of a task; the task's slot is free again."""
 
     kind: Literal["decline"] = "decline"
     task_id: Identifier
@@ -172,7 +173,8 @@ class Decline(Message):
     reason: DeclineReason
     detail: Text = ""
     retry_after_s: Seconds | None = None
-    """When it would like to be asked again; None leaves that to the coordinator or its next hello."""
+    """Time until the participant would like to be asked again; None leaves that to the coordinator or to the next
+    hello."""
 
 
 class Receipt(Message):
@@ -185,18 +187,18 @@ class Receipt(Message):
     participant_id: Identifier
     verdict: Literal["accepted", "discarded"]
     version: int | None = Field(default=None, ge=1, le=2**53)
-    """The version that holds it, where that is known already (a buffered update's is not)."""
+    """The version that holds the update; None if it is not known yet, because the update is buffered."""
     reason: Text = ""
 
 
 class Notice(Message):
-    """Coordinator to participant: news that asks for no update."""
+    """News from the coordinator to a participant that asks for no training."""
 
     kind: Literal["notice"] = "notice"
     run_id: Identifier
     participant_id: Identifier
     event: Literal["run_finished", "task_withdrawn", "say_hello", "send_again"]
-    """"send_again": chunks of this task's update are missing or damaged, it is to be uploaded once more."""
+    """"send_again": chunks of this task's update are missing or damaged; upload it once more."""
     task_id: Identifier | None = None
     detail: Text = ""
 
@@ -209,8 +211,8 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
 """Every message class by its kind."""
 
 
-@lru_cache(maxsize=64)  # who makes an update in this process is followed by who checks it
+@lru_cache(maxsize=64)  # the maker of an update asks first, its checker in the same process asks next
 def update_id(run_id: str, task_id: str, participant_id: str) -> str:
-    """The one id of the update for this task: the same however often it is computed or sent."""
+    """Return the id of the update for this task: the same however often it is computed or sent."""
     text = "\0".join((run_id, task_id, participant_id))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""What a method's tasks and updates carry beside the model's own tensors, and whether its participants remember.
+"""Tensors that a method's tasks and updates carry beside the model's own, and the memory of its participants.
 
 A `reply` names the method's side on the participant. A tensor `w` of the group `control` travels as `control:w`, after
-the model's own tensors and in the same body: so that the codec, its limits and its checks need not know of groups.
-The tensors of a group are the model's trainable floating-point ones, with their dtypes and shapes.
+the model's own tensors and in the same body. The codec, its limits and its checks therefore need not know of groups.
+The tensors of a group are the model's trainable floating-point tensors, with their dtypes and shapes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ CONTROL = "control"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """See the module docstring."""
+    """A method's part in the messages (see the module docstring)."""
 
     task: tuple[str, ...] = ()
     """Groups that a task carries."""
     update: tuple[str, ...] = ()
     """Groups that an update carries."""
     remembers: bool = False
-    """Whether a participant keeps the sum of what it sent and was accepted (docs/decisions/0009)."""
+    """True if a participant keeps the sum of its accepted updates (docs/decisions/0009)."""
     corrected: bool = False
-    """Whether its trainer is given a correction of each gradient."""
+    """True if the trainer gets a correction of each gradient."""
 
 
 METHODS: Mapping[Reply, Method] = MappingProxyType(
@@ -45,12 +45,13 @@ METHODS: Mapping[Reply, Method] = MappingProxyType(
 
 
 def trained(parameters: Parameters) -> tuple[str, ...]:
-    """Names of the tensors that gradients step: floating-point and trainable. What a group is made of."""
+    """Return the names of the tensors that gradients step: floating-point and trainable. A group has one tensor for
+    each."""
     return tuple(n for n, a in parameters.items() if is_floating(a.dtype) and n not in parameters.non_trainable)
 
 
 def update_spec(reply: Reply, model: ModelSpec) -> ModelSpec:
-    """What an update of this model carries: its floating tensors, then those of the method's groups."""
+    """Return the spec of an update of this model: its floating-point tensors, then those of the method's groups."""
     own = averaged_spec(model)
     beside = [
         TensorSpec(f"{group}:{s.name}", s.dtype, s.shape) for group in METHODS[reply].update for s in own if s.trainable
@@ -59,24 +60,24 @@ def update_spec(reply: Reply, model: ModelSpec) -> ModelSpec:
 
 
 def join(parameters: Parameters, groups: Mapping[str, Mapping[str, object]]) -> Parameters:
-    """The tensors of a message: the model's, then each group's under `group:name`.
+    """Return the tensors of a message: the model's, then each group's under `group:name`.
 
-    Raises AppError where a name of the model's would be taken for one of a group.
+    Raises AppError if a name of the model's would be read as one of a group.
     """
     if not groups:
         return parameters
     for name in parameters:
         if name.partition(":")[0] in groups and ":" in name:
             raise AppError(
-                f"the model's tensor {shown(name)} begins as those of the method's group {name.partition(':')[0]!r} "
-                "do: give it another name"
+                f"the model's tensor {shown(name)} has the prefix of the method's group {name.partition(':')[0]!r}: "
+                "give it another name"
             )
     beside = {f"{group}:{n}": a for group, tensors in groups.items() for n, a in tensors.items()}
     return Parameters({**parameters, **beside}, parameters.non_trainable)  # type: ignore[dict-item]
 
 
 def split(tensors: Parameters, groups: tuple[str, ...]) -> tuple[Parameters, dict[str, Parameters]]:
-    """The model's tensors, and each group's under their plain names; views, nothing is copied."""
+    """Return the model's tensors, and each group's under their plain names. They are views: nothing is copied."""
     if not groups:
         return tensors, {}
     found: dict[str, dict[str, object]] = {group: {} for group in groups}
@@ -91,7 +92,7 @@ def split(tensors: Parameters, groups: tuple[str, ...]) -> tuple[Parameters, dic
 
 
 def check_groups(parameters: Parameters, beside: Mapping[str, Parameters]) -> None:
-    """Raise SpecMismatch unless each group has the tensors that this model trains, and no others."""
+    """Raise SpecMismatch unless each group has exactly the tensors that this model trains."""
     if not beside:
         return
     expected = [(n, parameters[n].dtype, parameters[n].shape) for n in trained(parameters)]

@@ -16,12 +16,12 @@ Array = npt.NDArray[Any]
 class Parameters(Mapping[str, Array]):
     """An ordered, read-only mapping from tensor name to numpy array.
 
-    `non_trainable` names the tensors that no optimiser may step (BatchNorm's moving mean and
-    variance, counters): they are averaged plainly, and those of an integer or bool dtype are
-    carried over unchanged (docs/decisions/0003-non-trainable-tensors.md).
+    `non_trainable` names the tensors that no optimiser may step (BatchNorm's moving mean and variance, counters). They
+    are averaged plainly; those of an integer or bool dtype are carried over unchanged
+    (docs/decisions/0003-non-trainable-tensors.md).
 
-    `block` is the flat array that holds all tensors as `layout` says, where they lie in one and are all floating-point
-    ones; both are None where they do not.
+    `block` is the flat array that holds all tensors in the places that `layout` gives, if they are all floating-point
+    tensors and lie in one array. Else both are None.
     """
 
     __slots__ = ("_tensors", "block", "layout", "non_trainable")
@@ -37,13 +37,14 @@ class Parameters(Mapping[str, Array]):
 
     @classmethod
     def in_block(cls, layout: Layout, block: Array, non_trainable: frozenset[str] = frozenset()) -> Self:
-        """The tensors of a layout of a floating-point dtype, as views into `block` (flat, of its size and dtype)."""
+        """Make the tensors of a floating-point layout as views into `block` (flat, with the layout's size and
+        dtype)."""
         made = cls.__new__(cls)
         made.layout, made.block, made.non_trainable = layout, block, non_trainable
         return made
 
     def __getattr__(self, name: str) -> Any:
-        """Views into a block are made when the first one is asked for: whoever works on the block needs none."""
+        """Make the views into a block when the first one is asked for: arithmetic on the block needs none."""
         if name != "_tensors" or self.layout is None or self.block is None:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         self._tensors = self.layout.views(self.block)
@@ -68,8 +69,8 @@ class Parameters(Mapping[str, Array]):
         return sum(a.nbytes for a in self.values())
 
     def move(self) -> Parameters:
-        """All tensors, in a new object; this one is empty from then on. So that who is handed a large payload can let
-        its memory go although those who handed it over still hold this object."""
+        """Return all tensors in a new object, and empty this one. The receiver of a large payload can then free it,
+        even if its sender still holds this object."""
         moved = Parameters({}, frozenset())
         moved.layout, moved.block, moved.non_trainable = self.layout, self.block, self.non_trainable
         moved._tensors = self._tensors
@@ -77,22 +78,22 @@ class Parameters(Mapping[str, Array]):
         return moved
 
     def replace(self, tensors: Mapping[str, Array]) -> Parameters:
-        """The same names and flags with other arrays."""
+        """Return other arrays with the same names and flags."""
         return Parameters(tensors, self.non_trainable)
 
     def select(self, names: Iterable[str]) -> Parameters:
-        """Only these tensors, in this order, with their flags. KeyError for a name that is not there."""
+        """Return only these tensors, in this order, with their flags. Raises KeyError for a name that is not there."""
         tensors = {n: self._tensors[n] for n in names}
         return Parameters(tensors, self.non_trainable & tensors.keys())
 
     def averaged(self) -> tuple[str, ...]:
-        """Names of the floating-point tensors: what an update carries and aggregation averages."""
+        """Return the names of the floating-point tensors: an update carries them and aggregation averages them."""
         if self.layout is not None:
             return self.layout.names
         return tuple(n for n, a in self.items() if is_floating(a.dtype))
 
     def packed(self) -> Parameters:
-        """A copy in one block where all tensors are floating-point ones of one dtype; else itself."""
+        """Return a copy in one block if all tensors are floating-point tensors of one dtype; else this object."""
         layout = layout_of(self)
         if layout is None or not is_floating(layout.dtype):
             return self
@@ -104,5 +105,5 @@ class Parameters(Mapping[str, Array]):
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether tensors of this dtype are averaged (float16/32/64 and ml_dtypes' bfloat16)."""
+    """True if tensors of this dtype are averaged (float16/32/64 and ml_dtypes' bfloat16)."""
     return dtype.kind == "f" or dtype.name == "bfloat16"

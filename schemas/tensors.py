@@ -1,8 +1,8 @@
-"""Tensors as bytes: which dtypes travel, how they lie in the blob, and the checks of a model's tensors.
+"""Tensors as bytes: the dtypes that travel, their places in the blob, and the checks of a model's tensors.
 
 The blob holds every tensor's elements in C order, little-endian, in the order of the header's entries. Each tensor
-starts at the next multiple of 16; the gaps are zero bytes; the blob ends with the last tensor's last byte. Offsets
-are therefore not sent: they follow from the entries, and cannot overlap or point outside.
+starts at the next multiple of 16. The gaps are zero bytes. The blob ends with the last tensor's last byte. Offsets are
+not sent: they follow from the entries, so they cannot overlap or point outside.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ DtypeName = Literal[
 
 TENSOR_ALIGNMENT_BYTES = 16
 _CHUNK_ELEMENTS = 65_536
-"""Elements looked at in one go where a check needs scratch memory: 256 KiB of float32, inside any L2 cache."""
+"""Elements that a check looks at in one go if it needs scratch memory: 256 KiB of float32, inside any L2 cache."""
 
 
 def _little_endian(name: str) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    # Made from its letters, which gives numpy's own object where little-endian is the machine's order.
+    # The dtype's letters give numpy's own object if the machine is little-endian.
     return dtype if name == "bfloat16" else np.dtype(str(dtype.newbyteorder("<").str))
 
 
@@ -45,7 +45,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType({name: _little_endian(nam
 _NAMES: Mapping[np.dtype[Any], str] = {
     order: name for name, dtype in DTYPES.items() for order in (dtype, dtype.newbyteorder(">"))
 }
-"""The other way, in both byte orders. (`dtype.name` is computed in Python each time: 2 µs, twice for every tensor.)"""
+"""Names by dtype, in both byte orders. (numpy computes `dtype.name` in Python each time: 2 µs, twice per tensor.)"""
 
 
 class TensorEntry(BaseModel):
@@ -56,14 +56,14 @@ class TensorEntry(BaseModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=512)]
     dtype: DtypeName
     shape: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
-    """Empty for a scalar; a 0 anywhere makes a tensor without elements."""
+    """Dimensions: none for a scalar; a 0 anywhere makes a tensor without elements."""
     trainable: bool
-    """False for what no optimiser may step, such as BatchNorm's moving mean."""
+    """False for a tensor that no optimiser may step, such as BatchNorm's moving mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a tensor is, without its values."""
+    """A tensor without its values."""
 
     name: str
     dtype: str
@@ -72,7 +72,7 @@ class TensorSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Exact for any shape: Python integers do not overflow."""
+        """Bytes of the tensor, exact for any shape: Python integers do not overflow."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ ModelSpec = tuple[TensorSpec, ...]
 
 
 def spec_of(parameters: Parameters) -> ModelSpec:
-    """Names, dtypes, shapes and trainable flags, in the model's order.
+    """Return names, dtypes, shapes and trainable flags, in the model's order.
 
     Raises AppError for a tensor that no envelope can carry: the model has to change.
     """
@@ -94,12 +94,12 @@ def spec_of(parameters: Parameters) -> ModelSpec:
 
 
 def averaged_spec(spec: ModelSpec) -> ModelSpec:
-    """The part of a model's spec that an update carries: its floating-point tensors (`Parameters.averaged`)."""
+    """Return the part of a model's spec that an update carries: its floating-point tensors (`Parameters.averaged`)."""
     return tuple(s for s in spec if is_floating(DTYPES[s.dtype]))
 
 
 def layout_of_spec(spec: ModelSpec) -> Layout | None:
-    """For tensors of one floating-point dtype; None where they are not."""
+    """Return the layout of tensors of one floating-point dtype; None if they have several dtypes or another one."""
     dtypes = {s.dtype for s in spec}
     if len(dtypes) != 1 or not is_floating(DTYPES[spec[0].dtype]):
         return None
@@ -109,7 +109,7 @@ def layout_of_spec(spec: ModelSpec) -> Layout | None:
 def check_spec(parameters: Parameters, expected: ModelSpec) -> None:
     """Raise SpecMismatch, naming the first differences, unless names, order, dtypes and shapes are the expected ones.
 
-    Trainable flags are not compared: the coordinator goes by its own, and a participant may freeze a layer.
+    Trainable flags are not compared: the coordinator uses its own, and a participant may freeze a layer.
     """
     got = spec_of(parameters)
     if [(s.name, s.dtype, s.shape) for s in got] == [(s.name, s.dtype, s.shape) for s in expected]:
@@ -141,7 +141,7 @@ def check_finite(parameters: Parameters) -> None:
 
 
 def pack(parameters: Parameters) -> list[memoryview | bytes]:
-    """The blob in pieces, ready to be joined. Contiguous little-endian tensors are not copied here."""
+    """Return the blob in pieces, ready to be joined. Contiguous little-endian tensors are not copied here."""
     pieces: list[memoryview | bytes] = []
     end = 0
     for name, array in parameters.items():
@@ -156,7 +156,7 @@ def pack(parameters: Parameters) -> list[memoryview | bytes]:
 
 
 def packed_bytes(spec: ModelSpec) -> int:
-    """How long the blob of these tensors is."""
+    """Return the length of these tensors' blob in bytes."""
     end = 0
     for tensor in spec:
         end += -end % TENSOR_ALIGNMENT_BYTES + tensor.num_bytes
@@ -164,7 +164,7 @@ def packed_bytes(spec: ModelSpec) -> int:
 
 
 def read_entries(entries: Sequence[Any], limits: Limits) -> ModelSpec:
-    """Header entries as specs. Raises LimitExceeded, MalformedMessage, or pydantic's ValidationError."""
+    """Return header entries as specs. Raises LimitExceeded, MalformedMessage, or pydantic's ValidationError."""
     if len(entries) > limits.max_tensors:
         raise LimitExceeded(f"{len(entries)} tensors in one message, the limit is {limits.max_tensors}")
     specs = []
@@ -183,13 +183,13 @@ def read_entries(entries: Sequence[Any], limits: Limits) -> ModelSpec:
 
 
 def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
-    """Read-only views into `blob`, one for each entry. Raises MalformedMessage unless the lengths agree exactly."""
+    """Return read-only views into `blob`, one per entry. Raises MalformedMessage unless the lengths agree exactly."""
     offsets = []
     end = 0
     for tensor in spec:
         start = end + -end % TENSOR_ALIGNMENT_BYTES
         end = start + tensor.num_bytes
-        # numpy multiplies the dimensions that are not 0, even where another one is.
+        # numpy multiplies the dimensions that are not 0, even if another one is 0.
         extent = math.prod(d for d in tensor.shape if d) * DTYPES[tensor.dtype].itemsize
         if end > blob.nbytes or extent > max(blob.nbytes, _MAX_EMPTY_EXTENT_BYTES):
             raise MalformedMessage(f"tensor {tensor} needs more bytes than there are: {blob.nbytes} in the tensor blob")
@@ -211,12 +211,12 @@ def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
 
 
 _MOST_IN_BLOCK = 1000
-"""Tensors of an envelope whose layout is remembered: what anybody may send must not fill the memory."""
+"""Most tensors of an envelope whose layout is cached: a peer must not be able to fill the RAM."""
 
 
 @lru_cache(maxsize=16)
 def _without_gaps(spec: ModelSpec) -> Layout | None:
-    """The layout that the blob is, where every tensor begins where the one before it ends."""
+    """Return the blob's layout if there is no gap between its tensors, else None."""
     if not 0 < len(spec) <= _MOST_IN_BLOCK or any(
         t.num_bytes == 0 or t.num_bytes % TENSOR_ALIGNMENT_BYTES for t in spec[:-1]
     ):
@@ -225,7 +225,7 @@ def _without_gaps(spec: ModelSpec) -> Layout | None:
 
 
 _MAX_EMPTY_EXTENT_BYTES = 2**31
-"""What the non-zero dimensions of a tensor without elements may multiply to, so that numpy's sizes cannot overflow."""
+"""Largest product of the non-zero dimensions of a tensor without elements. It keeps numpy's sizes from overflowing."""
 
 
 def _dtype_name(name: str, array: Array) -> str:
@@ -251,8 +251,8 @@ def _differences(got: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpe
 
 def _all_finite(array: Array) -> bool:
     if array.dtype.itemsize > 2:
-        # NaN and infinity survive addition, so a finite sum clears all terms. The opposite does not hold:
-        # the sum of large finite values can overflow, hence the exact look below.
+        # NaN and infinity survive addition, so a finite sum clears all terms. The opposite does not hold, because a
+        # sum of large finite values can overflow. Then the exact look below decides.
         with np.errstate(over="ignore", invalid="ignore"):
             if math.isfinite(np.add.reduce(array, axis=None)):
                 return True
@@ -280,10 +280,10 @@ def _count_not_finite(array: Array, stop_at_first: bool = False) -> int:
 
 
 def _has_full_exponent(values: Array) -> bool:
-    """For 16-bit floats: whether any value's exponent bits are all set, which only NaN and infinity have.
+    """True if any of these 16-bit floats has all exponent bits set, as only NaN and infinity do.
 
-    On the bits, because numpy computes these dtypes one by one, many times slower. As signed integers the positive
-    values of that kind are the largest, as unsigned integers the negative ones are.
+    It compares the bits, because numpy computes these dtypes one by one, many times slower. Read as signed integers,
+    the positive values of that kind are the largest; read as unsigned integers, the negative ones are.
     """
     exponent = 0x7F80 if values.dtype.name == "bfloat16" else 0x7C00
     bits = np.ascontiguousarray(values)

@@ -1,4 +1,4 @@
-"""AMQP URLs, and what a broker's refusals mean. The password is in no repr and no message."""
+"""AMQP URLs, and the meaning of a broker's refusals. The password is in no repr and no message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 4
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where the broker is and as whom to speak to it."""
+    """A broker's address, and the user to log in as."""
 
     host: str
     port: int
@@ -40,15 +40,15 @@ class BrokerAddress:
 
     @classmethod
     def parse(cls, url: str) -> BrokerAddress:
-        """From an amqp:// or amqps:// URL; port, user, password and virtual host default as in RabbitMQ.
+        """Read an amqp:// or amqps:// URL. Port, user, password and virtual host default as in RabbitMQ.
 
-        Raises ConfigError for anything else, without the URL's text: there may be a password in it.
+        Raises ConfigError for anything else, without the URL's text, because there may be a password in it.
         """
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            # urllib quotes the text behind the colon, which is a password's end where an @ or / was not encoded.
+            # urllib quotes the text after the colon: the end of a password, if an @ or / in it was not encoded.
             why = "the port is not a number" if "port" in str(error).lower() else "it cannot be split into its parts"
             raise ConfigError(f"the broker's URL cannot be read, {why}: {_EXPECTED}") from None
         if parts.scheme not in ("amqp", "amqps"):
@@ -74,12 +74,13 @@ class BrokerAddress:
 
 
 class Addresses:
-    """The nodes of one broker, of which one is in use; `next` goes round."""
+    """The nodes of one broker, of which one is in use. `next` goes round."""
 
     def __init__(self, urls: str) -> None:
-        """From one URL, or several with commas between them: each in full, because each may have its own password.
+        """Read one URL, or several with commas between them. Each is written in full, because each may have its own
+        password.
 
-        Raises ConfigError as `BrokerAddress.parse` does, or where they do not belong together.
+        Raises ConfigError as `BrokerAddress.parse` does, or if the URLs do not belong together.
         """
         self._all = tuple(BrokerAddress.parse(url.strip()) for url in _BETWEEN_URLS.split(urls))
         self._at = 0
@@ -94,7 +95,7 @@ class Addresses:
         return self._all[self._at]
 
     def next(self) -> None:
-        """Go on to the next one, after the last one to the first."""
+        """Go on to the next address, after the last one to the first."""
         self._at = (self._at + 1) % len(self._all)
 
     def __iter__(self) -> Iterator[BrokerAddress]:
@@ -108,7 +109,7 @@ class Addresses:
 
 
 def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRefused | None:
-    """What a connection.close during login means; None where trying again may help."""
+    """Return the meaning of a connection.close during login; None if trying again may help."""
     if code == ACCESS_REFUSED:
         advice = f"check the user {address.user!r} and the password in the broker's URL"
         if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
@@ -124,7 +125,7 @@ def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRe
 
 
 def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str) -> BrokerError:
-    """What a channel.close in answer to a declaration means."""
+    """Return the meaning of a channel.close in answer to a declaration."""
     if code == ACCESS_REFUSED:
         return BrokerRefused(
             f"RabbitMQ at {address} does not let user {address.user!r} declare {what} ({text}): give it configure, "
@@ -136,16 +137,16 @@ def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str)
             f"{what} does not fit what is on RabbitMQ at {address} ({text}): another version or another program made "
             f"it; delete it there once it is empty (`rabbitmqctl delete_queue` for a queue), or choose another prefix"
         )
-    if code == NOT_FOUND:  # a declaration makes what is not there: this is there, on a node of the cluster that is away
+    if code == NOT_FOUND:  # a declaration creates a missing queue, so this one exists, on a cluster node that is away
         return BrokerUnavailable(
-            f"RabbitMQ at {address} cannot reach {what} ({text}): it comes back with its node; where the broker is a "
-            'cluster, [broker] participant_queues = "quorum" keeps the participants\' queues on several'
+            f"RabbitMQ at {address} cannot reach {what} ({text}): it comes back with its node. On a cluster, "
+            '[broker] participant_queues = "quorum" keeps the participants\' queues on several nodes'
         )
     return BrokerUnavailable(f"RabbitMQ at {address} closed the channel while declaring {what} ({code} {text})")
 
 
 def publish_refusal(what: str, code: int, text: str) -> BrokerError:
-    """What a channel.close in answer to one publish means for that message."""
+    """Return the meaning of a channel.close in answer to one publish, for that message."""
     if code == NOT_FOUND:
         return Unroutable(f"{what}: there is no such exchange ({text})")
     if code == ACCESS_REFUSED:

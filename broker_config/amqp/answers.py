@@ -1,5 +1,5 @@
-"""What the broker was asked and has not answered: AMQP's synchronous methods have no time-out of their own, and a
-heartbeat only says that the connection lives.
+"""Time-outs for the broker's answers. AMQP's synchronous methods have none of their own, and a heartbeat only says that
+the connection lives.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from typing import Any
 from fedmq.broker_config.timers import Timers
 
 ANSWER_S = 60.0
-"""Without an answer for so long the broker, or what of it the question is for, hangs. A cluster that elects leaders
+"""Time without an answer after which the broker, or the part of it that was asked, hangs. A cluster that elects leaders
 takes seconds."""
 MOVING_BYTES = 16 * 1024
-"""More than the heartbeats of ANSWER_S: where so much went over the connection, the answer may be behind it."""
+"""More bytes than the heartbeats of ANSWER_S have. If so many went over the connection, the answer may be behind
+them."""
 MOST_ANSWER_S = 600.0
-"""On a connection that is busy."""
+"""Longest wait for an answer on a busy connection."""
 
 
 class Answer:
-    """One question at a time: `wait` when it goes out, `stop` when the answer is there or of no interest any more."""
+    """The wait for one answer: `wait` when the question goes out, `stop` when the answer is there or not wanted any
+    more."""
 
     def __init__(self, timers: Timers, moved_bytes: Callable[[], int], on_silence: Callable[[str], None]) -> None:
-        """`moved_bytes` counts what went over the connection, both ways. `on_silence` is told what was not answered, as
-        part of a sentence."""
+        """`moved_bytes` counts the bytes that went over the connection, both ways. `on_silence` gets the part of a
+        sentence that says what was not answered."""
         self._timers = timers
         self._moved_bytes = moved_bytes
         self._on_silence = on_silence
@@ -33,7 +35,7 @@ class Answer:
         self._timer: Any = None
 
     def wait(self, what: str) -> None:
-        """For the answer to this question, from now on."""
+        """Wait for the answer to this question from now on."""
         self.stop()
         self._what = what
         self._waited_s = 0.0

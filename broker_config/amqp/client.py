@@ -1,11 +1,10 @@
 """The transport over AMQP without pika: threads, life cycle, reconnecting. `broker_config.amqp.transport` adds the
 driver.
 
-One I/O thread owns everything below "the I/O thread's own". Callers hand over through an inbox; of the driver's
-loop only `add_callback_threadsafe` may be called from another thread. What is decided when is in the neighbours:
-`amqp_session` (connect, declare), `amqp_publisher` (window, confirms, resends), `amqp_consumer` (deliveries,
-settling), `amqp_consumers` (bringing them back), `amqp_chores` (queues that come and go), `amqp_retries` (connecting
-again), `amqp_address` (URLs, refusals).
+One I/O thread owns everything below "The I/O thread's own". Callers hand over through an inbox. Other threads may call
+only `add_callback_threadsafe` of the driver's loop. The neighbours make the decisions: `session` (connect, declare),
+`publisher` (window, confirms, resends), `consumer` (deliveries, settling), `consumers` (bringing them back), `retries`
+(connecting again), `address` (URLs, refusals), and `broker_config.chores` (queues that come and go).
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ from fedmq.schemas.local.event_log import EventLog
 
 DEPTH_TIMEOUT_S = 5.0
 GIVE_BACK_DELAY_S = 0.5
-"""Before a message that could not be handled is given back, so that it does not come again in a tight loop."""
+"""Wait before a message that could not be handled is given back, so that it does not come again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
 
 log = EventLog(__name__)
 
 
 class AmqpClient:
-    """See `broker_config.transport` for the rules. One transport is opened once and closed once.
+    """A transport over AMQP (`broker_config.transport` has the rules). It is opened once and closed once.
 
-    Apart from rule 2's errors a publish may fail with BrokerRefused (no permission to write to the
-    exchange) and, as PublishError, with what the broker or AMQP itself says about the message.
+    Apart from rule 2's errors a publish may fail with BrokerRefused (no permission to write to the exchange), or with a
+    PublishError that holds the complaint of the broker or of AMQP about the message.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class AmqpClient:
         self._addresses = addresses
         self._driver = driver
         self._max_message_bytes = max_message_bytes
-        self._gate = threading.Lock()  # orders what enters the inbox against close()
+        self._gate = threading.Lock()  # orders the jobs that enter the inbox against close()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_pending = False
         self._is_open = False
@@ -79,7 +78,7 @@ class AmqpClient:
         self._opened: Future[None] = Future()
         self._last_problem = "no answer yet"
         self._broker_id = ""
-        # Below: the I/O thread's own
+        # The I/O thread's own
         self._loop = driver.loop
         self._exchanges: tuple[Exchange, ...] = ()
         self._queues: dict[str, Queue] = {}
@@ -88,9 +87,9 @@ class AmqpClient:
         self._reported_connected = False
         self._failure: TransportClosed | None = None
         self._closing = False
-        """What was handed over is still done; nothing else begins."""
+        """True once close() was called: the jobs that were handed over are still done, and nothing else begins."""
         self._over = False
-        """Nothing is done any more but saying goodbye."""
+        """True once nothing is left to do but to say goodbye."""
         self._stopped = False
         self._retries = Retries(self._loop, addresses, backoff, rng, self._connect)
         self._consumers = Consumers(driver, backoff, rng, self._report)
@@ -99,14 +98,14 @@ class AmqpClient:
 
     @property
     def address(self) -> BrokerAddress:
-        """Of the node that is connected, or tried next."""
+        """Address of the node that is connected, or tried next."""
         return self._addresses.current
 
     # -- any thread --------------------------------------------------------------------------------------------
 
     @property
     def broker_id(self) -> str:
-        """The cluster's name and the virtual host: the same at each node of a cluster, whatever its address."""
+        """The cluster's name and the virtual host: the same for all nodes of a cluster, whatever their addresses."""
         return self._broker_id
 
     def open(
@@ -116,10 +115,10 @@ class AmqpClient:
         on_state: OnState | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Connect and declare, trying again until timeout_s (None: for ever).
+        """Connect and declare. Try again until timeout_s (None: for ever).
 
-        Raises BrokerUnavailable after timeout_s, BrokerRefused or TopologyConflict at once. The transport is
-        closed then.
+        Raises BrokerUnavailable after timeout_s, and BrokerRefused or TopologyConflict at once. Then the transport is
+        closed.
         """
         with self._gate:
             if self._thread is not None:
@@ -143,7 +142,7 @@ class AmqpClient:
             raise
 
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
-        """Hand over a message; see rule 2. Never blocks."""
+        """Hand over a message (rule 2). Never blocks."""
         size = len(message.body)
         if size > self._max_message_bytes:
             future: Future[None] = Future()
@@ -157,18 +156,18 @@ class AmqpClient:
         return self._publish(message, timeout_s)
 
     def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
-        """Start (and after every reconnect restart) consuming. A second call for a queue replaces the first."""
+        """Consume a queue, after every reconnect again. A second call for a queue replaces the first."""
         consumer = Consumer(queue, on_delivery, prefetch, on_lost=self._consumers.lost, on_failed=self._give_back_later)
         if not self._enter(partial(self._consumers.add, consumer)):
             raise self._closed_error()
 
     def stop_consuming(self, queue: str) -> None:
-        """Consume no more; what is unsettled goes back."""
+        """Stop consuming a queue. Unsettled deliveries go back."""
         if not self._enter(partial(self._consumers.remove, queue)):
             raise self._closed_error()
 
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
-        """One more queue; resolves with the number of its ready messages."""
+        """Declare one more queue. The future resolves with the number of its ready messages."""
         return self._do(Chore(queue.name, queue, timeout_s))
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
@@ -185,7 +184,7 @@ class AmqpClient:
         return chore.done
 
     def ack(self, delivery: Delivery) -> bool:
-        """Settle. False: settled before, or the delivery's connection is gone and it will come again."""
+        """Settle. False if it was settled before, or if its connection is gone: then it will come again."""
         return self._settle(delivery, "ack")
 
     def nack(self, delivery: Delivery, requeue: bool = True) -> bool:
@@ -193,13 +192,14 @@ class AmqpClient:
         return self._settle(delivery, "requeue" if requeue else "reject")
 
     def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
-        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
+        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back if that fails."""
         copy = dead_letter_of(delivery, exchange, reason, detail)
-        # Not through publish(): what arrived may be larger than what we would send.
+        # publish() would refuse a copy that is larger than our own messages may be.
         self._publish(copy, 30.0).add_done_callback(partial(self._dead_lettered, delivery))
 
     def depth(self, queue: str) -> int:
-        """Messages ready in the queue. BrokerUnavailable without a connection, BrokerError for no such queue."""
+        """Return the number of ready messages. Raises BrokerUnavailable without a connection, BrokerError for no such
+        queue."""
         found: Future[int] = Future()
         if not self._enter(partial(self._ask_depth, queue, found)):
             raise self._closed_error()
@@ -211,7 +211,7 @@ class AmqpClient:
             ) from None
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Do what was handed over, over a new connection where this one is lost, then disconnect. Idempotent."""
+        """Do all jobs that were handed over, if need be over a new connection, then disconnect. Idempotent."""
         with self._gate:
             if self._is_open:
                 self._is_open = False
@@ -249,7 +249,7 @@ class AmqpClient:
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> bool:
         hold, tag = cast(Token, delivery.token)
-        # The order matters: once claimed, the delivery is ours to settle.
+        # Claim first: from then on only this call may settle the delivery.
         return hold.claim(tag) and self._enter(partial(hold.settle, tag, verdict))
 
     def _dead_lettered(self, delivery: Delivery, published: Future[None]) -> None:
@@ -267,19 +267,19 @@ class AmqpClient:
         while not self._stopped:
             try:
                 self._loop.start()
-            except Exception as error:
+            except Exception as error:  # whatever the error, messages must go on
                 if (
                     isinstance(error, ValueError)
                     and isinstance(error.__context__, OSError)
                     and self._session is not None
                 ):
-                    # A peer that hung up between pika's connecting and its first look at the socket.
+                    # The peer hung up between pika's connecting and its first look at the socket.
                     self._session.lose(error.__context__)
                     continue
                 log.exception("io_thread_error", transport=self.name, detail="connecting afresh")
                 if self._session is not None:
                     self._session.lose(error)
-                self._loop.add_callback_threadsafe(self._drain)  # what was behind a job that raised
+                self._loop.add_callback_threadsafe(self._drain)  # the jobs behind the one that raised
         self._loop.close()
 
     def _drain(self) -> None:
@@ -335,7 +335,7 @@ class AmqpClient:
         session.lose(declaration_refusal(self.address, what, code, text))
 
     def _fail(self, error: FedmqError) -> None:
-        """For good: this transport does nothing any more but close."""
+        """Give up for good: from now on this transport can only be closed."""
         self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
         self._publisher.fail_all(self._failure)
         self._chores.fail_all(self._failure)
@@ -346,11 +346,11 @@ class AmqpClient:
             self._opened.set_exception(error)
 
     def _report(self, state: TransportState) -> None:
-        if self._on_state is None or self._closing:  # whoever closes wants no more news
+        if self._on_state is None or self._closing:  # its closer wants no more news
             return
         try:
             self._on_state(state)
-        except Exception:
+        except Exception:  # a caller's mistake must not end the connection
             log.exception("state_callback_raised", transport=self.name, state=state.name)
 
     # publishing
@@ -448,7 +448,7 @@ class AmqpClient:
         self._driver.when_all_closed(self._stop)
 
     def _abort(self) -> None:
-        """The broker does not answer our goodbye."""
+        """Drop the connections, because the broker does not answer our goodbye."""
         self._driver.abort()
         self._loop.add_callback_threadsafe(self._stop)
 

@@ -1,4 +1,4 @@
-"""One consumer on its own channel, and the settling of its deliveries from any thread."""
+"""A consumer on its own channel, and the settling of its deliveries from any thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _COUNT = "x-delivery-count"
 
 
 class Hold:
-    """The deliveries of one channel that are not settled yet. A lost channel holds none: they come again.
+    """The unsettled deliveries of one channel. A lost channel holds none, because they come again.
 
-    `claim` may race with `clear` from the I/O thread: set operations are atomic, one of the two wins.
+    `claim` may race with `clear` from the I/O thread. Set operations are atomic, so one of the two wins.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -29,7 +29,7 @@ class Hold:
         self._tags.add(tag)
 
     def claim(self, tag: int) -> bool:
-        """Whether the delivery was still ours to settle; it is not any more."""
+        """Claim the right to settle a delivery. False if it was settled before, or if its channel is lost."""
         try:
             self._tags.remove(tag)
         except KeyError:
@@ -40,7 +40,7 @@ class Hold:
         self._tags.clear()
 
     def settle(self, tag: int, verdict: Verdict) -> None:
-        """On the I/O thread, after `claim`."""
+        """Settle a claimed delivery. Runs on the I/O thread."""
         if not self.channel.is_open:
             return
         if verdict == "ack":
@@ -50,14 +50,14 @@ class Hold:
 
 
 class Token(NamedTuple):
-    """What `Delivery.token` is with AMQP."""
+    """The `Delivery.token` of AMQP."""
 
     hold: Hold
     tag: int
 
 
 class Consumer:
-    """Consumes one queue. `start` on every new connection; `on_lost` says that the broker ended it."""
+    """The consumer of one queue. Call `start` on every new connection; `on_lost` says that the broker ended it."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Consumer:
         """`on_failed` gets a delivery whose `on_delivery` raised."""
         self.queue = queue
         self.failures = 0
-        """Since consuming last worked."""
+        """Number of failures since consuming last worked."""
         self._on_delivery = on_delivery
         self._prefetch = prefetch
         self._on_lost = on_lost
@@ -83,8 +83,8 @@ class Consumer:
         return self._hold is not None
 
     def start(self, channel: Any, on_works: Callable[[], None] = lambda: None) -> None:
-        """On a fresh channel. One that is still open is closed: two would deal the queue's messages between them, and
-        what the first one brings would never be settled. `on_works` is called when the broker says that it is one."""
+        """Consume on a fresh channel, and close the former channel. Two channels would share the queue's messages, and
+        those of the first would never be settled. `on_works` is called when the broker confirms the consumer."""
         self.stop()
         hold = self._hold = Hold(channel)
 
@@ -93,23 +93,23 @@ class Consumer:
             on_works()
 
         channel.add_on_cancel_callback(lambda _frame: self._cancelled(hold))
-        # global_qos stays off: RabbitMQ 4 has no such thing.
+        # global_qos stays off, because RabbitMQ 4 has dropped it.
         channel.basic_qos(prefetch_count=self._prefetch)
         channel.basic_consume(self.queue, partial(self._arrived, hold), callback=lambda _frame: works())
 
     def channel_closed(self, code: int, text: str) -> None:
-        """By the broker: no such queue, no permission, a delivery held too long."""
+        """Report that the broker closed the channel: no such queue, no permission, or a delivery held too long."""
         self.detach()
         self._on_lost(self, f"the broker closed the consumer of queue {self.queue!r} ({code} {text})")
 
     def detach(self) -> None:
-        """The channel is gone: what was not settled comes again."""
+        """Forget the channel, which is gone: its unsettled deliveries come again."""
         if self._hold is not None:
             self._hold.clear()
             self._hold = None
 
     def stop(self) -> None:
-        """Consume no more; what is not settled goes back to the queue."""
+        """Stop consuming. Unsettled deliveries go back to the queue."""
         hold = self._hold
         self.detach()
         if hold is not None and hold.channel.is_open:
@@ -139,6 +139,6 @@ class Consumer:
         )
         try:
             self._on_delivery(delivery)
-        except Exception:
+        except Exception:  # a caller's mistake must not end the connection
             log.exception("consumer_raised", queue=self.queue, detail="its message is given back")
             self._on_failed(delivery)

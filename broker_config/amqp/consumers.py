@@ -1,4 +1,4 @@
-"""All consumers of a transport: started on every new session, brought back when the broker ends one of them."""
+"""All consumers of a transport. They start on every new session, and again after the broker ended one of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = EventLog(__name__)
 
 
 class Consumers:
-    """One consumer a queue. Everything here runs on the I/O thread."""
+    """One consumer per queue. Everything here runs on the I/O thread."""
 
     def __init__(
         self, driver: Driver, backoff: Backoff, rng: random.Random, report: Callable[[TransportState], None]
@@ -29,10 +29,10 @@ class Consumers:
         self._session: Session | None = None
         self._by_queue: dict[str, Consumer] = {}
         self._answers: dict[str, Answer] = {}
-        """By queue, of the newest try: whether the broker says that its consumer is one."""
+        """The awaited answer to the newest try to consume, by queue."""
 
     def add(self, consumer: Consumer) -> None:
-        """Replaces the queue's former consumer."""
+        """Start a consumer in place of the queue's former one."""
         former = self._by_queue.get(consumer.queue)
         if former is not None:
             former.stop()
@@ -40,27 +40,27 @@ class Consumers:
         self._start(consumer)
 
     def remove(self, queue: str) -> None:
-        """Consume it no more; what is unsettled goes back."""
+        """Stop consuming a queue. Unsettled deliveries go back."""
         former = self._by_queue.pop(queue, None)
         self._await_no_more(queue)
         if former is not None:
             former.stop()
 
     def attach(self, session: Session) -> None:
-        """A session that is ready."""
+        """Start all consumers on a session that is ready."""
         self._session = session
         for consumer in self._by_queue.values():
             self._start(consumer)
 
     def detach(self) -> None:
-        """The session is gone: what was not settled comes again."""
+        """Forget the session, which is gone: unsettled deliveries come again."""
         self._session = None
         for consumer in self._by_queue.values():
             consumer.detach()
             self._await_no_more(consumer.queue)
 
     def lost(self, consumer: Consumer, why: str) -> None:
-        """The broker ended one consumer: declare everything again and consume, after a while."""
+        """Declare everything again and consume, after a while, because the broker ended one consumer."""
         session = self._session
         if session is None or self._by_queue.get(consumer.queue) is not consumer:
             return
@@ -91,7 +91,7 @@ class Consumers:
                 channel.close()
 
         def closed(code: int, text: str) -> None:
-            # Of a channel that was given up it may come late, and the consumer has another one by then.
+            # The close of an abandoned channel may come late, when the consumer has another channel.
             if is_current():
                 answer.stop()
                 consumer.channel_closed(code, text)

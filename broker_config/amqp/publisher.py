@@ -1,22 +1,23 @@
 """Confirmed publishing with a window, as a state machine without sockets: `broker_config.amqp.transport` feeds it.
 
 1. Messages are sent in the order of submission. At most `Window` of them are out and unconfirmed.
-2. When the connection is lost, what was unconfirmed goes back to the front, in order, and is sent again.
-3. RabbitMQ answers one bad publish by closing the channel, and does not say which it was. One message out:
-   that one is guilty and fails. Several: each goes out alone, until the guilty one is found.
-4. A message that timed out after it was sent keeps its place in the window until the broker answers or the
-   connection is lost. A broker that takes nothing therefore never makes us buffer more than one window. Submitted
-   again meanwhile, it is not sent again: the answer that the first copy gets is the second one's.
-5. A broker that does not confirm the oldest message for `Window.silence_s`, although all was written to the network,
-   has lost it or its confirm: a quorum queue without a leader, as after a restart, drops what reaches it, while other
-   queues confirm. What is unconfirmed is sent again on a new channel (`on_silence`), after twice as long each time,
-   for a broker that is only slow. What has bytes gets longer by `SLOWEST_LINK_BYTES_PER_S`, for a proxy that took them
-   all before a slow link.
-6. A slow network is no timeout: a message's time begins again as long as less of it, or of what goes before it, is
-   left to write than when it last began. What stands still, or is written and not confirmed, times out.
-7. A nack may be the channel's fault, not the queue's: one of RabbitMQ 3.10 that first publishes to a quorum queue while
-   that elects its leader can refuse everything for that queue ever after. So after a nack what is out is waited for,
-   and a new channel taken, at most every `NEW_CHANNEL_S`.
+2. When the connection is lost, the unconfirmed messages go back to the front, in order, and are sent again.
+3. RabbitMQ answers one bad publish by closing the channel, and does not name the message. If one message is out, it is
+   guilty and fails. If several are out, each is sent alone until the guilty one is found.
+4. A message that timed out after it was sent keeps its place in the window until the broker answers or the connection
+   is lost. So a broker that takes nothing never makes us buffer more than one window. If the message is submitted again
+   meanwhile, it is not sent again: it shares the answer to its first copy.
+5. If the broker does not confirm the oldest message for `Window.silence_s`, although all was written to the network, it
+   has lost the message or the confirm. For example, a quorum queue without a leader, as after a restart, drops messages
+   while other queues confirm. The unconfirmed messages are sent again on a new channel (`on_silence`). The wait doubles
+   each time, for a broker that is only slow. It is longer by the messages' bytes at `SLOWEST_LINK_BYTES_PER_S`, for a
+   proxy that took all of them before a slow link.
+6. A slow network is no time-out. A message's time begins again as long as fewer bytes of it, and of the messages before
+   it, are left to write than when its time last began. A message times out if its bytes stand still, or if it is
+   written and not confirmed.
+7. A nack may be the channel's fault and not the queue's. A channel of RabbitMQ 3.10 that first publishes to a quorum
+   queue during the election of its leader can refuse everything for that queue ever after. So after a nack nothing new
+   is sent until all messages that are out are answered; then a new channel is taken, at most every `NEW_CHANNEL_S`.
 8. Everything here runs on one thread; only `Outgoing.future` is seen by others.
 """
 
@@ -37,27 +38,27 @@ from fedmq.schemas.errors import PublishError, PublishRejected, PublishTimeout, 
 from fedmq.schemas.local.event_log import EventLog
 
 SLOWEST_LINK_BYTES_PER_S = 64 * 1024
-"""Behind a proxy that we do not see through a message may travel this slowly, and is not sent again for it."""
+"""Speed that a message may have behind a proxy, unseen by us, without being sent again."""
 
 NEW_CHANNEL_S = 5.0
-"""A full queue refuses on every channel: no more than one new one in this time."""
+"""Shortest time between two new channels after a nack: a full queue refuses on every channel."""
 
 log = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much may be out and unconfirmed. Publish-and-wait is 2 to 3 times slower than 8 to 16 messages."""
+    """Limits of the messages that are out and unconfirmed. One at a time is 2 to 3 times slower than 8 to 16."""
 
     messages: int = 16
     size_bytes: int = 64 * 1024 * 1024
     silence_s: float = 5.0
-    """See rule 5."""
+    """Time without a confirm until the messages are sent again (rule 5)."""
 
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
-    """A message on its way. `alone`: suspected of having closed a channel, see rule 3."""
+    """A message on its way. `alone`: it may have closed a channel (rule 3)."""
 
     message: Message
     future: Future[None]
@@ -67,9 +68,9 @@ class Outgoing:
     returned: Unroutable | None = None
     done: bool = False
     ends_at: int = 0
-    """Bytes sent by the publisher up to and with this one."""
+    """Bytes that the publisher sent up to the end of this message."""
     left_bytes: int = 0
-    """What was left to write when its time last began, see rule 6."""
+    """Bytes that were left to write when the message's time last began (rule 6)."""
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Outgoing:
 
 
 def describe(message: Message) -> str:
-    """For error messages: which message, whereto, how large."""
+    """Return the message's id, size and destination for an error text."""
     size = len(message.body)
     return (
         f"message {message.message_id!r} ({size} bytes) to exchange {message.exchange!r}, key {message.routing_key!r}"
@@ -88,7 +89,8 @@ def describe(message: Message) -> str:
 
 
 class AmqpPublisher:
-    """`attach` a channel in confirm mode, `detach` when it is lost; `submit` at any time."""
+    """The publisher of one transport. `attach` a channel in confirm mode, `detach` it when it is lost, `submit` any
+    time."""
 
     def __init__(
         self,
@@ -97,9 +99,9 @@ class AmqpPublisher:
         window: Window,
         on_idle: Callable[[], None],
     ) -> None:
-        """`properties` makes the AMQP properties of a message; `on_idle` is called when nothing is left to send."""
+        """`properties` returns the AMQP properties of a message; `on_idle` is called when nothing is left to send."""
         self.on_silence: Callable[[], None] = lambda: None
-        """Called after the channel was given up (rules 5 and 7): close it and attach a new one."""
+        """Callback for a channel that was given up (rules 5 and 7): close it and attach a new one."""
         self._timers = timers
         self._properties = properties
         self._window = window
@@ -116,17 +118,17 @@ class AmqpPublisher:
         self._watch: Any = None
         self._watched = 0  # delivery tag of the oldest message
         self._doubted = False
-        """The channel has refused something: it is given up once nothing is out."""
+        """True if the channel has refused a message: it is given up once nothing is out."""
         self._trusted = False
-        """It is new: its refusals are the queue's."""
+        """True if the channel is new: then its refusals are the queue's."""
 
     @property
     def idle(self) -> bool:
-        """Whether every message that was submitted has its answer."""
+        """True if every submitted message has its answer."""
         return not self._waiting and all(item.done for item in self._unconfirmed.values())
 
     def submit(self, item: Outgoing) -> None:
-        """Take a message over; its future is answered within its timeout_s, or later as rule 6 says."""
+        """Accept a message. Its future is answered within its timeout_s, or later by rule 6."""
         if not item.future.set_running_or_notify_cancel():
             return
         if not self._takes_over(item):
@@ -135,9 +137,9 @@ class AmqpPublisher:
         self._begin_time(item)
 
     def attach(self, channel: Any, unwritten_bytes: Callable[[], int]) -> None:
-        """A fresh channel in confirm mode: its first publish has delivery tag 1.
+        """Use a fresh channel in confirm mode. Its first publish has delivery tag 1.
 
-        `unwritten_bytes` tells how much still waits for the network.
+        `unwritten_bytes` returns the number of bytes that still wait for the network.
         """
         self._channel = channel
         self._unwritten_bytes = unwritten_bytes
@@ -145,18 +147,18 @@ class AmqpPublisher:
         self._pump()
 
     def uses(self, channel: Any) -> bool:
-        """Whether this is the channel that is attached now."""
+        """True if this channel is attached now."""
         return channel is self._channel
 
     def detach(self) -> None:
-        """The connection is gone: what is unconfirmed will be sent again."""
+        """Forget the connection, which is gone: unconfirmed messages will be sent again."""
         self._blocked = False
         self._silence_s = self._window.silence_s
         self._doubted = False
         self._take_back(alone=False)
 
     def block(self) -> None:
-        """The broker takes nothing from publishers (memory or disk alarm)."""
+        """Send nothing: the broker takes nothing from publishers (memory or disk alarm)."""
         self._blocked = True
 
     def unblock(self) -> None:
@@ -164,7 +166,7 @@ class AmqpPublisher:
         self._pump()
 
     def confirmed(self, tag: int, multiple: bool, taken: bool) -> None:
-        """The broker's ack (`taken`) or nack of one publish, or of all up to `tag`."""
+        """Handle the broker's ack (`taken`) or nack of one publish, or of all up to `tag`."""
         tags = [found for found in self._unconfirmed if found <= tag] if multiple else [tag]
         for found in tags:
             item = self._unconfirmed.pop(found, None)
@@ -182,7 +184,7 @@ class AmqpPublisher:
         self._pump()
 
     def returned(self, code: int, text: str, exchange: str, routing_key: str, message_id: str | None) -> None:
-        """No queue took the message. Its ack follows, and fails it."""
+        """Note that no queue took the message. Its ack follows, and fails it."""
         for item in self._unconfirmed.values():
             message = item.message
             found = (message.exchange, message.routing_key, message.message_id)
@@ -191,14 +193,14 @@ class AmqpPublisher:
                 return
 
     def channel_closed(self, code: int, text: str) -> None:
-        """The broker closed our channel because of one of the unconfirmed messages; see rule 3."""
+        """Handle the loss of our channel, which the broker closed because of an unconfirmed message (rule 3)."""
         if len(self._unconfirmed) == 1:
             (guilty,) = self._unconfirmed.values()
             self._answer(guilty, publish_refusal(str(guilty), code, text))
         self._take_back(alone=True)
 
     def fail_all(self, error: Exception) -> None:
-        """Nothing will be sent any more."""
+        """Fail all messages: nothing will be sent any more."""
         self._take_back(alone=False)
         while self._waiting:
             self._answer(self._waiting.popleft(), error)
@@ -270,7 +272,7 @@ class AmqpPublisher:
                 properties=self._properties(message),
                 mandatory=True,
             )
-        except Exception as error:  # noqa: BLE001  pika encodes here: a header it cannot write is the message's fault
+        except Exception as error:  # noqa: BLE001  pika encodes here, and a header that it cannot write is the message's fault
             self._answer(item, PublishError(f"{item} cannot be written as AMQP: {error!r}"))
             return
         self._last_tag += 1
@@ -291,7 +293,7 @@ class AmqpPublisher:
         self._unconfirmed_bytes = 0
 
     def _takes_over(self, item: Outgoing) -> bool:
-        """Whether it is out already, in a copy that timed out; see rule 4."""
+        """True if a copy of it that timed out is still out (rule 4): then it takes the copy's place."""
         for tag, out in self._unconfirmed.items():
             if out.done and out.message == item.message:
                 item.alone, item.returned, item.ends_at = out.alone, out.returned, out.ends_at
@@ -305,7 +307,7 @@ class AmqpPublisher:
             item.timer = self._timers.call_later(item.timeout_s, lambda: self._expire(item))
 
     def _left_bytes(self, item: Outgoing) -> int:
-        """To write until this message is with the broker, roughly: the headers of frames are not counted."""
+        """Return the bytes left to write until the broker has this message, without the headers of frames."""
         unwritten = self._unwritten_bytes() if self._channel is not None else 0
         if item not in self._waiting:
             return max(0, unwritten - (self._sent_bytes - item.ends_at))

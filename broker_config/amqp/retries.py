@@ -1,4 +1,4 @@
-"""When a transport connects again, and to which node: the waits between tries, which only grow while nothing works."""
+"""The tries to connect again: their waits, which only grow while nothing works, and their nodes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.local.event_log import EventLog
 
 STEADY_S = 10.0
-"""A session that lasted this long starts the backoff afresh. A shorter one halves its steps: on a link that breaks
-every few seconds the waits stay short, and a broker that drops everybody at once is not overrun."""
+"""Length of a session that starts the backoff afresh. A shorter session halves the backoff's steps. So the waits stay
+short on a link that breaks every few seconds, and a broker that drops everybody at once is not overrun."""
 
 log = EventLog(__name__)
 
 
 class Retries:
-    """Everything here runs on the I/O thread. `connect` is called when the time has come."""
+    """The waits of one transport. Everything here runs on the I/O thread; `connect` is called after each wait."""
 
     def __init__(
         self, timers: Timers, addresses: Addresses, backoff: Backoff, rng: random.Random, connect: Callable[[], None]
@@ -36,11 +36,11 @@ class Retries:
         self._timer: Any = None
 
     def ready(self) -> None:
-        """A session is up."""
+        """Note that a session is up."""
         self._ready_since_s = time.monotonic()
 
     def lost(self, why: BrokerError) -> None:
-        """A session is over, or never came up: the next node's turn, after a while."""
+        """Try the next node after a while, because a session is over or never came up."""
         if self._ready_since_s is not None:
             steady = time.monotonic() - self._ready_since_s > STEADY_S
             self._attempt = 0 if steady else self._attempt // 2
@@ -53,7 +53,7 @@ class Retries:
         self._timer = self._timers.call_later(delay_s, self._try)
 
     def hurry(self) -> None:
-        """There is little time left: waits begin afresh, with the one that is under way."""
+        """Begin the waits afresh, with the present one, because little time is left."""
         self._attempt = 0
         if self._timer is not None:
             self._timers.remove_timeout(self._timer)

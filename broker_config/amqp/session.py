@@ -1,7 +1,7 @@
 """One life of the two connections to RabbitMQ: connect, declare, be ready, be lost. pika's types stay in `amqp`.
 
-Two connections, because the broker holds back a publisher's whole connection under a memory or disk
-alarm: on the other one deliveries and acks go on. They live and die together, so that there is one generation.
+Under a memory or disk alarm the broker holds back a publisher's whole connection. Deliveries and acks go on, because
+they have the other connection. Both live and die together, so that there is one generation.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OnOpen = Callable[[Any], None]
 OnRefused = Callable[[int, str], None]
 OnLost = Callable[[Exception], None]
 OnBlocked = Callable[[str | None], None]
-"""With the broker's reason; None when it takes messages again."""
+"""Callback with the broker's reason; None when it takes messages again."""
 
 
 class Loop(Timers, Protocol):
-    """What of pika's IOLoop is used."""
+    """The part of pika's IOLoop that is used here."""
 
     def add_callback_threadsafe(self, callback: Callable[[], None]) -> None: ...
 
@@ -40,52 +40,51 @@ class Loop(Timers, Protocol):
 
 
 class Driver(Protocol):
-    """The part of `broker_config.amqp.transport` that touches pika. Connections and channels are pika's, passed
-    around."""
+    """The part of `broker_config.amqp.transport` that touches pika. Connections and channels are pika's own objects."""
 
     @property
     def loop(self) -> Loop: ...
 
     def connect(self, purpose: str, on_open: OnOpen, on_lost: OnLost, on_blocked: OnBlocked) -> Any:
-        """Start a connection; on_lost is called once, whether it was ever open or not."""
+        """Start a connection. on_lost is called once, even if the connection was never open."""
 
     def channel(self, connection: Any, on_open: OnOpen, on_refused: OnRefused) -> None:
-        """Open a channel; on_refused(code, text) when the broker closes it.
+        """Open a channel. on_refused(code, text) is called when the broker closes it.
 
-        Nothing is called where the connection is not open, or lost: on_lost of the connection tells that.
+        Nothing is called if the connection is not open, or is lost: the connection's on_lost reports that.
         """
 
     def confirm(self, channel: Any, publisher: AmqpPublisher, on_ready: Callable[[], None]) -> None:
         """Put a channel into confirm mode and hand its confirms and returns to the publisher."""
 
     def broker_id(self, connection: Any) -> str:
-        """The cluster's name and the virtual host of an open connection."""
+        """Return the cluster's name and the virtual host of an open connection."""
 
     def unwritten_bytes(self, connection: Any) -> int:
-        """What has been sent on the connection and has not reached the broker's machine yet."""
+        """Return the number of sent bytes that have not reached the broker's machine yet."""
 
     def moved_bytes(self, connection: Any) -> int:
-        """What has gone over the connection so far, both ways, frames that are half here among them."""
+        """Return the number of bytes that went over the connection so far, both ways, with incomplete frames."""
 
     def properties(self, message: Message) -> Any:
-        """The AMQP properties of a message."""
+        """Return the AMQP properties of a message."""
 
     def explain(self, error: Exception) -> BrokerError:
-        """pika's error as ours."""
+        """Return pika's error as ours."""
 
     def when_all_closed(self, then: Callable[[], None]) -> None:
         """Call `then` when no connection is left."""
 
     def drop(self, connection: Any) -> None:
-        """End a connection without a goodbye; on_lost is called later."""
+        """End a connection without a goodbye. on_lost is called later."""
 
     def abort(self) -> None:
         """Drop all connections."""
 
 
 class Session:
-    """`on_ready` once both connections are up and everything is declared; `on_lost` once, at any time, also where the
-    broker does not answer."""
+    """One session. It calls `on_ready` once both connections are up and everything is declared, and `on_lost` once when
+    it is over. A broker that does not answer ends it too."""
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class Session:
         on_lost: Callable[[Session, Exception], None],
         on_blocked: OnBlocked,
     ) -> None:
-        """`queues` by name; what it holds at the time is declared. `broker` is its name in messages."""
+        """`queues` by name: those that it holds at the time are declared. `broker` is the broker's name in messages."""
         self._broker = broker
         self._driver = driver
         self._publisher = publisher
@@ -112,14 +111,14 @@ class Session:
         self._on_blocked = on_blocked
         self._publishing: Any = None
         self._publish_try: object = None
-        """A mark of the newest publish channel: what comes late of one that was given up is not for it."""
+        """Mark of the newest publish channel: late news of an abandoned channel is ignored."""
         self._blocked = False
         self.ready = False
         self.over = False
         self.consuming: Any = driver.connect("consume", self._consuming_is_open, self.lose, on_blocked)
 
     def answer(self, connection: Any, on_silence: Callable[[str], None]) -> Answer:
-        """For questions to the broker on one of our connections; `on_silence` gets what is wrong."""
+        """Return the wait for answers on one of our connections; `on_silence` gets a sentence about the silence."""
         moved_bytes = partial(self._driver.moved_bytes, connection)
 
         def silent(what: str) -> None:
@@ -134,20 +133,20 @@ class Session:
             self._driver.drop(connection)
 
     def lose(self, error: Exception) -> None:
-        """Give the session up: because a connection is gone, or because it is of no use."""
+        """Give the session up, because a connection is gone or of no use."""
         if self.over:
             return
         self.over = True
         self.ready = False
         self._on_lost(self, error)
         for connection in self._open_connections():
-            # A goodbye would wait behind an upload that the next session makes again, on what may be a slow link.
+            # A goodbye would wait behind an upload, perhaps on a slow link, and the next session repeats the upload.
             if self._driver.unwritten_bytes(connection):
                 self._driver.drop(connection)
         self.close()
 
     def close(self) -> None:
-        """Close both connections; nothing is called back any more."""
+        """Close both connections. Nothing is called back any more."""
         self.over = True
         self.ready = False
         for connection in self._open_connections():
@@ -160,8 +159,8 @@ class Session:
     def declare(self, then: Callable[[], None], tries: int = MOST_TRIES) -> None:
         """Declare everything (again), then call `then`.
 
-        A queue may be deleted between its declaration and its binding: RabbitMQ 4.0 tells its consumers, who come here,
-        before it is done with deleting it. Then all is declared once more."""
+        A queue may vanish between its declaration and its binding: RabbitMQ 4.0 cancels the queue's consumers, which
+        brings us here, before it has deleted the queue. Then everything is declared once more."""
         steps = _steps(self._exchanges, tuple(self._queues.values()))
         current, binding = ["a channel"], [False]
         answer = self.answer(self.consuming, self._hangs)
@@ -196,8 +195,8 @@ class Session:
         self._driver.channel(self.consuming, opened, refused)
 
     def begin_chore(self, chore: Chore, finish: Finish, refused: OnRefused) -> Callable[[], None]:
-        """Declare or delete a queue on a channel of its own, then `finish`. Return what gives the try up: a queue that
-        hangs fails alone."""
+        """Declare or delete a queue on a channel of its own, then call `finish`. A queue that hangs fails alone. Return
+        a function that gives the try up."""
         given_up = False
         answer = self.answer(self.consuming, lambda silence: finish(BrokerUnavailable(silence)))
 
@@ -246,7 +245,7 @@ class Session:
         mark = self._publish_try = object()
 
         def silent(silence: str) -> None:
-            if self._blocked:  # it does not even read what we ask
+            if self._blocked:  # then it does not even read our question
                 answer.wait(what)
             else:
                 self._hangs(silence)
@@ -286,7 +285,7 @@ class Session:
 
 
 def _steps(exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> Any:
-    """The declarations in order: what it is for people, the channel's method, its arguments."""
+    """Yield the declarations in order: a name for people, the channel's method, its arguments."""
     for exchange in exchanges:
         yield (
             f"exchange {exchange.name!r}",

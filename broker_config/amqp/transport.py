@@ -32,11 +32,7 @@ _CLOSED_BY_BROKER = re.compile(r"ConnectionClosedByBroker: \((\d+)\) (.*)", re.D
 
 
 class AmqpTransport(AmqpClient):
-    """See `broker_config.transport` for the rules. One transport is opened once and closed once.
-
-    Apart from rule 2's errors a publish may fail with BrokerRefused (no permission to write to the
-    exchange) and, as PublishError, with what the broker or AMQP itself says about the message.
-    """
+    """A transport over RabbitMQ (`broker_config.transport` has the rules). It is opened once and closed once."""
 
     def __init__(
         self,
@@ -52,8 +48,8 @@ class AmqpTransport(AmqpClient):
         window: Window | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`url` is one, or one for each node of a cluster with commas between: the first that answers is taken, after
-        a loss the next one. `name` is what RabbitMQ shows for our connections.
+        """`url` is one URL, or one for each node of a cluster with commas between. The first node that answers is used,
+        and after a loss the next one. RabbitMQ shows `name` for our connections.
 
         Raises ConfigError for a URL or a TLS file that cannot be used.
         """
@@ -71,10 +67,10 @@ class AmqpTransport(AmqpClient):
 
 
 def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None:
-    """Delete queues, with what is in them, and exchanges, by name: of a federation that is over. What is not there is
-    no error.
+    """Delete the queues, with their messages, and the exchanges of a federation that is over. A missing one is no
+    error.
 
-    Raises BrokerError where the broker does not answer or does not let us.
+    Raises BrokerError if the broker does not answer or does not permit it.
     """
     addresses = Addresses(url)
     driver = PikaDriver(
@@ -94,7 +90,7 @@ def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None
 
 
 class PikaDriver:
-    """Everything that touches pika, see `amqp_session.Driver`."""
+    """The driver (`session.Driver`): everything that touches pika."""
 
     def __init__(
         self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
@@ -146,11 +142,11 @@ class PikaDriver:
             connection.channel(on_open_callback=opened)
 
     def confirm(self, channel: Any, publisher: AmqpPublisher, on_ready: Callable[[], None]) -> None:
-        """Confirm mode; confirms and returns go to the publisher while it uses this channel.
+        """Put a channel into confirm mode. Its confirms and returns go to the publisher while that uses this channel.
 
-        Those of a channel that was given up (the publisher's rule 5, or a session that we closed) may still come in
-        after the next one is attached, and its delivery tags begin at 1 again: taken for the new channel's, they would
-        confirm messages that the broker never had.
+        Confirms of an abandoned channel (the publisher's rule 5, or a session that we closed) may still come in after
+        the next channel is attached. The delivery tags of each channel begin at 1. Read as the new channel's, those
+        confirms would confirm messages that the broker never had.
         """
 
         def confirmed(frame: Any) -> None:
@@ -168,7 +164,7 @@ class PikaDriver:
         channel.confirm_delivery(confirmed, callback=lambda _frame: on_ready())
 
     def properties(self, message: Message) -> pika.BasicProperties:
-        """Persistent, ours, of fedmq's content type."""
+        """Return the properties of a message: persistent, with our user and fedmq's content type."""
         return pika.BasicProperties(
             content_type=CONTENT_TYPE,
             delivery_mode=pika.DeliveryMode.Persistent.value,
@@ -180,23 +176,23 @@ class PikaDriver:
         )
 
     def broker_id(self, connection: Any) -> str:
-        """The cluster's name and the virtual host of an open connection."""
+        """Return the cluster's name and the virtual host of an open connection."""
         cluster = (connection.server_properties or {}).get("cluster_name", "")
         return f"{cluster}/{connection.params.virtual_host}"
 
     def unwritten_bytes(self, connection: Any) -> int:
-        """What waits to be written to the connection's socket, and what the broker's machine has not acknowledged of
-        what was: on a slow link megabytes wait in the kernel."""
+        """Return the bytes that wait to be written to the socket, and the written bytes that the broker's machine has
+        not acknowledged: on a slow link megabytes wait in the kernel."""
         stream = getattr(connection, "_transport", None)
         return 0 if stream is None else int(stream.get_write_buffer_size()) + _unacknowledged_bytes(stream)
 
     def moved_bytes(self, connection: Any) -> int:
-        """pika counts whole frames only; a frame of a large body takes its time on a slow link."""
+        """Count incomplete frames too, unlike pika: a frame of a large body takes long on a slow link."""
         received = int(connection.bytes_received) + len(getattr(connection, "_frame_buffer", b""))
         return received + int(connection.bytes_sent) - self.unwritten_bytes(connection)
 
     def when_all_closed(self, then: Callable[[], None]) -> None:
-        """Call `then` when no connection is left, at once where there is none."""
+        """Call `then` when no connection is left, at once if there is none."""
         self._on_all_closed = then
         if not self._connections:
             then()
@@ -213,18 +209,18 @@ class PikaDriver:
             self.drop(connection)
 
     def explain(self, error: Exception) -> BrokerError:
-        """pika's error as ours."""
+        """Return pika's error as ours."""
         return error if isinstance(error, BrokerError) else _classify(error, self._addresses.current)
 
     def parameters(self, purpose: str, address: BrokerAddress) -> pika.ConnectionParameters:
-        """How to connect; `purpose` is for RabbitMQ's list of connections."""
+        """Return the parameters of a connection; `purpose` is for RabbitMQ's list of connections."""
         return pika.ConnectionParameters(
             host=address.host,
             port=address.port,
             virtual_host=address.vhost,
             credentials=pika.PlainCredentials(address.user, address.password),
             heartbeat=self._heartbeat_s,
-            # An alarm may last for hours. Deadlines of the messages and heartbeats bound what matters.
+            # An alarm may last for hours. The messages' deadlines and the heartbeats are the limits that matter.
             blocked_connection_timeout=None,
             ssl_options=self._tls[address],
             client_properties={"connection_name": f"{self._name} {purpose}"},
@@ -252,10 +248,10 @@ def _tls_options(
 
 
 def _read_in_large_pieces(connection: Any) -> None:
-    """pika reads 4 KiB at a time, which more than doubles the CPU time of large bodies.
+    """Read more than pika's 4 KiB at a time, which more than double the CPU time of large bodies.
 
-    There is no public setting, so the attribute is set on our own connections' streams alone; a pika without
-    it is merely slower.
+    There is no public setting, so the attribute is set on our own connections' streams alone. A pika without it is only
+    slower.
     """
     stream = getattr(connection, "_transport", None)
     if stream is not None and hasattr(stream, "_MAX_RECV_BYTES"):
@@ -263,20 +259,20 @@ def _read_in_large_pieces(connection: Any) -> None:
 
 
 def _unacknowledged_bytes(stream: Any) -> int:
-    """Of a pika stream's socket; 0 where the system does not tell."""
+    """Return the unacknowledged bytes of a pika stream's socket; 0 if the system does not tell."""
     count = array.array("i", [0])
     try:
         fcntl.ioctl(stream._sock.fileno(), termios.TIOCOUTQ, count)
-    except (AttributeError, OSError, ValueError):  # another pika, a system without, a socket that was closed
+    except (AttributeError, OSError, ValueError):  # another pika, a system without this call, a closed socket
         return 0
     return count[0]
 
 
 class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]
-    """Writes the pieces of a body where they belong as they come in. pika keeps them all and joins them at the end, so
-    that a large body needs its memory twice.
+    """An assembler that writes each piece of a body to its place when it comes in. pika's own keeps all pieces and
+    joins them at the end, so a large body needs twice its size in RAM.
 
-    As with the read size there is no public setting; a pika that has no such assembler keeps its own.
+    There is no public setting for this either. A pika without such an assembler keeps its own.
     """
 
     _body_fragments: list[Any]
@@ -306,21 +302,22 @@ class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]
 
 
 class _Properties(pika.BasicProperties):  # type: ignore[misc]
-    """What cannot be read (a timestamp in the year 10^11 is enough) is left out. pika gives the whole connection up for
-    it, and the next one as well: the broker would deliver the same message again and again."""
+    """Properties that leave out all that cannot be read, such as a timestamp in the year 10^11. pika itself would give
+    up the whole connection, and the next one as well, because the broker delivers the same message again and again."""
 
     def decode(self, encoded: bytes, offset: int = 0) -> Any:
         try:
             return super().decode(encoded, offset)
-        except Exception:  # noqa: BLE001  whatever a stranger wrote
+        except Exception:  # noqa: BLE001  a stranger may write anything
             self.__init__()  # type: ignore[misc]
             return self
 
 
 def _quieten_pika() -> None:
-    """pika logs every lost connection as several errors with tracebacks. We report each once, with its cause.
+    """Silence pika, which logs every lost connection as several errors with tracebacks. We report each once, with its
+    cause.
 
-    A level that somebody has set is left alone.
+    A level that somebody has set stays.
     """
     logger = logging.getLogger("pika")
     if logger.level == logging.NOTSET:
@@ -328,7 +325,7 @@ def _quieten_pika() -> None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that pika has wrapped in it."""
+    """Yield the error and all errors that pika has wrapped in it."""
     yield error
     inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
     for cause in inner:
@@ -337,9 +334,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _classify(error: Exception, address: BrokerAddress) -> BrokerError:
-    """pika's error as ours."""
+    """Return pika's error as ours."""
     causes = list(_causes(error))
-    # During login pika keeps the broker's own words only as the repr of the error inside another one.
+    # During login pika keeps the broker's own words only in the repr of an error inside another error.
     if found := _CLOSED_BY_BROKER.search(str(error) if len(causes) == 1 else repr(causes)):
         code, text = int(found[1]), found[2].strip("'\")]")
         refusal = connection_refusal(address, code, text)

@@ -1,15 +1,18 @@
 """Sends one payload in chunks into a queue of its own, a window at a time; both roles use it.
 
 Rules
-1. The queue is declared first. Its depth says whether what was confirmed before (`digests`) is still there; where less
-   is, it is deleted and everything sent from the start. Chunks beyond that are sent again and known by their index.
-2. At most `WINDOW` chunks are unconfirmed, so that memory holds no more of the payload.
-3. When all are confirmed the depth is looked at once more; only then the payload may be announced. Where chunks are
-   gone, because a broker lost the queue, they are sent again, `MOST_TRIES` times in all.
-4. A lost connection ends nothing: the transport declares and sends again by itself. Once it is over it declares the
-   queue no more: that would bring back those of all payloads that were ever sent, and hide that one was lost.
+1. The queue is declared first. Its depth tells if the chunks that were confirmed before (`digests`) are still there. If
+   it holds fewer, it is deleted and everything is sent from the start. If it holds more, the further chunks are sent
+   again, and the receiver knows them by their index.
+2. At most `WINDOW` chunks are unconfirmed, so RAM holds no more of the payload.
+3. When all chunks are confirmed the depth is looked at once more. Only then may the payload be announced. If chunks are
+   gone, because a broker lost the queue, all are sent again, `MOST_TRIES` times in all.
+4. A lost connection ends nothing: the transport declares and sends again by itself. When the sending is over, the
+   transport forgets the queue. Else it would declare the queues of all payloads that were ever sent after a reconnect,
+   and hide the loss of one.
 
-Everything happens on the owner's thread: what the transport answers comes to `put` as News, and goes to `on_news`.
+Everything happens on the owner's thread. The transport's answers come to `put` as News, and the owner gives them to
+`on_news`.
 """
 
 from __future__ import annotations
@@ -28,23 +31,24 @@ from fedmq.schemas.messages import ChunkedPayload
 WINDOW = 8
 MOST_TRIES = 3
 ANSWER_S = 3600.0
-"""A slow link may take minutes for a window, a broker that is away hours: only the owner gives up."""
+"""Time-out of one request. A slow link may take minutes for a window, and a broker may be away for hours: only the
+owner gives up."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """An answer for `sender`, from the transport's thread."""
+    """The transport's answer to a request of `sender`."""
 
     sender: ChunkSender
     turn: int
     what: Literal["declared", "deleted", "sent", "looked"]
     count: int
-    """Of messages in the queue; for "sent" the chunk's index."""
+    """Number of messages in the queue; for "sent" the chunk's index."""
     error: BaseException | None
 
 
 class ChunkSender:
-    """See the module docstring. `read(start, length)` gives the payload's bytes; an OSError of it ends the sending."""
+    """One payload on its way. `read(start, length)` returns bytes of the payload; its OSError ends the sending."""
 
     def __init__(
         self,
@@ -61,11 +65,11 @@ class ChunkSender:
         on_confirmed: Callable[[Sequence[bytes]], None] = lambda _digests: None,
         digests: Sequence[bytes] = (),
     ) -> None:
-        """`digests` of the chunks that were confirmed before. `on_confirmed` gets those of all that are confirmed
-        without a gap, each time that a window of them is; an empty list says that the start is the start again."""
+        """`digests`: those of the chunks that were confirmed before. `on_confirmed` gets the digests of all chunks that
+        are confirmed without a gap, after each window of them. An empty list says that the sending starts again."""
         self.queue = queue
         self.sent = 0
-        """Chunks published, repeats included."""
+        """Number of chunks published, repeats included."""
         self._transport = transport
         self._payload_id = payload_id
         self._task_id = task_id
@@ -87,16 +91,16 @@ class ChunkSender:
         self._ask("declared", self._transport.declare(self.queue, ANSWER_S))
 
     def cancel(self) -> None:
-        """Send no more. What is in the queue stays; `on_done` is not called any more."""
+        """Send no more. The queue keeps its chunks; `on_done` is not called any more."""
         self._over = True
 
     def on_news(self, news: News) -> None:
-        """The transport's answer."""
+        """Go on after the transport's answer."""
         if self._over or news.turn != self._turn:
             return
         if news.error is not None:
             if isinstance(news.error, TopologyConflict) and news.what == "declared" and self._tries < MOST_TRIES:
-                self._start_over()  # left by somebody with other settings
+                self._start_over()  # an earlier process with other settings left it
             else:
                 self._finish(news.error)
         elif news.what == "deleted":

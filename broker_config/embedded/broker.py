@@ -1,8 +1,8 @@
-"""The embedded broker: exchanges, bindings and queues in memory, shared by the transports of one process.
+"""The embedded broker: exchanges, bindings and queues in RAM, shared by the transports of one process.
 
-It has no thread of its own. Operations run on the caller's thread under one lock and push deliveries and news into the
-inboxes of the connections concerned; what falls due by time alone (expiry) is done by the dispatcher of the oldest
-connection, the timekeeper. Messages survive `drop_connections` and `pause`, as durable ones survive a broker's restart.
+It has no thread of its own. Operations run on the caller's thread under one lock, and push deliveries and news into the
+inboxes of the connections concerned. Expiry falls due by time alone: the dispatcher of the oldest connection, the
+timekeeper, does it. Messages survive `drop_connections` and `pause`, as durable ones survive a broker's restart.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Confirm = Literal["confirmed", "withheld"]
 
 
 class EmbeddedBroker:
-    """Holds everything; `clock` (seconds, never backwards) is the only source of time."""
+    """A broker in RAM. `clock` (seconds, never backwards) is the only source of time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -62,9 +62,9 @@ class EmbeddedBroker:
     # Faults and views, for tests and demonstrations
 
     def drop_connections(self, name: str | None = None, detail: str = "connection reset by peer") -> int:
-        """Sever all connections, or those of the transports called `name`; they reconnect by themselves.
+        """Sever all connections, or those of the transports called `name`. They reconnect by themselves.
 
-        Returns how many there were, so that a test can assert that its fault happened.
+        Return their number, so that a test can assert that its fault happened.
         """
         with self._lock:
             severed = [c for c in self._connections if name is None or c.name == name]
@@ -72,13 +72,13 @@ class EmbeddedBroker:
             return len(severed)
 
     def pause(self) -> None:
-        """The broker goes down, with its messages kept; nobody can connect until `resume`."""
+        """Go down and keep the messages. Nobody can connect until `resume`."""
         with self._lock:
             self._up = False
             self._sever(list(self._connections), "the broker went down")
 
     def resume(self) -> None:
-        """The broker is up again; waiting transports connect."""
+        """Come up again. Waiting transports connect."""
         with self._lock:
             self._up = True
             for model in self._queues.values():
@@ -89,26 +89,26 @@ class EmbeddedBroker:
             self._waiting.clear()
 
     def withhold_confirms(self, name: str | None = None) -> None:
-        """What the connections open now publish is taken over but never confirmed: it times out, or is sent again once
-        they are dropped. With a name, only those of the transports called so."""
+        """Take messages over from the connections that are open now, or from those of one name, without ever confirming
+        them. The messages time out, or are sent again once the connections are dropped."""
         with self._lock:
             for connection in self._connections:
                 connection.mute = connection.mute or name is None or connection.name == name
 
     def delete_queue(self, name: str) -> None:
-        """Delete a queue with its messages; its consumers are told (basic.cancel)."""
+        """Delete a queue with its messages, and tell its consumers (basic.cancel)."""
         with self._lock:
             self._delete(self._queues[name])
 
     def run_due(self) -> None:
-        """Do what has fallen due by the clock, deadlines of publishes included: for clocks that tests advance."""
+        """Do all that has fallen due by a clock that a test advances, the deadlines of publishes included."""
         with self._lock:
             self.do_due()
             for inbox in [*(connection.inbox for connection in self._connections), *self._waiting]:
                 inbox.put(None)
 
     def unsettled(self, queue: str) -> int:
-        """Messages delivered and not settled yet."""
+        """Return the number of messages that are delivered and not settled yet."""
         with self._lock:
             return self._queues[queue].num_unsettled
 
@@ -127,7 +127,8 @@ class EmbeddedBroker:
         queues: Iterable[Queue],
         user: str = "guest",
     ) -> Connection | None:
-        """A new connection with everything declared; None while the broker is down (the inbox gets a None later)."""
+        """Declare everything and return a new connection. None while the broker is down; later the inbox gets a
+        None."""
         with self._lock:
             if not self._up:
                 if inbox not in self._waiting:
@@ -139,7 +140,7 @@ class EmbeddedBroker:
             return connection
 
     def disconnect(self, connection: Connection | None, inbox: SimpleQueue[Any]) -> None:
-        """Goodbye: unsettled deliveries go back."""
+        """End a connection. Unsettled deliveries go back."""
         with self._lock:
             if inbox in self._waiting:
                 self._waiting.remove(inbox)
@@ -153,7 +154,7 @@ class EmbeddedBroker:
             self._declare(exchanges, queues)
 
     def remove(self, connection: Connection, name: str) -> int:
-        """Delete a queue, if it is there; how many messages were ready in it."""
+        """Delete a queue, if it is there. Return the number of messages that were ready in it."""
         with self._lock:
             self._check(connection)
             model = self._queues.get(name)
@@ -164,7 +165,7 @@ class EmbeddedBroker:
             return count
 
     def consume(self, connection: Connection, queue: str, on_delivery: OnDelivery, prefetch: int) -> bool:
-        """Start consuming; False where the queue does not exist."""
+        """Start consuming. False if the queue does not exist."""
         with self._lock:
             self._check(connection)
             model = self._queues.get(queue)
@@ -177,7 +178,7 @@ class EmbeddedBroker:
             return True
 
     def cancel(self, connection: Connection, queue: str) -> None:
-        """Stop consuming a queue; what is unsettled goes back."""
+        """Stop consuming a queue. Unsettled deliveries go back."""
         with self._lock:
             for model, consumer in [found for found in connection.consumers if found[0].queue.name == queue]:
                 connection.consumers.remove((model, consumer))
@@ -185,7 +186,7 @@ class EmbeddedBroker:
                 self._advance([model])
 
     def publish(self, connection: Connection, message: Message) -> PublishError | Confirm:
-        """Route a persistent, mandatory message; what the broker answers."""
+        """Route a persistent, mandatory message. Return the broker's answer."""
         content = Content(
             exchange=message.exchange,
             routing_key=message.routing_key,
@@ -219,7 +220,7 @@ class EmbeddedBroker:
         return "confirmed"
 
     def settle(self, token: Token, how: Settlement) -> bool:
-        """False where it was settled before, its connection is gone (which gave it back), or its queue."""
+        """Settle. False if it was settled before, or if its connection (which gave it back) or its queue is gone."""
         with self._lock:
             model = token.queue
             settled = {"ack": model.ack, "requeue": model.give_back, "reject": model.reject}[how](token.tag)
@@ -227,7 +228,7 @@ class EmbeddedBroker:
             return settled
 
     def depth(self, queue: str) -> int:
-        """Messages ready."""
+        """Return the number of ready messages."""
         with self._lock:
             if not self._up:
                 raise BrokerUnavailable(f"the broker is down, so the depth of queue {queue!r} is unknown: ask later")
@@ -237,7 +238,7 @@ class EmbeddedBroker:
             return len(self._queues[queue])
 
     def do_due(self) -> None:
-        """Let expire what has fallen due."""
+        """Let all that has fallen due expire."""
         with self._lock:
             now = self.clock()
             due: list[QueueModel] = []
@@ -248,7 +249,7 @@ class EmbeddedBroker:
             self._advance(due)
 
     def seconds_until_due(self, connection: Connection) -> float | None:
-        """How long the timekeeper may sleep; None for every other connection."""
+        """Return the time that the timekeeper may sleep; None for every other connection."""
         with self._lock:
             if not self._due or not self._connections or self._connections[0] is not connection:
                 return None
@@ -309,11 +310,11 @@ class EmbeddedBroker:
         for consumer in model.consumers:
             connection: Connection = consumer.owner.connection
             connection.consumers.remove((model, consumer))
-            model.detach(consumer, self.clock())  # so that what it holds cannot be settled any more
+            model.detach(consumer, self.clock())  # so that its deliveries cannot be settled any more
             connection.inbox.put(Cancelled(connection, name))
 
     def _targets(self, content: Content) -> list[QueueModel]:
-        """The queues that a message is routed to; the default exchange knows every queue by its name."""
+        """Return the queues that a message is routed to. The default exchange knows every queue by its name."""
         if content.exchange == "":
             names = [content.routing_key] if content.routing_key in self._queues else []
         else:
@@ -321,7 +322,7 @@ class EmbeddedBroker:
         return [self._queues[name] for name in names]
 
     def _advance(self, models: Iterable[QueueModel]) -> None:
-        """Let queues hand out and expire, and the dead go where they belong, until all is still."""
+        """Let queues hand out and expire, and route the dead messages, until nothing moves."""
         work = deque(models)
         while work:
             model = work.popleft()
@@ -359,7 +360,7 @@ class EmbeddedBroker:
         connection.inbox.put(Arrived(connection, delivery, subscription.on_delivery))
 
     def _arm(self, model: QueueModel) -> None:
-        """Remember when the queue has something to do; an entry that comes too early does no harm."""
+        """Remember the time at which the queue has something to do. An entry that is too early does no harm."""
         due_s = model.next_due_s()
         armed_s = self._armed.get(model)
         if due_s is None or (armed_s is not None and armed_s <= due_s):

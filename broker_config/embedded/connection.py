@@ -1,4 +1,4 @@
-"""What an embedded broker and its transports share: connections, and what these find in their inboxes."""
+"""Connections between an embedded broker and its transports, and the items in their inboxes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from fedmq.broker_config.transport import Delivery, OnDelivery
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """What the broker knows of one connected transport. A new one after each reconnect makes older deliveries stale."""
+    """The broker's side of one connected transport. A new one after each reconnect makes older deliveries stale."""
 
     name: str
     inbox: SimpleQueue[Any]
     user: str
     alive: bool = True
     mute: bool = False
-    """Takes messages over without ever confirming."""
+    """True if the broker takes its messages over without ever confirming."""
     consumers: list[tuple[QueueModel, Consumer]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """The owner of a `Consumer`: whose it is, and what to call."""
+    """The owner of a `Consumer`, with its callback."""
 
     connection: Connection
     on_delivery: OnDelivery
 
 
 class Token(NamedTuple):
-    """What `Delivery.token` is here. A tag is never used twice, so that a stale one settles nothing."""
+    """The `Delivery.token` of the embedded broker. A tag is never used twice, so that a stale one settles nothing."""
 
     queue: QueueModel
     tag: int
 
 
-# What a connection finds in its inbox, beside the transport's own items; None only wakes it.
+# Items of a connection's inbox, beside the transport's own. None only wakes it.
 
 
 class Arrived(NamedTuple):
@@ -53,11 +53,11 @@ class Lost(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """basic.cancel: the queue was deleted under its consumers."""
+    """A basic.cancel: the queue was deleted under its consumers."""
 
     connection: Connection
     queue: str
 
 
 class Disconnected(Exception):
-    """The connection was severed before the operation. Never leaves the embedded transport."""
+    """The connection was severed before the operation. It never leaves the embedded transport."""

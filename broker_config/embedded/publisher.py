@@ -1,4 +1,4 @@
-"""The messages that an embedded transport has on their way. Used from its dispatcher's thread."""
+"""The messages of an embedded transport that are on their way. Used from its dispatcher's thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Publish:
 
 
 class EmbeddedPublisher:
-    """In order of arrival; what a lost connection had not confirmed goes first on the next one."""
+    """Messages in order of arrival. Those that a lost connection had not confirmed go first on the next one."""
 
     def __init__(self, broker: EmbeddedBroker) -> None:
         self._broker = broker
@@ -39,7 +39,7 @@ class EmbeddedPublisher:
         self._first_deadline_s = min(self._first_deadline_s, publish.deadline_s)
 
     def send(self, connection: Connection) -> None:
-        """What is unsent, and take the broker's answers."""
+        """Send the unsent messages, and handle the broker's answers."""
         while self._unsent:
             try:
                 answer = self._broker.publish(connection, self._unsent[0].message)
@@ -58,7 +58,7 @@ class EmbeddedPublisher:
         self._unconfirmed.clear()
 
     def next_deadline_s(self) -> float | None:
-        """When `time_out` may next have something to do."""
+        """Return the time at which `time_out` may next have something to do."""
         return self._first_deadline_s if self else None
 
     def time_out(self, now: float) -> None:
@@ -75,7 +75,7 @@ class EmbeddedPublisher:
             )
 
     def fail(self, error: TransportClosed) -> None:
-        """All that is on its way."""
+        """Fail all messages that are on their way."""
         left = (*self._unconfirmed, *self._unsent)
         self._unconfirmed.clear()
         self._unsent.clear()

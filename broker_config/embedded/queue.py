@@ -1,15 +1,15 @@
 """One queue of the embedded broker: RabbitMQ's rules as pure, synchronous state (no clock, no threads, no I/O).
 
 The rules, for the values that `topology.Queue` can hold
-1. Ready messages leave by their place. A classic queue takes a message back to its original place; a quorum queue
-   puts what is given back in front of everything that was never delivered, in the order of giving back. (In 3.10 the
-   giving back takes a moment, in which a message or two that come next may pass: nobody should rely on this order.)
-2. Only ready messages count towards the limits. A new message that is handed to a consumer at once never does; one that
-   is given back to a classic queue does, even if a consumer has room.
-3. Over its limit a `drop-head` queue drops the next message to leave; a full `reject-publish` queue refuses new ones.
-4. A message expires when it is at the head. One that can be handed out on arrival is, even with a TTL of 0.
-5. Each giving back counts as a delivery in a quorum queue: above `delivery_limit` the message is dead.
-6. An expired queue is deleted with its messages; nothing of it is dead-lettered.
+1. Ready messages leave in the order of their places. A classic queue takes a message back to its original place. A
+   quorum queue puts it in front of all messages that were never delivered, in the order of giving back. (In 3.10 the
+   giving back takes a moment, and the next message or two may pass it: nobody should rely on this order.)
+2. Only ready messages count towards the limits. A new message that is handed to a consumer at once never counts. One
+   that is given back to a classic queue counts, even if a consumer has room.
+3. Over its limit a `drop-head` queue drops the next message to leave. A full `reject-publish` queue refuses new ones.
+4. A message expires when it is at the head. If it can be handed out on arrival, it is, even with a TTL of 0.
+5. In a quorum queue each giving back counts as a delivery. Above `delivery_limit` the message is dead.
+6. An expired queue is deleted with its messages. None of them is dead-lettered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DeathReason = Literal["rejected", "expired", "maxlen", "delivery_limit"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """A message as it was published: shared by all the queues that it was routed to."""
+    """A message as it was published, shared by all the queues that it was routed to."""
 
     exchange: str
     routing_key: str
@@ -45,7 +45,7 @@ class Stored:
 
     content: Content
     place: tuple[int, int]
-    """Smaller leaves first."""
+    """Position in the queue: the smallest leaves first."""
     expires_at_s: float | None
     delivery_count: int = 0
     redelivered: bool = False
@@ -53,7 +53,7 @@ class Stored:
 
 @dataclass(slots=True, eq=False)
 class Consumer:
-    """Somebody who takes up to `prefetch` unsettled messages (0: any number). `owner` is the broker's own."""
+    """A consumer of up to `prefetch` unsettled messages (0: any number). `owner` is for the broker."""
 
     owner: Any
     prefetch: int
@@ -65,7 +65,7 @@ class Consumer:
 
 
 class Handout(NamedTuple):
-    """A message goes to a consumer, to be settled by its tag."""
+    """A message for a consumer, to be settled by its tag."""
 
     consumer: Consumer
     tag: int
@@ -73,7 +73,7 @@ class Handout(NamedTuple):
 
 
 class Dead(NamedTuple):
-    """A message leaves the queue unconsumed."""
+    """A message that leaves the queue unconsumed."""
 
     content: Content
     reason: DeathReason
@@ -81,14 +81,14 @@ class Dead(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the broker has to do after an operation."""
+    """The broker's work after an operation."""
 
     handouts: list[Handout] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
 
 
 class QueueModel:
-    """See the module docstring for the rules. After every operation the broker calls `advance`."""
+    """One queue (the module docstring has the rules). After every operation the broker calls `advance`."""
 
     def __init__(self, queue: Queue, now: float) -> None:
         self.queue = queue
@@ -102,7 +102,7 @@ class QueueModel:
         self._unused_since_s = now
 
     def __len__(self) -> int:
-        """Messages ready."""
+        """Return the number of ready messages."""
         return len(self._ready)
 
     @property
@@ -114,7 +114,7 @@ class QueueModel:
         return tuple(self._consumers)
 
     def push(self, content: Content, now: float) -> bool:
-        """A new message at the tail; False where the queue is full and rejects."""
+        """Add a new message at the tail. False if the queue is full and rejects it."""
         if self.queue.overflow == "reject-publish" and self._full(spare=0):
             return False
         lives = [ttl for ttl in (self.queue.message_ttl_s, content.expiration_s) if ttl is not None]
@@ -125,29 +125,29 @@ class QueueModel:
         self._consumers.append(consumer)
 
     def detach(self, consumer: Consumer, now: float) -> None:
-        """The consumer is gone: its unsettled messages go back, in the order in which it got them."""
+        """Remove a consumer. Its unsettled messages go back, in the order in which it got them."""
         self._consumers.remove(consumer)
         for tag in [tag for tag, (_, holder) in self._unsettled.items() if holder is consumer]:
             self.give_back(tag)
         self.touch(now)
 
     def touch(self, now: float) -> None:
-        """Declared again, or the last consumer left: the queue's own expiry starts anew."""
+        """Start the queue's own expiry anew, after a declaration or when the last consumer left."""
         self._unused_since_s = now
 
     def ack(self, tag: int) -> bool:
-        """False where the tag is settled already."""
+        """Settle. False if the tag is settled already."""
         return self._settle(tag) is not None
 
     def reject(self, tag: int) -> bool:
-        """Dead-letter; False where the tag is settled already."""
+        """Dead-letter. False if the tag is settled already."""
         stored = self._settle(tag)
         if stored is not None:
             self._dead.append(Dead(stored.content, "rejected"))
         return stored is not None
 
     def give_back(self, tag: int) -> bool:
-        """Requeue; False where the tag is settled already."""
+        """Requeue. False if the tag is settled already."""
         stored = self._settle(tag)
         if stored is None:
             return False
@@ -165,7 +165,7 @@ class QueueModel:
         return True
 
     def advance(self, now: float) -> Outcome:
-        """Hand out, expire and drop what can be, until nothing more can."""
+        """Hand out, expire and drop messages until nothing more can be done."""
         outcome = Outcome(dead=self._dead)
         self._dead = []
         while self._ready:
@@ -182,12 +182,12 @@ class QueueModel:
         return outcome
 
     def expired(self, now: float) -> bool:
-        """Whether the queue itself has gone unused for too long."""
+        """True if the queue itself has been unused for too long."""
         due = self._expires_at_s()
         return due is not None and due <= now
 
     def next_due_s(self) -> float | None:
-        """When `advance` or `expired` has something to do without an operation."""
+        """Return the time at which `advance` or `expired` has something to do without an operation."""
         head = self._ready[0][1].expires_at_s if self._ready else None
         return min((due for due in (head, self._expires_at_s()) if due is not None), default=None)
 
@@ -197,7 +197,7 @@ class QueueModel:
         return self._unused_since_s + self.queue.expires_s
 
     def _full(self, spare: int) -> bool:
-        """Whether the ready messages reach a limit (spare 0), or exceed it (spare 1)."""
+        """True if the ready messages reach a limit (spare 0), or exceed it (spare 1)."""
         limit, limit_bytes = self.queue.max_length, self.queue.max_length_bytes
         return (limit is not None and len(self._ready) >= limit + spare) or (
             limit_bytes is not None and self._ready_bytes >= limit_bytes + spare
@@ -245,9 +245,9 @@ class QueueModel:
 
 
 def dead_lettered(dead: Dead, queue: Queue) -> Content | None:
-    """What goes to the queue's dead-letter exchange, with RabbitMQ's x-death headers; None where nothing does.
+    """Return the copy for the queue's dead-letter exchange, with RabbitMQ's x-death headers; None if there is none.
 
-    A message that comes by a second time without anybody having rejected it goes round in a circle: it is dropped.
+    A message that comes by a second time, and was never rejected, goes round in a circle: it is dropped.
     """
     content, reason = dead
     if queue.dead_letter_exchange is None:

@@ -1,8 +1,8 @@
-"""The embedded transport: RabbitMQ's behaviour within one process, for the demo, for tests and for users' own.
+"""The embedded transport: RabbitMQ's behaviour within one process, for the demo, for tests and for users' tests.
 
-It is a real transport (see `broker_config.transport` for the rules): bodies are bytes, messages expire, dead-letter and
-come again, connections break. Each transport has one dispatcher thread, on which all callbacks run, also those of its
-futures; everything reaches that thread through one inbox, so nothing here holds a lock while it calls anybody.
+It is a real transport (`broker_config.transport` has the rules): bodies are bytes, messages expire, dead-letter and
+come again, connections break. Each transport has one dispatcher thread. All callbacks run on it, those of the futures
+too. Everything reaches that thread through one inbox, so nothing here holds a lock while it calls out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedmq.schemas.local.event_log import EventLog
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
 
 GIVE_BACK_DELAY_S = 0.5
-"""So that what could not be handled does not come again in a tight loop."""
+"""Wait before a message that could not be handled is given back, so that it does not come again in a tight loop."""
 log = EventLog(__name__)
 _numbers = itertools.count(1)
 T = TypeVar("T")
@@ -63,10 +63,10 @@ class _Close(NamedTuple):
 
 
 class EmbeddedTransport:
-    """One connection to an `EmbeddedBroker`; `broker.drop_connections(name)` severs it by its name."""
+    """A connection to an `EmbeddedBroker`; `broker.drop_connections(name)` severs it by its name."""
 
     def __init__(self, broker: EmbeddedBroker, name: str | None = None, user: str = "guest") -> None:
-        """`user` is what the broker says of the sender of our messages."""
+        """`user`: the sender that the broker names in our messages."""
         self._user = user
         self.name = name or f"embedded-{next(_numbers)}"
         self._broker = broker
@@ -74,7 +74,7 @@ class EmbeddedTransport:
         self._gate = threading.Lock()  # orders what enters the inbox against close(); never held while calling out
         self._is_open = False
         self._thread: threading.Thread | None = None
-        # Below: the dispatcher's own
+        # The dispatcher's own
         self._exchanges: tuple[Exchange, ...] = ()
         self._queues: dict[str, Queue] = {}
         self._on_state: OnState | None = None
@@ -89,7 +89,7 @@ class EmbeddedTransport:
 
     @property
     def broker_id(self) -> str:
-        """Of the broker in this process."""
+        """Name of the broker in this process."""
         return self._broker.broker_id
 
     def open(
@@ -99,7 +99,7 @@ class EmbeddedTransport:
         on_state: OnState | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Connect and declare; raises BrokerUnavailable after timeout_s, TopologyConflict at once."""
+        """Connect and declare. Raises BrokerUnavailable after timeout_s, and TopologyConflict at once."""
         with self._gate:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
@@ -118,14 +118,14 @@ class EmbeddedTransport:
             raise
 
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
-        """Hand over a message; the future resolves as rule 2 says. Never blocks."""
+        """Hand over a message (rule 2). Never blocks."""
         future: Future[None] = Future()
         if not self._enter(Publish(message, timeout_s, self._broker.clock() + timeout_s, future)):
             future.set_exception(self._closed())
         return future
 
     def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
-        """Start (and after every reconnect restart) consuming. A second call for a queue replaces the first.
+        """Consume a queue, after every reconnect again. A second call for a queue replaces the first.
 
         A delivery whose `on_delivery` raises is given back after a moment.
         """
@@ -133,12 +133,12 @@ class EmbeddedTransport:
             raise self._closed()
 
     def stop_consuming(self, queue: str) -> None:
-        """Consume no more; what is unsettled goes back."""
+        """Stop consuming a queue. Unsettled deliveries go back."""
         if not self._enter(_StopConsuming(queue)):
             raise self._closed()
 
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
-        """One more queue; resolves with the number of its ready messages."""
+        """Declare one more queue. The future resolves with the number of its ready messages."""
         return self._do(Chore(queue.name, queue, timeout_s))
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
@@ -155,7 +155,7 @@ class EmbeddedTransport:
         return chore.done
 
     def ack(self, delivery: Delivery) -> bool:
-        """Settle. False: the delivery's connection is gone, it will come again."""
+        """Settle. False if the delivery's connection is gone: it will come again."""
         return self._broker.settle(cast(Token, delivery.token), "ack")
 
     def nack(self, delivery: Delivery, requeue: bool = True) -> bool:
@@ -163,18 +163,19 @@ class EmbeddedTransport:
         return self._broker.settle(cast(Token, delivery.token), "requeue" if requeue else "reject")
 
     def dead_letter(self, delivery: Delivery, exchange: str, reason: str, detail: str) -> None:
-        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back where that fails."""
+        """Publish a copy to `exchange` (key "dead"), then ack the original; give it back if that fails."""
         copy = dead_letter_of(delivery, exchange, reason, detail)
         self.publish(copy).add_done_callback(partial(self._dead_lettered, delivery))
 
     def depth(self, queue: str) -> int:
-        """Messages ready in the queue. BrokerUnavailable while the broker is down, BrokerError for no such queue."""
+        """Return the number of ready messages. Raises BrokerUnavailable while the broker is down, BrokerError for no
+        such queue."""
         if not self._is_open:
             raise self._closed()
         return self._broker.depth(queue)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is queued for sending, then disconnect. Unsettled deliveries go back. Idempotent."""
+        """Send the waiting messages, then disconnect. Unsettled deliveries go back. Idempotent."""
         with self._gate:
             if self._is_open:
                 self._is_open = False
@@ -309,7 +310,7 @@ class EmbeddedTransport:
             self._broker.cancel(self._connection, queue)
 
     def _restore(self, queue: str) -> None:
-        """A queue was deleted under its consumer: declare it and consume again."""
+        """Declare a queue that was deleted under its consumer, and consume again."""
         assert self._connection is not None
         try:
             self._broker.declare(self._connection, self._exchanges, self._queues.values())
@@ -321,7 +322,7 @@ class EmbeddedTransport:
             self._start(self._consumers[queue])
 
     def _begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
-        """Do it at once: nothing is left to give up."""
+        """Do a chore at once: nothing is left to give up."""
         connection = self._connection
         assert connection is not None, "chores wait while there is none"
         try:
@@ -350,7 +351,7 @@ class EmbeddedTransport:
         self._timers.call_later(GIVE_BACK_DELAY_S, partial(self.nack, delivery))
 
     def _fail(self, error: TopologyConflict) -> None:
-        """For good: this transport does nothing any more but close."""
+        """Give up for good: from now on this transport can only be closed."""
         self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
         self._broker.disconnect(self._connection, self._inbox)
         self._connection = None
@@ -372,14 +373,14 @@ class EmbeddedTransport:
                 future.set_exception(self._closed())
 
     def _report(self, state: TransportState) -> None:
-        if self._on_state is not None and self._close_deadline_s is None:  # whoever closes wants no more news
+        if self._on_state is not None and self._close_deadline_s is None:  # its closer wants no more news
             self._call(self._on_state, state)
 
     def _call(self, callback: Callable[[T], None], argument: T) -> bool:
-        """Whether it went well: a callback that raises must not take the dispatcher down with it."""
+        """Call back. False if the callback raised: it must not end the dispatcher."""
         try:
             callback(argument)
-        except Exception:
+        except Exception:  # a user's code may raise anything
             log.exception("callback_raised", transport=self.name, detail="going on")
             return False
         return True

@@ -1,8 +1,8 @@
 """A private RabbitMQ: one node on free ports of the loopback interface, with its own data, cookie, epmd and password.
 
-The tests, the demo and the benchmarks run against it; nothing of a RabbitMQ that the machine may already
-run is read or touched. The server's own scripts are called (`rabbitmq_server-*/sbin`), because the wrappers
-that distributions put on the PATH switch to another user. Works with RabbitMQ 3.10 and 4.x.
+The tests, the demo and the benchmarks run against it. It reads and touches nothing of a RabbitMQ that the machine may
+already run. It calls the server's own scripts (`rabbitmq_server-*/sbin`), because the wrappers that distributions put
+on the PATH switch to another user. It works with RabbitMQ 3.10 and 4.x.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _LOG_TAIL_BYTES = 4000
 
 
 def find_server() -> Path | None:
-    """The newest installed server's sbin directory, or None. FEDMQ_RABBITMQ_SBIN overrides the search.
+    """Return the newest installed server's sbin directory, or None. FEDMQ_RABBITMQ_SBIN overrides the search.
 
-    Raises ConfigError where FEDMQ_RABBITMQ_SBIN is set but holds no server.
+    Raises ConfigError if FEDMQ_RABBITMQ_SBIN is set but names no server.
     """
     if named := os.environ.get("FEDMQ_RABBITMQ_SBIN"):
         if not _is_sbin(Path(named)):
             raise ConfigError(
-                f"FEDMQ_RABBITMQ_SBIN is {named!r}, where there is no rabbitmq-server with rabbitmq-env beside it: "
+                f"FEDMQ_RABBITMQ_SBIN is {named!r}, which has no rabbitmq-server with rabbitmq-env beside it: "
                 "name the sbin directory of an unpacked server, or unset it"
             )
         return Path(named)
@@ -77,9 +77,9 @@ def _version(sbin: Path) -> tuple[int, ...]:
 
 
 class PrivateNode:
-    """One RabbitMQ node whose life is ours. start(), stop(), kill() and start() again keep data, ports and password.
+    """One RabbitMQ node of our own. It keeps data, ports and password over stop() or kill() and the next start().
 
-    The node goes down with this process, even where that is killed (`node_processes.Watchdog`).
+    The node goes down with this process, even if the process is killed (`processes.Watchdog`).
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class PrivateNode:
         mapper: PortMapper | None = None,
         cookie: str | None = None,
     ) -> None:
-        """`config` and `definitions` default to fedmq's own; `overrides` are rabbitmq.conf keys that win over `config`.
+        """`config` and `definitions` default to fedmq's own. `overrides` are rabbitmq.conf keys that win over `config`.
         Nodes that are to form a cluster share `mapper`, `cookie` and `password`, and differ in `name`.
 
-        Raises ConfigError where no rabbitmq-server is installed.
+        Raises ConfigError if no rabbitmq-server is installed.
         """
         sbin = find_server()
         if sbin is None:
@@ -123,21 +123,21 @@ class PrivateNode:
 
     @property
     def url(self) -> str:
-        """AMQP URL of the user `fedmq`, who may do everything in the virtual host "/"."""
+        """AMQP URL of the user `fedmq`, who has all permissions in the virtual host "/"."""
         return self.url_for()
 
     def url_for(self, user: str = _USER, password: str | None = None, vhost: str = "/", port: int | None = None) -> str:
-        """The URL with parts changed: for tests of refusals, and for users made by ctl("add_user", ...)."""
+        """Return the URL with other parts, for tests of refusals and for users that ctl("add_user", ...) made."""
         secret = self._password if password is None else password
         return f"amqp://{quote(user)}:{quote(secret, safe='')}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
 
     @property
     def pid(self) -> int | None:
-        """Process id of the Erlang machine, None while it is not running."""
+        """Process id of the Erlang machine; None while it is not running."""
         return self._server.pid if self._server and self._server.poll() is None else None
 
     def start(self, timeout_s: float = 60.0) -> None:
-        """Start, and return when the node really takes a login. Raises BrokerUnavailable with the log's tail."""
+        """Start, and return when the node accepts a login. Raises BrokerUnavailable with the log's tail."""
         if self.pid is not None:
             return
         self._end_processes()
@@ -157,7 +157,7 @@ class PrivateNode:
         )
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """Shut down cleanly (SIGTERM; SIGKILL after timeout_s). Does nothing where it is not running."""
+        """Shut down cleanly (SIGTERM; SIGKILL after timeout_s). Does nothing if the node is not running."""
         if self._server is not None and self._server.poll() is None:
             self._server.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -165,11 +165,11 @@ class PrivateNode:
         self._end_processes()
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would. Returns when the process is gone."""
+        """End the node by SIGKILL, as a power cut would. Return when the process is gone."""
         self._end_processes()
 
     def ctl(self, *args: str, timeout_s: float = 60.0) -> str:
-        """Run rabbitmqctl against this node and return what it printed. Raises BrokerError where it fails."""
+        """Run rabbitmqctl against this node and return its output. Raises BrokerError if it fails."""
         done = subprocess.run(  # noqa: S603  the arguments are ours
             [str(self._sbin / "rabbitmqctl"), "--quiet", *args],
             env=self._environment(),
@@ -184,11 +184,11 @@ class PrivateNode:
         return done.stdout
 
     def flush_new_queues(self) -> None:
-        """Have RabbitMQ write down at once which quorum queues exist.
+        """Make RabbitMQ write its list of quorum queues to disk at once.
 
-        It does so some seconds late: a kill before that loses a queue that was declared a moment ago,
-        confirmed messages included, and leaves it without a leader for good (seen with 3.10.8). A test that
-        declares, publishes and kills within seconds calls this after declaring.
+        By itself it does so some seconds late. A kill before that loses a queue that was just declared, with its
+        confirmed messages, and leaves it without a leader for good (seen with 3.10.8). A test that declares, publishes
+        and kills within seconds calls this after declaring.
         """
         self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
@@ -217,7 +217,7 @@ class PrivateNode:
             cookie.write_text(self._cookie)
             cookie.chmod(0o400)
         (self.data_dir / "rabbitmq.conf").write_text(self._config_text())
-        # Holds the hash of the password: for our own eyes.
+        # It holds the hash of the password, so nobody else may read it.
         definitions = self.data_dir / "definitions.json"
         definitions.touch(mode=0o600)
         definitions.write_text(json.dumps(self._definitions_with_user(), indent=1))
@@ -225,7 +225,7 @@ class PrivateNode:
     def _config_text(self) -> str:
         ours = {
             "load_definitions": str(self.data_dir / "definitions.json"),
-            # The alarm of a full disk has its own tests; a small disk must not fail the others.
+            # The alarm of a full disk has its own tests. A small disk must not fail the others.
             "disk_free_limit.absolute": "50MB",
             **self._overrides,
         }
@@ -251,7 +251,7 @@ class PrivateNode:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_", "ERLANG_"))}
         return {
             **kept,
-            "HOME": str(self.data_dir / "home"),  # of the Erlang cookie, which is made where we give none
+            "HOME": str(self.data_dir / "home"),  # holds the Erlang cookie, which Erlang makes if we give none
             "LC_ALL": "C.UTF-8",
             "ERL_EPMD_PORT": str(self._mapper.port),
             "RABBITMQ_NODENAME": self.name,  # names are unique per epmd, and the epmd is ours
@@ -267,10 +267,10 @@ class PrivateNode:
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.data_dir / "advanced.config"),
             "RABBITMQ_CONF_ENV_FILE": str(self.data_dir / "rabbitmq-env.conf"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(self.data_dir / "generated"),
-            # A server that refuses its configuration leaves one, in the working directory by default.
+            # A server that refuses its configuration leaves a crash dump, by default in the working directory.
             "ERL_CRASH_DUMP": str(self.data_dir / "log" / "erl_crash.dump"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            # Makes the script become the Erlang machine instead of watching over it: its pid is ours to signal.
+            # The script becomes the Erlang machine instead of watching over it, so we may signal its pid.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 

@@ -16,7 +16,7 @@ from fedmq.schemas.errors import ConfigError
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Return a TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody does, on 127.0.0.1."""
+    """True if somebody listens on this port of 127.0.0.1."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
     except OSError:
@@ -33,14 +33,14 @@ def listens(port: int) -> bool:
 
 
 def spawn(command: list[str], env: Mapping[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that a Ctrl-C for us is not one for it."""
+    """Start a process in a session of its own, so that a Ctrl-C for us does not reach it."""
     return subprocess.Popen(  # noqa: S603  the command is ours
         command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
 def end(process: subprocess.Popen[bytes] | None) -> None:
-    """SIGKILL for it and its children; returns when it is gone."""
+    """Kill a process and its children. Return when it is gone."""
     if process is not None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -48,9 +48,9 @@ def end(process: subprocess.Popen[bytes] | None) -> None:
 
 
 class Watchdog:
-    """Kills a process's group when we die, even by SIGKILL: it holds the read end of a pipe that only we hold open.
+    """A process that kills another one's group when we die, even by SIGKILL. It reads a pipe that only we hold open.
 
-    Not PR_SET_PDEATHSIG: that fires when the *thread* that started the process ends.
+    PR_SET_PDEATHSIG is no use: it fires when the *thread* that started the process ends.
     """
 
     def __init__(self, pid: int) -> None:
@@ -63,7 +63,7 @@ class Watchdog:
         )
 
     def dismiss(self) -> None:
-        """Before its process is reaped: the process id may belong to somebody else afterwards."""
+        """End the watch. Call it before the process is reaped: its id may then belong to another process."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
@@ -71,7 +71,7 @@ class Watchdog:
 
 
 class PortMapper:
-    """An epmd of our own on a free port: names of nodes are unique for each. The nodes of a cluster share one."""
+    """An epmd of our own on a free port. Node names are unique per epmd, and the nodes of a cluster share one."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -79,7 +79,7 @@ class PortMapper:
         self._watchdog: Watchdog | None = None
 
     def start(self, sbin: Path, env: Mapping[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Does nothing where it runs. Raises ConfigError where there is no epmd."""
+        """Start epmd, unless it runs already. Raises ConfigError if there is no epmd."""
         if self._process is None or self._process.poll() is not None:
             self.stop()
             self._process = spawn([_find_epmd(sbin), "-port", str(self.port), "-address", "127.0.0.1"], env, out)
@@ -94,7 +94,7 @@ class PortMapper:
 
 
 def _find_epmd(sbin: Path) -> str:
-    if (beside := sbin / "epmd").is_file():  # of a server that brings its own Erlang, as in tests/rabbitmq4.sh
+    if (beside := sbin / "epmd").is_file():  # a server that brings its own Erlang, as in tests/rabbitmq4.sh
         return str(beside)
     if found := shutil.which("epmd"):
         return found

@@ -1,4 +1,4 @@
-"""How long ago something was, by the clock that nobody sets where that can tell."""
+"""The age of a moment, by the clock that nobody sets if that clock can tell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CLOCK_NOT_SET = 1_577_836_800.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """By two clocks: the wall's, and the seconds since the boot that `boot_id` names."""
+    """A moment by two clocks: the wall clock, and the seconds since the boot that `boot_id` names."""
 
     wall_s: float
     boot_s: float
@@ -20,7 +20,7 @@ class Moment:
 
 
 def moment_now() -> Moment:
-    """Now, by this machine's clocks."""
+    """Return the present moment by this machine's clocks."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -30,10 +30,10 @@ def moment_now() -> Moment:
 
 
 def age_s(then: Moment, now: Moment) -> float | None:
-    """Seconds between two moments; None where the clocks cannot tell.
+    """Return the seconds between two moments; None if the clocks cannot tell.
 
-    Within one boot the clock that nobody sets decides. Across boots it is the wall's, unless it was not set or went
-    back.
+    Within one boot the clock that nobody sets decides. Across boots the wall clock decides, unless it was not set or
+    went back.
     """
     if then.boot_id and then.boot_id == now.boot_id and now.boot_s >= then.boot_s:
         return now.boot_s - then.boot_s

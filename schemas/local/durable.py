@@ -1,4 +1,4 @@
-"""Files that a crash, of the process or of the machine, leaves as they were or as they were to be."""
+"""Files that are either old or new, and never in between, after a crash of the process or of the machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | bytearray | memoryview], *, sync: bool = True) -> None:
-    """Write the file beside its place, sync it, and rename it there. Raises OSError where the disk refuses: what was
-    there before stays. Without `sync` the system brings it to the disk when it likes."""
+    """Write the file beside its place, sync it, and rename it. Raises OSError if the disk refuses, and the old file
+    stays. Without `sync` the system brings the file to the disk when it likes."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with beside.open("wb") as file:
