@@ -1,4 +1,4 @@
-"""The cohort path against the plain one, and what happens where there is no cohort path."""
+"""The cohort path against the plain one, and models without a cohort path."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_participants_bytes_do_not_depend_on_its_cohort():
 
 
 def test_what_is_done_where_there_is_a_gpu_gives_the_same_bytes_on_a_processor(monkeypatch):
-    """Larger chunks, weights handed over by copies and fetched by copies: all but the GPU itself."""
+    """Chunks are larger, and weights are copied both ways: everything is as on a GPU, apart from the GPU."""
     asked = []
     experimental = keras_vectorised.tf.config.experimental
     monkeypatch.setattr(experimental, "enable_op_determinism", lambda: asked.append("one order of sums"))
@@ -139,12 +139,15 @@ def test_all_cells_of_a_study_take_the_path_that_the_first_one_chose(monkeypatch
     second = KerasCohort(app(sgd), X, Y, ROWS[:3], chunk=4, seed=1)
     second.train(jobs(second.initial, ROWS[:3], learning_rate=0.5))
     assert second.name == first.name
-    with pytest.raises(TypeError, match="not callable"):  # nothing was chosen for these: it would be measured
+    with pytest.raises(TypeError, match="not callable"):  # no path was chosen for these, so it would be measured
         KerasCohort(app(sgd), X, Y, ROWS, chunk=4).train(jobs(second.initial, batch_size=5))
 
 
 def test_what_was_compiled_of_a_model_serves_the_next_federation_as_if_it_were_new(monkeypatch):
-    """Other data, other rows, another initial model; nothing of the first one's training is left."""
+    """The second federation has other data, other rows and another initial model.
+
+    Nothing is left of the first's training.
+    """
     monkeypatch.setattr(keras_kept, "_kept", {})
     build_model, built = app(lambda: keras.optimizers.Adam(0.01), lambda: keras.layers.Dense(4)), []
 

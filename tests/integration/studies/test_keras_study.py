@@ -77,7 +77,7 @@ def test_a_deployments_app_is_studied_as_it_is_with_its_own_data_for_each_partic
     assert losses[-1] < losses[0]
     federation = problem.deal(members.members(0), 0)
     assert federation.num_examples == [20] * 5
-    assert federation.data_bytes == 2 * 20 * (6 * 4 + 8)  # five participants, of whom two have data of their own
+    assert federation.data_bytes == 2 * 20 * (6 * 4 + 8)  # five participants, two of them with data of their own
     trial, said = problem.for_tuning(0.25)
     assert said.startswith("25% of each participant's examples, kept back")
     judged = trial.deal(members.members(0), 0)

@@ -1,5 +1,5 @@
-"""A deployment that was recorded, in the studies' engine: the same parameters bit for bit, the same staleness, and what
-other strategies would have made of it."""
+"""A recorded deployment in the studies' engine: the same parameters bit for bit, the same staleness, and the results of
+other strategies."""
 
 import pytest
 
@@ -26,7 +26,8 @@ TRAINING = TrainingConfig(learning_rate=0.1)
 
 @pytest.fixture
 def record(tmp_path):
-    """record(strategy) -> the federation of a finished run of four participants, one of whom declines now and then."""
+    """Give record(strategy), which returns the federation of a finished run. One of its four participants declines now
+    and then."""
     federation = Federation(tmp_path / "run")
 
     def run(strategy, join=True, p1=None, **changed):
@@ -56,7 +57,7 @@ def test_a_recorded_deployment_replays_in_the_engine_to_the_same_parameters_bit_
 
 
 def answers_every_other(p, task):
-    """The rest it forgets."""
+    """Train every other task, and forget the rest."""
     if len(p.tasks) % 2:
         p.train(task)
 
@@ -83,7 +84,7 @@ def test_recorded_rounds_replay_in_the_engine_to_the_same_parameters_bit_for_bit
 
 
 def loses_its_first_task(p, task):
-    """And is given another one; it has trained both in the end, the second first."""
+    """Lose the first task, get another one, and train both in the end, the second one first."""
     if len(p.tasks) == 1:
         p.session, p.accepting, p.held = 2, False, []
         p.hello()
@@ -97,7 +98,10 @@ def loses_its_first_task(p, task):
 
 @pytest.mark.parametrize("strategy", [FEDBUFF, *STRATEGIES[2:], COMPASS], ids=lambda strategy: strategy.name)
 def test_a_crash_run_with_a_lapsed_task_of_a_participant_that_had_the_next_one_replays(record, monkeypatch, strategy):
-    """Two at a time of one participant: to what a strategy keeps of each participant they are one's."""
+    """Two tasks of one participant are in training at a time.
+
+    To a strategy that remembers participants they are one's.
+    """
     crash_at(monkeypatch, "before-acks", 6)
     with pytest.raises(Crashed):
         record(strategy, p1=loses_its_first_task)

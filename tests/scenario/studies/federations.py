@@ -33,7 +33,7 @@ class Given:
 
 @dataclass
 class Watched:
-    """A backend that notes the size of each cohort, and cuts it into pieces of `chunk`."""
+    """A backend that notes the size of each cohort and cuts it into pieces of `chunk`."""
 
     inner: Any
     chunk: int = 10**9
@@ -73,7 +73,7 @@ def quadratics(participants: int) -> QuadraticFederation:
 
 
 def softmax(participants: int) -> SoftmaxFederation:
-    """Five features, three classes, one to nine examples each."""
+    """Softmax regression with five features and three classes. Each participant has one to nine examples."""
     rng = np.random.default_rng(6)
     x, y = rng.standard_normal((200, 5)).astype(np.float32), rng.integers(0, 3, 200)
     rows = [rng.integers(0, 200, int(n)) for n in rng.integers(1, 10, participants)]

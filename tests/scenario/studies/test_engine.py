@@ -112,7 +112,7 @@ def test_a_closed_loop_keeps_its_concurrency():
 def test_in_an_open_loop_tasks_are_out_as_littles_law_says():
     people = population(400, Exponential(mean=2))
     outcome = simulate(fedbuff(5), Quadratics(), people, until(max_time_s=400, arrivals_per_s=10), STEP)
-    rate = 10 / (1 + 2 * 10 / 400)  # a participant in training lets its turn pass
+    rate = 10 / (1 + 2 * 10 / 400)  # a participant that is training lets its turn pass
     assert len(outcome.updates.time_s) / outcome.time_s == pytest.approx(rate, rel=0.04)
     assert np.mean(outcome.updates.tasks_out[500:]) == pytest.approx(2 * rate, rel=0.06)
     assert outcome.missed_arrivals == pytest.approx(400 * (10 - rate), rel=0.25)
@@ -124,7 +124,7 @@ def test_a_synchronous_round_waits_for_the_last_that_it_needs_and_withdraws_the_
         people = population(3, Uniform(low=1, high=9))
         return simulate(strategy, Quadratics(), people, until(max_versions=200), STEP)
 
-    # The expected largest of two and of the two fastest of three, uniform on (1, 9).
+    # The expected largest of two, and of the two fastest of three, uniform on (1, 9).
     assert rounds(1.0).time_s / 200 == pytest.approx(1 + 8 * 2 / 3, rel=0.05)
     assert rounds(1.5).time_s / 200 == pytest.approx(1 + 8 * 2 / 4, rel=0.05)
 
@@ -133,7 +133,7 @@ def test_who_is_off_pauses_and_goes_on_where_it_was(tmp_path):
     (tmp_path / "devices.csv").write_text("on_intervals,period_s\n0-2 5-6,10\n")
     people = population(1, Constant(value=2.5), trace=str(tmp_path / "devices.csv"))
     outcome = simulate(FedAsync(), Quadratics(), people, until(4, concurrency=1), STEP)
-    # On in 0-2, 5-6, 10-12, 15-16, 20-22, 25-26, 30-32: after each 2.5 s of that.
+    # The participant is on in 0-2, 5-6, 10-12, 15-16, 20-22, 25-26, 30-32. A task ends after each 2.5 s of that.
     assert list(outcome.updates.time_s) == pytest.approx([5.5, 12, 21.5, 31])
 
 
@@ -144,7 +144,7 @@ def test_who_vanishes_holds_its_slot_until_the_lease_is_over_or_it_is_back():
         outcome = simulate(FedAsync(), Quadratics(), population(2000, dropout=dropout), run, STEP)
         return outcome.time_s / 400
 
-    # An update costs a success of 1 s and on average one loss: of the lease; or of half a task and the absence.
+    # An update costs a success of 1 s and on average one loss: the lease, or half a task and the absence.
     assert time_s(5, 1000) == pytest.approx(1 + 5, rel=0.15)
     assert time_s(None, 3) == pytest.approx(1 + 0.5 + 3, rel=0.15)
 

@@ -1,4 +1,4 @@
-"""What theory says of asynchronous aggregation, and what the engine with the deployment's own core gives."""
+"""Facts of theory about asynchronous aggregation, and the same from the engine with the deployment's own core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 
 
 class Path(QuadraticFederation):
-    """Keeps the model of every version."""
+    """Keep the model of every version."""
 
     def __init__(self, curvatures, optima, num_examples=None) -> None:
         super().__init__(np.array(curvatures, float), np.array(optima, float), num_examples)
@@ -36,7 +36,7 @@ class Path(QuadraticFederation):
 
 
 class Durations:
-    """A population whose participant i takes `task_s` times slowness[i], on average slowness[i] seconds."""
+    """A population in which participant i takes `task_s` times slowness[i], on average slowness[i] seconds."""
 
     def __init__(self, law, slowness) -> None:
         self.population = population(len(slowness), law)
@@ -58,7 +58,7 @@ def test_mean_staleness_is_concurrency_less_one_over_the_buffer_size(law, concur
     assert settled.mean() == pytest.approx((concurrency - 1) / buffer_size, rel=0.01)
 
 
-# Speeds that have no common period, curvatures and optima such that every bias shows.
+# The speeds have no common period, and the curvatures and optima make every bias show.
 SLOWNESS = [1.0, math.sqrt(2), math.sqrt(7), math.sqrt(17)]
 CURVATURES = [1.0, 0.5, 1.5, 1.0]
 OPTIMA = [[0.0, 3.0], [1.0, 0.0], [2.0, 1.0], [6.0, -2.0]]
@@ -93,7 +93,7 @@ def test_area_and_ca2fl_settle_at_the_unbiased_optimum_whatever_the_speeds(law, 
 
 
 def drift(path, strategy, updates, law=LAWS[0]):
-    """How far the last version is from the unbiased optimum, in parts of the distance of FedAvg's limit."""
+    """Return the last version's distance from the unbiased optimum, in parts of the distance of FedAvg's limit."""
     training = TrainingConfig(learning_rate=0.3, epochs=10)
     simulate(strategy, Given(path), Durations(law, SLOWNESS), until(updates, evaluate_interval_s=0.0), training)
     drifted = path.speed_biased(np.ones(4), 0.3, 10)
@@ -168,7 +168,7 @@ def test_a_synchronous_round_takes_the_slowest_ones_time_and_as_many_async_updat
     sync_s = simulate(strategy, Quadratics(), people, until(max_versions=rounds), STEP).time_s / rounds
     run = until(5000, concurrency=cohort)
     times = simulate(fedbuff(cohort), Quadratics(), people, run, STEP).updates.time_s
-    # At the end no tasks go out that the run could not use any more.
+    # At the end no tasks go out, because the run could not use them any more.
     async_s = (times[-cohort] - times[cohort]) / (len(times) - 2 * cohort) * cohort
     assert sync_s / async_s == pytest.approx(ratio, rel=0.03)
 

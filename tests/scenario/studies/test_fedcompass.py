@@ -16,12 +16,15 @@ TEN = Constant(value=10)
 UNEQUAL = Population(
     participants=8, examples=TEN, compute=Compute(example_s=Constant(value=0.1), slowness=Uniform(low=1, high=6))
 )
-"""1 to 6 seconds a step of ten examples."""
+"""Participants that take 1 to 6 seconds for a step of ten examples."""
 COMPASS = FedCompass(num_participants=8)
 
 
 def versions(outcome: Outcome) -> list[np.ndarray]:
-    """When the updates of each version came; with constant speeds nobody is late, and a version ends with its last."""
+    """Return the times of the updates in each version.
+
+    With constant speeds nobody is late, so a version ends with its last update.
+    """
     times = np.array(outcome.updates.time_s)
     ends = np.searchsorted(times, np.array(outcome.version_s), side="right")
     return np.split(times, ends)[:-1]

@@ -1,4 +1,4 @@
-"""A run of two participants that was written down by hand, in the engine in its own order."""
+"""A run of two participants, written down by hand, in the engine in its own order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.scenario.studies.federations import STEP, Quadratics, fedbuff, popula
 
 
 class Recorded:
-    """A population in the recorded order, with histories in the place of a run's."""
+    """A population in the recorded order, with histories given in place of a run's."""
 
     order = "recorded"
     takes_time = True
 
     def __init__(self, **tasks):
-        """participant -> (issued_s, arrived_s) of its tasks."""
+        """Set participant -> (issued_s, arrived_s) of its tasks."""
         issued = sorted((issued, name, i) for name, own in tasks.items() for i, (issued, _) in enumerate(own))
         arrived = sorted((arrived, name, i) for name, own in tasks.items() for i, (_, arrived) in enumerate(own))
         seqs = {(name, i): seq for seq, (_, name, i) in enumerate(issued, 1)}
@@ -48,7 +48,8 @@ def test_an_asynchronous_strategy_meets_the_runs_own_moments_and_staleness():
 
 
 def test_a_synchronous_one_takes_offers_when_a_round_opens_and_counts_those_that_it_missed():
-    """b offers itself at 3 and at 3.5, while the round waits for a: it takes the first at 4, as long as that was."""
+    """The round waits for a while b offers itself at 3 and at 3.5. At 4 b begins the first of these tasks, which takes
+    its recorded time."""
     updates, missed, finished = played(
         FedAvg(cohort_size=2), a=[(0.0, 4.0), (4.0, 6.0)], b=[(1.0, 3.0), (3.0, 3.5), (3.5, 9.0)]
     )

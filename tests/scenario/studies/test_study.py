@@ -38,7 +38,7 @@ def study(**fields) -> fedmq.Study:
 
 
 class Unmeasured(Quadratics):
-    """Nobody looks at its model."""
+    """A federation whose model is never evaluated."""
 
     def deal(self, members, seed):
         federation = super().deal(members, seed)
@@ -47,7 +47,7 @@ class Unmeasured(Quadratics):
 
 
 def ran(study, folder, **options):
-    """The results, and the strategy and seed of each cell that was run for them."""
+    """Run a study, and return the results with the strategy and seed of each cell that was run for them."""
     fresh = []
     results = study.run(folder, on_cell=lambda r, done, total: fresh.append((r.strategy, r.seed)), **options)
     return results, sorted(fresh)
@@ -169,7 +169,7 @@ def test_more_memory_than_the_limit_is_refused_with_the_number_before_training(t
         big.run(tmp_path, workers=2, on_cell=lambda *cell: fresh.append(cell))
     assert "A process may take 10,000,000 (memory_limit_bytes shared by all workers)" in str(caught.value)
     assert fresh == list((tmp_path / "cells").iterdir()) == []
-    area = fedmq.Area(num_participants=10, memory="participant")  # in float64, and as many of the tasks that are out
+    area = fedmq.Area(num_participants=10, memory="participant")  # in float64, and as many for the tasks that are out
     remembering = study(contenders=[fedmq.Contender("area", area)], problem=big.problem, memory_limit_bytes=10**6)
     with pytest.raises(ConfigError, match=r"a cell takes about 35,200,000 bytes"):
         remembering.run(tmp_path, workers=1)
@@ -192,14 +192,14 @@ def test_what_is_never_measured_is_refused_before_training(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Faulty(fedmq.FedBuff):
-    """Has a mistake that only an update brings to light."""
+    """A problem with a mistake that only an update brings to light."""
 
     def accumulate(self, state, update, staleness):
         raise KeyError(update.participant_id)
 
 
 class Undealt(Quadratics):
-    """Fails as it deals."""
+    """A problem that fails when it is dealt out."""
 
     def deal(self, members, seed):
         raise OSError("no such disk")
@@ -232,7 +232,7 @@ def test_a_grid_with_two_of_one_name_is_refused():
 
 
 def test_the_report_shows_that_weighting_stale_updates_down_misplaces_more_weight(tmp_path):
-    """Slow participants' updates are the stale ones: weighted down they count for less still."""
+    """Slow participants' updates are the stale ones. Weighted down they count even less."""
     contenders = [
         fedmq.Contender(name, fedmq.FedAsync(alpha=0.1, staleness=staleness))
         for name, staleness in (("plain", NoStaleness()), ("weighted down", Polynomial(1.0)))
@@ -281,4 +281,4 @@ def test_no_process_outlives_a_study_that_is_killed(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stdout.readline() == "dealing\n"
         running.kill()
-        running.communicate(timeout=60)  # ends when the last process that has the other end of the pipe does
+        running.communicate(timeout=60)  # ends with the last process that holds the other end of the pipe

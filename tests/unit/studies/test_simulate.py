@@ -1,4 +1,4 @@
-"""The way into the engine for a script."""
+"""fedmq.simulate: the way into the engine for a script."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What a study asks for first, before and instead of what it compares."""
+"""The cells that a study asks for first, and what ends it before any cell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ FEW, MANY = population(2, name="few"), population(4, name="many")
 
 
 def first_batches(contender, tuning):
-    """The (population, label, seed) of what each of a strategy's arms asks for first. Nothing was tuned until then."""
+    """Return (population, label, seed) of the cells that each arm of a strategy asks for first.
+
+    Nothing was tuned until then.
+    """
     study = Study(
         "s", Quadratics(), [contender], [FEW, MANY], until(3), STEP, seeds=(1, 2), tuning=tuning,
     )  # fmt: skip

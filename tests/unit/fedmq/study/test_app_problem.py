@@ -1,4 +1,4 @@
-"""Apps and strategies of one's own as studies have them; those with Keras are in tests/integration/studies."""
+"""Apps and strategies of the user's own in studies. Those with Keras are in tests/integration/studies."""
 
 import pickle
 import textwrap
@@ -64,7 +64,7 @@ def custom(folder, **options) -> StrategyFromFile:
 
 def test_an_app_without_keras_trains_by_its_own_trainers_named_as_deployed(app):
     outcome = simulate(fedbuff(2), app, population(2), until(4, evaluate_interval_s=0), TrainingConfig())
-    # Steps of 1/2 and 1 from 0; then the first one's of 1/2 from 0 again, and the second one's of 5/8 from 3/4.
+    # Steps of 1/2 and 1 from 0. Then the first participant's of 1/2 from 0 again, and the second's of 5/8 from 3/4.
     assert [e.metrics["x"] for e in outcome.evaluations] == [0, 0.75, 0.75 + (0.5 + 0.625) / 2]
 
 

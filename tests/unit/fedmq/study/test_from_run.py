@@ -1,4 +1,4 @@
-"""What of a federation file becomes the study of its run."""
+"""The study that a run's federation file gives."""
 
 import pytest
 

@@ -115,7 +115,7 @@ def test_synthetic_inputs_lie_around_means_with_the_deviation_beta():
     assert [len(r) for r in rows] == [9] * 400
     assert (len(x), len(y), len(test[0])) == (3600, 3600, 400)
     centers = np.array([x[r].mean() for r in rows])
-    # The mean over 4 features and 9 examples of N(B, 1) around B ~ N(0, 3²), and Σ's own noise.
+    # The mean of N(B, 1) over 4 features and 9 examples, with B ~ N(0, 3²), and the noise of Σ.
     noise = 1 / 4 + np.mean(np.arange(1, 5) ** -1.2) / 36
     assert centers.std() == pytest.approx(np.sqrt(9 + noise), rel=0.1)
     within = np.mean([x[r].var(axis=0, ddof=1) for r in rows], axis=0)
@@ -146,7 +146,7 @@ def test_synthetic_iid_inputs_lie_around_0_whatever_beta_is():
 
 
 def test_synthetics_alpha_moves_all_classes_alike_and_so_no_label():
-    """As in the authors' generator, where all entries of a participant's model have one mean."""
+    """The authors' generator does the same: all entries of a participant's model have one mean."""
     (x, y), _, _ = Synthetic(alpha=0.0).examples(members(20, 50), 0)
     (same_x, same_y), _, _ = Synthetic(alpha=50.0).examples(members(20, 50), 0)
     assert (x == same_x).all()

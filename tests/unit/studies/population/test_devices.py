@@ -1,4 +1,4 @@
-"""One participant of a study: its work, its turns and what it says of itself."""
+"""One participant of a study: its work, its turns and its hellos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASK = SimpleNamespace(task_id="t-1")
 
 
 class Streams:
-    """Draws from 0.00 up: duration, whether it drops out, when, and how long it is away."""
+    """Draws that rise from 0.00: duration, whether the task drops out, when, and how long the participant is away."""
 
     def __init__(self, *draws):
         self.draws = draws

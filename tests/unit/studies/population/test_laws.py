@@ -32,7 +32,7 @@ def test_quantiles_rise_and_are_finite_from_0_to_just_below_1(law):
 
 @pytest.mark.parametrize("law", [*LAWS, Pareto(minimum=1, shape=5)], ids=lambda law: law.name)
 def test_what_is_left_at_a_random_moment_has_the_density_of_the_survivors(law):
-    """P(X > x)/mean: its integral up to x is E[min(X, x)]/mean."""
+    """The density is P(X > x)/mean. Its integral up to x is E[min(X, x)]/mean."""
     rng = np.random.default_rng(0)
     left = np.array([law.left(u, v) for u, v in rng.random((20_000, 2)).tolist()])
     lengths = np.array([law.quantile(u) for u in (np.arange(20_000) + 0.5) / 20_000])

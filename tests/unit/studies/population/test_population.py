@@ -159,7 +159,7 @@ def test_availability_that_never_trains_is_refused():
 
 
 def test_every_member_of_a_recorded_run_has_a_name_of_its_own():
-    """Two lanes of one, and one that is called as a second lane would be."""
+    """One participant has two lanes, and another one has the name that a second lane would get."""
     task = RecordedTask(1, 1, 0.0, 1.0, 1.0)
     names = ["p000001", "p000001", "b", "p000003", "p000003"]
     members = [

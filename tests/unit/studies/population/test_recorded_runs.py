@@ -1,4 +1,4 @@
-"""What a study takes from a run's ledger, and in which order its tasks went out."""
+"""The participants that a study takes from a run's ledger, and the order in which its tasks went out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def task(order, issued_s, arrived_s, seq=None):
 
 
 class Ledger:
-    """Two participants with accepted updates and one without."""
+    """Make a run of two participants with accepted updates and one without."""
 
     updates_of = ("a-1", "b-1", "a-2")
 

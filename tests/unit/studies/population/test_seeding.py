@@ -1,4 +1,4 @@
-"""Generators made many at a time are numpy's own."""
+"""Generators that are made many at a time are the same as numpy's."""
 
 import numpy as np
 import pytest

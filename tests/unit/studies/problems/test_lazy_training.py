@@ -1,4 +1,4 @@
-"""Lazy training: what is computed when, and what becomes of its results."""
+"""Lazy training: the moment of each computation, and the results."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CONFIG = TrainingConfig(learning_rate=0.1)
 
 
 class Adding:
-    """y = x + the participant's number + 1, in arrays that are parts of one of the whole cohort."""
+    """A backend with y = x + the participant's number + 1, in arrays that are parts of the whole cohort's array."""
 
     name = "adding"
 

@@ -1,4 +1,4 @@
-"""What a cell's file says of its participants."""
+"""The participants in a cell's file."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ EXAMPLES = [3, 5, 10]
 
 
 class Far(QuadraticFederation):
-    """Participants whose losses differ, and change little in a step."""
+    """Participants with different losses, which change little in a step."""
 
     losses = (0.5, 2.0, 8.0)
 
@@ -54,17 +54,18 @@ def test_how_long_tasks_take_is_by_the_bytes_of_the_method_and_the_steps_that_ar
 
 
 def test_bytes_are_those_of_the_whole_run_with_what_nobody_waited_for(tmp_path):
-    """One update of 3, 5 and 10 examples, after 2 + 3 + ... s: the first comes, the others were sent their models."""
+    """Three participants have 3, 5 and 10 examples. The update of the first comes after 2 + 3 + ... s; the others were
+    only sent their models."""
     result = ran(tmp_path, FedAvg(cohort_size=1, over_selection=3.0), updates=1)
     assert (result.updates, result.bytes_up, result.bytes_down) == (1, 16, 3 * 16)
 
 
 def test_an_epoch_may_end_in_a_short_batch(tmp_path):
-    """Of 3, 5 and 10 examples in batches of 4; three steps are 3+3+3, 4+1+4 and 4+4+2 of them."""
+    """Three steps in batches of 4 take 3+3+3, 4+1+4 and 4+4+2 examples of 3, 5 and 10."""
     training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=5, max_steps=3)
     result = ran(tmp_path, FedAvg(cohort_size=3), training)
     assert result.task_s == [10 + 1 + passes for passes in (9, 9, 10)]
-    # The one round is not cut short by the limit of two updates: it ends with the slowest.
+    # The limit of two updates does not cut the one round short: it ends with the slowest.
     assert result.time_s == 21
 
 
@@ -78,7 +79,8 @@ def test_four_steps_of_25_examples_in_batches_of_ten_are_35_of_them():
 
 
 def test_where_steps_go_by_speed_a_task_takes_what_those_that_there_were_took(tmp_path):
-    """A first step of 3, 4 and 4 examples, a second each; then as many as 9 s have room for, 3, 2 and 2: 9, 5 and 8."""
+    """The first step has 3, 4 and 4 examples, at a second for each. Then 9 s have room for 3, 2 and 2 steps, which have
+    9, 5 and 8 examples."""
     training = TrainingConfig(learning_rate=0.1, batch_size=4, epochs=100)
     result = ran(
         tmp_path, FedBuff(buffer_size=1), training, updates=7, concurrency=3,
@@ -100,7 +102,10 @@ def test_who_never_sent_an_update_is_meant_to_count_by_its_examples(tmp_path):
 
 
 def test_what_a_participant_was_meant_to_count_is_as_of_its_last_update(tmp_path):
-    """By quality: 1/(1 + loss) over its mean, of losses that are not 0 as those of who sent nothing."""
+    """The quality weight is 1/(1 + loss) over its mean.
+
+    Losses here are not 0, which a participant without updates has.
+    """
     result = ran(tmp_path, FedAvg(cohort_size=2), client_weights="quality", problem=Far())
     sent = [i for i, count in enumerate(result.accepted) if count]
     assert result.accepted == [1 if i in sent else 0 for i in range(3)]

@@ -1,4 +1,4 @@
-"""Which cells are the same one."""
+"""Cells that are the same, and cells that are not."""
 
 import hashlib
 import importlib.util
@@ -18,7 +18,7 @@ from fedmq.studies.sweep.cell import FORMAT, Cell
 from tests.scenario.studies.federations import population, until
 
 RESULTS = {8: "5e9b8386e6a0f96e"}
-"""FORMAT -> what the engine makes of a seed."""
+"""FORMAT -> digest of the engine's results for one seed."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ def test_a_strategy_of_ones_own_whose_code_changes_makes_another_cell(tmp_path):
 
 
 def test_what_a_seed_gives_changes_with_the_format_only():
-    """Where this fails because results were changed on purpose: raise FORMAT, so that no cell of before is taken for
-    one of now, and put down what is there."""
+    """Raise FORMAT if this fails because results were changed on purpose, and write the new digest down.
+
+    Then no cell from before is taken for one of now.
+    """
     people = population(20, Uniform(low=0.5, high=2.0))
     outcome = simulate(FedBuff(buffer_size=3), Quadratics(dimension=2), people, until(60, concurrency=5),
                        TrainingConfig(learning_rate=0.1, epochs=2), seed=7)  # fmt: skip

@@ -1,4 +1,5 @@
-"""Strategies against the first one, seed by seed. t of 0.975 is 12.706 for one degree of freedom and 4.303 for two."""
+"""Strategies against the first one, seed by seed. Student's quantile at 0.975 is 12.706 for one degree of freedom and
+4.303 for two."""
 
 import csv
 from dataclasses import replace
@@ -23,8 +24,10 @@ HALF = TargetMetric(name="accuracy", value=0.5)
 
 
 def cell(strategy, seed, final, half_at_s=None, **fields):
-    """A run of 10 s that ends at an accuracy of `final`, and is first at a half after `half_at_s`, by 2 updates, 20
-    bytes up and 40 down a second."""
+    """A run of 10 s that ends at an accuracy of `final` and first reaches 0.5 after `half_at_s`.
+
+    Each second has 2 updates, 20 bytes up and 40 down.
+    """
     curve = [(0.0, 0.125), *([(half_at_s, 0.5)] if half_at_s is not None else []), (10.0, final)]
     evaluations = [
         {"version": i, "time_s": t, "updates": 2 * t, "bytes_up": 20 * t, "bytes_down": 40 * t,
@@ -35,7 +38,7 @@ def cell(strategy, seed, final, half_at_s=None, **fields):
 
 
 def against_a(*cells, target=None):
-    """measure -> what there is of B against A."""
+    """Return measure -> differences of B from A."""
     return {d.measure: d for d in differences(cells, "A", target)}
 
 
@@ -44,7 +47,7 @@ B = [cell("B", 0, 0.625, 3.0), cell("B", 1, 1.0, 2.0), cell("B", 2, 1.25, 4.0)]
 
 
 def test_differences_are_of_the_same_seeds_whatever_their_order():
-    """0.125, 0.25 and 0.375: mean 1/4, standard deviation 1/8."""
+    """The values 0.125, 0.25 and 0.375 have mean 1/4 and standard deviation 1/8."""
     found = against_a(*reversed(B), *A)["final"]
     assert (found.strategy, found.reference, found.values) == ("B", "A", (0.125, 0.25, 0.375))
     assert (found.paired, found.left_out, found.mean) == (3, 0, 0.25)
@@ -53,7 +56,7 @@ def test_differences_are_of_the_same_seeds_whatever_their_order():
 
 
 def test_the_costs_of_a_target_are_compared_where_all_paired_seeds_reached_it():
-    """Sooner by 1, 3 and 2 s: mean -2, standard deviation 1."""
+    """B is sooner by 1, 3 and 2 s: mean -2, standard deviation 1."""
     found = against_a(*A, *B, target=HALF)
     assert found["time_s"].values == (-1.0, -3.0, -2.0)
     assert found["time_s"].interval == pytest.approx((-2 - 4.303 / 3**0.5, -2 + 4.303 / 3**0.5))
@@ -88,7 +91,7 @@ def test_a_run_in_which_the_metric_was_not_measured_is_not_paired():
 
 
 def test_differences_are_written_to_the_digit_that_their_interval_has():
-    """0.2 and 0.25 are 0.225 ± 12.706 · 0.025."""
+    """The values 0.2 and 0.25 give 0.225 ± 12.706 · 0.025."""
     assert difference_text([0.2, 0.25]) == "+0.23 ± 0.32"
     assert difference_text([-0.2, -0.25]) == "-0.23 ± 0.32"
     assert difference_text([-1.0, 1.0]) == "+0 ± 13"
@@ -120,7 +123,7 @@ def test_the_tables_have_each_measure_of_each_strategy_in_its_own_units(tmp_path
 
 
 def test_without_a_target_its_own_is_taken_and_one_that_is_met_at_the_start_is_not():
-    """The worst of the best values is 0.5, the start 0.125: 0.125 + 0.95 · 0.375 = 0.48."""
+    """The worst of the best values is 0.5 and the start is 0.125: 0.125 + 0.95 · 0.375 = 0.48."""
     assert [row["target"] for row in difference_rows([*A, *B], None)] == [None, *[0.48] * 4]
     assert [row["measure"] for row in difference_rows([*A, *B], TargetMetric(name="accuracy", value=0.1))] == ["final"]
 

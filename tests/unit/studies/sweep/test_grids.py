@@ -1,4 +1,4 @@
-"""Grids of values that are tried: how they grow, where their edges are, and what becomes of a value."""
+"""Grids of values to try: their growth, their edges, and the values themselves."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is read off finished cells, by exact small numbers."""
+"""Measures of finished cells, in exact small numbers."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ from tests.unit.studies.sweep.test_differences import BLANK
 
 
 def cell(*curve, metric="accuracy", **fields):
-    """A run of 10 s with these (time, value); an update, ten bytes up and twenty down a second."""
+    """A run of 10 s with these (time, value). Each second has an update, ten bytes up and twenty down."""
     evaluations = [
         {"version": i, "time_s": t, "updates": t, "bytes_up": 10 * t, "bytes_down": 20 * t, "metrics": {metric: y}}
         for i, (t, y) in enumerate(curve)
@@ -102,7 +102,7 @@ def test_who_has_how_much_of_a_say():
 @pytest.mark.parametrize(
     ("intended", "updates", "share"),
     [
-        ([1.0, 1.0], 2, 0.25),  # of two draws both are of one with a half: then a half of the weight is misplaced
+        ([1.0, 1.0], 2, 0.25),  # one participant has both draws with probability 1/2: half of the weight is misplaced
         ([1.0, 3.0], 1, 0.375),  # 1/4·3/4 + 3/4·1/4
         ([5.0], 3, 0.0),
         ([1.0, 1.0, 1.0], 1, 2 / 3),

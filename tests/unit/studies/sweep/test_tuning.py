@@ -1,4 +1,4 @@
-"""One participant, alone on a quadratic: with step η·η_g an update leaves 1 - η·η_g of its distance."""
+"""Tuning, with one participant alone on a quadratic: with step η·η_g an update leaves 1 - η·η_g of its distance."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ OPTIMUM = 3.0
 
 @dataclass
 class Curved:
-    """A quadratic whose curvature is the seed's; 1 where none is given."""
+    """A quadratic with a curvature for each seed; 1 if none is given."""
 
     curvatures: dict[int, float] = field(default_factory=dict)
 
@@ -138,9 +138,9 @@ def test_where_every_trial_diverges_the_grid_goes_to_smaller_steps_and_says_so(t
 
 
 def test_finalists_within_one_standard_error_of_the_best_are_as_good():
-    # Worse than the best by 0, 0.05 and 0.2: a mean of 0.083, a standard deviation of 0.104, a standard error of 0.060.
+    # It is worse than the best by 0, 0.05 and 0.2: mean 0.083, standard deviation 0.104, standard error 0.060.
     best, worse = Trial({"a": 1}, (1.0, 2.0, 3.0), None, ""), Trial({"a": 2}, (1.0, 2.05, 3.2), None, "")
-    # By 0.3, 0 and -0.15: a mean of 0.05, a standard error of 0.13.
+    # It is worse by 0.3, 0 and -0.15: mean 0.05, standard error 0.13.
     as_good, unknown = Trial({"a": 3}, (1.3, 2.0, 2.85), None, ""), Trial({"a": 4}, (0.9,), None, "")
     trials = (best, worse, as_good, unknown)
     assert Tuned("s", "it", "loss", "min", trials, best, seeds=(7, 8, 9)).as_good == [as_good]

@@ -22,7 +22,7 @@ ROWS = [RNG.integers(0, 60, n) for n in (1, 4, 7, 12, 9)]
 
 
 def batches_of(rows, config):
-    """A task's batches, one after the other, cut by hand."""
+    """Return a task's batches, one after another, cut by hand."""
     size = config.batch_size
     epochs = [rows[orders([config.seed], [len(rows)], epoch)[0]] for epoch in range(config.epochs)]
     cut = [order[i : i + size] for order in epochs for i in range(0, len(rows), size)]
@@ -30,7 +30,7 @@ def batches_of(rows, config):
 
 
 def by_hand(rows, base, config, correction=NOTHING, x=X):
-    """One participant's softmax regression in float64, one batch after the other; and its last epoch's mean loss."""
+    """Train one participant's softmax regression in float64, batch by batch. The last epoch's mean loss comes too."""
     w, b = base["w"].T.astype(float), base["b"].astype(float)
     losses = []
     for batch in batches_of(rows, config):
@@ -146,7 +146,7 @@ def test_few_examples_that_a_task_goes_through_many_times_are_trained_in_the_dua
 
 @pytest.mark.parametrize("made", [lambda block: block.astype(np.float64), lambda block: np.repeat(block, 2)[::2]])
 def test_a_base_version_of_other_numbers_in_its_memory_is_trained_as_its_values_are(made):
-    """As a strategy of one's own may make it."""
+    """A strategy of the user's own may make such a version."""
     federation = SoftmaxFederation(X, Y, ROWS, 3)
     block, config = RNG.standard_normal(18).astype(np.float32), TrainingConfig(learning_rate=0.3, batch_size=5)
     bases = [Parameters.in_block(federation.initial.layout, b) for b in (block, made(block))]
@@ -177,7 +177,7 @@ def test_a_softmax_regression_that_diverges_has_no_finite_weights():
 
 def test_loops_are_compiled_where_there_is_no_place_to_keep_them():
     made = {}
-    exec("def twice(x):\n    return 2 * x", made)  # of no file, so that numba finds no folder for it
+    exec("def twice(x):\n    return 2 * x", made)  # it has no file, so numba finds no folder for it
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(cache=True)(made["twice"])
     assert _compiled(made["twice"])(21) == 42

@@ -1,4 +1,4 @@
-"""What is chosen by time is chosen once in a study."""
+"""A choice by time is made once in a study."""
 
 import os
 
