@@ -154,7 +154,7 @@ class Population(Value):
             return fields
         recorded = fields.get("order") == "recorded"
         if recorded and fields.get("participants") is not None:
-            raise ValueError("the recorded order says how many participants there are: leave participants out")
+            raise ValueError("participants contradicts the recorded order, which says how many there are: leave it out")
         if fields.get("participants") is None:
             try:
                 found: Sequence[History] = histories(str(fields["run"]))
