@@ -35,7 +35,8 @@ class Ending:
 
     def __init__(self, settings: RunSettings, desk: TaskDesk, rounds: Rounds | None, *, evaluates: bool) -> None:
         self._limits = settings.stop
-        self._desk, self._rounds = desk, rounds
+        self._desk = desk
+        self.rounds = rounds
         self.evaluations = Evaluations(settings, evaluates)
         self.stopping: str | None = None
         """Name of the limit or goal that was reached; None while the run goes on."""
@@ -46,8 +47,8 @@ class Ending:
         """Stop the run and withdraw all tasks. A second reason changes nothing."""
         if self.stopping is None:
             self.stopping = reason
-            if self._rounds is not None:
-                self._rounds.opened_s = None
+            if self.rounds is not None:
+                self.rounds.opened_s = None
             for task in self._desk.tasks.open():
                 self._desk.withdraw(task, f"the run is over: {reason}")
 
@@ -60,7 +61,7 @@ class Ending:
                 version=desk.version,
                 accepted=accepted,
                 now=desk.now,
-                in_round=self._rounds is not None and self._rounds.opened_s is not None,
+                in_round=self.rounds is not None and self.rounds.opened_s is not None,
             )
             if limit is not None:
                 self.stop(limit)

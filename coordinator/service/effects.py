@@ -40,7 +40,7 @@ from fedmq.coordinator.decisions.records import OPEN_STATES
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.receipts import notice, receipt
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import Group, Stamp
+from fedmq.coordinator.state.ledger.rows import CommitGroup, Stamp
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Update
 from fedmq.schemas.parameters import Parameters
@@ -58,7 +58,7 @@ class Pending:
 
     since_s: float = float("inf")
     """Run time of the first entry."""
-    group: Group = field(default_factory=Group)
+    group: CommitGroup = field(default_factory=CommitGroup)
     num_updates: int = 0
     """Number of deliveries from the updates queue that the commit settles."""
     num_control: int = 0

@@ -60,6 +60,8 @@ COLLECT_EVERY = 20_000
 class Engine:
     """One run. See the module docstring; `studies.simulate` is the way in."""
 
+    core_type: type[Core] = Core
+
     def __init__(
         self,
         population: Population,
@@ -83,7 +85,9 @@ class Engine:
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
         initial = federation.initial
-        self._core = Core(self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates)
+        self._core = self.core_type(
+            self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates
+        )
         self._down_bytes = self._core.task_tensors.num_bytes
         self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}

@@ -13,10 +13,13 @@ from typing import Any
 from fedmq.coordinator.audit.replay import groups_of, version_follows
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups, Closed
 from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.rounds import Rounds
+from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
+from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Cohort, State, Strategy, arrivals
 
 
@@ -82,8 +85,8 @@ class RecordedRounds(Rounds):
     No deadline passes, apart from those that made a version.
     """
 
-    def __init__(self, cohort: Cohort, core: Core, record: RecordedVersions) -> None:
-        super().__init__(cohort, core._desk, core._model)
+    def __init__(self, cohort: Cohort, desk: TaskDesk, model: Model, record: RecordedVersions) -> None:
+        super().__init__(cohort, desk, model)
         self._record = record
 
     def tasks_wanted(self) -> int:
@@ -120,18 +123,33 @@ class _ReadyAsRecorded:
         return self._record.is_due(now)
 
 
-def make_as_recorded(core: Core, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
-    """Make the core take the versions of rounds or arrival groups from the record.
+class _RecordedWeights(ClientWeights):
+    """The client weights of the ledger's rows. It does not record who was known when, so they cannot be made anew."""
 
-    Return None if the strategy has neither: its versions follow from its updates.
-    """
-    strategy = core._strategy
-    record = RecordedVersions(strategy, rows, versions)
-    if arrivals(strategy) is not None:
-        core._groups = core._desk.groups = RecordedGroups(strategy, rows, record)
-    elif strategy.cohort is not None:
-        core._rounds = core._ending._rounds = RecordedRounds(strategy.cohort, core, record)
-        core._strategy = _ReadyAsRecorded(strategy, record)
-    else:
-        return None
-    return record
+    def __init__(self, rows: Sequence[UpdateRow]) -> None:
+        super().__init__("equal")
+        self._given = iter(rows)
+
+    def weight(self, *_: object) -> float:
+        return next(self._given).client_weight
+
+
+class RecordedCore(Core):
+    """A core that can follow the record of a run."""
+
+    def follow(self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
+        """Take the client weights from the record, and the versions of rounds or arrival groups.
+
+        Return None if the strategy has neither rounds nor groups: its versions follow from its updates.
+        """
+        self._desk.client_weights = _RecordedWeights(rows)
+        strategy = self._strategy
+        record = RecordedVersions(strategy, rows, versions)
+        if arrivals(strategy) is not None:
+            self._groups = self._desk.groups = RecordedGroups(strategy, rows, record)
+        elif strategy.cohort is not None:
+            self._rounds = self._ending.rounds = RecordedRounds(strategy.cohort, self._desk, self._model, record)
+            self._strategy = _ReadyAsRecorded(strategy, record)
+        else:
+            return None
+        return record

@@ -22,7 +22,6 @@ from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
 from fedmq.schemas.errors import InputError, StateError
 from fedmq.schemas.messages import TrainingConfig
@@ -30,7 +29,7 @@ from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.engine.outcome import Outcome
 from fedmq.studies.engine.recorded import RecordedEngine
-from fedmq.studies.engine.recorded_versions import RecordedVersions, make_as_recorded
+from fedmq.studies.engine.recorded_versions import RecordedCore, RecordedVersions
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Population, task_streams
@@ -84,6 +83,8 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
 
 
 class _Replay(RecordedEngine):
+    core_type = RecordedCore
+    _core: RecordedCore
     _versions: RecordedVersions | None = None
 
     def _close(self, about: int) -> None:
@@ -106,9 +107,8 @@ class _Replay(RecordedEngine):
 
         `digest` is that of the run's last committed state, if this state holds all of `rows`; else None.
         """
-        self._versions = make_as_recorded(self._core, rows, versions)
+        self._versions = self._core.follow(rows, versions)
         self._lazy = _ArchivedResults(folder, rows, archived, self._devices, METHODS[self._reply].remembers)  # type: ignore[assignment]
-        self._core._desk.client_weights = _RecordedWeights(rows)
         outcome = self.run()
         found = list(zip(outcome.updates.staleness, self._participants(outcome), strict=True))
         for row, mine in zip_longest(rows, found):
@@ -217,14 +217,3 @@ class _ArchivedResults:
     def settled(self, update_id: str, accepted: bool) -> None:
         if not accepted:
             raise StateError(f"the replay discarded update {update_id}, which the run accepted")
-
-
-class _RecordedWeights(ClientWeights):
-    """The client weights of the ledger's rows. It does not record who was known when, so they cannot be made anew."""
-
-    def __init__(self, rows: Sequence[UpdateRow]) -> None:
-        super().__init__("equal")
-        self._given = iter(rows)
-
-    def weight(self, *_: object) -> float:
-        return next(self._given).client_weight

@@ -84,8 +84,8 @@ class Stamp:
 
 
 @dataclass(slots=True)
-class Group:
-    """Everything that one transaction writes."""
+class CommitGroup:
+    """Everything that the transaction of one commit writes. Its updates are committed as a group."""
 
     accepted: list[tuple[Accept, Stamp]] = field(default_factory=list)
     versions: list[tuple[NewVersion, Stamp]] = field(default_factory=list)

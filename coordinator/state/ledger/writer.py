@@ -17,7 +17,7 @@ from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
 from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, is_empty
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
 from fedmq.schemas.errors import LedgerError, LedgerLocked
 
@@ -90,7 +90,7 @@ class Ledger(LedgerReader, ArchiveWriter):
         with self._transaction() as db:
             db.execute("UPDATE run SET settings = ?", (json.dumps(settings),))
 
-    def commit(self, group: Group, state: CheckpointRow, run_s: float, wall_s: float, keep: int = 2) -> None:
+    def commit(self, group: CommitGroup, state: CheckpointRow, run_s: float, wall_s: float, keep: int = 2) -> None:
         """Write everything in one transaction.
 
         A `state` with the newest checkpoint's `seq` renews that row's scalars; one with a higher `seq` is a new row.
@@ -191,7 +191,7 @@ def _fill(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _update_values(group: Group) -> list[tuple[Any, ...]]:
+def _update_values(group: CommitGroup) -> list[tuple[Any, ...]]:
     return [
         (
             a.order, a.update.update_id, a.update.task_id, a.update.participant_id, a.update.base_version, a.staleness,
@@ -202,7 +202,7 @@ def _update_values(group: Group) -> list[tuple[Any, ...]]:
     ]  # fmt: skip
 
 
-def _discard_values(group: Group) -> list[tuple[Any, ...]]:
+def _discard_values(group: CommitGroup) -> list[tuple[Any, ...]]:
     return [
         (
             d.reason, d.detail, *((u.update_id, u.task_id, u.participant_id, u.base_version) if u else (None,) * 4),

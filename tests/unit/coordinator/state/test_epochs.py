@@ -11,7 +11,7 @@ from fedmq.coordinator.service.startup import open_core
 from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, EpochRow, Group
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup, EpochRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedBuff
@@ -79,7 +79,7 @@ def test_every_write_of_a_deposed_coordinator_is_refused_and_writes_nothing(fold
         for write in (
             lambda: old.create("r", "uid", {}, 1.0, ZERO),
             lambda: old.resume({"x": 1}),
-            lambda: old.commit(Group(finished="x"), CheckpointRow(1, "1.safetensors", "d", 1, 0, {}), 1.0, 1.0),
+            lambda: old.commit(CommitGroup(finished="x"), CheckpointRow(1, "1.safetensors", "d", 1, 0, {}), 1.0, 1.0),
         ):
             with pytest.raises(Deposed, match=r"taken over by the coordinator with pid 2 on b \(epoch 2, since"):
                 write()
@@ -134,11 +134,11 @@ def test_a_start_that_was_paused_removes_nothing_of_a_newer_epoch(folder, monkey
     with active(folder) as old, Ledger(folder.ledger) as new:
         opened(folder, old)
         stale = old.checkpoints()
-        (folder.checkpoints / "00000001-e0000.safetensors.tmp").touch()  # of a crash
-        (folder.checkpoints / "notes").touch()  # nobody's
+        (folder.checkpoints / "00000001-e0000.safetensors.tmp").touch()  # left by a crash
+        (folder.checkpoints / "notes").touch()  # not ours
         new.take_over("b", 2, 1.0)
         Committer(files_of(folder), new, 1).commit(opened(folder, new), Pending(arrays_changed=True), lambda: 1.0)
-        (folder.checkpoints / "00000002-e0002.safetensors.tmp").touch()  # it is at work
+        (folder.checkpoints / "00000002-e0002.safetensors.tmp").touch()  # the new coordinator is writing it
         assert files(folder) == ["00000001-e0002.safetensors", "00000002-e0002.safetensors.tmp"]
         (folder.checkpoints / "00000001-e0001.safetensors").touch()
         monkeypatch.setattr(old, "checkpoints", lambda: stale)

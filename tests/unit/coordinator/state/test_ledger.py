@@ -12,7 +12,7 @@ from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
 from fedmq.coordinator.decisions.events import ClosedTask, EvaluationArrived
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, Group, Stamp, Verdict
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup, Stamp, Verdict
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import LedgerError
 from fedmq.schemas.messages import Update
@@ -47,7 +47,7 @@ def ledger(tmp_path: Path):
 @pytest.fixture
 def full(ledger: Ledger):
     ledger.commit(
-        Group(
+        CommitGroup(
             accepted=[(Accept(1, update(1), 0, 1.0, 1), AT), (Accept(2, update(2), 1, 0.5, 2), AT)],
             versions=[(NewVersion(1, ("u-1",), (0.75,)), AT)],
             discards=[
@@ -115,7 +115,7 @@ def test_federated_metrics_are_the_mean_over_the_examples_behind_each_of_them(le
         (NewVersion(v, tuple(f"u-{seq}" for seq, (of, _, _) in reports.items() if of == v), (1.0,) * count), AT)
         for v, count in ((1, 2), (2, 2), (3, 1))
     ]
-    ledger.commit(Group(accepted, versions), CheckpointRow(1, "1.safetensors", "d1", 3, 6, {}), 2.0, 0.0)
+    ledger.commit(CommitGroup(accepted, versions), CheckpointRow(1, "1.safetensors", "d1", 3, 6, {}), 2.0, 0.0)
     assert [(row.version, row.num_updates, row.metrics) for row in ledger.federated_metrics()] == [
         (1, 2, {"loss": 1.75, "accuracy": 0.5}),
         (2, 2, {"loss": largest}),
@@ -131,17 +131,17 @@ def test_a_reader_cannot_write(full: Ledger):
 
 def test_a_later_version_takes_up_what_was_buffered(full: Ledger):
     state = CheckpointRow(2, "2.safetensors", "d2", 2, 2, {})
-    full.commit(Group(versions=[(NewVersion(2, ("u-2",), (0.5,)), AT)]), state, 3.0, 0.0)
+    full.commit(CommitGroup(versions=[(NewVersion(2, ("u-2",), (0.5,)), AT)]), state, 3.0, 0.0)
     assert [(u.version, u.weight) for u in full.updates()] == [(1, 0.75), (2, 0.5)]
 
 
 def test_the_same_seq_renews_the_scalars_only(full: Ledger):
-    full.commit(Group(), CheckpointRow(1, "1.safetensors", "d1", 1, 2, {"next_seq": 8}), 3.0, 0.0)
+    full.commit(CommitGroup(), CheckpointRow(1, "1.safetensors", "d1", 1, 2, {"next_seq": 8}), 3.0, 0.0)
     assert [(c.seq, c.scalars) for c in full.checkpoints()] == [(1, {"next_seq": 8}), (0, ZERO.scalars)]
 
 
 def test_only_the_newest_checkpoints_stay(full: Ledger):
-    full.commit(Group(), CheckpointRow(2, "2.safetensors", "d2", 1, 2, {}), 3.0, 0.0, keep=2)
+    full.commit(CommitGroup(), CheckpointRow(2, "2.safetensors", "d2", 1, 2, {}), 3.0, 0.0, keep=2)
     assert [c.seq for c in full.checkpoints()] == [2, 1]
 
 
@@ -157,7 +157,9 @@ def test_a_task_that_is_over_has_an_end_and_a_verdict_and_one_that_is_open_has_n
 
 
 def test_an_update_counted_twice_is_refused_and_nothing_of_that_commit_stays(full: Ledger):
-    twice = Group(accepted=[(Accept(9, update(1), 0, 1.0, 3), AT)], discards=[(Discard(9, "malformed", "x", None), AT)])
+    twice = CommitGroup(
+        accepted=[(Accept(9, update(1), 0, 1.0, 3), AT)], discards=[(Discard(9, "malformed", "x", None), AT)]
+    )
     with pytest.raises(LedgerError, match="UNIQUE"):
         full.commit(twice, CheckpointRow(2, "2.safetensors", "d2", 1, 3, {}), 9.0, 0.0)
     assert full.accepted() == 2
@@ -169,7 +171,7 @@ def test_an_update_counted_twice_is_refused_and_nothing_of_that_commit_stays(ful
 def test_a_full_disk_is_an_os_error_and_the_same_commit_succeeds_later(full: Ledger):
     pages = full._db.execute("PRAGMA page_count").fetchone()[0]
     full._db.execute(f"PRAGMA max_page_count = {pages}")
-    group = Group(discards=[(Discard(9, "malformed", "x" * 100_000, None), AT)])
+    group = CommitGroup(discards=[(Discard(9, "malformed", "x" * 100_000, None), AT)])
     state = CheckpointRow(2, "2.safetensors", "d2", 1, 2, {})
     with pytest.raises(OSError, match="full"):
         full.commit(group, state, 9.0, 0.0)
@@ -206,9 +208,9 @@ def test_reading_a_run_that_has_no_ledger_says_so_and_makes_none(tmp_path: Path)
 
 def test_memories_come_back_with_their_bits_and_a_commit_replaces_those_it_names(ledger: Ledger):
     one = {"w": np.array([[0.1, 2.0]], np.float32), "half": np.array(1.5, ml_dtypes.bfloat16)}
-    ledger.commit(Group(memories={"p1": one, "p2": {"w": np.ones((1, 2), np.float32)}}), ZERO, 1.0, 1.0)
+    ledger.commit(CommitGroup(memories={"p1": one, "p2": {"w": np.ones((1, 2), np.float32)}}), ZERO, 1.0, 1.0)
     newer = {"w": np.array([[7.0, 8.0]], ">f4")}
-    ledger.commit(Group(memories={"p2": newer}), ZERO, 2.0, 2.0)
+    ledger.commit(CommitGroup(memories={"p2": newer}), ZERO, 2.0, 2.0)
     found = ledger.memories()
     assert {p: {n: (a.dtype.name, a.tolist()) for n, a in arrays.items()} for p, arrays in found.items()} == {
         "p1": {"w": ("float32", one["w"].tolist()), "half": ("bfloat16", 1.5)},
@@ -217,7 +219,7 @@ def test_memories_come_back_with_their_bits_and_a_commit_replaces_those_it_names
 
 
 def test_a_memory_that_was_altered_is_not_taken(ledger: Ledger):
-    ledger.commit(Group(memories={"p1": {"w": np.ones(2, np.float32)}}), ZERO, 1.0, 1.0)
+    ledger.commit(CommitGroup(memories={"p1": {"w": np.ones(2, np.float32)}}), ZERO, 1.0, 1.0)
     ledger._db.execute("UPDATE memories SET bytes = zeroblob(8)")
     with pytest.raises(LedgerError, match="'p1', tensor 'w', is damaged"):
         ledger.memories()
