@@ -99,7 +99,7 @@ class FedAsync:
         state.payload, state.weight = update.payload, min(1.0, weight)
         return state
 
-    def ready(self, state: PendingUpdate, now: float) -> bool:  # noqa: ARG002 - time decides for cohorts only
+    def ready(self, state: PendingUpdate, now: float) -> bool:  # noqa: ARG002 - only cohorts look at the time
         return state.payload is not None
 
     def weights(self, state: PendingUpdate) -> tuple[float, ...]:

@@ -162,7 +162,7 @@ class FedCompass:
         state.closing = str(group)
         return state
 
-    def ready(self, state: CompassState, now: float) -> bool:  # noqa: ARG002 - the groups ask for the time
+    def ready(self, state: CompassState, now: float) -> bool:  # noqa: ARG002 - the groups look at the time
         return state.closing is not None
 
     def weights(self, state: CompassState) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ class Buffered:
     def cohort(self) -> None:
         return None
 
-    def ready(self, state: State, now: float) -> bool:  # noqa: ARG002 - time decides for cohorts only
+    def ready(self, state: State, now: float) -> bool:  # noqa: ARG002 - only cohorts look at the time
         return state.count >= self.buffer_size
 
 

@@ -42,9 +42,9 @@ class MeanOfDeltas(Buffered):
     """
 
     server_optimizer: ServerOptimizer | None = None
-    """Takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
+    """Server optimiser; it takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
     weight: Callable[..., float]
-    """weight(update, staleness) or weight(update, staleness, state): a finite number of 0 or more."""
+    """The weight w: weight(update, staleness) or weight(update, staleness, state), a finite number of 0 or more."""
     _weight_takes_state: bool
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -58,7 +58,7 @@ class MeanOfDeltas(Buffered):
 
     @property
     def _rate(self) -> float:
-        """η_g. It is 1 for a strategy that has no server learning rate."""
+        """η_g; 1 if the strategy has no server learning rate. Its name is private: tuning looks for public rates."""
         return 1.0
 
     @property
@@ -144,7 +144,7 @@ class WeightedMean(MeanOfDeltas):
     def __post_init__(self) -> None:
         """Check the inherited hyper-parameters of a plain dataclass, which checks nothing by itself.
 
-        Raises ConfigError for a value that cannot be, and AppError if there is no `weight`.
+        Raises ConfigError for a value that is not allowed, and AppError if there is no `weight`.
         """
         if is_pydantic_dataclass(type(self)):
             return

@@ -16,14 +16,16 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from fedmq.coordinator.strategies import AnyStrategy
-from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import AppError
+
+if TYPE_CHECKING:  # numpy, and all strategies
+    from fedmq.coordinator.strategies import AnyStrategy
+    from fedmq.coordinator.strategies.protocol import Strategy
 
 NEEDED = ("name", "reply", "cohort", "init", "restore", "accumulate", "ready", "weights", "aggregate")
 
