@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.rabbitmq import amqp_url, own_node, prefix, rabbitmq_node
@@ -14,6 +15,10 @@ __all__ = ["amqp_url", "own_node", "prefix", "rabbitmq_node"]
 # also those to which the test sends Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A property is no less true on a busy machine. pytest's own timeout ends a test that hangs.
+hypothesis.settings.register_profile("fedmq", deadline=None)
+hypothesis.settings.load_profile("fedmq")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
