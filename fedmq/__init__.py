@@ -1,7 +1,7 @@
 """fedmq: asynchronous federated learning over RabbitMQ.
 
-Everything that a user's code needs is here, imported on first use: `import fedmq` loads neither TensorFlow nor
-pika. An app file or a trainer may as well import nothing of fedmq at all.
+This module has all the names that a user's code needs. Each is imported on first use: `import fedmq` loads neither
+TensorFlow nor pika, nor numpy. An app file or a trainer may also import nothing of fedmq.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@
     load_data(participant_id) -> (x, y)
     load_test_data() -> (x, y)                      optional: the coordinator evaluates with it
 
-or, without Keras,
+or, for a trainer that is not Keras,
 
-    build_trainer(participant_id) -> a trainer      see participant.trainer
+    build_trainer(participant_id) -> a trainer      see fedmq.participant.trainer
     initial_parameters() -> {name: array}
     evaluate(parameters) -> {name: value}           optional: the coordinator evaluates with it
 
-and in both cases, optionally, conditions(participant_id) -> bool: whether to take work now.
+and in both cases, if wanted,
+
+    conditions(participant_id) -> bool              True if the participant may take work now
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ FUNCTIONS = (
     "conditions",
 )
 ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1}
-"""How many arguments fedmq calls each with; the others take none."""
+"""Number of arguments that fedmq passes to each; the others take none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,15 @@ class App:
     functions: Mapping[str, Callable[..., Any]]
 
     def get(self, name: str) -> Callable[..., Any] | None:
-        """The function of this name, with errors of the user's code translated; None where there is none."""
+        """Return the function of this name, or None. It raises the user's errors as AppError."""
         function = self.functions.get(name)
         return None if function is None else _translated(self.path, name, function)
 
     def need(self, name: str, why: str) -> Callable[..., Any]:
-        """The function of this name. Raises AppError, saying what is there instead, where there is none."""
+        """Return the function of this name.
+
+        Raises AppError if there is none; the message lists the functions that the file has.
+        """
         function = self.get(name)
         if function is None:
             close = difflib.get_close_matches(name, self._public_names(), n=1, cutoff=0.6)
@@ -140,7 +145,7 @@ def _translated(path: Path, name: str, function: Callable[..., Any]) -> Callable
 
 
 def _last_frame(path: Path, error: BaseException) -> str:
-    """The error, and the last line of the user's own file on the way to it."""
+    """Return the error's text with the last line of the user's own file that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename) == path] or list(frames)
     said = f"{type(error).__name__}: {error}"
@@ -150,9 +155,9 @@ def _last_frame(path: Path, error: BaseException) -> str:
 
 
 def trainer_of(app: App, participant_id: str) -> Any:
-    """The trainer of one participant: the app's own, or a KerasTrainer around its model and data.
+    """Return the trainer of one participant: the app's own, or a KerasTrainer around its model and data.
 
-    Raises AppError. Imports TensorFlow where the app is a Keras one.
+    Imports TensorFlow if the app has no build_trainer. Raises AppError and MissingExtra.
     """
     build_trainer = app.get("build_trainer")
     if build_trainer is not None:

@@ -1,5 +1,7 @@
-"""The coordinator's end of fedmq.app.model_worker: initial parameters, central evaluation and the .keras export,
-without ever importing TensorFlow into the coordinator's own process."""
+"""The coordinator's end of fedmq.app.model_worker: initial parameters, central evaluation and the .keras export.
+
+TensorFlow is never imported into the coordinator's own process.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,13 @@ class _Evaluation:
 
 
 class ModelChild:
-    """Starts the helper process and asks it, one request at a time. `submit` never blocks: where evaluations take
-    longer than versions, only the newest waits."""
+    """Starts the worker process and sends it one request at a time.
+
+    `submit` never blocks. If evaluations take longer than versions, only the newest version waits.
+    """
 
     def __init__(self, app: Path, work_dir: Path) -> None:
-        """Starts loading the app; `ready` waits for it. The child's own output goes to work_dir/model.log."""
+        """Start to load the app; `ready` waits for it. The child's own output goes to work_dir/model.log."""
         work_dir.mkdir(parents=True, exist_ok=True)
         self._app = app
         self._work_dir = work_dir
@@ -56,22 +60,22 @@ class ModelChild:
         self._thread = threading.Thread(target=self._evaluate_forever, name="evaluator", daemon=True)
 
     def ready(self) -> None:
-        """Wait until the app is loaded. Raises AppError where it cannot be."""
+        """Wait until the app is loaded. Raises AppError or MissingExtra if it cannot be."""
         with self._asking:
             self._load()
 
     @property
     def evaluates(self) -> bool:
-        """Whether the app has test data (or an `evaluate` of its own)."""
+        """True if the app has test data, or an `evaluate` of its own."""
         return bool(self._ready and self._ready.get("evaluates"))
 
     @property
     def exports(self) -> bool:
-        """Whether the app can be saved as .keras."""
+        """True if the app's model can be saved as a .keras file."""
         return bool(self._ready and self._ready.get("exports"))
 
     def initial(self) -> Parameters:
-        """The first version of the model. Raises AppError."""
+        """Return the first version of the model. Raises AppError."""
         path = self._work_dir / "initial.safetensors"
         self._ask({"initial": str(path)})
         parameters = read_parameters(path)
@@ -79,7 +83,7 @@ class ModelChild:
         return parameters
 
     def outline(self) -> Parameters:
-        """Names, dtypes and shapes of the first version, all of it zeros that take no memory. Raises AppError."""
+        """Return the names, dtypes and shapes of the first version, with zeros that take no memory. Raises AppError."""
         tensors = self._ask({"outline": True})["outline"]
         zeros = {name: np.broadcast_to(np.zeros((), DTYPES[dtype]), shape) for name, dtype, shape, _ in tensors}
         return Parameters(zeros, frozenset(name for name, _, _, trainable in tensors if not trainable))
@@ -89,13 +93,15 @@ class ModelChild:
         self._ask({"export": str(model), "to": str(model.with_suffix(".keras"))})
 
     def try_training(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
-        """One step as this participant, as the strategy's `reply` asks for it; how many examples it has. Raises
-        AppError."""
+        """Train one step as this participant, in the way that the strategy's `reply` asks for.
+
+        Returns the number of the participant's examples. Raises AppError.
+        """
         answer = self._ask({"try": participant_id, "training": training.model_dump(), "reply": reply})
         return int(answer["num_examples"])
 
     def submit(self, version: int, parameters: Parameters, on_result: OnResult) -> None:
-        """Evaluate these parameters some time soon; `on_result` is called on the evaluator's thread."""
+        """Have these parameters evaluated soon. `on_result` is called on the evaluator's thread."""
         with self._wake:
             superseded, self._waiting = self._waiting, _Evaluation(version, parameters, on_result)
             if self._thread.ident is None:
@@ -105,7 +111,7 @@ class ModelChild:
             superseded.on_result(EvaluationArrived(superseded.version, detail=f"{SUPERSEDED} by version {version}"))
 
     def close(self) -> None:
-        """Stop the child. An evaluation that is under way is given up. Idempotent."""
+        """Stop the child, and give up an evaluation that is under way. Idempotent."""
         with self._wake:
             self._closed = True
             self._waiting = None
@@ -113,7 +119,7 @@ class ModelChild:
         self._end(CLOSE_S)
 
     def _end(self, grace_s: float) -> None:
-        """The end of its input tells the child to leave."""
+        """Close the child's input, which tells it to leave; kill it after the grace."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -133,7 +139,7 @@ class ModelChild:
                 stderr=log_file,
                 text=True,
                 env=importable(tensorflow_environment()),
-                start_new_session=True,  # a Ctrl-C is the coordinator's to handle: it still needs the export
+                start_new_session=True,  # the coordinator handles a Ctrl-C: it still needs the export
             )
 
     def _load(self) -> None:
@@ -189,6 +195,6 @@ class ModelChild:
             write_parameters(path, wanted.parameters)
             wanted.parameters = Parameters({})  # the evaluation may outlast this version, which may be large
             answer = self._ask({"evaluate": str(path), "version": wanted.version})
-        except Exception as e:  # noqa: BLE001 (whatever it is, the run goes on and the ledger tells)
+        except Exception as e:  # noqa: BLE001 (the run goes on; the ledger has the error)
             return EvaluationArrived(wanted.version, detail=f"{type(e).__name__}: {e}")
         return EvaluationArrived(wanted.version, metrics=answer["metrics"])

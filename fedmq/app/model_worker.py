@@ -1,7 +1,7 @@
-"""The coordinator's helper process: the only place on its side where the app, and with it TensorFlow, is loaded.
+"""The coordinator's worker process: the only place on its side that loads the app, and with it TensorFlow.
 
-`python -m fedmq.app.model_worker APP` says {"ready": true, "evaluates": ..., "exports": ...} on stdout, then answers
-each JSON line on stdin with one JSON line, in order:
+`python -m fedmq.app.model_worker APP` writes {"ready": true, "evaluates": ..., "exports": ...} to stdout. Then it
+answers each JSON line on stdin with one JSON line, in order:
 
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
@@ -38,18 +38,18 @@ Evaluate = Callable[[Parameters], Mapping[str, float]]
 
 
 def write_parameters(path: Path, parameters: Parameters) -> None:
-    """One file for the tensors and their non-trainable flags."""
+    """Write the tensors and their non-trainable flags to one file."""
     checkpoint.write(path, parameters, {"non_trainable": sorted(parameters.non_trainable)})
 
 
 def read_parameters(path: Path) -> Parameters:
-    """What `write_parameters` wrote, or a run's final model. Raises CheckpointError."""
+    """Read a file of `write_parameters`, or a run's final model. Raises CheckpointError."""
     found = checkpoint.read(path)
     return Parameters(found.arrays, set(found.meta.get("non_trainable", ())))
 
 
 class Helper:
-    """Answers requests with the app's functions; builds each thing when it is first needed."""
+    """Answers requests with the app's functions. Each thing is built when it is first needed."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class Helper:
         self._evaluate: Evaluate | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what one line asks. Raises AppError or CheckpointError."""
+        """Answer one request. Raises AppError, CheckpointError or MissingExtra."""
         if "initial" in request:
             write_parameters(Path(request["initial"]), self._initial())
             return {"done": True}
@@ -111,7 +111,7 @@ class Helper:
         set_parameters(model, parameters)
         beside = target.with_name(f"{target.stem}.part{target.suffix}")
         model.save(beside)
-        beside.replace(target)  # whole or not at all: whether it is there decides if a restart exports again
+        beside.replace(target)  # whole or not at all: a restart exports again only if the file is missing
 
     def _try(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
         initial = self._initial()
@@ -120,7 +120,7 @@ class Helper:
         if reply not in replies_of(trainer):
             raise AppError(
                 f"the trainer of {self._app.path} cannot do the strategy's tasks: its train has no argument "
-                "`correction`, to be added to each gradient (see the guide)"
+                "`correction`, to be added to each gradient (see docs/guide.md)"
             )
         if METHODS[reply].corrected:
             zeros = {name: np.zeros_like(initial[name]) for name in trained(initial)}
@@ -136,7 +136,7 @@ class Helper:
 
 
 def main(argv: list[str]) -> int:
-    """Serve until standard input ends."""
+    """Answer requests until standard input ends."""
     lines = _own_stdout()
     try:
         helper = Helper(load_app(argv[0]))
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> int:
             _say(lines, helper.answer(json.loads(line)))
         except FedmqError as e:
             _say(lines, _failed(e))
-        except Exception as e:  # noqa: BLE001 (the user's model: the coordinator reports it and goes on)
+        except Exception as e:  # noqa: BLE001 (the user's model failed: the coordinator reports it and goes on)
             _say(lines, {"error": f"{type(e).__name__}: {e}"})
     return 0
 
@@ -159,7 +159,7 @@ def _failed(error: FedmqError) -> dict[str, Any]:
 
 
 def _own_stdout() -> TextIO:
-    """Keep standard output for the protocol, and send everybody else's prints to standard error."""
+    """Return standard output, kept for the protocol. All other prints go to standard error."""
     sys.stdout.flush()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

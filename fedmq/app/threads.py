@@ -1,4 +1,4 @@
-"""How many threads TensorFlow may take, and how much it may say: it reads both from its environment, once."""
+"""TensorFlow's threads and its remarks. It reads both from its environment, once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fedmq.schemas.errors import ConfigError
 
 
 def tensorflow_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a process that loads TensorFlow; `FEDMQ_TF_THREADS` limits its threads.
+    """Return the environment for a process that loads TensorFlow. `FEDMQ_TF_THREADS` limits its threads.
 
-    Raises ConfigError where FEDMQ_TF_THREADS is not a number of threads.
+    Raises ConfigError if FEDMQ_TF_THREADS is not a number of threads.
     """
     found = dict(environ)
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,5 +26,5 @@ def tensorflow_environment(environ: Mapping[str, str] = os.environ) -> dict[str,
 
 
 def prepare_tensorflow(environ: MutableMapping[str, str] = os.environ) -> None:
-    """The same for this process, before it loads TensorFlow."""
+    """Change this process's environment in the same way, before it loads TensorFlow."""
     environ.update(tensorflow_environment(environ))

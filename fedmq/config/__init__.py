@@ -1,1 +1,1 @@
-"""The federation file: read, overridden by flags and environment, checked."""
+"""The federation file: it is read, overridden by flags and environment, and checked."""

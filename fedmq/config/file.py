@@ -1,7 +1,7 @@
 """One TOML file per federation: the same for the coordinator and every participant.
 
-What counts, from strongest to weakest: command-line flags, `FEDMQ_*` environment variables, the file, the defaults.
-Every mistake is named at once, each with its place, the value got and what is allowed.
+A value comes from the strongest of: command-line flags, `FEDMQ_*` environment variables, the file, the defaults.
+All mistakes are reported together, each with its place, the value got and the values allowed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fedmq.schemas.messages import TrainingConfig
 
 
 class FederationConfig(BaseModel):
-    """A federation file, checked. Paths are absolute once `load_config` has read them."""
+    """A checked federation file. Its paths are absolute after `load_config`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     app: str = "app.py"
-    """The app file, relative to the federation file (as all paths in it)."""
+    """The app file. Like all paths in the file, it is relative to the federation file."""
     runs_dir: str = "runs"
-    """Each run keeps its checkpoints and ledger in a folder of its own below this one."""
+    """Folder in which each run has a folder of its own, with its checkpoints and its ledger."""
     initial: str | None = None
-    """A .safetensors file to start from; None starts from the app's model."""
+    """A .safetensors file to start from. None starts from the app's model."""
     run: RunSettings
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
@@ -49,16 +49,16 @@ class FederationConfig(BaseModel):
 
     @property
     def run_dir(self) -> Path:
-        """Where this run's checkpoints and ledger are."""
+        """Folder of this run's checkpoints and ledger."""
         return Path(self.runs_dir) / self.run.run_id
 
 
 def load_config(
     path: str | Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> FederationConfig:
-    """Read, override and check a federation file; `flags` are `key.path=value` texts (`--set`).
+    """Read, override and check a federation file. `flags` are `key.path=value` texts (`--set`).
 
-    Raises ConfigError with every mistake found.
+    Raises ConfigError, which lists all mistakes.
     """
     path = Path(path)
     tree = read_toml(path)
@@ -83,7 +83,7 @@ FEDERATION_HINT = "give its path with --config (examples/mnist/federation.toml i
 
 
 def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT) -> dict[str, Any]:
-    """The file as a tree of tables. Raises ConfigError where it is missing or not TOML."""
+    """Return the file as a tree of tables. Raises ConfigError if it is missing or is not TOML."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT)
 
 
 def _beyond_types(config: FederationConfig) -> list[Mistake]:
-    """What pydantic's types do not say."""
+    """Return the mistakes that pydantic's types do not find."""
     stop = config.run.stop
     found = []
     if all(

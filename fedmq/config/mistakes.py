@@ -1,6 +1,6 @@
-"""Turn pydantic's errors into lines to act on: the place, the value got, what is allowed, and a near miss.
+"""Turn pydantic's errors into lines that a user can act on: place, value got, values allowed, and a near miss.
 
-The allowed keys and values are read from the configuration's own JSON Schema, so that they never fall behind it.
+The allowed keys and values come from the configuration's own JSON Schema, so they never fall behind it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BOUNDS = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing to put right."""
+    """One thing for the user to correct."""
 
     place: str
     text: str
 
 
 class SchemaNode:
-    """A place in a JSON Schema, with the schema's definitions at hand."""
+    """A place in a JSON Schema, with the definitions that it may refer to."""
 
     def __init__(self, schema: Tree, definitions: Tree) -> None:
         while "$ref" in schema:
@@ -41,17 +41,17 @@ class SchemaNode:
 
     @property
     def properties(self) -> Tree:
-        """Key to schema, for a table of known keys."""
+        """Schemas by key, for a table of known keys."""
         found: Tree = self.schema.get("properties", {})
         return found
 
     @property
     def open(self) -> bool:
-        """Whether the table takes keys of any name."""
+        """True if the table takes keys of any name."""
         return self.schema.get("type") == "object" and not self.properties
 
     def options(self) -> Iterator[SchemaNode]:
-        """The alternatives of a union; itself where it is none."""
+        """Yield the alternatives of a union; this node itself if it is no union."""
         branches = self.schema.get("oneOf") or self.schema.get("anyOf")
         if not branches:
             yield self
@@ -60,7 +60,7 @@ class SchemaNode:
             yield from SchemaNode(branch, self._definitions).options()
 
     def chosen(self, data: object) -> SchemaNode:
-        """The alternative that the data's `name` picks, or the one that is a table, or the first that is not null."""
+        """Return the alternative that the data's `name` picks, else a table, else the first that is not null."""
         options = [o for o in self.options() if o.schema.get("type") != "null"]
         if isinstance(data, dict):
             for option in options:
@@ -70,11 +70,11 @@ class SchemaNode:
         return options[0] if options else self
 
     def child(self, key: str) -> SchemaNode:
-        """The schema below `key`; an empty one where the key is unknown."""
+        """Return the schema below `key`; an empty one if the key is unknown."""
         return SchemaNode(self.properties.get(key, {}), self._definitions)
 
     def values(self) -> list[Any]:
-        """The values of an enumeration; none where it is not one."""
+        """Return the values of an enumeration; an empty list if it is none."""
         found: list[Any] = []
         for option in self.options():
             found += option.schema.get("enum", [])
@@ -83,17 +83,17 @@ class SchemaNode:
         return found
 
     def secret(self) -> bool:
-        """Whether its value must not be shown."""
+        """Return True if the value must not be shown."""
         return any(option.schema.get("format") == "password" for option in self.options())
 
     def kind(self) -> str:
-        """What goes here, in words."""
+        """Return the type of value that is expected here, in words."""
         words = [_KINDS.get(str(o.schema.get("type")), "") for o in self.options() if o.schema.get("type") != "null"]
         return " or ".join(dict.fromkeys(word for word in words if word)) or "another value"
 
 
 def explain(error: ValidationError, tree: Tree, schema: Tree, origins: Origins) -> list[Mistake]:
-    """Each of pydantic's complaints as a Mistake; `origins` says which keys came from elsewhere than the file."""
+    """Return each of pydantic's complaints as a Mistake. `origins` has the keys that did not come from the file."""
     found = []
     for item in error.errors(include_url=False):
         keys, table, node, got = _locate(item["loc"], tree, SchemaNode(schema, schema.get("$defs", {})))
@@ -111,12 +111,12 @@ def explain(error: ValidationError, tree: Tree, schema: Tree, origins: Origins) 
 
 
 def _says_little(kind: str) -> bool:
-    """Whether it only says that another alternative of a union was not met, or that a list's items are wrong."""
+    """Return True if it only reports that a union's alternative was not met, or that a list's items are wrong."""
     return kind.endswith(("_type", "_parsing")) or kind == "too_short"
 
 
 def _said_better(keys: tuple[str, ...], found: Iterable[tuple[tuple[str, ...], bool, Mistake]]) -> bool:
-    """Whether another mistake is at this place and says more, or is within it."""
+    """Return True if another mistake is at this place and says more, or is inside this place."""
     return any(other[: len(keys)] == keys and (len(other) > len(keys) or not little) for other, little, _ in found)
 
 
@@ -126,8 +126,11 @@ _ABSENT = object()
 def _locate(
     loc: Iterable[int | str], tree: object, node: SchemaNode
 ) -> tuple[tuple[str, ...], SchemaNode, SchemaNode, object]:
-    """Follow pydantic's location, which names the alternatives of unions too: the keys as a person wrote them, the
-    schema of the table around the last of them, its own schema, and the value there."""
+    """Follow pydantic's location, which also names the alternatives of unions.
+
+    Returns the keys as a person wrote them, the schema of the table around the last key, the last key's own schema, and
+    the value there.
+    """
     keys: list[str] = []
     table, got = node, tree
     for step in loc:
@@ -160,7 +163,7 @@ def _text(
     schema: Tree,
 ) -> str:
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
-        # What stands under a misspelt key beside a secret may be that secret.
+        # The value of a misspelt key beside a secret may be that secret.
         near_secret = any(table.child(key).secret() for key in table.properties)
         return unknown_key(keys[-1], "" if near_secret else f" (got {show(got)})", table.properties, schema)
     values = node.values()
@@ -176,13 +179,13 @@ def _text(
         return f"got {shown}, allowed: {_IDENTIFIER}"
     if kind.endswith(("_type", "_parsing", "_from_float")):
         return f"got {shown}, expected {node.kind()}"
-    if isinstance(got, dict):  # one that its own check refuses, and says why
+    if isinstance(got, dict):  # a check of its own refused it, and says why
         return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return f"got {shown}: {message.removeprefix('Value error, ').removeprefix('Assertion failed, ')}"
 
 
 def unknown_key(key: str, got: str, allowed: Iterable[str], schema: Tree) -> str:
-    """Say that there is no such key, and which was probably meant: one beside it, or the same one in another table."""
+    """Return the text for an unknown key. It names the key that was probably meant, here or in another table."""
     allowed = sorted(allowed)
     hint = near(key, allowed)
     if not hint:
@@ -192,7 +195,7 @@ def unknown_key(key: str, got: str, allowed: Iterable[str], schema: Tree) -> str
 
 
 def tables(schema: Tree) -> Iterator[tuple[str, set[str]]]:
-    """The tables of the file with the keys that any of their forms takes."""
+    """Yield each table of the file with the keys that any of its forms takes."""
     root = SchemaNode(schema, schema.get("$defs", {}))
     for name in root.properties:
         keys = {key for option in root.child(name).options() for key in option.properties}
@@ -201,19 +204,19 @@ def tables(schema: Tree) -> Iterator[tuple[str, set[str]]]:
 
 
 def near(got: object, allowed: Iterable[object]) -> str:
-    """A suggestion to append, or nothing."""
+    """Return a suggestion to append, or an empty text."""
     texts = {str(value).lower(): str(value) for value in allowed}
     close = difflib.get_close_matches(str(got).lower(), list(texts), n=1, cutoff=0.6)
     return f"; did you mean {texts[close[0]]}?" if close else ""
 
 
 def one_of(values: Iterable[object]) -> str:
-    """Values as a person would list them."""
+    """List values as a person would."""
     return ", ".join(show(value) for value in values)
 
 
 def show(value: object) -> str:
-    """A value as TOML writes it, never with the password of a URL in it."""
+    """Return a value as TOML writes it, without the password of a URL."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -226,5 +229,5 @@ def show(value: object) -> str:
 
 
 def without_password(text: str) -> str:
-    """The text with the password of every URL in it blotted out."""
+    """Replace the password of each URL in the text by asterisks."""
     return re.sub(r"(\w+://[^\s:/@]*):[^\s/@]*@", r"\1:***@", text)

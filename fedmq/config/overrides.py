@@ -1,4 +1,4 @@
-"""Settings from the environment and from `--set`, laid over the tree that was read from the federation file."""
+"""Settings from the environment and from `--set`, laid over the tree of the federation file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedmq.config.mistakes import Mistake, SchemaNode, Tree, show
 PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
 PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", "FEDMQ_BROKER_PASSWORD"}
-"""Read elsewhere, and no settings of a federation; the last is docker-compose.yml's."""
+"""Variables that set no key of a federation. Other code reads them; the last is docker-compose.yml's."""
 
 
 class Overrides:
-    """Writes values into the tree, remembering where each came from and what could not be placed."""
+    """Writes values into the tree. It remembers the source of each, and the values that have no place."""
 
     def __init__(self, schema: Tree, tree: Tree) -> None:
         self._root = SchemaNode(schema, schema.get("$defs", {}))
@@ -25,7 +25,7 @@ class Overrides:
         self.mistakes: list[Mistake] = []
 
     def put(self, keys: tuple[str, ...], text: str, origin: str) -> None:
-        """Set one key from text, which is read as the key's own type would be in TOML."""
+        """Set one key from text. The text is read as TOML reads a value of the key's type."""
         table: Any = self._tree
         node = self._root
         for depth, key in enumerate(keys[:-1]):
@@ -39,13 +39,16 @@ class Overrides:
         self.origins[keys] = origin
 
     def environment_names(self) -> Iterator[str]:
-        """Every variable that names a key."""
+        """Yield each variable that names a key."""
         yield from SHORT_NAMES
         yield from _names(self._root, PREFIX)
 
 
 def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
-    """`FEDMQ_RUN__CONCURRENCY=4` sets run.concurrency; `FEDMQ_BROKER_URL` is short for FEDMQ_BROKER__URL."""
+    """Set keys from variables: `FEDMQ_RUN__CONCURRENCY=4` sets run.concurrency.
+
+    `FEDMQ_BROKER_URL` is short for FEDMQ_BROKER__URL.
+    """
     names = set(overrides.environment_names())
     known = {name.split("__")[0] for name in names}
     tables = {name.rpartition("__")[0] for name in names}
@@ -62,7 +65,7 @@ def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
 
 
 def from_flags(overrides: Overrides, flags: Sequence[str]) -> None:
-    """`--set run.concurrency=4`."""
+    """Set keys from flags: `--set run.concurrency=4`."""
     for flag in flags:
         path, separator, text = flag.partition("=")
         keys = tuple(part.strip() for part in path.split("."))
@@ -83,7 +86,7 @@ def _names(node: SchemaNode, prefix: str) -> Iterator[str]:
 
 
 def _value(text: str, node: SchemaNode) -> object:
-    """Text where text is expected, else what TOML makes of it, else the text (for the check to complain about)."""
+    """Return the text itself if text is expected or TOML cannot read it, else the value that TOML reads."""
     kinds = {option.schema.get("type") for option in node.options()}
     if kinds <= {"string", "null"} and "string" in kinds:
         return text

@@ -1,1 +1,1 @@
-"""The demo: its federation, its data and its screen."""
+"""The demo: its federation and its data."""

@@ -1,4 +1,4 @@
-"""Two ways to run the demo's federation: as processes over RabbitMQ, or as threads over the embedded transport."""
+"""Two ways to run the demo's federation: processes over RabbitMQ, or threads over the embedded transport."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ log = EventLog(__name__)
 
 JOIN_S = 15.0
 THREADS_EACH = "1"
-"""TensorFlow threads of each participant: five share the machine."""
+"""Number of TensorFlow threads of each participant: five participants share the machine."""
 COORDINATOR = "coordinator"
 
 
 class Backend(Protocol):
-    """What the demo needs to know while it waits."""
+    """The demo's questions while it waits."""
 
     def coordinator_ended(self, timeout_s: float) -> str | None:
-        """Wait a little; how it ended, or None while it runs."""
+        """Wait up to `timeout_s`. Returns how the coordinator ended, or None while it runs."""
 
     def participants_ended(self) -> dict[str, str]:
-        """Those that are gone, and how."""
+        """Return how each participant ended that has ended, by name."""
 
 
 class ProcessBackend:
-    """`python -m fedmq coordinator` and one `python -m fedmq participant` each."""
+    """Processes: `python -m fedmq coordinator`, and `python -m fedmq participant` for each participant."""
 
     def __init__(self, folder: Path, names: Sequence[str], broker_url: str) -> None:
-        # The demo's settings are its own: what is set for another federation does not reach it.
+        # The demo has its own settings. Variables that are set for another federation do not reach it.
         kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in PROCESS_LEVEL}
         environ = {"FEDMQ_TF_THREADS": THREADS_EACH, **kept, "FEDMQ_BROKER_URL": broker_url}
         self._children = Children(folder / "logs", environ)
@@ -75,12 +75,12 @@ class ProcessBackend:
         return found
 
     def _said(self, name: str, status: int) -> str:
-        """What it wrote last, where it ended in trouble of its own."""
+        """Return the last line that it wrote, if it ended by an error of its own."""
         return f" ({self._children.tail(name, 1)})" if status > 0 else ""
 
 
 class EmbeddedBackend:
-    """Everybody is a thread of this process; the messages are the same, encoded and all."""
+    """Threads of this process. Their messages are the same, and are encoded too."""
 
     def __init__(self, config: Path, names: Sequence[str]) -> None:
         self._config_path = config
@@ -116,7 +116,7 @@ class EmbeddedBackend:
 
     @staticmethod
     def _divert_stderr(path: Path) -> int:
-        """TensorFlow's own remarks would tear the live view: they go to a file. Returns what file descriptor 2 was."""
+        """Send TensorFlow's own remarks to a file: they would tear the live view. Returns the old descriptor 2."""
         path.parent.mkdir(parents=True, exist_ok=True)
         before = os.dup(2)
         with path.open("ab") as log_file:

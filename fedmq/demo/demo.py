@@ -1,7 +1,7 @@
-"""`fedmq demo`: a whole federation on this machine, over RabbitMQ where there is one, to watch and to take apart.
+"""`fedmq demo`: a whole federation on this machine, to watch and to take apart.
 
-Everything that it writes (the app, the federation file, logs, ledger, model, picture) is in one folder, from which
-the same federation can be run by hand.
+It runs over RabbitMQ if that is installed. It writes everything (the app, the federation file, logs, ledger, model,
+picture) to one folder. The same federation can be run by hand from there.
 """
 
 from __future__ import annotations
@@ -32,39 +32,38 @@ RUN_ID = "demo"
 GOAL = 0.92
 STOP_AT = 0.93
 LIMIT_S = 45.0
-"""Of the coordinator's run time; the start-up comes on top."""
+"""Limit on the coordinator's run time. The start-up comes on top."""
 START_LIMIT_S = 120.0
 POLL_S = 0.2
 EXTRA_S = (0.0, 0.2, 0.5, 1.0, 2.0)
-"""What each participant's machine takes longer for a task."""
+"""Seconds that each participant's machine takes longer for a task."""
 WEIGHTS = (3.0, 1.0, 2.0, 1.0, 2.0)
-"""Relative sizes of the shares of the data."""
+"""Relative sizes of the participants' shares of the data."""
 ALPHA = 1.0
 SEED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """What to run where."""
+    """The demo's arguments, and the places that follow from them."""
 
     folder: Path
     num_participants: int
     data: str | None
-    """A file, "full", or None for the sample."""
+    """Path of an .npz file, "full", or None for the sample."""
     broker_url: str | None
     embedded: bool
-
     prefix: str = "fedmq-demo"
-    """Of the names on the broker."""
+    """Prefix of the names on the broker."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The participants."""
+        """Ids of the participants."""
         return tuple(f"sensor-{number + 1}" for number in range(self.num_participants))
 
     @property
     def extra_s(self) -> dict[str, float]:
-        """How much longer each takes."""
+        """Seconds that each participant takes longer for a task, by id."""
         return {name: EXTRA_S[i % len(EXTRA_S)] for i, name in enumerate(self.names)}
 
     @property
@@ -81,7 +80,7 @@ class DemoPlan:
 
 
 def run_demo(plan: DemoPlan, console: Console) -> int:
-    """Run it to its end. Returns 0 where the goal was reached, else 1."""
+    """Run it to its end. Returns 0 if the goal was reached, else 1."""
     began_s = time.monotonic()
     write_files(plan)
     with backend(plan, console) as (running, why):
@@ -106,7 +105,7 @@ def run_demo(plan: DemoPlan, console: Console) -> int:
 
 
 def _picture(plan: DemoPlan) -> str:
-    """Draw it. Returns its path, or why there is none: a run that worked does not fail for its picture."""
+    """Draw the picture. Returns its path, or the reason if it cannot be drawn: a run does not fail for its picture."""
     try:
         plot_run(plan.run_dir, plan.picture, goal=GOAL)
     except MissingExtra as e:
@@ -115,7 +114,7 @@ def _picture(plan: DemoPlan) -> str:
 
 
 def write_files(plan: DemoPlan) -> None:
-    """The app, its settings and the federation file."""
+    """Write the app, its settings and the federation file."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(APP, plan.folder / "app.py")
     count = plan.num_participants
@@ -134,7 +133,7 @@ def write_files(plan: DemoPlan) -> None:
 
 
 _FEDERATION = """\
-# What `fedmq demo` ran. By hand: fedmq coordinator --config federation.toml, and a participant for each sensor.
+# `fedmq demo` ran this. By hand: fedmq coordinator --config federation.toml, and a participant for each sensor.
 
 app = "app.py"
 runs_dir = "."
@@ -173,13 +172,15 @@ hello_interval_s = 5
 
 @contextmanager
 def backend(plan: DemoPlan, console: Console) -> Iterator[tuple[Backend, str]]:
-    """Start everybody; end everybody on the way out. With it, a sentence on which way and why."""
+    """Start everybody, and end everybody on the way out. Yields also a sentence on the way that was chosen, and why."""
     if plan.broker_url is not None and not plan.embedded:
         from fedmq.broker_config.amqp.transport import remove
 
         address = Addresses(plan.broker_url).current
-        identity = identify(address)  # not there: say so before anything is started
-        remove(plan.broker_url, queues=(), exchanges=())  # nothing yet, but it logs in: a refusal is told at once, too
+        identity = identify(address)  # raises before anything is started if the broker is not there
+        remove(
+            plan.broker_url, queues=(), exchanges=()
+        )  # there is nothing yet, but it logs in: a refusal is raised at once, too
         why = (
             f"Over {identity.product} {identity.version} at {address} (--broker): "
             "coordinator and participants are processes."
@@ -207,11 +208,11 @@ def backend(plan: DemoPlan, console: Console) -> Iterator[tuple[Backend, str]]:
                 "coordinator and participants are processes.",
             )
     finally:
-        shutil.rmtree(node.data_dir / "mnesia", ignore_errors=True)  # some 30 MB that nobody asks for again
+        shutil.rmtree(node.data_dir / "mnesia", ignore_errors=True)  # about 30 MB that nobody needs again
 
 
 def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
-    """Leave somebody's broker as it was found."""
+    """Remove the demo's queues and exchanges from somebody's broker."""
     from fedmq.broker_config.amqp.transport import remove
 
     topology = Topology(plan.prefix)
@@ -223,13 +224,15 @@ def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
 
 
 def watch(plan: DemoPlan, running: Backend, console: Console, began_s: float) -> tuple[Frame, str]:
-    """Show the run until its coordinator has ended; the last frame, and why it was over."""
+    """Show the run until its coordinator has ended. Returns the last frame, and the reason for the end."""
     speeds = {name: f"+{extra:.1f} s" for name, extra in plan.extra_s.items()}
     ended: dict[str, str] = {}
     with LiveView(console, "fedmq demo", GOAL) as view:
         while True:
             over = running.coordinator_ended(POLL_S)
-            gone = running.participants_ended()  # before the ledger: who left because of the end left after its commit
+            gone = (
+                running.participants_ended()
+            )  # before the ledger: a participant that left because of the end left after its commit
             run, curve = _read(plan.run_dir)
             if over is None and not _finished(run):
                 ended.update(gone)

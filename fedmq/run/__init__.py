@@ -1,1 +1,1 @@
-"""Running coordinators and participants, put together from a federation file."""
+"""Coordinators and participants, put together from a federation file and run."""

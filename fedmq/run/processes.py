@@ -1,4 +1,4 @@
-"""Child processes that never outlive us: stopped on the way out, and killed by a watchdog where we are killed."""
+"""Child processes that never outlive us: we stop them on the way out, and a watchdog kills them if we are killed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GRACE_S = 8.0
 
 
 class Children:
-    """A group of `python -m fedmq …` processes, by name. As a context manager it ends them all."""
+    """A group of `python -m fedmq …` processes, by name. As a context manager, it ends them all."""
 
     def __init__(self, log_dir: Path, environ: Mapping[str, str]) -> None:
-        """Each writes to log_dir/<name>.log."""
+        """Make an empty group. Each process will write to log_dir/<name>.log."""
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
         self._environ = importable(environ)
@@ -28,7 +28,7 @@ class Children:
         self._watchdogs: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Run `python -P -m fedmq ARGUMENTS` in a session of its own: a Ctrl-C is ours to pass on."""
+        """Run `python -P -m fedmq ARGUMENTS` in a session of its own. A Ctrl-C is ours to pass on."""
         with self.log_path(name).open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
                 python("fedmq", *arguments),
@@ -51,27 +51,27 @@ class Children:
         )
 
     def log_path(self, name: str) -> Path:
-        """Where its output goes."""
+        """Return the path of its output."""
         return self._log_dir / f"{name}.log"
 
     def status(self, name: str) -> int | None:
-        """The exit status; None while it runs."""
+        """Return the exit status; None while it runs."""
         return self._processes[name].poll()
 
     def wait(self, name: str, timeout_s: float) -> int | None:
-        """Wait for its end; None where the time is over."""
+        """Wait for its end. Returns the exit status, or None after `timeout_s`."""
         try:
             return self._processes[name].wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def tail(self, name: str, lines: int = 8) -> str:
-        """The end of its output."""
+        """Return the last lines of its output."""
         text = self.log_path(name).read_text(errors="replace").strip().splitlines()
         return "\n".join(text[-lines:])
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """SIGTERM to all at once, SIGKILL to whatever is left after the grace. Idempotent."""
+        """Send SIGTERM to all at once, and SIGKILL to those that are left after the grace. Idempotent."""
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
@@ -79,7 +79,7 @@ class Children:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-        for watchdog in self._watchdogs:  # before the groups: a pid that is free again may be somebody else's
+        for watchdog in self._watchdogs:  # before the groups, because a pid that is free again may be somebody else's
             watchdog.kill()
             watchdog.wait()
             if watchdog.stdin is not None:

@@ -1,4 +1,4 @@
-"""From a federation file to a running coordinator or participant: the one place where the parts are put together."""
+"""Put the parts of a coordinator or a participant together, as a federation file asks. No other module does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = EventLog(__name__)
 
 
 def amqp(settings: BrokerSettings, name: str) -> Transport:
-    """The connection that the [broker] table asks for."""
+    """Return the connection that the [broker] table asks for."""
     from fedmq.broker_config.amqp.transport import AmqpTransport
 
     return AmqpTransport(
@@ -47,7 +47,7 @@ def amqp(settings: BrokerSettings, name: str) -> Transport:
 def coordinator_for(
     config: FederationConfig, connect: Callable[[], Transport] | None = None
 ) -> Iterator[CoordinatorService]:
-    """The service, with the process that loads the app beside it. Raises AppError where the app cannot be loaded."""
+    """Yield the service, with the process that loads the app beside it. Raises AppError if the app cannot be loaded."""
     strategy = custom_strategy.build(config.strategy)
     log.info("app_loading", app=config.app)
     child = ModelChild(Path(config.app), config.run_dir / "model")
@@ -78,7 +78,7 @@ def coordinator_for(
 def participant_for(
     config: FederationConfig, participant_id: str, transport: Transport | None = None
 ) -> ParticipantService:
-    """The service around the app's trainer. Raises AppError where the app cannot be loaded."""
+    """Return the service around the app's trainer. Raises AppError if the app cannot be loaded."""
     prepare_tensorflow()
     log.info("app_loading", app=config.app)
     app = load_app(config.app)
@@ -99,7 +99,7 @@ def participant_for(
 
 
 def summary_text(config: FederationConfig, summary: RunSummary) -> str:
-    """What became of the run, for a person."""
+    """Return a text for a person on how the run ended."""
     discarded = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.discarded.items())) or "none"
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in summary.metrics.items())
     if summary.finished is None:
@@ -137,7 +137,7 @@ def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parame
 
 
 def _check_model(config: FederationConfig, child: ModelChild) -> Callable[[Parameters], None]:
-    """Refuse to go on with a run whose app has become another one: at the start, and not in every participant."""
+    """Refuse to continue a run whose app builds another model now: at the start, and not in every participant."""
 
     def check(parameters: Parameters) -> None:
         try:

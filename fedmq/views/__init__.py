@@ -1,1 +1,1 @@
-"""Screens, plots and checks that people look at."""
+"""Screens, plots and checks for people."""

@@ -1,4 +1,4 @@
-"""Check everything that a run stands on, and say what to do about each finding."""
+"""Check all that a run needs, and say what to do about each finding."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Level = Literal["ok", "warning", "wrong"]
 PACKAGES = ("fedmq", "numpy", "pydantic", "pika", "msgpack")
 OPEN_TIMEOUT_S = 10.0
 ENVELOPE_BYTES = 64 * 1024
-"""More than what an envelope adds to the tensors."""
+"""Upper bound on the bytes that an envelope adds to its tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `advice` says what to do where it is not ok."""
+    """The result of one check. `advice` says what to do if it is not ok."""
 
     level: Level
     what: str
@@ -45,7 +45,7 @@ class Finding:
 def examine(
     config: FederationConfig, participant_id: str, connect: Callable[[FederationConfig], Transport] | None = None
 ) -> Iterator[Finding]:
-    """All checks, one finding after the other, cheap ones first."""
+    """Run all checks, cheap ones first, and yield each finding."""
     yield Finding("ok", f"configuration: run {config.run.run_id}, strategy {config.strategy.name}, app {config.app}")
     yield _packages()
     yield from _folders(config)
@@ -84,7 +84,7 @@ def _folders(config: FederationConfig) -> Iterator[Finding]:
 
 
 def _app(config: FederationConfig, participant_id: str) -> Iterator[tuple[Finding, int]]:
-    """Findings, each with the bytes of the model as far as known."""
+    """Yield findings, each with the model's size in bytes; 0 if that is unknown."""
     with tempfile.TemporaryDirectory(prefix="fedmq-doctor-") as folder:
         child = ModelChild(Path(config.app), Path(folder))
         try:
@@ -123,7 +123,7 @@ def _broker(
             silent.append(e)
         else:
             yield Finding("ok", f"broker: {identity.product} {identity.version} at {address}")
-    for error in silent:  # one node of a cluster may be away, all of them may not
+    for error in silent:  # one node of a cluster may be away, but not all of them
         level: Level = "wrong" if identity is None else "warning"
         advice = "start it, or correct broker.url (FEDMQ_BROKER_URL, --broker)"
         yield Finding(level, f"broker: {error}", advice, error if level == "wrong" else None)
@@ -139,7 +139,9 @@ def _broker(
         yield from _publishing(transport, topology)
         yield from _depths(transport, topology)
     except BrokerError as e:
-        yield Finding("wrong", f"login, permissions and queues: {e}", "see the message; then run the doctor again", e)
+        yield Finding(
+            "wrong", f"login, permissions and queues: {e}", "do what the message says, then run fedmq doctor again", e
+        )
     finally:
         transport.close()
 
@@ -173,7 +175,7 @@ def _limits(settings: BrokerSettings, brokers: int | None, model_bytes: int) -> 
 
 
 def _publishing(transport: Transport, topology: Topology) -> Iterator[Finding]:
-    """To nobody: that it comes back says that we may publish, and that the broker checks."""
+    """Publish a message to nobody. If it comes back, we may publish there, and the broker checks its routing."""
     for exchange in topology.exchanges:
         future = transport.publish(Message(exchange.name, "doctor", b"", "doctor"), OPEN_TIMEOUT_S)
         try:

@@ -1,4 +1,4 @@
-"""The demo's live view: a screen that renews itself in a terminal, a line now and then elsewhere."""
+"""The demo's live view: a screen that renews itself in a terminal; elsewhere, a line every two seconds."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ FINISHING = "over, finishing up"
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What is to be shown at one moment."""
+    """The values to show at one moment."""
 
     elapsed_s: float
-    """Since the demo began."""
+    """Seconds since the demo began."""
     run: RunStatus | None
-    """None before the coordinator's first commit."""
+    """Status of the run; None before the coordinator's first commit."""
     curve: Sequence[tuple[float, float]]
-    """(seconds, accuracy) of the central evaluations."""
+    """Seconds of run time and accuracy of each central evaluation."""
     participants: tuple[ParticipantStatus, ...]
     speeds: Mapping[str, str]
     news: tuple[str, ...]
-    """What went wrong, newest last."""
+    """Lines on what went wrong, newest last."""
     finishing: bool = False
-    """The run is over; its coordinator waits for updates on their way, and saves the model."""
+    """True if the run is over, and its coordinator waits for updates on their way and saves the model."""
 
 
 def with_everybody(
     run: RunStatus | None, names: Sequence[str], ended: Mapping[str, str]
 ) -> tuple[ParticipantStatus, ...]:
-    """The run's participants, those that have not said hello yet, and those that have ended, each in its place."""
+    """Return a row for each name: the run's participants, those without a hello yet, and those that have ended."""
     known = {one.participant_id: one for one in (run.participants if run else ())}
     rows = []
     for name in names:
@@ -56,7 +56,7 @@ def with_everybody(
 
 
 class LiveView:
-    """Shows frames as they come; as a context manager it gives the terminal back."""
+    """Shows frames as they come. As a context manager, it gives the terminal back."""
 
     def __init__(self, console: Console, title: str, goal: float) -> None:
         self._console = console
@@ -78,7 +78,7 @@ class LiveView:
             self._live.stop()
 
     def show(self, frame: Frame, *, last: bool = False) -> None:
-        """Draw a frame; `last` also where a line is not due yet."""
+        """Draw a frame. If it is the `last`, its line is printed before it is due."""
         if self._live is not None:
             self._live.update(self.screen(frame), refresh=True)
             return
@@ -90,7 +90,7 @@ class LiveView:
             self._console.print(line(frame), highlight=False, soft_wrap=True)
 
     def screen(self, frame: Frame) -> RenderableType:
-        """The whole view."""
+        """Return the whole view."""
         parts: list[RenderableType] = [self._numbers(frame), self._curve(frame), _participants(frame)]
         parts += [Text(news, style="bold red") for news in frame.news[-MAX_NEWS:]]
         return Panel(Group(*parts), title=self._title, title_align="left", border_style="blue", width=94)
@@ -148,7 +148,7 @@ def _participants(frame: Frame) -> RenderableType:
 
 
 def line(frame: Frame) -> str:
-    """One line for a log."""
+    """Return one line for a log."""
     run = frame.run
     if run is None:
         return f"{frame.elapsed_s:6.1f} s  {STARTING}"
@@ -164,7 +164,7 @@ def line(frame: Frame) -> str:
 
 
 def summary_table(frame: Frame, why_over: str) -> RenderableType:
-    """What the demo ends with."""
+    """Return the table at the end of the demo."""
     table = Table(title="Summary", title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
     run = frame.run
     if run is None:

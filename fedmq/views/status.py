@@ -1,4 +1,4 @@
-"""What a run's ledger says about it, as one plain value: for `fedmq status`, the live view and --json."""
+"""The status of a run, read from its ledger, for `fedmq status`, the live view and --json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedmq.schemas.errors import LedgerError
 
 RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
-"""How far back the last staleness and the rate are looked up, so that a status costs the same late in a run."""
+"""Number of updates that the last staleness and the rate are read from. A status costs the same late in a run."""
 AWAY_AFTER_S = 60.0
 
 RunState = Literal["running", "stopped", "finished"]
@@ -28,15 +28,18 @@ RunState = Literal["running", "stopped", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class ParticipantStatus:
-    """One participant. `state`: training, late (its lease is over), idle, busy, declined, unreachable or away; done
-    once the run is finished."""
+    """One participant.
+
+    `state` is training, late (its lease is over), idle, busy, declined, unreachable or away; done if the run is
+    finished.
+    """
 
     participant_id: str
     state: str
     num_examples: int
     last_seen_ago_s: float
     base_version: int | None
-    """Of the task that it holds."""
+    """Base version of the task that it holds."""
     task_age_s: float | None
     last_staleness: int | None
     accepted: int
@@ -46,7 +49,7 @@ class ParticipantStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """A run at its last commit. Times are run time: what the coordinator was up for."""
+    """A run at its last commit. Times are run time: the time for which the coordinator was up."""
 
     run_id: str
     state: RunState
@@ -56,34 +59,34 @@ class RunStatus:
     elapsed_s: float
     committed_ago_s: float
     coordinator: EpochRow | None
-    """The active one, or the last one that was."""
+    """Epoch of the active coordinator, or of the last one that was active."""
     accepted: int
     updates_per_s: float
-    """Over the last 10 s of run time."""
+    """Accepted updates a second over the last 10 s of run time."""
     discarded: Mapping[str, int]
     staleness: Mapping[int, int]
     tasks_out: int
     metrics: Mapping[str, float]
-    """Of the newest central evaluation that worked."""
+    """Metrics of the newest central evaluation that worked."""
     evaluated_version: int | None
     federated_metrics: Mapping[str, float]
-    """Of the newest version: what its participants reported of their own training, in the mean over their examples."""
+    """Metrics of the newest version that its participants reported of their own training: means over their examples."""
     evaluation_problem: str
     participants: tuple[ParticipantStatus, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return it as JSON values."""
         return {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
 
     @property
     def mean_staleness(self) -> float | None:
-        """None before the first accepted update."""
+        """Mean staleness of the accepted updates; None before the first."""
         count = sum(self.staleness.values())
         return sum(tau * n for tau, n in self.staleness.items()) / count if count else None
 
 
 def read_status(run_dir: Path) -> RunStatus:
-    """Read a run's folder, also while its coordinator writes. Raises LedgerError where there is no run."""
+    """Read a run's folder, also while its coordinator writes. Raises LedgerError if there is no run."""
     folder = RunFolder(run_dir)
     with LedgerReader(folder.ledger) as ledger:
         run, coordinator = ledger.run(), ledger.newest_epoch()
@@ -131,15 +134,15 @@ def read_status(run_dir: Path) -> RunStatus:
 
 
 def read_curve(run_dir: Path, metric: str = "accuracy") -> list[tuple[float, float]]:
-    """(run time in seconds, value) of each central evaluation that has this metric."""
+    """Return (run time in seconds, value) of each central evaluation that has this metric."""
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         return [(row.run_s, row.metrics[metric]) for row in ledger.evaluations() if metric in row.metrics]
 
 
 def newest_run(runs_dir: Path) -> Path:
-    """The run below `runs_dir`, or below a demo's folder in it, whose ledger was written last.
+    """Return the run whose ledger was written last, below `runs_dir` or below a demo's folder in it.
 
-    Raises LedgerError where there is none.
+    Raises LedgerError if there is none.
     """
     found = [*runs_dir.glob("*/ledger.sqlite*"), *runs_dir.glob("*/*/ledger.sqlite*")]
     ledgers = sorted(found, key=lambda path: path.stat().st_mtime)
@@ -199,7 +202,7 @@ def _state(finished: str | None, coordinator: EpochRow | None, committed_ago_s: 
 
 
 def _is_alive(coordinator: EpochRow, committed_ago_s: float) -> bool:
-    """On another host nothing can be seen but that it commits."""
+    """Return True if the coordinator's process lives. A process of another host shows only by its commits."""
     if coordinator.host != socket.gethostname():
         return committed_ago_s < AWAY_AFTER_S
     try:

@@ -20,7 +20,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def status_view(status: RunStatus) -> RenderableType:
-    """Everything that `fedmq status` shows."""
+    """Return the whole screen of `fedmq status`."""
     parts: list[RenderableType] = [headline(status)]
     if status.evaluation_problem:
         parts.append(Text(f"The last evaluation failed: {status.evaluation_problem}", style="red"))
@@ -37,7 +37,7 @@ def status_view(status: RunStatus) -> RenderableType:
 
 
 def headline(status: RunStatus) -> Text:
-    """One line on the run, one on its numbers."""
+    """Return a line on the run and a line on its numbers."""
     text = Text.assemble(("run ", "dim"), (status.run_id, "bold"), "  ")
     if status.state == "finished":
         text.append(f"finished: {status.finished}", "bold green")
@@ -70,7 +70,7 @@ def _values(metrics: Mapping[str, float]) -> str:
 
 
 def participants_table(participants: tuple[ParticipantStatus, ...]) -> RenderableType:
-    """One row each; what is nought for everybody has no column."""
+    """Return a table with a row for each participant. A count that is 0 for all of them has no column."""
     if not participants:
         return Text("\nNo participant has said hello yet.", style="yellow")
     counts = {
@@ -97,7 +97,7 @@ def participants_table(participants: tuple[ParticipantStatus, ...]) -> Renderabl
 
 
 def state_text(one: ParticipantStatus) -> Text:
-    """The state, and from which version since when."""
+    """Return the state, with the task's base version and age if there is a task."""
     text = Text(one.state, style=STATE_STYLES.get(one.state, ""))
     if one.base_version is not None and one.task_age_s is not None:
         text.append(f" v{one.base_version} {duration(one.task_age_s)}", "dim")
@@ -105,7 +105,7 @@ def state_text(one: ParticipantStatus) -> Text:
 
 
 def histogram(counts: Mapping[int, int], width: int = BAR_WIDTH, rows: int = 12) -> RenderableType:
-    """Bars by staleness; what lies beyond the last row is summed up in it."""
+    """Return a bar for each staleness. The last row sums up all that lies beyond it."""
     last = max(counts)
     folded = {tau: counts.get(tau, 0) for tau in range(min(last + 1, rows))}
     if last >= rows:
@@ -119,13 +119,13 @@ def histogram(counts: Mapping[int, int], width: int = BAR_WIDTH, rows: int = 12)
 
 
 def bar(fraction: float, width: int) -> str:
-    """A bar of eighths of a character."""
+    """Return a bar, drawn to an eighth of a character."""
     eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
     return "█" * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 
 def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1.0) -> str:
-    """The last `width` values, or as many evenly chosen ones, between low and high."""
+    """Return a curve of `width` characters: all values if they fit, else evenly chosen ones."""
     if len(values) > width:
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     span = (high - low) or 1.0
@@ -133,7 +133,7 @@ def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 0.4 s, 12 s, 3 min 20 s, 5 h 2 min, 3 d 4 h."""
+    """Return a duration as a person says it: 0.4 s, 12 s, 3 min 20 s, 5 h 2 min, 3 d 4 h."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,1 +1,1 @@
-"""The commands, one module each: `command` is what the command line calls."""
+"""The commands, one module each. The command line calls its function `command`."""

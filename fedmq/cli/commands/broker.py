@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 URL_FILE = "fedmq-url"
-"""Holds the password: for this user's eyes."""
+"""File with the node's URL. It holds the password, so only this user may read it."""
 
 
 def command(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Keep data, port and password here for the next start; without it they go."),
+        typer.Option(
+            "--dir", help="Folder that keeps data, port and password for the next start. Without it they are deleted."
+        ),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="AMQP port; without it, a free one.", min=1, max=65535)] = None,
+    port: Annotated[int | None, typer.Option(help="AMQP port. Default: a free one.", min=1, max=65535)] = None,
     _debug: options.Debug = False,
 ) -> None:
     """Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.
 
-    It listens on 127.0.0.1 alone, with a password made for it, and touches no RabbitMQ that runs here already.
+    The node listens on 127.0.0.1 alone and has a password of its own. A RabbitMQ that runs here already is left alone.
     """
     from fedmq.broker_config.node.node import PrivateNode, find_server
 
@@ -53,12 +55,12 @@ def command(
         print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it.", flush=True)
         while not stop.wait(POLL_S):
             if node.pid is None:
-                raise BrokerUnavailable(f"RabbitMQ has ended by itself: its log is in {folder / 'log'}.")
+                raise BrokerUnavailable(f"RabbitMQ has ended by itself. Its log is in {folder / 'log'}.")
     print("RabbitMQ has stopped.")
 
 
 def _before(folder: Path) -> BrokerAddress | None:
-    """The URL of the last start in this folder, so that processes that know it find the node again."""
+    """Return the address of the last start in this folder: processes that know it find the node again."""
     from fedmq.broker_config.amqp.address import BrokerAddress
 
     try:

@@ -17,21 +17,23 @@ from fedmq.schemas.local.extras import check_installed
 
 
 def command(
-    broker: Annotated[str | None, typer.Option("--broker", help="Run over this broker (amqp://…).")] = None,
+    broker: Annotated[str | None, typer.Option("--broker", help="URL of a broker to run over (amqp://…).")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help='An mnist.npz, or "full" for Keras\'s; without it, the sample.')
+        str | None,
+        typer.Option("--data", help='An mnist.npz, or "full" for the file in Keras\'s cache. Default: the sample.'),
     ] = None,
-    participants: Annotated[int, typer.Option(help="How many.", min=1, max=50)] = 5,
+    participants: Annotated[int, typer.Option(help="Number of participants.", min=1, max=50)] = 5,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for everything; without it, runs/demo-TIME.")
+        Path | None, typer.Option("--out", help="Folder for everything that is written. Default: runs/demo-TIME.")
     ] = None,
-    embedded: Annotated[bool, typer.Option("--embedded", help="One process, no broker.")] = False,
+    embedded: Annotated[bool, typer.Option("--embedded", help="Run in one process, without a broker.")] = False,
     _debug: options.Debug = False,
 ) -> None:
     """Train MNIST with participants of different speeds and unequal shares of the data, and watch.
 
-    Over RabbitMQ with real processes where rabbitmq-server is installed (a private node, never one that runs here
-    already) or --broker is given; else in one process. Ends with a summary and a picture.
+    If rabbitmq-server is installed or --broker is given, the demo runs over RabbitMQ, with a process for each
+    participant. The node is a private one, never one that runs here already. Else everything runs in one process. The
+    demo ends with a summary and a picture.
     """
     check_installed("keras", "fedmq demo")
     check_installed("tensorflow", "fedmq demo")
@@ -40,10 +42,10 @@ def command(
     from fedmq.demo.data import load_mnist
     from fedmq.demo.demo import RUN_ID, DemoPlan, run_demo
 
-    load_mnist(data)  # a wrong file is told before anything is started
+    load_mnist(data)  # reports a wrong file before anything is started
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if (folder / RUN_ID).exists():
-        raise InputError(f"{folder} holds a demo's run already, which would be continued: give --out another folder.")
+        raise InputError(f"{folder} holds a demo's run already, which would be continued. Give --out another folder.")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     # The screen is the live view's.
     log_to(logging.FileHandler(folder / "logs" / "demo.log"), form=FORM_WITH_THREAD, debug=debugging())

@@ -16,14 +16,16 @@ MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "wrong": ("✗", "b
 
 def command(
     config: options.Config,
-    participant_id: Annotated[str, typer.Option("--id", help="Try load_data() and training as this one.")] = "sensor-1",
+    participant_id: Annotated[
+        str, typer.Option("--id", help="Participant as which load_data() and training are tried.")
+    ] = "sensor-1",
     broker: options.Broker = None,
     settings: options.Set = None,
     _debug: options.Debug = False,
 ) -> None:
     """Check configuration, app, trainer and broker, and say what to do about each finding.
 
-    Ends with status 0 where nothing is wrong. It declares the federation's queues, as the coordinator would.
+    The exit status is 0 if nothing is wrong. The doctor declares the federation's queues, as the coordinator would.
     """
     from rich.console import Console
     from rich.text import Text
@@ -31,7 +33,7 @@ def command(
     federation = options.configured(config, broker, settings)
     name = checked_id(participant_id)
     if not debugging():
-        logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say it all
+        logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say the same
     from fedmq.views.doctor import examine
 
     console = Console(soft_wrap=True, highlight=False)

@@ -27,7 +27,9 @@ def _set_debug(wanted: bool) -> None:
 
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The federation file.", show_default=False)]
-Broker = Annotated[str | None, typer.Option("--broker", help="amqp:// URL; wins over broker.url and FEDMQ_BROKER_URL.")]
+Broker = Annotated[
+    str | None, typer.Option("--broker", help="amqp:// URL. It wins over broker.url and FEDMQ_BROKER_URL.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file, as in --set run.concurrency=4."),
@@ -49,7 +51,7 @@ def configured(config: Path, broker: str | None, settings: list[str] | None) -> 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
-    """SIGTERM and Ctrl-C call `stop`; a second one ends the process at once."""
+    """Let SIGTERM and Ctrl-C call `stop`. A second signal ends the process at once."""
     seen = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -69,7 +71,7 @@ def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
 
 
 def terminate_as_interrupt() -> None:
-    """Let SIGTERM unwind like Ctrl-C, until somebody handles it better."""
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, until `stopped_by_signals` takes over."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from fedmq.schemas.errors import ConfigError
 def command(
     config: options.Config,
     participant_id: Annotated[
-        str | None, typer.Option("--id", help="This participant's id; without it, the machine's host name.")
+        str | None, typer.Option("--id", help="This participant's id. Default: the machine's host name.")
     ] = None,
     broker: options.Broker = None,
     settings: options.Set = None,
@@ -22,7 +22,8 @@ def command(
 ) -> None:
     """Train for a federation, on data that stay here.
 
-    It may be killed at any time: the same command goes on with what it had. Ctrl-C ends it cleanly.
+    A participant may be killed at any time: the same command goes on with its tasks and updates. Ctrl-C ends it
+    cleanly.
     """
     federation = options.configured(config, broker, settings)
     name = checked_id(participant_id or socket.gethostname())

@@ -15,10 +15,12 @@ WATCH_INTERVAL_S = 1.0
 
 
 def command(
-    run_dir: Annotated[Path | None, typer.Argument(help="The run's folder; without it, --config's run.")] = None,
+    run_dir: Annotated[Path | None, typer.Argument(help="The run's folder. Default: the run of --config.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The federation file.")] = None,
     settings: options.Set = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Renew every second, until Ctrl-C or its end.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C or the end of the run.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
     _debug: options.Debug = False,
 ) -> None:

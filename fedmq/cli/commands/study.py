@@ -22,7 +22,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
     file: Annotated[Path | None, typer.Argument(help="The study's file.", show_default=False)] = None,
     from_run: Annotated[
         Path | None,
-        typer.Option("--from-run", help="A recorded run's folder: its participants are the population."),
+        typer.Option("--from-run", help="Folder of a recorded run, whose participants are the population."),
     ] = None,
     order: Annotated[
         Order, typer.Option(help="Order of the run's tasks: durations drawn anew, or everything at its recorded time.")
@@ -32,10 +32,10 @@ def command(  # noqa: PLR0917 - the flags of a command line
         typer.Option("--config", "-c", help="The run's federation file, in place of FILE.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder of the results; wins over the file.")
+        Path | None, typer.Option("--out", "-o", help="Folder for the results. It wins over the file's.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=1, help="Processes; all cores without it.")
+        int | None, typer.Option("--workers", "-j", min=1, help="Number of processes. Default: one for each core.")
     ] = None,
     _debug: options.Debug = False,
 ) -> None:

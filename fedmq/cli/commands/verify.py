@@ -14,9 +14,14 @@ def command(
     run_dir: Annotated[Path, typer.Argument(help="The run's folder, as in runs/mnist.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="The federation file: replays a strategy of your own.", show_default=False),
+        typer.Option(
+            "--config",
+            "-c",
+            help="The federation file. It is needed to replay a strategy of your own.",
+            show_default=False,
+        ),
     ] = None,
-    replay: Annotated[bool, typer.Option(help="Replay the archived updates; it reads and adds all of them.")] = True,
+    replay: Annotated[bool, typer.Option(help="Replay the archived updates: read all of them and add them up.")] = True,
     _debug: options.Debug = False,
 ) -> None:
     """Check that a run's ledger and checkpoints agree: nothing missing or twice, each weight as claimed.

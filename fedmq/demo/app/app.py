@@ -1,6 +1,6 @@
 """The demo's app: MNIST, dealt out unequally to participants of different speeds. `fedmq demo` copies it.
 
-demo.json beside it says which data, how many participants, and how much slower than full speed each one is.
+demo.json beside it names the data and the participants, and has how many seconds longer each takes for a task.
 """
 
 import json
@@ -17,7 +17,7 @@ PARTICIPANTS = DEMO["participants"]
 
 
 def build_model():
-    """A small dense network."""
+    """Build a small dense network."""
     model = keras.Sequential(
         [
             keras.layers.Input((28, 28)),
@@ -31,7 +31,7 @@ def build_model():
 
 
 def load_data(participant_id):
-    """Its part of the training images: a share of its own size, with a mix of digits of its own."""
+    """Return the participant's training images: a share of its own size, with its own mix of digits."""
     data = load_mnist(DEMO["data"])
     deal = dirichlet(data.y_train, len(PARTICIPANTS), DEMO["alpha"], DEMO["seed"], weights=DEMO["weights"])
     rows = deal[PARTICIPANTS.index(participant_id)]
@@ -39,13 +39,13 @@ def load_data(participant_id):
 
 
 def load_test_data():
-    """What the coordinator evaluates with."""
+    """Return the images with which the coordinator evaluates."""
     data = load_mnist(DEMO["data"])
     return data.x_test.astype("float32") / 255, data.y_test
 
 
 class Slowed:
-    """A trainer on a slower machine: it takes a given time longer for each task."""
+    """A trainer on a slower machine: each task takes `extra_s` seconds longer."""
 
     def __init__(self, trainer, extra_s):
         self.trainer = trainer
@@ -53,13 +53,13 @@ class Slowed:
         self.num_examples = trainer.num_examples
 
     def train(self, parameters, config):
-        """As the trainer inside, but later."""
+        """Train as the trainer inside, and return later."""
         result = self.trainer.train(parameters, config)
         time.sleep(self.extra_s)
         return result
 
 
 def build_trainer(participant_id):
-    """Keras, on a machine of its own speed."""
+    """Return a Keras trainer on a machine of the participant's own speed."""
     extra_s = DEMO["extra_s"][PARTICIPANTS.index(participant_id)]
     return Slowed(KerasTrainer(build_model, load_data(participant_id)), extra_s)

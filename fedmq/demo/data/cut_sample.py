@@ -1,6 +1,6 @@
 """Cut the package's MNIST sample from the full file: `python -m fedmq.demo.data.cut_sample mnist.npz [OUT]`.
 
-The first images of each digit, in the file's order: the same source gives the same bytes.
+The sample has the first images of each digit, in the file's order: the same source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ TEST_PER_DIGIT = 200
 
 
 def first_of_each(labels: Array, count: int) -> Array:
-    """Row numbers of the first `count` examples of every label, in the order of the file."""
+    """Return the row numbers of the first `count` examples of each label, in the order of the file."""
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
 
 
 def cut(full: Mnist, train_per_digit: int = TRAIN_PER_DIGIT, test_per_digit: int = TEST_PER_DIGIT) -> Mnist:
-    """A class-balanced part of `full`."""
+    """Return a class-balanced part of `full`."""
     train = first_of_each(full.y_train, train_per_digit)
     test = first_of_each(full.y_test, test_per_digit)
     return Mnist(full.x_train[train], full.y_train[train], full.x_test[test], full.y_test[test])
 
 
 def main(argv: list[str]) -> None:
-    """Read the full file, write the sample."""
+    """Read the full file and write the sample."""
     if len(argv) not in (1, 2):
         sys.exit("usage: python -m fedmq.demo.data.cut_sample MNIST_NPZ [OUT]")
     target = Path(argv[1]) if len(argv) == 2 else SAMPLE

@@ -1,4 +1,4 @@
-"""Where MNIST comes from: the sample in the package, a file, or Keras's own cache (and its download)."""
+"""MNIST from the sample in the package, from a file, or from Keras's own cache (and its download)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from fedmq.schemas.errors import InputError
 
 SAMPLE = Path(__file__).with_name("mnist_sample.npz")
-"""8,000 training and 2,000 test images, 800 and 200 of each digit (see README.md beside it)."""
+"""Sample of 8,000 training and 2,000 test images, 800 and 200 of each digit (see README.md beside it)."""
 
 FULL_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 FULL_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-"""The file that `keras.datasets.mnist` downloads, and keeps in ~/.keras/datasets."""
+"""Digest of the file that `keras.datasets.mnist` downloads and keeps in ~/.keras/datasets."""
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -37,10 +37,12 @@ class Mnist(NamedTuple):
 
 
 def load_mnist(source: str | Path | None = None, *, download: bool = True) -> Mnist:
-    """The data set from `source`: None for the sample in the package, "full" for all 70,000 images from Keras's cache
-    (downloaded into it on first use, unless `download` is False), or the path of an .npz file with Keras's keys.
+    """Read the data set from `source`.
 
-    Raises InputError where the file is missing or is not MNIST in Keras's layout.
+    None is the sample in the package. "full" is all 70,000 images from Keras's cache, downloaded into it on first use
+    unless `download` is False. Anything else is the path of an .npz file with Keras's keys.
+
+    Raises InputError if the file is missing or is not MNIST in Keras's layout.
     """
     if source is None:
         return read_mnist(SAMPLE)
@@ -50,7 +52,7 @@ def load_mnist(source: str | Path | None = None, *, download: bool = True) -> Mn
 
 
 def full_mnist(*, download: bool = True) -> Path:
-    """The file of all 70,000 images in Keras's cache. Raises InputError where it is not there and cannot be had."""
+    """Return the file of all 70,000 images in Keras's cache. Raises InputError if it cannot be had."""
     cached = keras_cache()
     if not cached.exists():
         if not download:
@@ -60,13 +62,13 @@ def full_mnist(*, download: bool = True) -> Path:
 
 
 def keras_cache() -> Path:
-    """Where keras.datasets keeps the file."""
+    """Return the path at which keras.datasets keeps the file."""
     home = os.environ.get("KERAS_HOME")
     return (Path(home) if home else Path.home() / ".keras") / "datasets" / "mnist.npz"
 
 
 def read_mnist(path: Path) -> Mnist:
-    """Read and check one .npz file."""
+    """Read and check one .npz file. Raises InputError."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file.files]
@@ -90,7 +92,7 @@ def read_mnist(path: Path) -> Mnist:
 
 
 def _download(target: Path) -> None:
-    """Into Keras's cache, under its own name, once the digest is right."""
+    """Download the file into Keras's cache. It gets its name there when its digest has been checked."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(FULL_URL, timeout=DOWNLOAD_TIMEOUT_S) as answer:

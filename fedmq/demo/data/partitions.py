@@ -1,7 +1,7 @@
-"""Deal a data set out to participants: every example goes to exactly one of them, and a seed repeats the deal.
+"""Deal a data set out to participants. Each example goes to exactly one participant, and a seed repeats the deal.
 
-Each function gives one array of row numbers per participant. `weights` makes unequal sizes: a participant of
-weight 2 gets (in expectation, for `dirichlet`) twice the examples of one of weight 1.
+Each function returns one array of row numbers per participant. `weights` makes unequal sizes: a participant of weight 2
+gets twice the examples of a participant of weight 1 (in expectation, for `dirichlet`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Labels = npt.NDArray[np.generic]
 
 
 def iid(num_examples: int, num_participants: int, seed: int, weights: Sequence[float] | None = None) -> list[Rows]:
-    """A shuffled deal: all shares look alike, and differ in size by `weights` alone."""
+    """Deal shuffled examples. All shares look alike, and differ in size by `weights` alone."""
     rows = np.random.default_rng(seed).permutation(num_examples)
     return _cut(rows, _normal(weights, num_participants))
 
@@ -24,8 +24,10 @@ def iid(num_examples: int, num_participants: int, seed: int, weights: Sequence[f
 def dirichlet(
     labels: Labels, num_participants: int, alpha: float, seed: int, weights: Sequence[float] | None = None
 ) -> list[Rows]:
-    """Label skew (Hsu et al. 2019, arXiv:1909.06335): how each class is shared out is drawn from a Dirichlet
-    distribution with concentration alpha·M·w, w the normalised weights. Small alpha: few classes each; large: iid.
+    """Deal with label skew (Hsu et al. 2019, arXiv:1909.06335).
+
+    The shares of each class are drawn from a Dirichlet distribution with concentration alpha·M·w, where w are the
+    normalised weights. A small alpha gives each participant few classes; a large one is nearly iid.
     """
     if alpha <= 0:
         raise ValueError(f"alpha is {alpha}, expected more than 0 (0.1: very skewed; 100: nearly iid).")
@@ -40,7 +42,10 @@ def dirichlet(
 
 
 def shards(labels: Labels, num_participants: int, shards_each: int, seed: int) -> list[Rows]:
-    """Sort by label, cut into shards, deal `shards_each` to each (McMahan et al. 2017, arXiv:1602.05629, section 3)."""
+    """Sort by label, cut into shards, and deal `shards_each` to each participant.
+
+    McMahan et al. 2017, arXiv:1602.05629, section 3.
+    """
     count = num_participants * shards_each
     if not 1 <= count <= len(labels):
         raise ValueError(f"{num_participants} participants with {shards_each} shards each from {len(labels)} examples")
@@ -62,6 +67,6 @@ def _normal(weights: Sequence[float] | None, num_participants: int) -> npt.NDArr
 
 
 def _cut(rows: Rows, fractions: npt.NDArray[np.float64]) -> list[Rows]:
-    """Consecutive pieces whose sizes follow `fractions`, rounded at the running total so that none is lost."""
+    """Cut into consecutive pieces whose sizes follow `fractions`. The running total is rounded, so no row is lost."""
     ends = np.rint(np.cumsum(fractions) * len(rows)).astype(int)
     return np.split(rows, ends[:-1])
