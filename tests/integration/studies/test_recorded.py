@@ -175,7 +175,7 @@ def test_what_cannot_be_replayed_in_the_engine_is_said(record, tmp_path):
         replay(federation.run_dir)
     with pytest.raises(ValueError, match="no ledger"):
         Population(run=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="leave participants out"):
+    with pytest.raises(ValueError, match="leave it out"):
         Population(run=str(federation.run_dir), order="recorded", participants=3)
 
 
