@@ -46,6 +46,8 @@ def check_installed(module: str, needed_for: str) -> None:
 
 def missing_extra(error: BaseException, needed_for: str) -> MissingExtra | None:
     """Return the error to raise in place of `error`; None if that is not about a package of an extra."""
+    if isinstance(error, MissingExtra):
+        return error
     if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name in EXTRAS:
         return _missing(error.name, needed_for)
     return None

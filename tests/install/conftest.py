@@ -116,6 +116,7 @@ hello_interval_s = 1
 """
 STUDY = """
 name = "own"
+tuning = false
 [problem]
 name = "app"
 app = "app.py"

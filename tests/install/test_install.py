@@ -123,6 +123,10 @@ def program(monkeypatch, *command):
 @pytest.mark.timeout(240)
 def test_an_editable_install_from_a_path_with_a_space(clone, users, late, borrowing, monkeypatch):
     done(borrowing, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone, cwd=users)
+    program(monkeypatch, borrowing.with_name("fedmq"))
+    study = Terminal(users, "study", "study.toml", "--workers", "1")  # its processes import the app and its neighbours
+    assert study.ended() == 0, study.text
+    study.close()
     program(monkeypatch, borrowing, "-m", "fedmq")
     (users / "queue.py").unlink()  # Python itself gives a script's own to everything
     (users / "msgpack.py").unlink()
