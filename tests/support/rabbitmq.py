@@ -19,7 +19,7 @@ NO_SERVER = (
 
 
 def require_server() -> None:
-    """Skip loudly if there is no rabbitmq-server; fail in CI."""
+    """Skip loudly where there is no rabbitmq-server; in CI that is a failure."""
     if find_server() is not None:
         return
     if os.environ.get("CI"):
@@ -47,7 +47,7 @@ def own_node(tmp_path: Path) -> Iterator[PrivateNode]:
 
 @pytest.fixture
 def amqp_url(rabbitmq_node: PrivateNode) -> str:
-    """URL of the shared node."""
+    """Of the shared node."""
     return rabbitmq_node.url
 
 
