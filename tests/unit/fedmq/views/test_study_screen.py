@@ -1,4 +1,4 @@
-"""What `fedmq study` prints at its end."""
+"""The text that `fedmq study` prints at its end."""
 
 from dataclasses import replace
 
