@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedmq.coordinator.decisions.requirements import check_requirements
@@ -15,7 +15,7 @@ from fedmq.studies.engine.recorded import RecordedEngine
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Population, task_streams
-from fedmq.studies.problems.problem import Problem
+from fedmq.studies.problems.problem import Federation, Problem
 
 
 def simulate(
@@ -31,11 +31,11 @@ def simulate(
 ) -> Outcome:
     """Run one federation in virtual time until it ends, in this process.
 
-    The coordinator's own decision core drives it. The same arguments give the same bytes, on any machine.
+    The coordinator's own decision core drives it. The same arguments give the same bytes again.
 
     strategy        how updates become versions, for example `fedmq.FedBuff()`, or a strategy of your own
     problem         the model and everybody's data, for example `fedmq.Softmax(data="mnist.npz")`
-    population      who the participants are: number, speed, network, data, dropout. Durations are virtual seconds
+    population      the participants: number, speed, network, data, dropout. Durations are in virtual seconds
     run             when the run stops, how many tasks are out at one time, and what is evaluated
     training        what each task asks for; problems other than apps and Keras models need a `learning_rate`
     seed            decides every random draw: participants, data, durations, dropouts, selection
@@ -43,12 +43,12 @@ def simulate(
     on_version      called with (virtual time in s, version, accepted updates so far) at each new version
 
     Return what happened as columns: the final `parameters`, one row for each accepted update (`updates`), the
-    `evaluations`, the time of each version (`version_s`) and why the run `finished`. A run whose training diverges
-    ends early with `finished == "diverged"`.
+    `evaluations`, the time of each version (`version_s`) and the reason of the end (`finished`). A run whose training
+    diverges ends early with `finished == "diverged"`.
 
-    Raise ConfigError if the run would never end or the strategy does not fit the run, InputError if tasks take no time
-    or the problem refuses its data, and Stuck (an InputError that carries the `outcome` so far) if nothing is left to
-    happen before the run's end.
+    Raise ConfigError if tasks take no time, the run would never end, or the strategy does not fit the run, InputError
+    if the problem refuses its data, MissingExtra if it needs a package that is not installed, and Stuck (an InputError
+    that carries the `outcome` so far) if nothing is left to happen before the run's end.
     """
     training = training or TrainingConfig()
     if not population.takes_time:
@@ -58,9 +58,11 @@ def simulate(
         )
     if not any(limit is not None for limit in run.stop.model_dump().values()):
         raise ConfigError("the run would never end: give its stop a max_updates, max_versions, max_time_s or a goal")
+    check_number(strategy, population)
     members = population.members(seed)
     federation = problem.deal(members, seed)
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
+    check_metrics(federation, goals(run))
     recorded = population.order == "recorded"
     streams = task_streams(seed, len(members))
     open_loop = recorded or run.arrivals_per_s is not None
@@ -76,3 +78,38 @@ def simulate(
         on_version=on_version,
     )
     return engine.run()
+
+
+def goals(run: StudyRun) -> list[str]:
+    """Return the metrics that may end the run."""
+    return [goal.name for goal in (run.stop.target, run.stop.patience) if goal is not None]
+
+
+def check_number(strategy: Strategy[Any], population: Population) -> None:
+    """Raise ConfigError if a strategy's number of participants is not the population's.
+
+    If it is lower, some participants never get a task. If it is higher, a sum is divided by too many.
+    """
+    number = getattr(strategy, "num_participants", None)
+    if population.order == "recorded":
+        return  # a participant whose tasks overlapped counts more than once
+    if number is not None and number != population.participants:
+        raise ConfigError(
+            f"num_participants = {number}, and the population {population.name!r} has {population.participants}: "
+            "they must be the same; populations of other sizes want a study of their own"
+        )
+
+
+def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
+    """Raise ConfigError if one of the `needed` metrics is never measured."""
+    if not needed:
+        return
+    if not federation.evaluates:
+        raise ConfigError(
+            "nothing is measured, and so nothing can be tuned and no target can be reached: give the app "
+            "load_test_data() (or evaluate(), beside build_trainer), or take tuning = false and no target"
+        )
+    measured = list(federation.evaluate(federation.initial))
+    unknown = [name for name in needed if name not in {"", *measured}]
+    if unknown:
+        raise ConfigError(f"the metric {unknown[0]!r} is never measured, there are: {', '.join(measured)}")

@@ -20,8 +20,8 @@ from fedmq.studies.population.population import Population
 from fedmq.studies.population.traces import read_traces
 from fedmq.studies.problems.classification import Softmax, class_numbers, load_arrays
 from fedmq.studies.problems.problem import Problem
+from fedmq.studies.simulate import check_number
 from fedmq.studies.study import Contender, tuning_mistakes
-from fedmq.studies.sweep.cell import check_number
 from fedmq.studies.sweep.tuning import Tuning
 from fedmq.study.app_problem import AppProblem
 

@@ -55,7 +55,7 @@ class RecordedGroups(ArrivalGroups):
         for row in rows:
             self._orders.setdefault(row.version, {})[row.update_id] = row.accepted_order
 
-    def steps(self, task_id: str) -> int:  # noqa: ARG002 - nobody trains
+    def steps(self, task_id: str) -> int:  # noqa: ARG002 - nothing is trained
         return 1
 
     def assign(self, p: Participant, task_id: str, now: float) -> None:
@@ -124,7 +124,8 @@ class _ReadyAsRecorded:
 
 
 class _RecordedWeights(ClientWeights):
-    """The client weights of the ledger's rows. It does not record who was known when, so they cannot be made anew."""
+    """The client weights in the ledger's rows. They cannot be computed again: the ledger does not record which
+    participants were known at the time."""
 
     def __init__(self, rows: Sequence[UpdateRow]) -> None:
         super().__init__("equal")

@@ -1,8 +1,8 @@
 """The replay of a recorded run: its own strategy and its archived updates give its parameters again, bit for bit.
 
 It proves the engine. The tasks go out and the updates come as the ledger says (studies.engine.recorded), the versions
-are made when the ledger says (studies.engine.recorded_versions), and nobody trains: each update's tensors come from the
-archive. What the core decides then must be what the ledger holds.
+are made when the ledger says (studies.engine.recorded_versions). Nothing is trained: each update's tensors come from
+the archive. The decisions of the core must then be those in the ledger.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     `strategy` is needed if the run had a strategy of the user's own.
 
     Raise InputError if the archive lacks an update of the run (`fedmq verify` replays such a run as far as it can),
-    StateError if the engine comes to something else than the ledger says, and CheckpointError if the archive is
-    damaged.
+    StateError if the engine's result differs from the ledger, and CheckpointError if the archive is damaged.
     """
     folder = RunFolder(Path(run_dir))
     with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
@@ -122,7 +121,7 @@ class _Replay(RecordedEngine):
                 )
         meta = checkpoint_meta(len(rows), self._core.version)
         if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
-            raise StateError("the replay came to another state than the run's last commit")
+            raise StateError("the replay's final state differs from that of the run's last commit")
         return outcome
 
     def _offer(self, k: int) -> None:
@@ -150,7 +149,7 @@ def _named(update: tuple[int, str] | None) -> str:
 
 @dataclass(frozen=True)
 class _Archived:
-    """The replay's problem: a model, and nobody who trains."""
+    """The replay's problem: a model without training."""
 
     initial: Parameters
     num_examples: Sequence[int]

@@ -1,4 +1,4 @@
-"""The settings of a study's runs: `RunSettings` for virtual time, in which nobody has to prove to be alive."""
+"""The settings of a study's runs: `RunSettings` for virtual time, without any check that participants are alive."""
 
 from __future__ import annotations
 

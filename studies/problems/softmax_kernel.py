@@ -11,7 +11,7 @@ Williamson 2004, "Online learning with kernels"). The form of a task follows fro
 
 Five examples and two classes at a time share the numbers that they read. Sums may be taken in any order (`reassoc`) and
 products added in one rounding (`contract`), so that the compiler can use the processor's vectors. Infinities and NaNs
-stay what they are. A participant's numbers are made by the same instructions, whoever else is trained in the call.
+stay what they are. The same instructions make a participant's numbers, whichever others are trained in the call.
 
 The file is one kernel, so it stays whole.
 """
@@ -334,7 +334,7 @@ def _gradients(z: Floats, y: Numbers, picked: Numbers, share: np.float32) -> flo
 
 @_compiled
 def _subtract(x: Floats, picked: Numbers, z: Floats, w: Floats, spare: Floats) -> None:
-    """Do w[c] -= Σ z[i, c] x[picked[i]]. `spare` [features] takes a step that nobody needs."""
+    """Do w[c] -= Σ z[i, c] x[picked[i]]. `spare` [features] takes a step that is not needed."""
     many = len(picked) // TILE * TILE
     for i in range(0, many, TILE):
         p = picked[i : i + TILE]

@@ -141,7 +141,7 @@ def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look
 
 
 def trouble(results: Sequence[CellResult]) -> str:
-    """Return the table of cells that came to no proper end."""
+    """Return the table of cells that failed."""
     bad = [r for r in results if r.finished in {"diverged", "stuck"}]
     if not bad:
         return ""

@@ -23,13 +23,13 @@ from fedmq.studies.engine.outcome import Outcome, Stuck
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.population import Population
-from fedmq.studies.problems.problem import Federation, Problem
-from fedmq.studies.simulate import simulate
+from fedmq.studies.problems.problem import Problem
+from fedmq.studies.simulate import check_metrics, check_number, goals, simulate
 from fedmq.studies.sweep.cell_identity import plain
 
 MODELS_BESIDE = 8
-"""Models in memory beside the tasks': the current version, the strategy's buffer and moments, and the arrays of an
-aggregation."""
+"""Models in memory besides those of the tasks: the current version, the strategy's buffer and moments, and the arrays
+of an aggregation."""
 FORMAT = 8
 """Format of a cell's file and of the engine's results. It is raised whenever the results of a seed change (a test has
 them)."""
@@ -120,8 +120,7 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
         federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
         cell.strategy.init(federation.initial)
         check_number(cell.strategy, cell.population)
-        goals = [goal.name for goal in (cell.run.stop.target, cell.run.stop.patience) if goal is not None]
-        check_metrics(federation, [*goals, *judged_by])
+        check_metrics(federation, [*goals(cell.run), *judged_by])
     except InputError as e:
         raise InputError(f"{where}: {e}") from None
     model_bytes = federation.initial.num_bytes
@@ -140,36 +139,6 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
             f"A process may take {limit_bytes:,} (memory_limit_bytes shared by all workers): lower run.concurrency, "
             "take fewer workers, or raise the limit"
         )
-
-
-def check_number(strategy: Strategy[Any], population: Population) -> None:
-    """Raise ConfigError if a strategy's number of participants is not the population's.
-
-    If it is lower, some participants never get a task. If it is higher, a sum is divided by too many.
-    """
-    number = getattr(strategy, "num_participants", None)
-    if population.order == "recorded":
-        return  # a participant whose tasks overlapped counts more than once
-    if number is not None and number != population.participants:
-        raise ConfigError(
-            f"num_participants = {number}, and the population {population.name!r} has {population.participants}: "
-            "they must be the same; populations of other sizes want a study of their own"
-        )
-
-
-def check_metrics(federation: Federation, needed: Sequence[str]) -> None:
-    """Raise ConfigError if one of the `needed` metrics is never measured."""
-    if not needed:
-        return
-    if not federation.evaluates:
-        raise ConfigError(
-            "nothing is measured, and so nothing can be tuned and no target can be reached: give the app "
-            "load_test_data() (or evaluate(), beside build_trainer), or take tuning = false and no target"
-        )
-    measured = list(federation.evaluate(federation.initial))
-    unknown = [name for name in needed if name not in {"", *measured}]
-    if unknown:
-        raise ConfigError(f"the metric {unknown[0]!r} is never measured, there are: {', '.join(measured)}")
 
 
 def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | None = None) -> CellResult:

@@ -220,7 +220,7 @@ def single_threaded_children() -> Iterator[None]:
     environment = dict.fromkeys(threads, "1")
     environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # cells share a GPU's memory
     environment["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "0")  # as in a deployment
-    environment["PYTHONSAFEPATH"] = "1"  # a user's queue.py in the current folder is none of multiprocessing's
+    environment["PYTHONSAFEPATH"] = "1"  # so that multiprocessing does not import a user's queue.py
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:

@@ -15,9 +15,9 @@ differ in the last bits. Name the path in a study that has to be repeated bit fo
 
 A cohort is cut into chunks of one fixed shape (`chunk` participants, padded), so that neither the size of a cohort nor
 its neighbours change a participant's result. If participants have unequal data, batches are padded and masked, and
-participants with fewer steps stand still while others go on. A model with state beside its weights (BatchNorm, Dropout)
-would see the padding, so its tasks that have a short batch are trained by the plain path. Dropout that is compiled by
-XLA draws other random numbers from the same seeds: there the paths agree in distribution only.
+participants with fewer steps stand still while others go on. A model with state besides its weights (BatchNorm,
+Dropout) would see the padding, so its tasks that have a short batch are trained by the plain path. Dropout that is
+compiled by XLA draws other random numbers from the same seeds: there the paths agree in distribution only.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def _seeded(seed: int, make: Callable[[], T]) -> T:
 
 
 def _kept(key: Hashable, make: Callable[[], T]) -> T:
-    """Keep what `make` gives, and seed it: draws of a model beside its weights are then the same in each process."""
+    """Keep what `make` gives.
+
+    It is seeded, so that draws of a model besides its weights are the same in each process.
+    """
     return kept(key, lambda: _seeded(0, make))
 
 

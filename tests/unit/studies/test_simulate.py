@@ -42,6 +42,17 @@ def test_a_goal_that_nobody_measures_is_refused():
         fedmq.simulate(fedbuff(2), Given(federation), population(3), goal, STEP)
 
 
+def test_a_goal_of_a_metric_that_is_never_measured_is_refused_because_the_run_would_never_end():
+    goal = fedmq.StudyRun(stop=StopSettings(target=TargetMetric(name="acuracy", value=0.9)))
+    with pytest.raises(fedmq.ConfigError, match="'acuracy' is never measured, there are: loss, accuracy"):
+        fedmq.simulate(fedbuff(2), Given(softmax(3)), population(3), goal, STEP)
+
+
+def test_a_strategy_for_another_number_of_participants_is_refused():
+    with pytest.raises(fedmq.ConfigError, match="num_participants = 4, and the population 'population' has 3"):
+        fedmq.simulate(fedmq.Area(num_participants=4), fedmq.Quadratics(), population(3), until(4), STEP)
+
+
 def test_what_a_strategys_method_lacks_is_refused():
     strategy = fedmq.Scaffold(cohort_size=2, num_participants=3)
     with pytest.raises(fedmq.ConfigError, match=r"training.learning_rate: missing"):
