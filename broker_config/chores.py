@@ -60,9 +60,9 @@ class Chores:
         self._connected = False
         self._waiting: deque[Chore] = deque()
         self._running: object | None = None
-        """A mark of the try that is under way: answers to an earlier try are not for it."""
+        """Mark of the try that is under way: answers to an earlier try are ignored."""
         self._give_up: Callable[[], None] | None = None
-        """Gives up that try."""
+        """Function that gives that try up."""
         self._beginning = False
 
     @property

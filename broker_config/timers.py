@@ -43,6 +43,6 @@ class ClockTimers:
         return self._due[0][0] if self._due else None
 
     def do_due(self) -> None:
-        """Call what is due, in the order of the times."""
+        """Call back all that are due, in the order of their times."""
         while (due_s := self.next_due_s()) is not None and due_s <= self._clock():
             self._callbacks.pop(heapq.heappop(self._due)[1])()

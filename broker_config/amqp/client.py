@@ -42,7 +42,7 @@ from fedmq.schemas.local.event_log import EventLog
 
 DEPTH_TIMEOUT_S = 5.0
 GIVE_BACK_DELAY_S = 0.5
-"""Wait before a message that could not be handled is given back, so that it does not come again in a tight loop."""
+"""Wait before an unhandled message is given back, which keeps it from coming again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
 
 log = EventLog(__name__)

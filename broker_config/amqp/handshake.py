@@ -56,7 +56,7 @@ def identify(address: BrokerAddress, ca_file: str | None = None) -> BrokerIdenti
 
 
 def try_login(address: BrokerAddress) -> bool:
-    """True if the broker lets this user into this virtual host now. Never raises for what the broker does."""
+    """True if the broker lets this user into this virtual host now. No behaviour of the broker raises."""
     try:
         with _connected(address) as sock:
             _start(sock)

@@ -2,9 +2,9 @@
 
 Rules
 1. The transport's thread reads a chunk's label and hands the chunk to the store; the owner's thread checks its digest.
-   A label or a digest that cannot be right means that the payload is lost.
-2. The store says where the bytes gather and which chunks are acked when. A repeated chunk, or a chunk of another
-   payload, goes to the store as None, because it fills the window until it is acked.
+   If a label or a digest cannot be right, the payload is lost.
+2. The store holds the bytes, and decides when a chunk is acked. A repeated chunk, or a chunk of another payload, goes
+   to the store as None, because it fills the window until it is acked.
 3. The payload is lost if its queue is gone, or if the queue is empty and no chunk has come for `PATIENCE_S`. A broker
    that is away loses nothing: the receiver waits for it.
 4. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
@@ -22,21 +22,23 @@ from fedmq.schemas.errors import BrokerError, BrokerUnavailable, MalformedMessag
 from fedmq.schemas.messages import ChunkedPayload
 
 PATIENCE_S = 30.0
-"""Longer than a broker takes to notice that a former connection of ours, which holds the chunks, is dead."""
+"""Time without chunks, longer than a broker takes to notice that a former connection of ours, which holds them, is
+dead."""
 QueueState = Literal["filled", "empty", "gone", "unknown"]
 
 
 class Store(Protocol):
-    """The place where a payload's bytes gather, and the rule for what is acked. An OSError is the owner's to handle."""
+    """The place of a payload's bytes, and the rule for acks. The owner handles its OSErrors."""
 
     def arrived(self, start: int, delivery: Delivery) -> Delivery:
-        """Accept a wanted chunk at byte `start`, on the transport's thread. Return what goes on to the owner."""
+        """Accept a wanted chunk for byte `start`, on the transport's thread. Return the delivery for the owner's
+        thread."""
 
     def bytes_of(self, start: int, length: int, delivery: Delivery) -> bytes | bytearray | memoryview:
-        """Return the bytes of a chunk that has arrived, for its digest."""
+        """Return the bytes of an accepted chunk, for its digest."""
 
     def keep(self, index: int | None, digest: bytes, delivery: Delivery) -> None:
-        """Keep a chunk that is as it was sent; None: it was not wanted, and `digest` is empty."""
+        """Keep a chunk that is as it was sent. If it was not wanted, `index` is None and `digest` is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class ChunkArrived:
     """None if the chunk was not wanted."""
     delivery: Delivery
     problem: str | None
-    """The reason why its label cannot be right."""
+    """The mistake in its label; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ Outcome = Lost | Literal["whole"] | None
 
 
 class ChunkReceiver:
-    """One payload. The owner's thread calls everything; `put` takes ChunkArrived from the transport's thread."""
+    """The receiver of one payload. The owner's thread calls it; `put` is called from the transport's thread."""
 
     def __init__(
         self,
@@ -101,8 +103,11 @@ class ChunkReceiver:
     def begin(
         self, now: float, digests: Mapping[int, bytes] | None = None, silent_since_s: float | None = None
     ) -> Outcome:
-        """Consume the queue, unless nothing is missing. The store holds the chunks of `digests` already; an earlier
-        receiver of the payload has found the queue empty since `silent_since_s`."""
+        """Consume the queue, unless nothing is missing.
+
+        `digests`: those of the chunks that the store holds already. `silent_since_s`: the time since when an earlier
+        receiver of this payload found the queue empty.
+        """
         self._assembly = Assembly(self.payload, digests)
         self.heard_s, self.silent_since_s = now, silent_since_s
         if not self.missing:
@@ -177,7 +182,7 @@ class ChunkReceiver:
             return "gone"
 
     def _arrived(self, delivery: Delivery) -> None:
-        """Runs on the transport's thread (rule 1)."""
+        """Handle a delivery on the transport's thread (rule 1)."""
         if self._over:
             return
         index, problem = None, None

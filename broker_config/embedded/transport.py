@@ -32,7 +32,7 @@ from fedmq.schemas.local.event_log import EventLog
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
 
 GIVE_BACK_DELAY_S = 0.5
-"""Wait before a message that could not be handled is given back, so that it does not come again in a tight loop."""
+"""Wait before an unhandled message is given back, which keeps it from coming again in a tight loop."""
 log = EventLog(__name__)
 _numbers = itertools.count(1)
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The world that every contract test runs in: once over memory, once over RabbitMQ."""
+"""The world of every contract test: once in RAM, once over RabbitMQ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.contract.world import AmqpWorld, EmbeddedWorld, World
 
 @pytest.fixture(params=["embedded", pytest.param("amqp", marks=pytest.mark.broker)])
 def world(request: pytest.FixtureRequest, prefix: str) -> Iterator[World]:
-    """A fresh corner of a broker. When the test is over nothing of it may still run."""
+    """A fresh corner of a broker. Nothing of it may still run after the test."""
     before = set(threading.enumerate())
     if request.param == "embedded":
         world: World = EmbeddedWorld(prefix)

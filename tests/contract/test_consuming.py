@@ -1,4 +1,4 @@
-"""Deliveries: order, prefetch, settling, coming again, sharing."""
+"""Deliveries: order, prefetch, settling, redelivery, sharing."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_single_active_consumer_has_the_queue_alone_until_it_leaves(world: Wor
     assert mine.next().message_id == "2"
     assert yours.empty()
     first.close()
-    # Which comes first differs: "2" in a classic queue of RabbitMQ 3.10, "3" in a quorum queue and in RabbitMQ 4.
+    # The order differs: "2" is first in a classic queue of RabbitMQ 3.10, "3" in a quorum queue and in RabbitMQ 4.
     left = {delivery.message_id: delivery.redelivered for delivery in yours.next_ones(2)}
     assert left == {"2": True, "3": False}
 
@@ -147,7 +147,7 @@ def test_a_single_active_consumer_has_the_queue_alone_until_it_leaves(world: Wor
 def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_goes_on_when_it_is_cut_off(
     world: World, kind: Any
 ) -> None:
-    """What coordinator.service.leadership rests on, with the very queue that it uses."""
+    """The behaviour that coordinator.service.leadership relies on, with the very queue that it uses."""
     delivery_limit = 1_000_000 if kind == "quorum" else None
     queue = world.queue("q", kind, max_length=1, delivery_limit=delivery_limit, single_active_consumer=True)
     states = States()
@@ -156,7 +156,7 @@ def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_go
     world.publish(first, "token")
     held = mine.next()
     yours = world.consume(second, queue, prefetch=1)
-    world.publish(second, "asked", "asked again")  # one too many: the head is dropped
+    world.publish(second, "asked", "asked again")  # one message too many: the head is dropped
     world.await_depth(second, queue, 1)
     for _ in range(3):
         assert first.nack(held)

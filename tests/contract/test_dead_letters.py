@@ -1,4 +1,4 @@
-"""Where messages go that nobody consumes: rejected, poisonous, expired, or too many."""
+"""The fate of messages that nobody consumes: rejected, poisonous, expired, or too many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = pytest.mark.parametrize("kind", ["classic", "quorum"])
 
 
 def death(delivery: Delivery) -> tuple[Any, Any]:
-    """Queue and reason of the latest death, as RabbitMQ writes them."""
+    """Return queue and reason of the latest death, as RabbitMQ writes them."""
     deaths: Any = delivery.headers["x-death"]
     assert deaths[0]["count"] == 1
     return deaths[0]["queue"], deaths[0]["reason"]
@@ -118,7 +118,7 @@ def test_a_dead_message_can_be_looked_at_more_often_than_rabbitmq_4_s_own_limit(
     transport = world.open("one", queue)
     received = world.consume(transport, queue, prefetch=1)
     world.publish(transport, "poison")
-    for count in range(30):  # RabbitMQ 4 drops at 20 what has no limit of its own
+    for count in range(30):  # RabbitMQ 4 drops a message at 20 if its queue has no limit of its own
         delivery = received.next()
         assert delivery.delivery_count == count
         assert transport.nack(delivery)
@@ -154,7 +154,7 @@ def test_unsettled_messages_do_not_count_towards_the_length(world: World) -> Non
     transport = world.open("one", world.dead_queue, queue)
     dead = world.consume(transport, world.dead_queue)
     received = world.consume(transport, queue, prefetch=2)
-    for message_id in "12":  # one after the other, or the second pushes the first out before it is delivered
+    for message_id in "12":  # one after the other, so that the second does not push the first out before its delivery
         world.publish(transport, message_id)
         received.next()
     world.publish(transport, "3", "4")
@@ -164,7 +164,7 @@ def test_unsettled_messages_do_not_count_towards_the_length(world: World) -> Non
 
 @KINDS
 def test_a_message_lives_as_long_as_its_queue_s_ttl(world: World, kind: Any) -> None:
-    queue = world.queue("q", kind, message_ttl_s=0.5)  # longer than a busy broker takes to begin a consumer
+    queue = world.queue("q", kind, message_ttl_s=0.5)  # longer than a busy broker takes to start a consumer
     transport = world.open("one", queue)
     world.publish(transport, "1", "2")
     world.await_depth(transport, queue, 0)

@@ -1,4 +1,4 @@
-"""Rule 2: a publish is confirmed, or fails with the reason, and is never lost in silence."""
+"""Rule 2: a publish is confirmed or fails with the reason, and is never lost in silence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a contract test needs of the world around a transport, for both transports alike.
+"""The world around a transport, for the contract tests of both transports.
 
-Nothing here sleeps: what is waited for arrives on a queue, or is asked for until it holds, each within WAIT_S.
+Nothing here sleeps. A test waits for an item of a queue, or asks until the answer is right, each within WAIT_S.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Received(Queue[Delivery]):
-    """Hand its `put` to consume()."""
+    """Deliveries of a consumer: pass its `put` to consume()."""
 
     def next(self) -> Delivery:
         return self.get(timeout=WAIT_S)
@@ -37,10 +37,10 @@ class Received(Queue[Delivery]):
 
 
 class States(Queue[TransportState]):
-    """Hand its `put` to open() as on_state."""
+    """States of a transport: pass its `put` to open() as on_state."""
 
     def wait_for(self, name: str) -> TransportState:
-        """The next state of this name; others in between are skipped."""
+        """Return the next state of this name, and skip others."""
         seen = []
         deadline_s = time.monotonic() + WAIT_S
         while True:
@@ -54,7 +54,7 @@ class States(Queue[TransportState]):
 
 
 def ask_until(question: Callable[[], T], answer: Callable[[T], bool], within_s: float = WAIT_S) -> T:
-    """Ask until the answer is right, for what a broker or a process does in its own time."""
+    """Ask until the answer is right, because a broker or a process takes its own time."""
     deadline_s = time.monotonic() + within_s
     while not answer(found := question()):
         assert time.monotonic() < deadline_s, f"still {found!r} after {within_s} s"
@@ -62,13 +62,13 @@ def ask_until(question: Callable[[], T], answer: Callable[[T], bool], within_s: 
 
 
 def outcome(future: Future[None]) -> type[BaseException] | None:
-    """The type of error that a publish ended with; None for its confirm."""
+    """Return the type of error that a publish ended with; None for a confirm."""
     error = future.exception(WAIT_S)
     return None if error is None else type(error)
 
 
 class World(ABC):
-    """One broker, or a corner of a shared one, where all names start with `prefix`."""
+    """A broker, or a corner of a shared one, in which all names start with `prefix`."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -79,7 +79,7 @@ class World(ABC):
     # Names and values
 
     def queue(self, name: str = "q", kind: Literal["classic", "quorum"] = "classic", **limits: Any) -> topology.Queue:
-        """A queue that is fed by the routing key `name`."""
+        """Return a queue that the routing key `name` feeds."""
         return topology.Queue(
             name=f"{self.prefix}.{name}", kind=kind, exchange=self.exchange.name, routing_key=name, **limits
         )
@@ -87,7 +87,7 @@ class World(ABC):
     def queue_to_dead(
         self, name: str = "q", kind: Literal["classic", "quorum"] = "classic", **limits: Any
     ) -> topology.Queue:
-        """The same with a dead-letter exchange."""
+        """Return such a queue with a dead-letter exchange."""
         return self.queue(
             name, kind, dead_letter_exchange=self.dead_exchange.name, dead_letter_routing_key="dead", **limits
         )
@@ -114,7 +114,7 @@ class World(ABC):
     # Transports
 
     def make_transport(self, name: str = "one") -> Transport:
-        """Not open yet; closed when the test ends."""
+        """Return a transport that is not open yet. It is closed when the test ends."""
         transport = self._new_transport(name)
         self._transports.append(transport)
         return transport
@@ -125,14 +125,14 @@ class World(ABC):
         return transport
 
     def publish(self, transport: Transport, *message_ids: str, key: str = "q") -> None:
-        """Publish one after another, each confirmed."""
+        """Publish messages one after another, each confirmed."""
         for message_id in message_ids:
             transport.publish(self.message(message_id, key)).result(WAIT_S)
 
     def consume(
         self, transport: Transport, queue: topology.Queue, prefetch: int = 10, then: OnDelivery | None = None
     ) -> Received:
-        """Consume into a Received; `then` is called first, on the transport's thread."""
+        """Consume into a Received. `then` is called first, on the transport's thread."""
         received = Received()
 
         def on_delivery(delivery: Delivery) -> None:
@@ -147,7 +147,7 @@ class World(ABC):
         ask_until(lambda: transport.depth(queue.name), lambda found: found == depth)
 
     def publish_until_rejected(self, transport: Transport, limit: int) -> list[str]:
-        """The ids that were confirmed before the first error of the expected kind."""
+        """Return the ids that were confirmed before the first error of the expected kind."""
         accepted: list[str] = []
         while len(accepted) < limit:
             try:
@@ -168,26 +168,26 @@ class World(ABC):
 
     @abstractmethod
     def sever(self, name: str) -> None:
-        """Cut the transport's connection, which must be there; it may connect again at once."""
+        """Cut the transport's connection, which must exist. It may connect again at once."""
 
     @abstractmethod
     def down(self) -> None:
-        """No transport can reach the broker any more, its messages stay."""
+        """Take the broker away from all transports. Its messages stay."""
 
     @abstractmethod
     def up(self) -> None: ...
 
     @abstractmethod
     def withhold_confirms(self, name: str) -> None:
-        """What the transport publishes arrives, its confirm never does, until it is severed."""
+        """Hold back all confirms of a transport until it is severed. Its messages arrive."""
 
     @abstractmethod
     def delete_queue(self, queue: topology.Queue) -> None:
-        """Behind everybody's back."""
+        """Delete a queue behind everybody's back."""
 
 
 class EmbeddedWorld(World):
-    """In memory."""
+    """A world in RAM."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(prefix)
@@ -213,7 +213,7 @@ class EmbeddedWorld(World):
 
 
 class AmqpWorld(World):
-    """A private RabbitMQ, each transport behind a proxy of its own."""
+    """A private RabbitMQ, with each transport behind a proxy of its own."""
 
     def __init__(self, prefix: str, url: str) -> None:
         super().__init__(prefix)

@@ -17,7 +17,7 @@ SIZE = 3
 
 @dataclass(frozen=True)
 class Replicas:
-    """Where a quorum queue is, by the names of nodes."""
+    """The places of a quorum queue, by the names of nodes."""
 
     leader: str
     members: frozenset[str]
@@ -25,13 +25,13 @@ class Replicas:
 
 
 class PrivateCluster:
-    """Three nodes; quorum queues that are declared after the start have a replica on each."""
+    """Three nodes. Quorum queues that are declared after the start have a replica on each."""
 
     def __init__(self, folder: Path) -> None:
         self._mapper = PortMapper()
         names = [f"n{number}" for number in range(SIZE)]
         password, cookie = secrets.token_urlsafe(18), secrets.token_hex(10).upper()
-        # The first node is there already when the others start: they find it and join it at their first boot.
+        # The first node is up when the others start, so they find it and join it at their first boot.
         join = {
             "cluster_formation.peer_discovery_backend": "classic_config",
             "cluster_formation.classic_config.nodes.1": f"{names[0]}@localhost",
@@ -43,7 +43,7 @@ class PrivateCluster:
 
     @property
     def url(self) -> str:
-        """Of all nodes."""
+        """URLs of all nodes, with commas between them."""
         return ",".join(node.url for node in self.nodes)
 
     def named(self, name: str) -> PrivateNode:
@@ -51,7 +51,7 @@ class PrivateCluster:
         return found
 
     def replicas(self, queue: str) -> Replicas:
-        """Of a quorum queue, as a node that is up sees it."""
+        """Return the places of a quorum queue, as a running node sees them."""
         up = next(node for node in self.nodes if node.pid is not None)
         rows = json.loads(up.ctl("list_queues", "name", "leader", "members", "online", "--formatter", "json"))
         (row,) = [row for row in rows if row["name"] == queue]
@@ -69,5 +69,5 @@ class PrivateCluster:
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
-            node.kill()  # stopping one after the other would wait for each
+            node.kill()  # stop() would wait for each node
         self._mapper.stop()

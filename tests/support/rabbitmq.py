@@ -19,7 +19,7 @@ NO_SERVER = (
 
 
 def require_server() -> None:
-    """Skip loudly where there is no rabbitmq-server; in CI that is a failure."""
+    """Skip loudly if there is no rabbitmq-server; in CI that is a failure."""
     if find_server() is not None:
         return
     if os.environ.get("CI"):
@@ -38,7 +38,7 @@ def rabbitmq_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateN
 
 @pytest.fixture
 def own_node(tmp_path: Path) -> Iterator[PrivateNode]:
-    """A node for one test alone: not started yet, to be killed and restarted at will."""
+    """A node for one test alone. It is not started yet, and the test may kill and restart it."""
     require_server()
     node = PrivateNode(tmp_path / "rabbitmq")
     yield node
@@ -47,7 +47,7 @@ def own_node(tmp_path: Path) -> Iterator[PrivateNode]:
 
 @pytest.fixture
 def amqp_url(rabbitmq_node: PrivateNode) -> str:
-    """Of the shared node."""
+    """URL of the shared node."""
     return rabbitmq_node.url
 
 

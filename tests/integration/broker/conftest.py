@@ -1,4 +1,4 @@
-"""The node that the tests of this folder may kill, stop, freeze and speak TLS with."""
+"""A node that the tests of this folder may kill, stop, freeze and use over TLS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.rabbitmq import require_server
 
 @dataclass(frozen=True)
 class Tls:
-    """A self-signed certificate for 127.0.0.1 and the port that shows it."""
+    """A self-signed certificate for 127.0.0.1, and the port that presents it."""
 
     certificate: Path
     key: Path
@@ -26,7 +26,7 @@ class Tls:
 
 @pytest.fixture(scope="package")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Tls | None:
-    """None where there is no openssl to make a certificate with."""
+    """A certificate and its port; None if there is no openssl to make one."""
     folder = tmp_path_factory.mktemp("tls")
     found = Tls(folder / "certificate.pem", folder / "key.pem", free_port())
     if shutil.which("openssl") is None:
@@ -50,7 +50,7 @@ def tls(certified: Tls | None) -> Tls:
 
 @pytest.fixture(scope="package")
 def node(tmp_path_factory: pytest.TempPathFactory, certified: Tls | None) -> Iterator[PrivateNode]:
-    """Every test leaves it running."""
+    """A node that every test leaves running."""
     require_server()
     overrides = {}
     if certified is not None:

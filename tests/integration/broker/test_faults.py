@@ -1,4 +1,4 @@
-"""What the broker does to us: it is killed, it blocks publishers, it loses a queue."""
+"""Faults of the broker: it is killed, it blocks publishers, it loses a queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private node: what it keeps, what it leaves behind, and what it says when it cannot start."""
+"""The private node: the data that it keeps, its traces after its end, and its words when it cannot start."""
 
 from __future__ import annotations
 

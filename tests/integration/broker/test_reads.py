@@ -1,4 +1,4 @@
-"""How much is read from the socket at a time: it decides what large bodies cost."""
+"""The size of each read from the socket, which decides the cost of large bodies."""
 
 from __future__ import annotations
 

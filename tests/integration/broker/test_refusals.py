@@ -1,4 +1,4 @@
-"""Wrong credentials, hosts, permissions and arguments: said at once, with advice, without the password."""
+"""Wrong credentials, hosts, permissions and arguments are reported at once, with advice, without the password."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 def test_a_broker_that_hangs_up_at_once_is_one_that_does_not_answer(
     rabbitmq_node: PrivateNode, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one does whose queue of connections has run over: pika raises ValueError then, on the I/O thread."""
+    """A broker whose queue of connections is full does so: then pika raises ValueError on the I/O thread."""
     first_look = io_services_utils._AsyncStreamConnector.__init__
     hung_up = []
 
@@ -103,7 +103,7 @@ def test_another_queue_of_the_same_name_is_a_conflict_that_names_it(rabbitmq_nod
 
 @pytest.fixture
 def reader(rabbitmq_node: PrivateNode, prefix: str) -> Iterator[str]:
-    """URL of a user who may read and declare below its own name only, and write nowhere else."""
+    """URL of a user who may read everything, but declare and write only below its own name."""
     rabbitmq_node.ctl("add_user", prefix, SECRET)
     own = f"^{prefix}\\.own.*"
     rabbitmq_node.ctl("set_permissions", "-p", "/", prefix, own, own, ".*")
@@ -138,7 +138,7 @@ def test_missing_permissions_are_told_for_declaring_and_for_publishing(
 def test_the_broker_vouches_for_the_user_that_a_message_names(
     rabbitmq_node: PrivateNode, prefix: str, reader: str
 ) -> None:
-    """What coordinator.decisions.identity believes."""
+    """coordinator.decisions.identity relies on it."""
     own, news = Corner(f"{prefix}.own"), News()
     transport = own.open(reader)
     transport.publish(own.message("1")).result(WAIT_S)

@@ -1,4 +1,4 @@
-"""A broker with several addresses, as the nodes of a cluster are: here two proxies before one node."""
+"""A broker with several addresses, as a cluster has: here two proxies before one node."""
 
 from __future__ import annotations
 

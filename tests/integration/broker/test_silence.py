@@ -1,4 +1,4 @@
-"""RabbitMQ's connection lives, and what it was asked is never answered."""
+"""RabbitMQ never answers a question, although its connection lives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deaf(rabbitmq_node: PrivateNode) -> Any:
 
 
 def mute_once(proxy: Proxy, method: bytes, name: str) -> threading.Event:
-    """From the method (its class and number) that names this queue on, nothing comes back on that one connection."""
+    """Hold back all answers on one connection, from the method (its class and number) on that names this queue."""
     done = threading.Event()
 
     def on_up(connection: Any, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Uploads through a proxy that lets little through: each is sent once, and given up with its connection."""
+"""Uploads through a slow proxy: each is sent once, and given up with its connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers that a stranger wrote: they cost neither the connection nor the message's way to the dead-letter queue."""
+"""A stranger's headers cost neither the connection nor the message's way to the dead-letter queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACE = 0x0123456789ABCDEF
 
 
 class Raw(pika.BasicProperties):  # type: ignore[misc]
-    """With bytes in the place of a header's value that pika does not write."""
+    """Replace a header's value by bytes that pika does not write."""
 
     def __init__(self, value: bytes, **properties: Any) -> None:
         super().__init__(headers={"strange": PLACE}, **properties)

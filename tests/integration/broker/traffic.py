@@ -1,4 +1,4 @@
-"""What the broker tests share: transports that reconnect fast, and news that can be waited for."""
+"""Helpers of the broker tests: transports that reconnect fast, and news that a test can wait for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedmq.broker_config.transport import Delivery, Message, TransportState
 from fedmq.schemas.local.backoff import Backoff
 
 WAIT_S = 30.0
-"""For what must happen; only a failing test waits this long."""
+"""Longest wait for an event that must happen. Only a failing test waits this long."""
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits to be reaped does not."""
+    """True if the process runs. One that only waits to be reaped does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def alive(pid: int) -> bool:
 
 
 class News:
-    """Collects what callbacks bring and lets a test wait for it."""
+    """The deliveries and states of a transport's callbacks, which a test can wait for."""
 
     def __init__(self) -> None:
         self.states: list[TransportState] = []
@@ -59,7 +59,7 @@ class News:
 
 
 class Corner:
-    """One exchange and one queue of a test's own."""
+    """An exchange and a queue of a test's own."""
 
     def __init__(self, prefix: str, **queue: Any) -> None:
         self.exchange = Exchange(f"{prefix}.x")

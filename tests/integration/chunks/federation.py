@@ -1,4 +1,4 @@
-"""A federation in one process whose model is too large for one message: both real services, over either transport."""
+"""A federation in one process with a model too large for one message: both real services, over either transport."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE_S = 60.0
 MAX_MESSAGE_BYTES = 16_384
 CHUNK_BYTES = 8192
 VALUES = 50_000
-"""Of the model: 200 kB, 25 chunks."""
+"""Values of the model: 200 kB, 25 chunks."""
 RUN_ID = "r1"
 MakeTransport = Callable[[str], Transport]
 
@@ -39,7 +39,8 @@ def initial() -> Parameters:
 
 
 class Trainer:
-    """Adds what follows from the seed. `gate`, where set, must be set before a training ends."""
+    """A trainer that adds values that follow from the seed. If it has a `gate`, a training ends only once that is
+    set."""
 
     num_examples = 10
 
@@ -66,7 +67,7 @@ class Result:
 
 
 class Federation:
-    """Coordinators and participants come and go; `transports` has the one that each process name got last."""
+    """A federation whose coordinators and participants come and go. `transports` has each name's last transport."""
 
     def __init__(self, folder: Path, topology: Topology, make_transport: MakeTransport) -> None:
         self.folder = folder
@@ -113,13 +114,13 @@ class Federation:
         return ended
 
     def stop(self, name: str) -> None:
-        """The participant leaves; the next one of this name finds its spool."""
+        """Stop a participant. The next one of this name finds its spool."""
         service, ended = self._participants[name]
         service.stop()
         ended.result(DEADLINE_S)
 
     def stop_coordinator(self) -> None:
-        """It leaves; the next one goes on with its run."""
+        """Stop the coordinator. The next one goes on with its run."""
         assert self._coordinator is not None
         service, ended = self._coordinator
         service.stop()
@@ -135,7 +136,7 @@ class Federation:
         self._pool.shutdown()
 
     def check(self, versions: int = 2, updates: int | None = None) -> None:
-        """The ledger is in order, and the model is what its rows give, bit for bit."""
+        """Check that the ledger is in order, and that its rows give the model bit for bit."""
         assert [check for check in audit.verify(RunFolder(self.run_dir)) if not check.holds] == []
         with LedgerReader(self.run_dir / "ledger.sqlite") as ledger:
             rows = [row for row in ledger.updates() if row.version is not None]
@@ -151,7 +152,7 @@ class Federation:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Ask until it holds."""
+    """Ask until the condition holds."""
     pause, deadline_s = threading.Event(), time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline_s

@@ -52,7 +52,7 @@ def test_a_reconnect_brings_back_no_queue_of_a_payload_that_was_delivered(
 
 
 def test_copies_of_a_manifest_count_as_one_try(federation: Federation, broker: EmbeddedBroker) -> None:
-    """Its confirm was lost three times, say, and its payload is damaged: it is asked for again and counted."""
+    """The confirm may be lost three times, and the payload is damaged. It is asked for again and counted."""
     transport = Meddling(broker, "p0")
     damage_the_first_upload(transport)
     copies = 3
@@ -74,7 +74,7 @@ def test_copies_of_a_manifest_count_as_one_try(federation: Federation, broker: E
 
 
 def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: EmbeddedBroker) -> None:
-    """p0's queue is empty: the others are counted before it is broken, which takes longer than the test."""
+    """p0's queue is empty. The others are counted before p0's payload is broken, which takes longer than the test."""
     transport = Meddling(broker, "p0")
     emptied = threading.Event()
 
@@ -98,7 +98,7 @@ def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: 
 def test_a_request_to_send_again_that_is_lost_costs_no_update(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the coordinator is killed between the ack of the manifest and the request."""
+    """A kill of the coordinator between the ack of the manifest and the request would lose it, for example."""
     monkeypatch.setattr(outbox, "ANNOUNCE_AGAIN_S", 0.1)
     lost = threading.Event()
 
@@ -126,7 +126,7 @@ def test_a_request_to_send_again_that_is_lost_costs_no_update(
 def test_an_update_in_chunks_that_cannot_be_used_leaves_no_queue(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its participant is gone for good: nobody else would delete it."""
+    """The participant is gone for good, so only the coordinator can delete the queue."""
     monkeypatch.setattr(agent, "LEAVE_S", 0.0)
     transport = Meddling(broker, "p0")
     announced = threading.Event()
@@ -150,7 +150,7 @@ def test_an_update_in_chunks_that_cannot_be_used_leaves_no_queue(
 
 
 def test_payloads_leave_the_broker_while_it_takes_no_messages(federation: Federation, broker: EmbeddedBroker) -> None:
-    """Its disk may be full of them: waiting until the last version's tasks are out would be for ever."""
+    """The broker's disk may be full of payloads. Waiting until the last version's tasks are out would never end."""
     alarm = threading.Event()
 
     class Blocked(EmbeddedTransport):
@@ -178,7 +178,8 @@ def test_payloads_leave_the_broker_while_it_takes_no_messages(federation: Federa
 
 
 class Copying(EmbeddedTransport):
-    """While the last chunk of the first task is acked, a copy of that task comes, with a payload of its own."""
+    """A transport that delivers a copy of the first task, with a payload of its own, during the ack of its last
+    chunk."""
 
     def __init__(self, broker: EmbeddedBroker, topology: Topology) -> None:
         super().__init__(broker, "p0")
@@ -215,7 +216,7 @@ class Copying(EmbeddedTransport):
 def test_a_copy_of_a_task_that_comes_between_the_last_chunk_and_the_disk_leaves_no_queue(
     federation: Federation, broker: EmbeddedBroker
 ) -> None:
-    """As a new coordinator sends it again, which cannot know how far it got."""
+    """A new coordinator sends such a copy, because it cannot know the state of the first one."""
     transport, trainer = Copying(broker, federation.topology), Trainer()
     federation.participant("p0", trainer, transport=transport)
     run = federation.coordinator(versions=1, buffer_size=1)
@@ -226,7 +227,7 @@ def test_a_copy_of_a_task_that_comes_between_the_last_chunk_and_the_disk_leaves_
 
 
 class Unlucky(EmbeddedTransport):
-    """Now and then a chunk is damaged or comes twice, a manifest comes twice, a request to send again is lost."""
+    """A transport that sometimes damages or repeats a chunk, repeats a manifest, or loses a request to send again."""
 
     def __init__(self, broker: EmbeddedBroker, name: str, luck: random.Random) -> None:
         super().__init__(broker, name)
@@ -248,7 +249,7 @@ class Unlucky(EmbeddedTransport):
 def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections are cut, queues deleted and everybody restarted all through the run."""
+    """All through the run connections are cut, queues are deleted and everybody is restarted."""
     for module, name, seconds in (
         (receiver, "PATIENCE_S", 0.4), (intake, "GIVE_WAY_S", 0.05),
         (outbox, "ANNOUNCE_AGAIN_S", 0.3), (agent, "LEAVE_S", 0.0), (retries, "RETRY", Backoff(0.05, 0.5)),
@@ -269,12 +270,12 @@ def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
     while not run.done():
         pause.wait(luck.uniform(0, 0.1))
         kinds, name = ["cut", "delete", "restart", "lead"], luck.choice(list(trainers))
-        fault = luck.choice([kind for kind in kinds if not faults[kind]] or kinds)  # each before the run is over
+        fault = luck.choice([kind for kind in kinds if not faults[kind]] or kinds)  # each kind before the run is over
         queues = payload_queues(broker)
         if fault == "cut":
             faults[fault] += broker.drop_connections(luck.choice(["coordinator", name, None]))
         elif fault == "delete" and queues:
-            with contextlib.suppress(KeyError):  # somebody was faster
+            with contextlib.suppress(KeyError):  # somebody else deleted it first
                 broker.delete_queue(luck.choice(queues))
                 faults[fault] += 1
         elif fault == "restart":

@@ -1,4 +1,4 @@
-"""Models that are too large for one message make whole runs; what goes wrong with chunks is found and mended."""
+"""Whole runs of models too large for one message. Mistakes in chunks are found and mended."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fedmq.schemas import chunks
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, is_chunk, until
 
 CHUNKS = 25
-"""Of a task or an update here."""
+"""Chunks of a task or an update here."""
 
 
 class Meddling(EmbeddedTransport):
-    """Passes chunks on through `meddle`, which says what is to be published for one (None: nothing, but confirmed)."""
+    """A transport that passes each chunk through `meddle`, which returns the messages to publish in its place."""
 
     def __init__(self, broker: EmbeddedBroker, name: str) -> None:
         super().__init__(broker, name)
@@ -91,7 +91,7 @@ def test_eight_uploads_at_once_finish_through_a_window_of_one(
 def test_chunks_that_are_not_as_they_were_sent_are_found(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The first of the kind is asked for again where that helps; the update counts once."""
+    """The first chunk of the kind is asked for again if that helps. The update counts once."""
     monkeypatch.setattr(receiver, "PATIENCE_S", 0.2)
     transport = Meddling(broker, "p0")
     held: list[Message] = []
@@ -100,7 +100,7 @@ def test_chunks_that_are_not_as_they_were_sent_are_found(
         index = int(message.headers[chunks.INDEX])
         if index != 3 or transport.published[3] > 1:
             return [*held, message] if index == 4 and kind == "reordered" and not held.clear() else [message]
-        if kind == "missing":  # confirmed, and yet lost: a message of no payload stands for it
+        if kind == "missing":  # confirmed and yet lost: a message of no payload stands for it
             return [replace(message, headers={})]
         if kind == "damaged":
             return [replace(message, body=b"\xff" + bytes(message.body)[1:])]
@@ -141,7 +141,7 @@ def test_a_payload_that_never_comes_whole_is_discarded_at_the_third_try(
 def test_an_upload_that_was_interrupted_goes_on_where_it_was_confirmed(
     federation: Federation, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The participant stops in mid-upload; the next process publishes again no more than was not written down."""
+    """The participant stops in mid-upload. The next process publishes only the chunks that are not in the journal."""
     monkeypatch.setattr(agent, "LEAVE_S", 0.0)
     first = Meddling(broker, "p0")
     stuck: Future[None] = Future()
@@ -170,7 +170,7 @@ def test_an_upload_that_was_interrupted_goes_on_where_it_was_confirmed(
 
 
 def test_a_download_goes_on_with_the_chunks_that_are_on_disk(federation: Federation) -> None:
-    """The first process gets 16 of them, and is stopped once they are on its disk."""
+    """The first process gets 16 chunks, and is stopped once they are on its disk."""
     federation.coordinator(versions=1, buffer_size=1)
     on_chunk, write, written = Download.on_chunk, PayloadFile.write, list[int]()
 
@@ -214,7 +214,7 @@ def test_a_task_whose_chunks_are_lost_is_declined_and_another_one_asked_for(
 
 
 def test_an_upload_of_a_task_that_was_withdrawn_leaves_nothing(federation: Federation, broker: EmbeddedBroker) -> None:
-    """The run ends while p1 uploads: its queue and its outbox are empty afterwards."""
+    """The run ends while p1 uploads. Afterwards p1's queue is gone and its outbox is empty."""
     transport = Meddling(broker, "p1")
     uploading = threading.Event()
     stuck: Future[None] = Future()

@@ -15,7 +15,7 @@ QUEUE = Queue("q", "classic", "x", "q")
 
 
 class Bench:
-    """`begun` has the chores that are under way or were, with the function that finishes each."""
+    """Chores under test. `begun` has each chore that was begun, with the function that finishes it."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -88,7 +88,7 @@ def test_a_queue_that_is_to_be_deleted_is_not_declared_again(bench: Bench) -> No
 
 
 def test_chores_that_are_done_at_once_do_not_pile_up(bench: Bench) -> None:
-    """Each would begin the next one on its stack."""
+    """A chore must not begin the next one on its own stack."""
     bench.at_once = 0
     chores = [bench.submit(f"q{number}") for number in range(2000)]
     bench.chores.attach()

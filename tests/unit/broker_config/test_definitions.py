@@ -34,14 +34,14 @@ def test_definitions_hold_every_shared_object_and_no_user() -> None:
 
 
 def test_every_quorum_queue_says_its_delivery_limit() -> None:
-    """RabbitMQ 4 has one of 20 for those that do not, and drops what goes beyond."""
+    """RabbitMQ 4 gives other queues a limit of 20, and drops the messages that go beyond it."""
     for queue in Topology(participant_queues="quorum").coordinator_queues:
         assert queue.kind == "quorum"
         assert queue.arguments()["x-delivery-limit"] >= 1000
 
 
 def test_the_leader_queue_is_one_that_a_killed_broker_brings_back() -> None:
-    """A quorum queue that is killed young comes back without a leader, and the run would stand still for good."""
+    """A young quorum queue comes back from a kill without a leader. The run would stand still for good."""
     assert Topology().leader.kind == "classic"
     assert "x-delivery-limit" not in Topology().leader.arguments()
 

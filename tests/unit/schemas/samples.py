@@ -1,4 +1,5 @@
-"""Messages and hand-made envelopes. `envelope` follows the format's description with plain msgpack, not our code."""
+"""Messages and hand-made envelopes. `envelope` follows the description of the format with plain msgpack, not our
+code."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def entry(name: object, dtype: object, shape: object, trainable: object = True) 
 
 
 def header(**changes: Any) -> dict[str, Any]:
-    """An update's header without tensors; what is None here is left out."""
+    """Return an update's header without tensors. Fields that are None here are left out."""
     plain = {"fedmq": 1, "kind": "update", "body": UPDATE_FIELDS | {"payload": "none"}} | changes
     return {key: value for key, value in plain.items() if value is not None}
 
@@ -55,7 +56,7 @@ def tensors_header(*entries: object) -> dict[str, Any]:
 
 
 def envelope(head: object, blob: bytes = b"", padding: bytes | None = None) -> bytes:
-    """The three parts as one msgpack array, padded so that the blob starts at a multiple of 64."""
+    """Return the three parts as one msgpack array, padded so that the blob starts at a multiple of 64."""
     packed, packed_blob = msgpack.packb(head), msgpack.packb(blob)
     start = 1 + len(packed) + 2 + len(packed_blob) - len(blob)
     if padding is None:

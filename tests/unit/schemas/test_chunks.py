@@ -1,4 +1,4 @@
-"""Payloads in chunks: labels, assembling, and what is found to be wrong."""
+"""Payloads in chunks: labels, assembling, and the mistakes that are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The envelope from outside: what a plain msgpack library sees, and what may not get in."""
+"""The envelope from outside: the view of a plain msgpack library, and the contents that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come in: a message or one typed error, never a crash, never memory that the bytes do not pay for."""
+"""Any bytes give a message or one typed error: never a crash, and never more RAM than the bytes pay for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ things = st.recursive(
 
 
 def outcome(body: bytes, limits: Limits | None = None) -> Decoded | PeerError:
-    """The message or the typed error; any other exception, and any large allocation, fails the test."""
+    """Return the message or the typed error. Any other exception, and any large allocation, fails the test."""
     tracemalloc.start()
     try:
         result: Decoded | PeerError = decode(body, limits or Limits())
@@ -98,7 +98,8 @@ def test_any_single_flipped_bit_gives_a_message_or_a_typed_error():
             flipped = bytearray(BODY)
             flipped[position] ^= 1 << bit
             errors += isinstance(outcome(bytes(flipped)), PeerError)
-    # A flip inside a value, a name or the padding can go unseen (TCP and the broker guard those); in the structure not.
+    # A flip inside a value, a name or the padding can go unseen (TCP and the broker guard those). One in the structure
+    # is always found.
     assert errors > len(BODY)
 
 

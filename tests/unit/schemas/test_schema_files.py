@@ -1,4 +1,4 @@
-"""`schemas/json/` says what the code does."""
+"""The files of `schemas/json/` are those that the code makes."""
 
 from __future__ import annotations
 

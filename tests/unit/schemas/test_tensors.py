@@ -1,4 +1,4 @@
-"""Tensors: every dtype and layout there and back, the model's spec, and the finite check."""
+"""Tensors: a round trip of every dtype and layout, the model's spec, and the finite check."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_dtype_that_cannot_travel_is_refused_with_the_list_of_those_that_can(d
         encode(UPDATE, Parameters({"w": np.zeros(2, dtype)}))
 
 
-# What a peer may claim about its tensors.
+# A peer's claims about its tensors.
 
 BAD_TENSORS = {
     "too few bytes": ([entry("w", "float32", [2])], bytes(4), "needs more bytes than there are: 4"),

@@ -1,4 +1,4 @@
-"""A broker whose connection lives and which does not answer."""
+"""A broker that does not answer, although its connection lives."""
 
 from __future__ import annotations
 
@@ -53,21 +53,22 @@ class Clock:
 
 
 class Broker:
-    """Answers at once, but for what is `mute`: (method, its queue's name), or "channel" and "confirm"."""
+    """A broker that answers all questions at once except the `mute` ones: (method, queue's name), "channel" or
+    "confirm"."""
 
     def __init__(self) -> None:
         self.loop = Clock()
         self.mute: set[Any] = set()
         self.moved = 0
         self.refused: set[tuple[str, str]] = set()
-        """Each time; `refusals` only the next one."""
+        """Questions that are refused each time; those of `refusals` only the next time."""
         self.refusals: dict[tuple[str, str], int] = {}
         self.dropped: list[str] = []
         self.asked: list[tuple[str, str]] = []
         self.unanswered: list[Callable[[Any], None]] = []
-        """What is muted, to be answered late."""
+        """Callbacks of the mute questions, for late answers."""
         self.closers: list[Callable[[int, str], None]] = []
-        """Of all channels, as the broker closes them."""
+        """Callbacks by which the broker closes each channel."""
         self.on_blocked: Callable[[str | None], None] = lambda _reason: None
 
     def connect(self, purpose: str, on_open: Any, on_lost: Any, on_blocked: Any) -> Any:
@@ -117,7 +118,7 @@ class Channel:
 
 
 class Bench:
-    """A session with what a client hangs on it."""
+    """A session with the consumers and chores of a client."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -309,7 +310,7 @@ def test_a_consumer_that_is_not_answered_begins_again(broker: Broker) -> None:
 
 
 def test_a_channel_that_was_given_up_and_is_closed_late_takes_nothing_from_the_next_one(broker: Broker) -> None:
-    """pika tells it also of channels that we have closed ourselves, where the broker's close crosses ours."""
+    """pika reports it for channels that we have closed ourselves too, if the broker's close crosses ours."""
     bench = Bench(broker)
     bench.wait(1)
     broker.mute.add(("basic_consume", "q"))

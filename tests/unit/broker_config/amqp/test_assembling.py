@@ -1,4 +1,4 @@
-"""Bodies are assembled where they end up: a large one needs its memory once."""
+"""Bodies are assembled in their final place: a large body needs its size in RAM once."""
 
 import pika
 import pytest

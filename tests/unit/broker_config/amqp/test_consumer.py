@@ -1,4 +1,4 @@
-"""One consumer against channels that only keep what they are given."""
+"""One consumer against channels that only record their calls."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -32,7 +32,7 @@ def frame(payload):
 
 @pytest.fixture
 def answering():
-    """answering(bytes) -> the address of a server that says these bytes to whoever connects first."""
+    """A function: answering(bytes) returns the address of a server that sends these bytes to its first client."""
     servers = []
 
     def start(answer):

@@ -1,4 +1,4 @@
-"""The publisher against a channel that only writes down what it is given."""
+"""The publisher against a channel that only records its calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedmq.schemas.errors import (
 
 
 class Channel:
-    """Open until closed; `sent` holds the message ids in order."""
+    """A channel that is open until it is closed. `sent` has the message ids in order."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -38,7 +38,7 @@ class Channel:
 
 
 class Timers:
-    """`fire` lets the time of every timer come that is still set with this delay."""
+    """Timers of a test. `fire` calls back every timer that is still set with this delay."""
 
     def __init__(self) -> None:
         self.due: dict[object, tuple[float, Callable[[], None]]] = {}
@@ -58,7 +58,7 @@ class Timers:
 
 
 class ConfirmingChannel(Channel):
-    """Keeps the callbacks that the driver registers."""
+    """A channel that keeps the callbacks that the driver registers."""
 
     on_return: Callable[..., None]
     on_confirm: Callable[..., None]
@@ -146,7 +146,7 @@ def test_one_confirm_may_answer_many() -> None:
 
 
 def test_after_a_nack_what_is_out_is_waited_for_and_a_new_channel_taken() -> None:
-    """RabbitMQ 3.10 may refuse everything for a queue on a channel that first used it while it elected its leader."""
+    """RabbitMQ 3.10 may refuse everything for a queue on a channel that first used it during its leader's election."""
     bench = Bench()
     bench.attach()
     refusing = bench.channel
@@ -318,7 +318,7 @@ def test_messages_that_timed_out_give_their_place_back_when_the_broker_is_silent
 
 
 def test_confirms_of_later_messages_do_not_hide_that_the_oldest_has_none():
-    """One queue without a leader beside others that confirm."""
+    """One queue has no leader; others confirm."""
     bench = Bench()
     bench.attach()
     bench.submit("lost", "a")
@@ -348,7 +348,7 @@ def test_a_slow_network_or_an_alarm_is_not_silence(cause: str) -> None:
     assert bench.silences == 0
     bench.unwritten = 0
     bench.publisher.unblock()
-    bench.timers.fire(SILENCE_S)  # began while there was something to write
+    bench.timers.fire(SILENCE_S)  # it began when bytes were left to write
     bench.timers.fire(SILENCE_S)
     assert bench.silences == 1
 
@@ -394,7 +394,7 @@ def test_a_cancelled_future_is_not_sent_once_handed_over(when: str) -> None:
 
 
 def test_a_late_confirm_of_a_channel_that_was_given_up_confirms_nothing_on_the_next_one():
-    """A slow broker answers on the old channel after the same messages went out again under the same tags."""
+    """A slow broker answers on the old channel when the same messages are out again under the same tags."""
     driver = PikaDriver(Addresses("amqp://fedmq:x@127.0.0.1:1/"), "t", 30, {})
     bench = Bench()
     old, new = ConfirmingChannel(), ConfirmingChannel()
@@ -432,7 +432,7 @@ def test_what_was_sent_behind_a_message_is_not_left_of_it() -> None:
     bench.submit("1", body=b"x" * 1000)
     bench.submit("2", body=b"y" * 3000)
     bench.unwritten = 2000
-    bench.timers.fire(DEADLINE_S)  # the first was written when its time began
+    bench.timers.fire(DEADLINE_S)  # the first message was written when its time began
     assert isinstance(bench.error("1"), PublishTimeout)
     bench.unwritten = 3500
     bench.submit("3", body=b"z" * 500)

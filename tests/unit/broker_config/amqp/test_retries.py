@@ -1,4 +1,4 @@
-"""When a transport connects again."""
+"""The tries of a transport to connect again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GONE = BrokerUnavailable("gone")
 
 
 class Most(random.Random):
-    """Draws the longest wait."""
+    """A random generator that draws the longest wait."""
 
     def uniform(self, a: float, b: float) -> float:
         return b

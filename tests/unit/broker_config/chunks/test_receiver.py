@@ -1,4 +1,4 @@
-"""The chunk receiver by itself; what each role makes of it is in its own tests (test_intake, test_download)."""
+"""The chunk receiver by itself. Each role's use of it has its own tests (test_intake, test_download)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAYLOAD = ChunkedPayload(
 
 
 class Queue:
-    """Stands for a transport with one queue."""
+    """A stand-in for a transport with one queue."""
 
     def __init__(self) -> None:
         self.ready: int | Exception = 3
@@ -44,7 +44,7 @@ class Queue:
 
 
 class Kept:
-    """A store that remembers what it is told, and lets bodies pass."""
+    """A store that records its calls and passes bodies on."""
 
     def __init__(self) -> None:
         self.places: list[int] = []

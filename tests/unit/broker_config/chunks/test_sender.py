@@ -1,4 +1,4 @@
-"""One payload into its queue: what is declared, sent, noted and announced, against a broker that answers when asked."""
+"""The sending of one payload, step by step, against a broker that answers when the test says so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHOLE = ChunkedPayload(
 
 
 class Wire:
-    """Stands for a transport: every question waits for the test's answer."""
+    """A stand-in for a transport: every question waits for the test's answer."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, Future[Any]]] = []
@@ -51,7 +51,7 @@ class Wire:
 
 
 class Sending:
-    """A sender, the news that it gets, and what it told its owner."""
+    """A sender, its news, and its reports to its owner."""
 
     def __init__(self, digests: Sequence[bytes] = (), read: Any = None) -> None:
         self.wire = Wire()
@@ -75,11 +75,11 @@ class Sending:
         self.sender.begin()
 
     def asks(self) -> list[str]:
-        """What waits for an answer: chunks by their index."""
+        """Return the open questions, with a chunk's index for its publish."""
         return [str(about.headers[chunks.INDEX]) if what == "publish" else what for what, about, _ in self.wire.asked]
 
     def answer(self, outcome: int | Exception | None = None, at: int = 0) -> Any:
-        """To one question, the oldest where the test does not say which; what it was about."""
+        """Answer one question, by default the oldest. Return its subject."""
         _, about, future = self.wire.asked.pop(at)
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -90,7 +90,7 @@ class Sending:
         return about
 
     def confirm_all(self) -> list[int]:
-        """The indices of the chunks in the order in which they went."""
+        """Confirm all chunks. Return their indices in the order of sending."""
         sent = []
         while self.wire.asked and self.wire.asked[0][0] == "publish":
             sent.append(self.answer().headers[chunks.INDEX])
@@ -211,7 +211,7 @@ def test_one_that_was_cancelled_sends_nothing_more_and_says_nothing() -> None:
 
 
 def test_the_queue_is_not_declared_again_after_its_payload_is_out() -> None:
-    """A process sends thousands of payloads: it must not bring all their queues back at its next reconnect."""
+    """A process sends thousands of payloads. A reconnect must not bring all their queues back."""
     one = Sending(DIGESTS)
     assert one.wire.forgotten == []
     one.answer(COUNT)

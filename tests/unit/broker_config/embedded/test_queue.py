@@ -1,4 +1,4 @@
-"""The queue model alone: times are numbers, nothing else moves."""
+"""The queue model alone. Times are numbers, and nothing else moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the embedded broker has: a clock of one's own, faults by name, no copies. The rest is in tests/contract."""
+"""Features of the embedded broker alone: its own clock, faults by name, no copies. tests/contract has the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Open = Callable[..., EmbeddedTransport]
 
 
 class Clock:
-    """Stands still until told."""
+    """A clock that stands still until a test moves it."""
 
     now_s = 1000.0
 
@@ -216,7 +216,7 @@ def test_deliveries_of_a_connection_that_broke_meanwhile_are_not_handed_over(
     publisher = opened("publisher")
     for name in ("m1", "m2"):
         publisher.publish(message(name)).result(WAIT_S)
-    taken = [deliveries.get(timeout=WAIT_S)]  # m2 waits behind it in the transport's inbox
+    taken = [deliveries.get(timeout=WAIT_S)]  # m2 waits behind m1 in the transport's inbox
     assert broker.drop_connections("one") == 1
     leave.set()
     taken += [deliveries.get(timeout=WAIT_S) for _ in range(2)]
@@ -259,7 +259,7 @@ def test_closing_sends_again_what_a_lost_connection_left_unconfirmed(broker: Emb
         assert closing.is_alive()
     assert broker.drop_connections("one") == 1
     closing.join(WAIT_S)
-    assert not closing.is_alive()  # it does not wait for longer than it must
+    assert not closing.is_alive()  # it waits no longer than it must
     assert future.exception(0) is None
 
 
