@@ -121,7 +121,7 @@ class _Replay(RecordedEngine):
                 )
         meta = checkpoint_meta(len(rows), self._core.version)
         if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
-            raise StateError("the replay's final state differs from that of the run's last commit")
+            raise StateError("the replay ended in another state than the run's last commit")
         return outcome
 
     def _offer(self, k: int) -> None:
