@@ -49,6 +49,7 @@ unit: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_prose.py
 
 # The mechanical half of the prose rules. To check some files only: make prose ARGS="coordinator docs/guide.md".
 prose: $(VENV)/.installed
