@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import fedmq
 from fedmq.app.model_process import ModelChild
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.handshake import MIB, identify
@@ -26,7 +27,8 @@ from fedmq.schemas.local.extras import EXTRAS
 
 Level = Literal["ok", "warning", "wrong"]
 
-PACKAGES = ("fedmq", "numpy", "pydantic", "pika", "msgpack")
+PACKAGES = ("numpy", "pydantic", "pika", "msgpack")
+OPTIONAL = (*EXTRAS, "tensorflow-cpu")
 OPEN_TIMEOUT_S = 10.0
 ENVELOPE_BYTES = 64 * 1024
 """Upper bound on the bytes that an envelope adds to its tensors."""
@@ -58,8 +60,8 @@ def examine(
 
 def _packages() -> Finding:
     missing = []
-    found = [f"Python {platform.python_version()}"]
-    for name in (*PACKAGES, *EXTRAS):
+    found = [f"Python {platform.python_version()}", f"fedmq {fedmq.__version__}"]
+    for name in (*PACKAGES, *OPTIONAL):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -44,7 +44,8 @@ def check_a_users_folder(python, users, **environ):
     doctor = Terminal(users, "doctor", *CONFIG, **NO_BROKER, **environ)
     doctor.ended()
     doctor.close()
-    assert "✓ training: one step as sensor-1 on 10 examples worked" in doctor.text, doctor.text
+    assert "✓ packages: " in doctor.text, doctor.text
+    assert "✓ training: one step as sensor-1 on 10 examples worked" in doctor.text
     return said
 
 
