@@ -101,6 +101,10 @@ class _Reading:
     def stop(self) -> memoryview | None:
         """Stop the receiver. Return the buffer, and hold it no more."""
         self.receiver.stop()
+        return self.let_go()
+
+    def let_go(self) -> memoryview | None:
+        """Return the buffer, and hold it no more. Receiver and store hold each other until a garbage collection."""
         buffer, self._buffer = self._buffer, None
         return buffer
 
@@ -182,6 +186,7 @@ class Intake:
         current.receiver = ChunkReceiver(self._transport, queue, chunks, current, put=self._put, prefetch=prefetch)
         lost = current.receiver.begin(now, silent_since_s=self._silent_since_s.get(update.update_id))
         if isinstance(lost, Lost):
+            current.let_go()
             return self._broken(manifest, lost.detail, now)
         self._current = current
         log.info(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.service import intake
 from fedmq.coordinator.service.intake import GIVE_WAY_S, MOST_TRIES, ONE_TRY_S, Broken, Intake, Whole
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
@@ -250,6 +255,26 @@ def test_one_that_gave_way_is_put_together_when_its_chunks_come_back() -> None:
     assert [type(one.chunk("a", index, now=40.0)) for index in range(3)][-1] is Whole
     one.begin(now=40.0)
     assert one.intake.tick(41.0) is not None, "the other one had its time"
+
+
+def test_a_payload_whose_queue_is_gone_holds_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its receiver and its store refer to each other, and many such payloads may come before a garbage collection."""
+    made: list[weakref.ref[Any]] = []
+
+    def empty(*shape: Any) -> Any:
+        buffer = np.zeros(*shape)
+        made.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr(intake, "np", SimpleNamespace(empty=empty, uint8=np.uint8))
+    one = desk("a")
+    one.queues.depths[queue_of("a")] = BrokerError("no such queue")
+    gc.disable()
+    try:
+        assert isinstance(one.begin(), Broken)
+        assert [buffer() for buffer in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_queue_that_is_gone_is_not_waited_for_while_others_wait() -> None:
