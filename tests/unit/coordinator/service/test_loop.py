@@ -1,0 +1,93 @@
+"""The loop: what the core is told of an update."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fedmq.broker_config.chunks.receiver import ChunkArrived
+from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.transport import Delivery
+from fedmq.coordinator.decisions.events import ClosedTask, UpdateArrived
+from fedmq.coordinator.service.effects import Effects
+from fedmq.coordinator.service.inbox import Inbox
+from fedmq.coordinator.service.loop import Loop
+from fedmq.coordinator.service.standby import Stop
+from fedmq.coordinator.service.update_reader import NO_PAYLOAD
+from fedmq.schemas.codec import Limits, encode
+from fedmq.schemas.messages import Update, update_id
+from fedmq.schemas.parameters import Parameters
+
+TOPOLOGY = Topology()
+SENT = Update(
+    update_id=update_id("r", "t-a", "a"), task_id="t-a", run_id="r", participant_id="a", base_version=0,
+    payload="delta", num_examples=1, num_steps=1, train_s=0.0,
+)  # fmt: skip
+DELIVERY = Delivery(TOPOLOGY.updates.name, encode(SENT, Parameters({})), "m", "t-a", None, {}, False, 0, "token")
+
+
+class Desk:
+    """A loop that stops at the first update, with a core that notes it and a ledger that has the end of task t-a."""
+
+    def __init__(self, holds: bool) -> None:
+        self.events: list[UpdateArrived] = []
+        self.core = SimpleNamespace(
+            accepted=0, finished=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
+            stranger=lambda _participant_id, _user: None, next_wakeup=lambda: None,
+            step=self._step,
+        )  # fmt: skip
+        ledger = SimpleNamespace(
+            closed_task=lambda task_id: ClosedTask(task_id, "a", "withdrawn"), check_epoch=lambda: None
+        )
+        self.transport = SimpleNamespace(
+            consume=lambda *_: None, ack=lambda _: True, delete_queue=lambda _: None, dead_letter=lambda *_: None
+        )
+        self.inbox = Inbox(cast(Any, self.transport), TOPOLOGY)
+        publisher = SimpleNamespace(
+            versions_waiting=0, versions=set(), withdraw=lambda _: None, withdraw_all=lambda: None, pump=lambda: None
+        )
+        chunked = SimpleNamespace(idle=True, on_news=self._on_news, clear=list, due_s=lambda: float("inf"))
+        self.effects = Effects(
+            run_id="r", core=cast(Any, self.core), intake=cast(Any, None), evaluator=None, in_chunks=False,
+            put=lambda _: None, wall_s=lambda: 0.0,
+        )  # fmt: skip
+        collaborators: Any = {
+            "core": self.core,
+            "ledger": ledger,
+            "committer": SimpleNamespace(commit=lambda *_: None),
+            "pace": SimpleNamespace(window=1, due_s=lambda *_, **__: float("inf"), succeeded=lambda *_: None),
+            "transport": self.transport,
+            "publisher": publisher,
+            "chunked": chunked,
+            "leadership": SimpleNamespace(
+                active=True, pass_time=lambda: None, owns=lambda _: False, wait_s=lambda: 0.0
+            ),
+        }
+        self.loop = Loop(
+            run_id="r", dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
+            run_s=lambda: 1.0, **collaborators,
+        )  # fmt: skip
+
+    def _on_news(self, _chunk: object, _now: float) -> list[UpdateArrived]:
+        """The last chunk: the update is whole."""
+        return [UpdateArrived(self.effects.hold(DELIVERY), SENT, NO_PAYLOAD, owned=True)]
+
+    def _step(self, event: object, _now: float) -> list[Any]:
+        if isinstance(event, UpdateArrived):
+            self.events.append(event)
+            self.inbox.put(Stop())
+        return []
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize(("holds", "closed"), [(True, None), (False, ClosedTask("t-a", "a", "withdrawn"))])
+def test_the_core_hears_how_a_task_ended_that_it_holds_no_more(
+    in_chunks: bool, holds: bool, closed: ClosedTask | None
+) -> None:
+    """Without it the update of a task that was closed and committed meanwhile would be one of an unknown task."""
+    desk = Desk(holds)
+    desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None) if in_chunks else DELIVERY)
+    desk.loop.run()
+    assert [(event.update, event.closed_task, event.owned) for event in desk.events] == [(SENT, closed, in_chunks)]
