@@ -42,7 +42,10 @@ def shown(value: object, max_chars: int = 80) -> str:
     if value is None or isinstance(value, bool | int | float):
         text = repr(value)
         return text if len(text) <= max_chars else f"{text[:max_chars]}..."
-    size = f" of {len(value)}" if isinstance(value, Sized) else ""
+    try:
+        size = f" of {len(value)}" if isinstance(value, Sized) else ""
+    except TypeError:  # an array without dimensions has a len() that raises
+        size = ""
     return f"a {type(value).__name__}{size}"
 
 

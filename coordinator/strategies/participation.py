@@ -37,6 +37,8 @@ from fedmq.schemas.parameters import Parameters
 
 SHORTEST_S = 1e-6
 """The duration of a training that reports none."""
+LONGEST_S = 1e9
+"""The longest duration that counts, 30 years: a participant's claim must not make a weight that no sum can hold."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -73,7 +75,7 @@ class ParticipationCorrection(WeightedMean):
         if self.measure == "staleness":
             return float(staleness)
         if self.measure == "duration":
-            return max(update.train_s, SHORTEST_S)
+            return min(max(update.train_s, SHORTEST_S), LONGEST_S)
         last = state.participation.last.get(update.participant_id)
         return None if last is None else float(state.order + 1 - last)
 

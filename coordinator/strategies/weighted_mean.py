@@ -9,6 +9,9 @@ A strategy of this form is two functions, and only the first must be written:
 
 Everything else is here: the sum, the step, the checkpoint, and the check of what the two functions give. An error in
 them is an AppError that names the strategy, and it leaves the state as it was.
+
+Sums are float32 for most models. So w_i is at most 1e30, and a D too small for 1/D in the sums' dtype moves nothing,
+as a D of 0 does: no weight makes a version that is not finite.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import fields
 from numbers import Real
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic_core import ErrorDetails
@@ -34,6 +38,11 @@ from fedmq.schemas.errors import AppError, ConfigError, shown
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Parameters
 
+MOST_WEIGHT = 1e30
+"""Largest weight: times a delta of 1e8 it is still a float32."""
+_SAFE_DIVISOR = 1e-30
+"""Divisors from here up have a reciprocal in every dtype that sums have."""
+
 
 class MeanOfDeltas(Buffered):
     """The mechanism, for a strategy that declares all of its hyper-parameters itself.
@@ -44,16 +53,16 @@ class MeanOfDeltas(Buffered):
     server_optimizer: ServerOptimizer | None = None
     """Server optimiser; it takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
     weight: Callable[..., float]
-    """The weight w: weight(update, staleness) or weight(update, staleness, state), a finite number of 0 or more."""
-    _weight_takes_state: bool
+    """The weight w: weight(update, staleness) or weight(update, staleness, state), a number from 0 to 1e30."""
+    _weight_takes_state = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if hasattr(cls, "weight"):
+        if callable(getattr(cls, "weight", None)):
             cls._weight_takes_state = "state" in inspect.signature(cls.weight).parameters
 
     def divisor(self, state: Any) -> float:
-        """Return D, a finite number of 0 or more; at 0 nothing moves."""
+        """Return D, a finite number of 0 or more; at 0, or too near to it for 1/D, nothing moves."""
         return float(state.count)
 
     @property
@@ -80,7 +89,7 @@ class MeanOfDeltas(Buffered):
         state.check(update)
         check_coefficient(update, update.client_weight)
         seen = (update, staleness, state) if self._weight_takes_state else (update, staleness)
-        state.accumulate(update, self._number("weight", *seen))
+        state.accumulate(update, self._number("weight", MOST_WEIGHT, *seen))
         return state
 
     def weights(self, state: Any) -> tuple[float, ...]:
@@ -104,18 +113,23 @@ class MeanOfDeltas(Buffered):
         return state, made
 
     def _per_divisor(self, state: Any) -> float:
-        divisor = self._number("divisor", state)
-        return 1.0 / divisor if divisor > 0 else 0.0
+        divisor = self._number("divisor", math.inf, state)
+        if divisor >= _SAFE_DIVISOR:
+            return 1.0 / divisor
+        smallest = max((float(np.finfo(acc.dtype).tiny) for acc in state.sums.values()), default=_SAFE_DIVISOR)
+        return 1.0 / divisor if divisor >= smallest * max(1.0, self._rate) else 0.0
 
-    def _number(self, function: str, *seen: Any) -> float:
-        """Call `weight` or `divisor`. Raises AppError unless it gives a finite number of 0 or more."""
+    def _number(self, function: str, most: float, *seen: Any) -> float:
+        """Call `weight` or `divisor`. Raises AppError unless it gives a finite number from 0 to `most`."""
         who, expected = f"strategy {type(self).__name__}: {function}()", "expected a finite number of 0 or more"
+        if math.isfinite(most):
+            expected += f", at most {most:g}"
         try:
             got = getattr(self, function)(*seen)
             number = float(got) if isinstance(got, Real) else math.nan
         except Exception as e:
             raise AppError(f"{who} raised {type(e).__name__}: {e}; {expected}") from e
-        if not (math.isfinite(number) and number >= 0):
+        if not (math.isfinite(number) and 0 <= number <= most):
             raise AppError(f"{who} gave {shown(got)}, {expected}")
         return number
 
@@ -144,12 +158,18 @@ class WeightedMean(MeanOfDeltas):
     def __post_init__(self) -> None:
         """Check the inherited hyper-parameters of a plain dataclass, which checks nothing by itself.
 
-        Raises ConfigError for a value that is not allowed, and AppError if there is no `weight`.
+        Raises ConfigError for a value that is not allowed. Raises AppError if there is no `weight`, or if the class
+        declares fields without the decorator.
         """
         if is_pydantic_dataclass(type(self)):
             return
         if not hasattr(self, "weight"):
             raise AppError(f"strategy {type(self).__name__} has no weight(self, update, staleness): write one")
+        if undeclared := _undeclared(type(self)):
+            raise AppError(
+                f"strategy {type(self).__name__} declares {', '.join(undeclared)}, but it is not a dataclass, so the "
+                "values are not set: write @dataclasses.dataclass(frozen=True) above the class"
+            )
         base = next(kind for kind in type(self).__mro__ if is_pydantic_dataclass(kind))
         names = [f.name for f in fields(base)]
         try:
@@ -158,6 +178,13 @@ class WeightedMean(MeanOfDeltas):
             raise ConfigError(f"strategy {type(self).__name__}: {'; '.join(map(_mistake, e.errors()))}") from None
         for name in names:
             object.__setattr__(self, name, getattr(checked, name))
+
+
+def _undeclared(strategy: type) -> list[str]:
+    """Return the names that a class annotates as a dataclass would, without being one: its __init__ ignores them."""
+    plain = [k for k in strategy.__mro__ if issubclass(k, WeightedMean) and "__dataclass_fields__" not in vars(k)]
+    found = [pair for kind in plain for pair in inspect.get_annotations(kind).items()]
+    return [name for name, annotation in found if "ClassVar" not in str(annotation)]
 
 
 def _mistake(found: ErrorDetails) -> str:

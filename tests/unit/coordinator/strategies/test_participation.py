@@ -163,3 +163,12 @@ def test_what_is_remembered_of_ten_thousand_participants_is_small() -> None:
         strategy.accumulate(state, update({"x": [1.0]}, who=f"p{i}"), 1)
     assert sum(a.nbytes for name, a in state.arrays().items() if name.startswith("participants/")) < 400_000
     assert "p9999" not in json.dumps(state.scalars())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_claimed_duration_makes_no_version_that_is_not_finite(dtype: type) -> None:
+    strategy = ParticipationCorrection(buffer_size=2, measure="duration")
+    story = [Sent("fast", [1.0], train_s=0.0), Sent("liar", [1.0], train_s=1e300)]
+    played = play(strategy, [0.0], story, dtype)
+    assert np.isfinite(played.versions[0]).all()
+    assert all(weight <= 1e15 for weight in played.weights[0])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 import fedmq
 from fedmq.coordinator.service.startup import settings_of
@@ -108,6 +109,23 @@ def test_where_every_weight_is_zero_nothing_moves() -> None:
     assert (played.versions[0].tolist(), played.weights) == ([1.0], [(0.0,)])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("weighs", [1e-320, 1e-45, 1e-39, 1e-38, 1e-30, 1.0, 1e30])
+def test_no_weight_makes_a_version_that_is_not_finite(weighs: float, dtype: Any) -> None:
+    story = [Sent("a", [3.0, 0.0]), Sent("b", [5.0, -1.0])]
+    played = play(
+        Gives(buffer_size=2, server_learning_rate=2.0, weighs=weighs, divides=2 * weighs), [1.0, 2.0], story, dtype
+    )
+    too_small = 2 * weighs < 2 * np.finfo(np.float64 if dtype == np.float64 else np.float32).tiny
+    assert played.versions[0] == pytest.approx([1.0, 2.0] if too_small else [9.0, 1.0], rel=1e-6)
+    assert played.weights[0] == ((0.0, 0.0) if too_small else pytest.approx((1.0, 1.0)))
+
+
+def test_a_divisor_too_small_to_divide_by_moves_nothing() -> None:
+    played = play(Gives(buffer_size=1, weighs=1.0, divides=1e-320), [1.0], [Sent("a", [5.0])], np.float32)
+    assert (played.versions[0].tolist(), played.weights) == ([1.0], [(0.0,)])
+
+
 def test_non_trainable_tensors_take_the_mean_with_rate_1() -> None:
     parameters = model({"x": [0.0], "moving_mean": [0.0]}, {"moving_mean"})
     strategy = Halving(buffer_size=1, server_learning_rate=0.5)
@@ -147,6 +165,9 @@ def test_with_fedbuffs_weight_it_is_fedbuff_to_the_last_bit(story, size, rate, a
         (by_zero, "raised ZeroDivisionError: division by zero"),
         (lambda: {}["loss"], "raised KeyError: 'loss'"),
         (10**400, "raised OverflowError"),
+        (1e31, "gave 1e+31"),
+        (np.longdouble("1e400"), "gave a longdouble"),
+        (np.array(0.5), "gave a ndarray,"),
     ],
 )
 def test_a_weight_that_is_no_weight_is_the_users_error_and_leaves_the_state_as_it_was(weighs: Any, got: str) -> None:
@@ -217,6 +238,35 @@ def test_a_strategy_without_a_weight_is_refused() -> None:
 
     with pytest.raises(fedmq.AppError, match=r"strategy Weightless has no weight\(self, update, staleness\)"):
         Weightless()
+
+
+def test_a_pydantic_dataclass_without_a_weight_is_the_users_error() -> None:
+    @pydantic_dataclass(frozen=True)
+    class Weightless(fedmq.WeightedMean):
+        patience: int = 2
+
+    with pytest.raises(fedmq.AppError, match=r"^strategy Weightless: weight\(\) raised AttributeError"):
+        play(Weightless(buffer_size=1), [0.0], [Sent("a", [1.0])])
+
+
+def test_fields_without_the_decorator_are_refused() -> None:
+    class Undecorated(Halving):
+        kind: ClassVar[str] = "any"
+        buffer_size: int = 3
+        patience: int = 2
+
+    with pytest.raises(
+        fedmq.AppError, match="strategy Undecorated declares buffer_size, patience, but it is not a data"
+    ):
+        Undecorated()
+
+
+def test_a_class_with_nothing_but_a_weight_needs_no_decorator() -> None:
+    class Plain(fedmq.WeightedMean):
+        def weight(self, update, staleness):
+            return 1.0
+
+    assert play(Plain(buffer_size=1), [0.0], [Sent("a", [1.0])]).weights == [(1.0,)]
 
 
 def test_the_ledger_keeps_the_hyper_parameters_that_a_user_adds() -> None:
