@@ -245,8 +245,12 @@ class Effects:
     def _new_version(self, command: NewVersion) -> None:
         self.pending.arrays_changed = True
         self.pending.group.versions.append((command, self._stamp()))
-        weights = ",".join(f"{weight:.6g}" for weight in command.weights)
-        log.info("version_made", version=command.version, updates=len(command.update_ids), weights=weights)
+        log.info(
+            "version_made",
+            version=command.version,
+            updates=len(command.update_ids),
+            weights=lambda: ",".join(f"{weight:.6g}" for weight in command.weights),
+        )
 
     def _issue(self, command: IssueTask) -> None:
         self.pending.tasks.append((command, self._core.task_tensors))

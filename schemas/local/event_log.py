@@ -7,6 +7,7 @@ Rules
 3. Therefore no value can make a second field or a second line.
 4. Nothing is formatted if the level is off. A value that costs something to make may be a function without arguments:
    it is called only if the line is written.
+5. A value that cannot be shown does not raise: its type is written instead.
 
 The lines go through the standard `logging` module, by a logger of the module's own name. Numbers print as `str` prints
 them; a caller that wants fewer digits formats the number itself.
@@ -61,7 +62,10 @@ def line(event: str, fields: dict[str, object]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    try:
+        text = str(value)
+    except Exception as error:  # noqa: BLE001  a line in the log ends no process, as with `logging` itself
+        text = f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
     if text and text.isprintable() and _QUOTED_FOR.isdisjoint(text):
         return text
     # Escape only where JSON must, or where the character would not show: names in other scripts stay readable.

@@ -258,7 +258,7 @@ def test_one_that_gave_way_is_put_together_when_its_chunks_come_back() -> None:
 
 
 def test_a_payload_whose_queue_is_gone_holds_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its receiver and its store refer to each other, and many such payloads may come before a garbage collection."""
+    """Receiver and store refer to each other, and many such payloads may come before a garbage collection."""
     made: list[weakref.ref[Any]] = []
 
     def empty(*shape: Any) -> Any:

@@ -86,7 +86,7 @@ class Desk:
 def test_the_core_hears_how_a_task_ended_that_it_holds_no_more(
     in_chunks: bool, holds: bool, closed: ClosedTask | None
 ) -> None:
-    """Without it the update of a task that was closed and committed meanwhile would be one of an unknown task."""
+    """An update of a task that was closed and committed meanwhile is not one of an unknown task."""
     desk = Desk(holds)
     desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None) if in_chunks else DELIVERY)
     desk.loop.run()

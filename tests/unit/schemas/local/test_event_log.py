@@ -127,3 +127,13 @@ def test_nothing_is_formatted_if_the_level_is_off(caplog: pytest.LogCaptureFixtu
     log.warning("loud", value=value, other=made)
     assert (value.shown, calls) == (1, [1])
     assert caplog.messages == ["event=loud value=counted other=made"]
+
+
+class _Unshowable(Exception):
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def test_a_value_that_cannot_be_shown_ends_no_process():
+    shown = line("failed", {"detail": _Unshowable("one"), "task": "t-1"})
+    assert shown == 'event=failed detail="<_Unshowable that cannot be shown: IndexError>" task=t-1'
