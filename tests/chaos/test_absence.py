@@ -40,7 +40,7 @@ def test_a_week_away_loses_no_finished_training_and_drops_a_task_whose_slot_was_
     remove(federation.url, exchanges=(), queues=queues)
     restamp(federation, "p2", wall_s=-7 * DAY_S, boot_s=-7 * DAY_S)
     others += [federation.participant(name) for name in ("p0", "p2")]
-    others[2].wait_for("event=declined .*reason=lease_over .*60480[0-9] s on disk")
+    others[2].wait_for("event=declined .*reason=lease_over .*6048[0-9][0-9] s on disk")
     coordinator.wait_for("event=update_accepted participant=p0")
     held.open()
     assert [one.ended() for one in (coordinator, *others)] == [0, 0, 0, 0]
@@ -62,7 +62,8 @@ def test_a_wall_clock_that_was_changed_does_not_make_a_task_old(federation):
         assert died_at(resumed, "mid-training")
         assert "event=task_resumed" in resumed.text
     last = federation.participant("p0")
-    assert (coordinator.ended(), last.ended()) == (0, 0)
+    assert coordinator.ended() == 0, coordinator.text
+    assert last.ended() == 0
     trainings = federation.trainings("p0")
     (seed,) = (line.split()[1] for line, count in trainings.items() if count == 4)
     assert trainings[f"done {seed}"] == 1
