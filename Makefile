@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedmq needs Python 3.11 or newer, this is " + sys.version)'
 
-.PHONY: demo test test-brokers check lint prose types imports unit soak bench-smoke broker-installed clean
+.PHONY: demo test test-full test-brokers check lint prose types imports unit soak bench-smoke broker-installed clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON_IS_NEW)
@@ -32,6 +32,10 @@ SHARED_OUT := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.installed broker-installed
 	$(BIN)/pytest $(SHARED_OUT) $(ARGS)
+
+# The same with the long variants of the chaos tests: every fault point by itself, and a cluster of three nodes.
+test-full: export FEDMQ_CHAOS = full
+test-full: test
 
 # Tests that speak to a broker, on this machine's RabbitMQ and then on RabbitMQ 4 (unpacked once, into a cache folder).
 BROKER_TESTS = -m broker tests/contract tests/integration $(wildcard tests/chaos)
