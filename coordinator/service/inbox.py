@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Delivery, Transport
+from fedmq.broker_config.transport import Delivery, Transport, TransportState
+from fedmq.schemas.errors import TransportClosed
 
 
 class Inbox:
-    """One transport's inbox. `put` may be called from any thread; the loop's thread calls everything else."""
+    """One transport's inbox. `put` and `on_state` may be called from any thread; the loop's thread calls all else."""
 
     def __init__(self, transport: Transport, topology: Topology) -> None:
         self.consuming = False
@@ -31,6 +33,15 @@ class Inbox:
     def put(self, item: Any) -> None:
         """Add an item: a delivery, or news of the transport, of an evaluation or of a publish."""
         self._items.put(item)
+
+    def on_state(self, state: TransportState) -> None:
+        """Add news of the transport. Once the connection is lost this coordinator may not lead any more, so nothing is
+        consumed over the next one until the loop says so."""
+        if state.name == "disconnected":
+            with suppress(TransportClosed):  # it is being closed: nothing is consumed any more
+                self._transport.stop_consuming(self._control_queue)
+                self._transport.stop_consuming(self._updates_queue)
+        self.put(state)
 
     def arrived(self) -> Iterator[Any]:
         """Yield the items that are here, and those that come meanwhile. Never blocks."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Transport, TransportState
+from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
@@ -189,15 +189,9 @@ class CoordinatorService:
         """Wait for the broker; False if `stop` ended the wait. Another thread opens the transport, so `stop` can."""
         opened: Future[None] = Future()
 
-        def news(state: TransportState) -> None:
-            if state.name == "disconnected":  # we may not lead any more: the loop consumes once that is clear
-                transport.stop_consuming(self._topology.control.name)
-                transport.stop_consuming(self._topology.updates.name)
-            inbox.put(state)
-
         def work() -> None:
             try:
-                transport.open(self._topology.exchanges, self._topology.coordinator_queues, news)
+                transport.open(self._topology.exchanges, self._topology.coordinator_queues, inbox.on_state)
             except BaseException as error:  # noqa: BLE001  handed to the thread that waits
                 opened.set_exception(error)
             else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Delivery
+from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.service.inbox import Inbox
+from fedmq.schemas.errors import TransportClosed
 
 TOPOLOGY = Topology()
 
@@ -47,3 +48,24 @@ def test_the_inbox_hands_out_all_that_arrives_and_keeps_deliveries_in_order() ->
     assert (wire.given_back, wire.consumed, inbox.consuming) == (["a", "b", "h"], [], False)
     assert not inbox.updates
     assert not inbox.control
+
+
+def test_a_lost_connection_ends_the_consuming_before_the_loop_hears_of_it() -> None:
+    wire = Wire()
+    inbox = Inbox(wire, TOPOLOGY)  # type: ignore[arg-type]
+    inbox.consume(8, 4)
+    lost = TransportState("disconnected", "gone")
+    inbox.on_state(lost)
+    assert wire.consumed == []
+    assert list(inbox.arrived()) == [lost]
+
+
+def test_a_connection_that_is_lost_while_the_transport_closes_is_still_news_and_no_error() -> None:
+    class Closed(Wire):
+        def stop_consuming(self, queue: str) -> None:
+            raise TransportClosed("nothing goes after close()")
+
+    inbox = Inbox(Closed(), TOPOLOGY)  # type: ignore[arg-type]
+    lost = TransportState("disconnected", "gone")
+    inbox.on_state(lost)
+    assert list(inbox.arrived()) == [lost]
