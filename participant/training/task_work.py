@@ -49,10 +49,17 @@ class FinishedTask:
 
 
 def do_task(
-    trainer: Any, task: Task, tensors: Parameters, clock: Callable[[], float], memory: Memory | None = None
+    trainer: Any,
+    task: Task,
+    tensors: Parameters,
+    clock: Callable[[], float],
+    memory: Memory | None = None,
+    *,
+    was_cancelled: Callable[[], bool] = lambda: False,
 ) -> FinishedTask:
     """Do a task, and return its update and payload. `memory` is the method's memory of the run.
 
+    `was_cancelled` says that the trainer was asked to stop: then its error is no fault that anybody must look into.
     Raises TaskFailed and nothing else.
     """
     started = clock()
@@ -81,7 +88,10 @@ def do_task(
     except AppError as error:
         raise TaskFailed("unsupported", str(error), fatal=True) from error
     except (Exception, SystemExit) as error:
-        log.exception("trainer_error", task=task.task_id)
+        if was_cancelled():
+            log.info("training_cancelled", task=task.task_id, detail=_in_short(error))
+        else:
+            log.exception("trainer_error", task=task.task_id)
         raise TaskFailed("trainer_error", _in_short(error)) from error
     next_memory = None if made.next_memory is None or mark is None else Memory(mark, made.next_memory)
     return FinishedTask(update, made.tensors, next_memory)

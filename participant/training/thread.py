@@ -45,6 +45,8 @@ class TrainingThread:
         self._trainer = trainer
         self._max_payload_bytes = max_payload_bytes
         self._put = put
+        self._cancelled = threading.Event()
+        """Set if the training that runs was asked to end."""
         self._jobs: SimpleQueue[tuple[Task, Parameters, Memory | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
@@ -57,6 +59,7 @@ class TrainingThread:
 
     def cancel(self) -> None:
         """Ask a running training to end, if the trainer can."""
+        self._cancelled.set()
         cancel = getattr(self._trainer, "cancel", None)
         if callable(cancel):
             cancel()
@@ -77,8 +80,9 @@ class TrainingThread:
             del job
 
     def _trained(self, task: Task, tensors: Parameters, memory: Memory | None) -> Trained | TrainingFailed:
+        self._cancelled.clear()
         try:
-            done = do_task(self._trainer, task, tensors, time.monotonic, memory)
+            done = do_task(self._trainer, task, tensors, time.monotonic, memory, was_cancelled=self._cancelled.is_set)
             pieces = encode_in_pieces(done.update, done.payload)
         except TaskFailed as failed:
             return TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal)

@@ -1,5 +1,8 @@
 """One task from parameters to update, with trainers of a few lines."""
 
+import logging
+from queue import SimpleQueue
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from fedmq.participant.trainer import TrainResult
 from fedmq.participant.training.methods import Start, make
 from fedmq.participant.training.task_work import TaskFailed, do_task
+from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import Task, TrainingConfig, update_id
 from fedmq.schemas.parameters import Parameters
@@ -113,6 +117,40 @@ def test_a_trainer_that_fails_gives_a_trainer_error_with_its_text(trainer: Any, 
     failed = failure_of(trainer)
     assert (failed.reason, failed.fatal) == ("trainer_error", False)
     assert text in failed.detail
+
+
+def test_the_error_of_a_trainer_that_was_asked_to_stop_is_logged_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stops:
+        """A trainer that raises as soon as it is asked to stop."""
+
+        def __init__(self) -> None:
+            self.begun, self.asked = Event(), Event()
+
+        def train(self, parameters: Parameters, config: TrainingConfig) -> Any:
+            self.begun.set()
+            self.asked.wait(10)
+            raise ValueError("stopped")
+
+        def cancel(self) -> None:
+            self.asked.set()
+
+    caplog.set_level(logging.INFO, logger="fedmq.participant")
+    done: SimpleQueue[Any] = SimpleQueue()
+    trainer = Stops()
+    thread = TrainingThread(trainer, "training", 10**6, done.put)
+    thread.open()
+    for asked in (True, False):
+        trainer.begun.clear()
+        thread.start(make_task(), BASE, None)
+        assert trainer.begun.wait(10)
+        if asked:
+            thread.cancel()
+        assert done.get(timeout=10).reason == "trainer_error"
+    thread.close()
+    events = [(record.getMessage().partition(" ")[0], bool(record.exc_info)) for record in caplog.records]
+    assert events == [("event=training_cancelled", False), ("event=trainer_error", True)]
 
 
 def test_an_app_error_is_fatal_and_says_the_difference() -> None:
