@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Real
@@ -128,10 +129,19 @@ class MeanOfDeltas(Buffered):
             got = getattr(self, function)(*seen)
             number = float(got) if isinstance(got, Real) else math.nan
         except Exception as e:
-            raise AppError(f"{who} raised {type(e).__name__}: {e}; {expected}") from e
+            raise AppError(f"{who} raised {type(e).__name__}: {e}; {expected}.{self._advice(function)}") from e
         if not (math.isfinite(number) and 0 <= number <= most):
-            raise AppError(f"{who} gave {shown(got)}, {expected}")
+            raise AppError(f"{who} gave {shown(got)}, {expected}.{self._advice(function)}")
         return number
+
+    def _advice(self, function: str) -> str:
+        """Return what a user can do about a wrong `function`; an empty text if the strategy is one of fedmq's own."""
+        home = type(self).__module__
+        if home.startswith("fedmq."):
+            return ""
+        file = getattr(sys.modules.get(home), "__file__", None)
+        place = f"{function}()" if file is None else f"{function}() in {file}"
+        return f" Mend {place} and start again. A coordinator loses nothing: the update waits at the broker"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

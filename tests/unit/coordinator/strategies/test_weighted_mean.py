@@ -179,6 +179,10 @@ def test_a_weight_that_is_no_weight_is_the_users_error_and_leaves_the_state_as_i
         bad.accumulate(state, update({"x": [5.0]}), 0)
     assert str(caught.value).startswith(f"strategy Gives: weight() {got}")
     assert "expected a finite number of 0 or more" in str(caught.value)
+    advice = (
+        f" Mend weight() in {__file__} and start again. A coordinator loses nothing: the update waits at the broker"
+    )
+    assert str(caught.value).endswith(advice)
     assert (payload_bytes(state.arrays()), state.scalars()) == before
 
 
