@@ -13,14 +13,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from fedmq.config.mistakes import near
 from fedmq.schemas.errors import AppError
 
 if TYPE_CHECKING:  # numpy, and all strategies
@@ -79,4 +83,32 @@ def _call(file: str, options: Mapping[str, Any]) -> Any:
     try:
         return module.build_strategy(**options)
     except Exception as e:
-        raise AppError(f"build_strategy in {file} failed with {dict(options)}: {type(e).__name__}: {e}") from e
+        said = str(e)
+        if isinstance(e, ValidationError):  # its text has many lines
+            said = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in e.errors())
+        said = f"build_strategy in {file} failed with {dict(options)}: {type(e).__name__}: {said}"
+        raise AppError(said + _allowed(module, options, str(e))) from e
+
+
+def _allowed(module: ModuleType, options: Mapping[str, Any], said: str) -> str:
+    """Return a text on the first unknown option and the allowed ones; an empty one if no option is unknown.
+
+    `build_strategy(**options)` takes every name, so the class that refused one is asked too: the error names it.
+    """
+    named = [value for name, value in vars(module).items() if re.search(rf"\b{name}\b", said)]
+    for names in map(_names, (module.build_strategy, *(value for value in named if isinstance(value, type)))):
+        for option in options:
+            if names and option not in names:
+                hint = near(option, names)
+                return f". strategy.options has an unknown key {option}, allowed: {', '.join(names)}{hint}"
+    return ""
+
+
+def _names(function: Any) -> list[str]:
+    """Return the names of a dataclass's or a function's parameters; an empty list if it takes any name."""
+    if isinstance(function, type):  # pydantic's signature lacks the fields of a plain dataclass that extends one
+        return (
+            sorted(f.name for f in dataclasses.fields(function) if f.init) if dataclasses.is_dataclass(function) else []
+        )
+    parameters = inspect.signature(function).parameters.values()
+    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else sorted(p.name for p in parameters)

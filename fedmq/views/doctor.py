@@ -24,6 +24,7 @@ from fedmq.run.roles import amqp
 from fedmq.schemas.errors import BrokerError, FedmqError, MissingExtra, Unroutable
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.extras import EXTRAS
+from fedmq.schemas.messages import Reply
 
 Level = Literal["ok", "warning", "wrong"]
 
@@ -51,8 +52,14 @@ def examine(
     yield Finding("ok", f"configuration: run {config.run.run_id}, strategy {config.strategy.name}, app {config.app}")
     yield _packages()
     yield from _folders(config)
+    reply: Reply | None = None
+    try:
+        reply = custom_strategy.build(config.strategy).reply
+    except FedmqError as e:
+        advice = "put strategy.options in the federation file right, or the strategy's file"
+        yield Finding("wrong", f"strategy: {e}", advice, e)
     size = 0
-    for finding, num_bytes in _app(config, participant_id):
+    for finding, num_bytes in _app(config, participant_id, reply):
         size = max(size, num_bytes)
         yield finding
     yield from _broker(config, size, connect or (lambda config: amqp(config.broker, "doctor")))
@@ -85,8 +92,11 @@ def _folders(config: FederationConfig) -> Iterator[Finding]:
             yield Finding("wrong", f"{name}: {text} cannot be written ({e.strerror})", advice)
 
 
-def _app(config: FederationConfig, participant_id: str) -> Iterator[tuple[Finding, int]]:
-    """Yield findings, each with the model's size in bytes; 0 if that is unknown."""
+def _app(config: FederationConfig, participant_id: str, reply: Reply | None) -> Iterator[tuple[Finding, int]]:
+    """Yield findings, each with the model's size in bytes; 0 if that is unknown.
+
+    Training is tried unless `reply`, the form of the strategy's updates, is None: the strategy could not be built.
+    """
     with tempfile.TemporaryDirectory(prefix="fedmq-doctor-") as folder:
         child = ModelChild(Path(config.app), Path(folder))
         try:
@@ -99,9 +109,9 @@ def _app(config: FederationConfig, participant_id: str) -> Iterator[tuple[Findin
             if not child.evaluates:
                 advice = "add load_test_data() to the app file to have it"
                 yield Finding("warning", "evaluation: the app gives no test data, so there is none", advice), size
-            reply = custom_strategy.build(config.strategy).reply
-            tried = child.try_training(participant_id, config.training, reply)
-            yield Finding("ok", f"training: one step as {participant_id} on {tried} examples worked"), size
+            if reply is not None:
+                tried = child.try_training(participant_id, config.training, reply)
+                yield Finding("ok", f"training: one step as {participant_id} on {tried} examples worked"), size
         except MissingExtra as e:
             advice = "run that command in this environment, then fedmq doctor again"
             yield Finding("wrong", f"app: {e}", advice, e), 0

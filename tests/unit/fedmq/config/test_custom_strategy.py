@@ -76,6 +76,20 @@ def test_options_that_cannot_be_are_refused_when_it_is_built(tmp_path, options, 
         build(CustomStrategy(str(file), options))
 
 
+def test_an_unknown_option_is_told_with_the_allowed_ones(tmp_path):
+    file = tmp_path / "mine.py"
+    for text, allowed in (
+        (WEIGHTED_MEAN, "buffer_size, power, server_learning_rate"),
+        (STRATEGY, "buffer_size, name, normalize, server_learning_rate, server_optimizer, staleness"),
+    ):
+        file.write_text(text)
+        with pytest.raises(AppError) as caught:
+            build(CustomStrategy(str(file), {"bufer_size": 2}))
+        said = f"strategy.options has an unknown key bufer_size, allowed: {allowed}; did you mean buffer_size?"
+        assert str(caught.value).endswith(said)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
