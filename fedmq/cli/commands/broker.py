@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -51,8 +52,8 @@ def command(
         stack.enter_context(node)
         stop = threading.Event()
         stack.enter_context(options.stopped_by_signals(stop.set, "the broker"))
-        print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In the other terminals:\n")
-        print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it.", flush=True)
+        print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In each terminal that uses it:\n")
+        print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it, and so does: kill {os.getpid()}", flush=True)
         while not stop.wait(POLL_S):
             if node.pid is None:
                 raise BrokerUnavailable(f"RabbitMQ has ended by itself. Its log is in {folder / 'log'}.")
