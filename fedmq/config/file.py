@@ -54,9 +54,11 @@ class FederationConfig(BaseModel):
 
 
 def load_config(
-    path: str | Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    path: str | Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None, *, broker: str | None = None
 ) -> FederationConfig:
-    """Read, override and check a federation file. `flags` are `key.path=value` texts (`--set`).
+    """Read, override and check a federation file.
+
+    `flags` are `key.path=value` texts (`--set`). `broker` is the value of `--broker`, which wins over them.
 
     Raises ConfigError, which lists all mistakes.
     """
@@ -66,6 +68,8 @@ def load_config(
     overrides = Overrides(schema, tree)
     from_environment(overrides, os.environ if environ is None else environ)
     from_flags(overrides, flags)
+    if broker is not None:
+        overrides.put(("broker", "url"), broker.strip(), "--broker")
     mistakes = list(overrides.mistakes)
     config: FederationConfig | None = None
     try:
@@ -73,7 +77,7 @@ def load_config(
     except ValidationError as e:
         mistakes += explain(e, tree, schema, overrides.origins)
     else:
-        mistakes += _beyond_types(config)
+        mistakes += [mistake.of(overrides.origins) for mistake in _beyond_types(config)]
     if mistakes or config is None:
         raise ConfigError(_report(path, mistakes))
     return _absolute(config, path.resolve().parent)

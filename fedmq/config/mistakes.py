@@ -29,6 +29,11 @@ class Mistake:
     place: str
     text: str
 
+    def of(self, origins: Origins) -> Mistake:
+        """Return it with the variable or flag that set the value, if one did."""
+        origin = origins.get(tuple(self.place.split(".")))
+        return self if origin is None else Mistake(f"{self.place} (from {origin})", self.text)
+
 
 class SchemaNode:
     """A place in a JSON Schema, with the definitions that it may refer to."""
@@ -103,9 +108,7 @@ def explain(error: ValidationError, tree: Tree, schema: Tree, origins: Origins) 
         text = _text(
             item["type"], item.get("ctx", {}), item["msg"], keys=keys, table=table, node=node, got=got, schema=schema
         )
-        place = ".".join(keys) or "the file"
-        origin = origins.get(keys)
-        mistake = Mistake(place if origin is None else f"{place} (from {origin})", text)
+        mistake = Mistake(".".join(keys) or "the file", text).of(origins)
         found.append((keys, _says_little(item["type"]), mistake))
     return [mistake for keys, little, mistake in found if not little or not _said_better(keys, found)]
 

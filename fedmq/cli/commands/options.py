@@ -17,6 +17,8 @@ import typer
 from fedmq.cli.console_log import log_to
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedmq.config.file import FederationConfig
 
 _SECOND_SIGNAL_EXIT = 130
@@ -43,10 +45,17 @@ def configured(config: Path, broker: str | None, settings: list[str] | None) -> 
     """Read the federation file and lay the flags over it. Raises ConfigError."""
     from fedmq.config.file import load_config
 
-    flags = list(settings or ())
-    if broker is not None:
-        flags.append(f"broker.url={broker}")
-    return load_config(config, flags)
+    return load_config(config, settings or (), broker=broker)
+
+
+def console(*, soft_wrap: bool = False, highlight: bool = True) -> Console:
+    """Return a console on standard output that shows text as it is: brackets are no markup, colons no emoji.
+
+    Ids, labels, paths and errors have both, as in pip install 'fedmq[studies]'.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, soft_wrap=soft_wrap, highlight=highlight)
 
 
 @contextmanager

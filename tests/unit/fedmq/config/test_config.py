@@ -184,6 +184,18 @@ def test_mistakes_in_overrides_name_the_variable_or_flag(write):
     ]  # fmt: skip
 
 
+def test_a_wrong_broker_url_is_told_with_its_source(write):
+    def source(flags=(), environ=None, broker=None):
+        with pytest.raises(ConfigError) as caught:
+            load_config(write(GOOD), flags, environ or {}, broker=broker)
+        return str(caught.value).splitlines()[1].partition(": ")[0].strip()
+
+    assert source(environ={"FEDMQ_BROKER_URL": "http://x"}) == "broker.url (from FEDMQ_BROKER_URL)"
+    assert source(["broker.url=nonsense"]) == "broker.url (from --set broker.url)"
+    assert source(["broker.url=amqp://h/"], broker="nonsense") == "broker.url (from --broker)"
+    assert mistakes(write(GOOD + '[broker]\nurl = "nonsense"'))[0].startswith("broker.url: the broker's URL")
+
+
 def test_variables_of_the_process_are_no_settings(write):
     environ = {"FEDMQ_TF_THREADS": "1", "FEDMQ_RABBITMQ_SBIN": "/x", "FEDMQ_BROKER_PASSWORD": "y"}
     assert load_config(write(GOOD), environ=environ).run.run_id == "r1"
