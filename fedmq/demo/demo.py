@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.handshake import identify
@@ -84,7 +85,7 @@ def run_demo(plan: DemoPlan, console: Console) -> int:
     began_s = time.monotonic()
     write_files(plan)
     with backend(plan, console) as (running, why):
-        console.print(f"{why}\nEverything is written to {plan.folder}/\n", highlight=False, soft_wrap=True)
+        console.print(Text(f"{why}\nEverything is written to {plan.folder}/\n"), soft_wrap=True)
         try:
             frame, over = watch(plan, running, console, began_s)
         except KeyboardInterrupt:
@@ -93,15 +94,18 @@ def run_demo(plan: DemoPlan, console: Console) -> int:
     console.print(summary_table(frame, over))
     if frame.run is None or not frame.curve:
         return 1
-    console.print(
-        f"\npicture  {_picture(plan)}\nmodel    {plan.run_dir / 'final.keras'}\nagain    fedmq status {plan.run_dir}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(places(plan), soft_wrap=True)
     reached = frame.curve[-1][1] >= GOAL
     if not reached:
         console.print(f"The goal of {GOAL:.0%} was not reached.", style="bold red")
     return 0 if reached else 1
+
+
+def places(plan: DemoPlan) -> Text:
+    """Draw the picture, and return the places of what the demo made."""
+    return Text(
+        f"\npicture  {_picture(plan)}\nmodel    {plan.run_dir / 'final.keras'}\nagain    fedmq status {plan.run_dir}"
+    )
 
 
 def _picture(plan: DemoPlan) -> str:
@@ -220,7 +224,7 @@ def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
     try:
         remove(url, queues=[queue.name for queue in queues], exchanges=[one.name for one in topology.exchanges])
     except BrokerError as e:
-        console.print(f"The demo's queues, {plan.prefix}.*, are still on the broker: {e}", style="yellow")
+        console.print(Text(f"The demo's queues, {plan.prefix}.*, are still on the broker: {e}", "yellow"))
 
 
 def watch(plan: DemoPlan, running: Backend, console: Console, began_s: float) -> tuple[Frame, str]:

@@ -83,11 +83,11 @@ class LiveView:
             self._live.update(self.screen(frame), refresh=True)
             return
         for news in frame.news[self._news_shown :]:
-            self._console.print(f"{frame.elapsed_s:6.1f} s  {news}", highlight=False)
+            self._console.print(Text(f"{frame.elapsed_s:6.1f} s  {news}"))
         self._news_shown = len(frame.news)
         if last or frame.elapsed_s - self._last_line_s >= LINE_INTERVAL_S:
             self._last_line_s = frame.elapsed_s
-            self._console.print(line(frame), highlight=False, soft_wrap=True)
+            self._console.print(Text(line(frame)), soft_wrap=True)
 
     def screen(self, frame: Frame) -> RenderableType:
         """Return the whole view."""
@@ -137,7 +137,7 @@ def _participants(frame: Frame) -> RenderableType:
         stale = Text("–", "dim") if tau is None else Text.assemble(f"{tau:>2} ", (bar(tau / 10, 6), "yellow"))
         examples = f"{one.num_examples:,}" if one.num_examples else "–"
         table.add_row(
-            one.participant_id,
+            Text(one.participant_id),
             frame.speeds.get(one.participant_id, ""),
             examples,
             state_text(one),

@@ -22,6 +22,8 @@ RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
 """Number of updates that the last staleness and the rate are read from. A status costs the same late in a run."""
 AWAY_AFTER_S = 60.0
+BEING_MADE_S = 5.0
+"""A ledger file of this age may not have its tables yet."""
 
 RunState = Literal["running", "stopped", "finished"]
 
@@ -133,6 +135,20 @@ def read_status(run_dir: Path) -> RunStatus:
         )
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Return True if the folder's ledger holds a run. Raises LedgerError if the file there is no ledger."""
+    path = RunFolder(run_dir).ledger
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        with LedgerReader(path) as ledger:
+            return not ledger.is_new()
+    except LedgerError:
+        if time.time() - path.stat().st_mtime < BEING_MADE_S:
+            return False
+        raise
+
+
 def read_curve(run_dir: Path, metric: str = "accuracy") -> list[tuple[float, float]]:
     """Return (run time in seconds, value) of each central evaluation that has this metric."""
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
@@ -190,8 +206,9 @@ def _setting(settings: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _strategy(settings: Mapping[str, Any]) -> str:
+    """Return the strategy's name in the federation file; the class name if it is the user's own."""
     found = settings.get("strategy")
-    return str(found.get("name", "")) if isinstance(found, Mapping) else str(found or "")
+    return str(found.get("name") or found.get("type", "")) if isinstance(found, Mapping) else str(found or "")
 
 
 def _state(finished: str | None, coordinator: EpochRow | None, committed_ago_s: float) -> RunState:

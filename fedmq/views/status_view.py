@@ -31,7 +31,7 @@ def status_view(status: RunStatus) -> RenderableType:
         parts.append(Text("\nDiscarded updates", style="bold"))
         reasons = Table.grid(padding=(0, 2))
         for reason, count in status.discarded.items():
-            reasons.add_row(f"  {reason}", Text(str(count), style="red"))
+            reasons.add_row(Text(f"  {reason}"), Text(str(count), style="red"))
         parts.append(reasons)
     return Group(*parts)
 
@@ -86,7 +86,7 @@ def participants_table(participants: tuple[ParticipantStatus, ...]) -> Renderabl
         table.add_column(column, justify="right", no_wrap=True)
     for index, one in enumerate(participants):
         table.add_row(
-            one.participant_id,
+            Text(one.participant_id),
             state_text(one),
             duration(one.last_seen_ago_s),
             f"{one.num_examples:,}",

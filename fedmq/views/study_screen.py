@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.sweep.cell import CellResult
@@ -64,16 +65,22 @@ def summary(results: Sequence[CellResult], target: TargetMetric | None = None) -
     """
     metrics = metrics_of(results)
     for population in dict.fromkeys(r.population for r in results):
-        table = Table(title=population, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(
+            title=Text(population, "table.title"),
+            title_justify="left",
+            box=box.SIMPLE,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         table.add_column("strategy", min_width=16, max_width=24)
         for name in ("virtual s", "staleness", *metrics):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(Text(name, "table.header"), justify="right", no_wrap=True)
         if target is not None:
-            table.add_column(f"s to {target.name} {target.value:g}", justify="right")
+            table.add_column(Text(f"s to {target.name} {target.value:g}", "table.header"), justify="right")
         for strategy in dict.fromkeys(r.strategy for r in results):
             cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
             table.add_row(
-                strategy,
+                Text(strategy),
                 f"{statistics.fmean(r.time_s for r in cells):,.5g}",
                 f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
                 *(mean_text([final_value(r, m) for r in cells]) for m in metrics),

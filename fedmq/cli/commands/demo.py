@@ -37,8 +37,6 @@ def command(
     """
     check_installed("keras", "fedmq demo")
     check_installed("tensorflow", "fedmq demo")
-    from rich.console import Console
-
     from fedmq.demo.data import load_mnist
     from fedmq.demo.demo import RUN_ID, DemoPlan, run_demo
 
@@ -51,4 +49,4 @@ def command(
     log_to(logging.FileHandler(folder / "logs" / "demo.log"), form=FORM_WITH_THREAD, debug=debugging())
     options.terminate_as_interrupt()
     plan = DemoPlan(folder, participants, data, broker, embedded, prefix=f"fedmq-demo-{secrets.token_hex(3)}")
-    raise typer.Exit(run_demo(plan, Console()))
+    raise typer.Exit(run_demo(plan, options.console()))

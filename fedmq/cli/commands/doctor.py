@@ -27,7 +27,6 @@ def command(
 
     The exit status is 0 if nothing is wrong. The doctor declares the federation's queues, as the coordinator would.
     """
-    from rich.console import Console
     from rich.text import Text
 
     federation = options.configured(config, broker, settings)
@@ -36,7 +35,7 @@ def command(
         logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say the same
     from fedmq.views.doctor import examine
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = options.console(soft_wrap=True, highlight=False)
     wrong = 0
     for finding in examine(federation, name):
         mark, style = MARKS[finding.level]

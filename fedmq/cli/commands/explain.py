@@ -28,7 +28,6 @@ def command(
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    from rich.console import Console
     from rich.table import Table
 
     point = found.point
@@ -45,7 +44,7 @@ def command(
             f"{row.client_weight:.4g}", f"{row.weight:.4g}", "" if loss is None else f"{loss:.4g}",
             *["late" if row.arrival_group is None else str(row.arrival_group)] * grouped,
         )  # fmt: skip
-    console = Console()
+    console = options.console()
     console.print(table)
     if found.metrics:
         console.print("On the test data: " + "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))

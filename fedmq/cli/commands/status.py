@@ -19,7 +19,7 @@ def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The federation file.")] = None,
     settings: options.Set = None,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C or the end of the run.")
+        bool, typer.Option("--watch", "-w", help="Wait for the run, and show it every second until it ends or Ctrl-C.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
     _debug: options.Debug = False,
@@ -28,19 +28,21 @@ def command(
 
     Give no argument to see the newest run in ./runs.
     """
-    from fedmq.views.status import newest_run, read_status
+    from fedmq.views.status import has_begun, newest_run, read_status
 
     if run_dir is None:
         run_dir = options.configured(config, None, settings).run_dir if config else newest_run(Path("runs"))
+    if watch and not as_json and not has_begun(run_dir):
+        print(f"Waiting for the run in {run_dir} to start. Ctrl-C ends this.", flush=True)
+        while not has_begun(run_dir):
+            time.sleep(WATCH_INTERVAL_S)
     status = read_status(run_dir)
     if as_json:
         print(json.dumps(status.to_json()))
         return
-    from rich.console import Console
-
     from fedmq.views.status_view import status_view
 
-    console = Console()
+    console = options.console()
     if not watch:
         console.print(status_view(status))
         return

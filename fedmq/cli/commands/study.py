@@ -47,13 +47,11 @@ def command(  # noqa: PLR0917 - the flags of a command line
     With --from-run the population is a recorded run's: what would other strategies have made of its participants? FILE
     names the strategies and the problem. With --config in place of FILE the problem is the run's own app.
     """
-    from rich.console import Console
-
     from fedmq.views.study_screen import failures, progress, summary
 
     study, folder = _study(file, from_run, order, config)
     folder = out or folder
-    console = Console(markup=False, emoji=False)  # labels are text, whatever brackets and colons are in them
+    console = options.console()
     tuned: list[Tuned] = []
     with progress(console) as (on_cell, on_progress):
         try:

@@ -2,6 +2,7 @@ import io
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -190,6 +191,19 @@ def test_status_without_a_run_ends_with_1_and_says_so(cli):
     assert done.returncode == 1
     assert "the run has not started yet" in done.stderr
     assert "There is no run below runs" in cli("status").stderr
+
+
+def test_a_watch_waits_for_the_run_until_it_is_interrupted(tmp_path):
+    (tmp_path / "federation.toml").write_text(CONFIG)
+    arguments = [sys.executable, "-m", "fedmq", "status", "--config", "federation.toml", "--watch"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert re.fullmatch(r"Waiting for the run in .*r1 to start. Ctrl-C ends this.\n", watch.stdout.readline())
+        assert watch.poll() is None
+        watch.send_signal(signal.SIGINT)
+        out, err = watch.communicate(timeout=DEADLINE_S)
+    assert (watch.returncode, out) == (130, "")
+    assert "Traceback" not in err
 
 
 def test_wrong_demo_data_is_told_before_anything_starts(cli, tmp_path):

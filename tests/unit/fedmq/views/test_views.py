@@ -1,12 +1,20 @@
 import io
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fedmq.coordinator.state.ledger.rows import EpochRow
+import fedmq
+from fedmq.cli.commands import options
+from fedmq.coordinator.state.ledger.rows import CheckpointRow, EpochRow
+from fedmq.coordinator.state.ledger.writer import Ledger
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.demo import demo
+from fedmq.schemas.errors import LedgerError, MissingExtra
 from fedmq.views.live import Frame, LiveView, line, summary_table, with_everybody
 from fedmq.views.plots import plot
-from fedmq.views.status import ParticipantStatus, RunStatus
+from fedmq.views.status import ParticipantStatus, RunStatus, _strategy, has_begun
 from fedmq.views.status_view import bar, duration, sparkline, status_view
 
 
@@ -117,6 +125,57 @@ def test_the_summary_says_why_it_was_over():
     text = drawn(summary_table(frame(), "target"))
     for part in ("target", "93.12%", "3 too_stale", "1.33"):
         assert part in text
+
+
+PACKAGE = Path(fedmq.__file__).parent
+MARKED_UP = "pip install 'fedmq[studies]' :warning:"
+
+
+def test_brackets_and_colons_in_a_text_are_no_markup(tmp_path, monkeypatch):
+    told = run(discarded={MARKED_UP: 1}, participants=(participant(MARKED_UP),))
+    assert drawn(status_view(told)).count(MARKED_UP) == 2
+    screen = io.StringIO()
+    with LiveView(Console(file=screen, width=200), "demo", 0.92) as view:
+        view.show(frame(news=(MARKED_UP,)))
+    assert MARKED_UP in screen.getvalue()
+
+    def refuse(*_, **__):
+        raise MissingExtra(MARKED_UP)
+
+    monkeypatch.setattr(demo, "plot_run", refuse)
+    plan = demo.DemoPlan(tmp_path / "[bold]", 1, None, None, embedded=True)
+    text = drawn(demo.places(plan), soft_wrap=True)
+    assert f"not drawn. {MARKED_UP}" in text
+    assert f"fedmq status {tmp_path / '[bold]' / 'demo'}" in text
+
+
+def test_a_commands_console_shows_text_as_it_is(capsys):
+    options.console(soft_wrap=True).print(MARKED_UP)
+    assert capsys.readouterr().out == f"{MARKED_UP}\n"
+    makers = [path.name for path in PACKAGE.rglob("*.py") if " Console(" in path.read_text()]
+    assert makers == ["options.py"]
+
+
+def test_a_strategy_of_the_users_own_has_the_name_of_its_class():
+    assert _strategy({"strategy": {"type": "Mine", "buffer_size": 2}}) == "Mine"
+    assert _strategy({"strategy": {"type": "FedBuff", "name": "fedbuff"}}) == "fedbuff"
+
+
+def test_a_run_has_begun_when_its_ledger_has_it(tmp_path):
+    assert not has_begun(tmp_path)
+    path = RunFolder(tmp_path).ledger
+    path.touch()
+    assert not has_begun(tmp_path)
+    path.unlink()
+    with Ledger(path) as ledger:
+        assert not has_begun(tmp_path)
+        ledger.take_over("h", 1, 0.0)
+        ledger.create("r1", "u", {}, 0.0, CheckpointRow(0, "f", "d", 0, 0, {}))
+        assert has_begun(tmp_path)
+    path.write_bytes(b"no ledger")
+    os.utime(path, (0, 0))
+    with pytest.raises(LedgerError):
+        has_begun(tmp_path)
 
 
 @pytest.mark.parametrize("points", [[], [(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.9)]])
