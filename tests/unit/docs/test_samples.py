@@ -59,7 +59,7 @@ def commands():
     """Every `fedmq COMMAND …` in a code block that names no language, or in inline code: (page, words)."""
     for page in PAGES:
         text = page.read_text()
-        lines = [line for block in blocks(page, "") for line in block.splitlines()]
+        lines = [line for block in blocks(page, "") for line in block.replace("\\\n", " ").splitlines()]
         lines += [code for code in re.findall(r"`([^`\n]+)`", text) if code not in lines]
         for line in lines:
             if re.match(r"fedmq [a-z]", line.strip()):
