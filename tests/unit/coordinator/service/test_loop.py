@@ -11,6 +11,7 @@ from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.events import ClosedTask, UpdateArrived
+from fedmq.coordinator.service.chunked_updates import Superseded
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.loop import Loop
@@ -48,7 +49,7 @@ class Desk:
         publisher = SimpleNamespace(
             versions_waiting=0, versions=set(), withdraw=lambda _: None, withdraw_all=lambda: None, pump=lambda: None
         )
-        chunked = SimpleNamespace(idle=True, on_news=self._on_news, clear=list, due_s=lambda: float("inf"))
+        self.chunked = SimpleNamespace(idle=True, on_news=self._on_news, clear=list, due_s=lambda: float("inf"))
         self.effects = Effects(
             run_id="r", core=cast(Any, self.core), intake=cast(Any, None), evaluator=None, in_chunks=False,
             put=lambda _: None, wall_s=lambda: 0.0,
@@ -60,7 +61,7 @@ class Desk:
             "pace": SimpleNamespace(window=1, due_s=lambda *_, **__: float("inf"), succeeded=lambda *_: None),
             "transport": self.transport,
             "publisher": publisher,
-            "chunked": chunked,
+            "chunked": self.chunked,
             "leadership": SimpleNamespace(
                 active=True, pass_time=lambda: None, owns=lambda _: False, wait_s=lambda: 0.0
             ),
@@ -91,3 +92,19 @@ def test_the_core_hears_how_a_task_ended_that_it_holds_no_more(
     desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None) if in_chunks else DELIVERY)
     desk.loop.run()
     assert [(event.update, event.closed_task, event.owned) for event in desk.events] == [(SENT, closed, in_chunks)]
+
+
+def test_a_manifest_with_a_later_copy_is_acked_at_once() -> None:
+    desk = Desk(holds=True)
+    acked: list[Delivery] = []
+    desk.transport.ack = acked.append
+    handle = desk.effects.hold(DELIVERY)
+
+    def on_news(_chunk: object, _now: float) -> list[Superseded]:
+        desk.inbox.put(Stop())
+        return [Superseded(handle)]
+
+    desk.chunked.on_news = on_news
+    desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None))
+    desk.loop.run()
+    assert acked == [DELIVERY]

@@ -292,3 +292,14 @@ def test_its_state_goes_through_a_checkpoint_and_back() -> None:
 def test_the_server_step_that_a_study_tunes_is_there_unless_the_weights_sum_to_1() -> None:
     assert server_step_of(Halving()) == "strategy.server_learning_rate"
     assert server_step_of(fedmq.Port()) is None
+
+
+def test_a_weight_is_not_asked_about_an_update_that_does_not_fit() -> None:
+    @dataclass(frozen=True)
+    class Asked(fedmq.WeightedMean):
+        def weight(self, update, staleness):
+            raise AssertionError("asked")
+
+    strategy = Asked()
+    with pytest.raises(ValueError, match="carries other tensors"):
+        strategy.accumulate(strategy.init(model({"w": [1.0]})), update({"v": [1.0]}), 0)
