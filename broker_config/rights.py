@@ -53,6 +53,14 @@ def coordinator_rights(prefix: str) -> Rights:
     return Rights(configure=rf"^{p}\..*", write=rf"^(amq\.default|{p}\..*)$", read=rf"^{p}\..*")
 
 
+def joining_rights(prefix: str, user: str) -> Rights:
+    """Return the rights of the temporary user of a token: to ask on the control exchange, and to read the answer from a
+    queue of its own. Raises ConfigError as `device_rights` does."""
+    p, own = _escaped(prefix, "prefix"), _escaped(user, "user")
+    queue = rf"^{p}\.participant\.{own}$"
+    return Rights(configure=queue, write=rf"^{p}\.control$", read=queue)
+
+
 def _escaped(name: str, what: str) -> str:
     if not _PLAIN.fullmatch(name):
         raise ConfigError(

@@ -26,7 +26,8 @@ FedmqError
     ├── LedgerError           the SQLite ledger
     │   └── LedgerLocked      another process is in the middle of a transaction, and stands still
     ├── Deposed               another coordinator has taken the run over: nothing more may be committed or acked
-    └── SpoolError            the participant's spool and outbox
+    ├── SpoolError            the participant's spool and outbox
+    └── FleetError            the fleet's folder: its inventory and its keys
 """
 
 from __future__ import annotations
@@ -165,3 +166,7 @@ class LedgerLocked(LedgerError):
 
 class SpoolError(StateError):
     """The participant's spool or outbox cannot be read or written."""
+
+
+class FleetError(StateError):
+    """The fleet's folder, with its inventory and its keys, cannot be read or written."""

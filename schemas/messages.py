@@ -203,10 +203,66 @@ class Notice(Message):
     detail: Text = ""
 
 
-AnyMessage = Hello | Task | Update | Decline | Receipt | Notice
+Pem = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+"""A certificate of a device, or a request for one: text, a tenth of this size for a P-256 key."""
+KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 of a key's public part (its SubjectPublicKeyInfo)."""
+
+
+class CertificateRequest(Message):
+    """A device's request for a certificate, to join with a token or to renew its own. It is sent again until there is
+    an answer, and the same key gets the same certificate."""
+
+    kind: Literal["certificate_request"] = "certificate_request"
+    participant_id: Identifier
+    request: Pem
+    """A PKCS #10 request. Its subject counts for nothing: the sender's user, or the user's token, says who it is."""
+
+
+class CertificateInstalled(Message):
+    """News that a device has its certificate on disk."""
+
+    kind: Literal["certificate_installed"] = "certificate_installed"
+    participant_id: Identifier
+    key_id: KeyId
+
+
+class Certificate(Message):
+    """The coordinator's answer to a request for a certificate."""
+
+    kind: Literal["certificate"] = "certificate"
+    participant_id: Identifier
+    verdict: Literal["issued", "waiting", "refused"]
+    """"waiting": the authority's key is elsewhere, and a person has to sign. The device asks again."""
+    certificate: Pem | None = None
+    detail: Text = ""
+
+    @model_validator(mode="after")
+    def _is_there_if_issued(self) -> Self:
+        if (self.certificate is not None) != (self.verdict == "issued"):
+            raise ValueError("a certificate comes with the verdict 'issued', and with no other")
+        return self
+
+
+AnyMessage = (
+    Hello | Task | Update | Decline | Receipt | Notice | CertificateRequest | CertificateInstalled | Certificate
+)
 
 MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
-    {m.model_fields["kind"].default: m for m in (Hello, Task, Update, Decline, Receipt, Notice)}
+    {
+        m.model_fields["kind"].default: m
+        for m in (
+            Hello,
+            Task,
+            Update,
+            Decline,
+            Receipt,
+            Notice,
+            CertificateRequest,
+            CertificateInstalled,
+            Certificate,
+        )
+    }
 )
 """Every message class by its kind."""
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from fedmq.schemas.errors import MissingExtra
 
 EXTRAS: Mapping[str, str] = {
+    "cryptography": "fleet",
     "keras": "keras",
     "tensorflow": "keras",
     "matplotlib": "studies",

@@ -13,7 +13,7 @@ from tests.install.conftest import ROOT, done
 from tests.integration.front.terminal import Terminal
 from tests.support.rabbitmq import require_server
 
-LEFT_OUT = {"tensorflow", "keras", "numba", "llvmlite", "pyarrow", "matplotlib"}
+LEFT_OUT = {"tensorflow", "keras", "numba", "llvmlite", "pyarrow", "matplotlib", "cryptography"}
 MOST_MEGABYTES = 150
 CONFIG = ("--config", "federation.toml")
 NO_BROKER = {"FEDMQ_BROKER_URL": "amqp://127.0.0.1:1/"}

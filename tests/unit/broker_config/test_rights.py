@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fedmq.broker_config.rights import Rights, coordinator_rights, device_rights
+from fedmq.broker_config.rights import Rights, coordinator_rights, device_rights, joining_rights
 from fedmq.schemas.errors import ConfigError
 
 KEY = "0123456789abcdef" * 2
@@ -89,3 +89,8 @@ def test_a_name_that_fedmq_does_not_allow_is_refused(name: str) -> None:
         device_rights("fedmq", name)
     with pytest.raises(ConfigError, match="prefix"):
         coordinator_rights(name)
+
+
+def test_a_temporary_user_may_ask_and_read_the_answer_and_nothing_else() -> None:
+    queue = r"^eu\.fl\.participant\.join-0f$"
+    assert joining_rights("eu.fl", "join-0f") == Rights(configure=queue, write=r"^eu\.fl\.control$", read=queue)

@@ -8,7 +8,19 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from fedmq.schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
+from fedmq.schemas.messages import (
+    AnyMessage,
+    Certificate,
+    CertificateInstalled,
+    CertificateRequest,
+    Decline,
+    Hello,
+    Notice,
+    Receipt,
+    Task,
+    TrainingConfig,
+    Update,
+)
 from fedmq.schemas.parameters import Parameters
 
 UPDATE_FIELDS: dict[str, Any] = {
@@ -26,6 +38,9 @@ PLAIN_MESSAGES: tuple[AnyMessage, ...] = (
     Decline(task_id="t-1", run_id="run", participant_id="sensor-1", reason="not_idle", retry_after_s=2.0),
     Receipt(update_id="u-1", task_id="t-1", run_id="run", participant_id="sensor-1", verdict="accepted", version=4),
     Notice(run_id="run", participant_id="sensor-1", event="task_withdrawn", task_id="t-1"),
+    CertificateRequest(participant_id="sensor-1", request="-----BEGIN CERTIFICATE REQUEST-----"),
+    CertificateInstalled(participant_id="sensor-1", key_id="0123456789abcdef" * 4),
+    Certificate(participant_id="sensor-1", verdict="issued", certificate="-----BEGIN CERTIFICATE-----"),
     Update(**(UPDATE_FIELDS | {"payload": "none"})),
 )
 
