@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
-from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS
 
 
 def _one_text(value: object) -> object:
@@ -33,6 +33,8 @@ class BrokerSettings(BaseModel):
     """Size of one chunk; `max_message_bytes` if that is smaller."""
     max_payload_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=65_536, le=MAX_PAYLOAD_BYTES)
     """The largest task or update, in any number of chunks. Both sides refuse larger ones."""
+    max_tensors: int = Field(default=MAX_TENSORS, ge=16, le=100_000)
+    """The most tensors in one message. Both sides refuse more. Each thousand costs the receiver about 10 ms."""
     participant_queues: Literal["classic", "quorum"] = "classic"
     """Kind of the participants' queues. On a cluster choose "quorum". With "classic", participants wait while the node
     that has their queue is away."""

@@ -26,7 +26,7 @@ from fedmq.schemas.errors import (
     UnsupportedVersion,
     shown,
 )
-from fedmq.schemas.limits import DEFAULT_LIMITS, Limits
+from fedmq.schemas.limits import DEFAULT_LIMITS, Limits, header_bytes
 from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Task, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, pack, read_entries, spec_of, unpack
@@ -88,10 +88,10 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
         header["tensors"] = _entries(spec_of(parameters))
         pieces = pack(parameters)
     head = _ARRAY_OF_3 + msgpack.packb(header)
-    if len(head) > DEFAULT_LIMITS.max_header_bytes:
+    room = header_bytes(0 if parameters is None else len(parameters))
+    if len(head) > room:
         raise AppError(
-            f"the message's header has {len(head)} bytes, the limit is {DEFAULT_LIMITS.max_header_bytes}: "
-            "the model has too many tensors, or too long names"
+            f"the message's header has {len(head)} bytes, the limit is {room}: the model's tensors have too long names"
         )
     blob_head = _bin_head(sum(len(p) for p in pieces))
     padding = -(len(head) + 2 + len(blob_head)) % BLOB_ALIGNMENT_BYTES
@@ -138,6 +138,11 @@ def _carriage_mismatch(message: AnyMessage, parameters: Parameters | None) -> st
     return f"a message of kind {message.kind}{how} must {'' if carries else 'not '}carry tensors"
 
 
+def entry_bytes(spec: ModelSpec) -> int:
+    """Return the bytes that the tensors' entries take in a header."""
+    return len(msgpack.packb(_entries(spec)))
+
+
 def _entries(spec: ModelSpec) -> list[dict[str, Any]]:
     return [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": s.trainable} for s in spec]
 
@@ -155,11 +160,13 @@ def _bin_head(length: int) -> bytes:
 def _read_header(view: memoryview, limits: Limits) -> _Header:
     # The unpacker copies all that it is fed, and nearly every header fits into the first look.
     for num_bytes in (min(_FIRST_LOOK_BYTES, limits.max_header_bytes), limits.max_header_bytes):
+        containers = _Containers(limits.max_containers)
         unpacker = msgpack.Unpacker(
             raw=False,
             use_list=False,
             strict_map_key=True,
-            object_pairs_hook=_unique,
+            object_pairs_hook=containers.map,
+            list_hook=containers.array,
             read_size=num_bytes,
             max_buffer_size=max(num_bytes, 1),
             max_str_len=_MAX_STR_LEN,
@@ -215,11 +222,29 @@ def _parse_header(unpacker: Any, limits: Limits) -> _Header:
     return _Header(found["kind"], found["body"], found.get("tensors"), unpacker.tell())
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    as_map = dict(pairs)
-    if len(as_map) != len(pairs):
-        raise MalformedMessage("a map in the header has the same key twice")
-    return as_map
+class _Containers:
+    """Counts the maps and arrays of a header. An empty map has one byte, and costs as much as a hundred others."""
+
+    def __init__(self, most: int) -> None:
+        self._left = self._most = most
+
+    def map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._left -= 1
+        if self._left < 0:
+            self._refuse()
+        as_map = dict(pairs)
+        if len(as_map) != len(pairs):
+            raise MalformedMessage("a map in the header has the same key twice")
+        return as_map
+
+    def array(self, items: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            self._refuse()
+        return items
+
+    def _refuse(self) -> None:
+        raise LimitExceeded(f"the header has more than {self._most} maps and arrays, which is the limit")
 
 
 def _read_message(header: _Header) -> AnyMessage:

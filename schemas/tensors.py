@@ -31,6 +31,8 @@ DtypeName = Literal[
 TENSOR_ALIGNMENT_BYTES = 16
 _CHUNK_ELEMENTS = 65_536
 """Elements that a check looks at in one go if it needs scratch memory: 256 KiB of float32, inside any L2 cache."""
+_SMALL_ELEMENTS = 1024
+"""Elements up to which a tensor is checked in the way that has the least overhead."""
 
 
 def _little_endian(name: str) -> np.dtype[Any]:
@@ -48,12 +50,16 @@ _NAMES: Mapping[np.dtype[Any], str] = {
 """Names by dtype, in both byte orders. (numpy computes `dtype.name` in Python each time: 2 µs, twice per tensor.)"""
 
 
+_MOST_NAME_CHARS = 512
+"""Characters of a tensor's name."""
+
+
 class TensorEntry(BaseModel):
     """One tensor in an envelope's header."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=_MOST_NAME_CHARS)]
     dtype: DtypeName
     shape: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     """Dimensions: none for a scalar; a 0 anywhere makes a tensor without elements."""
@@ -130,14 +136,17 @@ def check_spec(parameters: Parameters, expected: ModelSpec) -> None:
 
 def check_finite(parameters: Parameters) -> None:
     """Raise NotFinite, naming the first tensor that holds a NaN or an infinity. One pass, no temporary copy."""
-    if parameters.block is not None and _all_finite(parameters.block):
-        return
-    for name, array in parameters.items():
-        if is_floating(array.dtype) and not _all_finite(array):
-            raise NotFinite(
-                f"tensor {shown(name)}: {_count_not_finite(array)} of its {array.size} values are NaN or infinite. "
-                "The training diverged; a lower learning rate usually helps"
-            )
+    # Sums of large finite values may overflow, and infinities subtract to NaN.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if parameters.block is not None and _all_finite(parameters.block):
+            return
+        bad = next(((name, a) for name, a in parameters.items() if is_floating(a.dtype) and not _all_finite(a)), None)
+    if bad is not None:
+        name, array = bad
+        raise NotFinite(
+            f"tensor {shown(name)}: {_count_not_finite(array)} of its {array.size} values are NaN or infinite. "
+            "The training diverged; a lower learning rate usually helps"
+        )
 
 
 def pack(parameters: Parameters) -> list[memoryview | bytes]:
@@ -170,7 +179,7 @@ def read_entries(entries: Sequence[Any], limits: Limits) -> ModelSpec:
     specs = []
     names = set()
     for entry in entries:
-        valid = TensorEntry.model_validate(entry)
+        valid = _plain_entry(entry) or TensorEntry.model_validate(entry)
         if len(valid.shape) > limits.max_rank:
             raise LimitExceeded(
                 f"tensor {shown(valid.name)} has {len(valid.shape)} dimensions, the limit is {limits.max_rank}"
@@ -178,22 +187,44 @@ def read_entries(entries: Sequence[Any], limits: Limits) -> ModelSpec:
         if valid.name in names:
             raise MalformedMessage(f"two tensors are named {shown(valid.name)}; names must be unique")
         names.add(valid.name)
-        specs.append(TensorSpec(valid.name, valid.dtype, valid.shape, valid.trainable))
+        if isinstance(valid, TensorEntry):
+            valid = TensorSpec(valid.name, valid.dtype, valid.shape, valid.trainable)
+        specs.append(valid)
     return tuple(specs)
+
+
+def _plain_entry(entry: Any) -> TensorSpec | None:
+    """Return an entry in which everything is as TensorEntry wants it; None if TensorEntry has to judge. It is three
+    times as fast, and nearly every entry is of this kind."""
+    if type(entry) is not dict or entry.keys() != _ENTRY_KEYS:
+        return None
+    name, dtype, shape, trainable = entry["name"], entry["dtype"], entry["shape"], entry["trainable"]
+    if type(name) is not str or not 0 < len(name) <= _MOST_NAME_CHARS or type(dtype) is not str or dtype not in DTYPES:
+        return None
+    if type(shape) is not tuple or type(trainable) is not bool:
+        return None
+    for dimension in shape:
+        if type(dimension) is not int or not 0 <= dimension < 2**63:
+            return None
+    return TensorSpec(name, dtype, shape, trainable)
+
+
+_ENTRY_KEYS = frozenset(TensorEntry.model_fields)
 
 
 def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
     """Return read-only views into `blob`, one per entry. Raises MalformedMessage unless the lengths agree exactly."""
     offsets = []
-    end = 0
+    end, has_bytes, most = 0, blob.nbytes, max(blob.nbytes, _MAX_EMPTY_EXTENT_BYTES)
     for tensor in spec:
         start = end + -end % TENSOR_ALIGNMENT_BYTES
-        end = start + tensor.num_bytes
+        num_bytes = tensor.num_bytes
+        end = start + num_bytes
         # numpy multiplies the dimensions that are not 0, even if another one is 0.
-        extent = math.prod(d for d in tensor.shape if d) * DTYPES[tensor.dtype].itemsize
-        if end > blob.nbytes or extent > max(blob.nbytes, _MAX_EMPTY_EXTENT_BYTES):
+        extent = num_bytes or math.prod(d for d in tensor.shape if d) * DTYPES[tensor.dtype].itemsize
+        if end > has_bytes or extent > most:
             raise MalformedMessage(f"tensor {tensor} needs more bytes than there are: {blob.nbytes} in the tensor blob")
-        offsets.append(start)
+        offsets.append(start if num_bytes else 0)
     if end != blob.nbytes:
         raise MalformedMessage(f"the tensor blob has {blob.nbytes} bytes, the tensor entries describe {end}")
     flat = _without_gaps(spec)
@@ -201,7 +232,7 @@ def unpack(blob: memoryview, spec: ModelSpec) -> Parameters:
         block: Array = np.ndarray((flat.size,), flat.dtype, buffer=blob)
         return Parameters.in_block(flat, block, frozenset(t.name for t in spec if not t.trainable))
     tensors = {
-        t.name: np.ndarray(t.shape, DTYPES[t.dtype], buffer=blob, offset=offset if t.num_bytes else 0)
+        t.name: np.ndarray(t.shape, DTYPES[t.dtype], buffer=blob, offset=offset)
         for t, offset in zip(spec, offsets, strict=True)
     }
     for name, array in tensors.items():
@@ -250,12 +281,13 @@ def _differences(got: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpe
 
 
 def _all_finite(array: Array) -> bool:
-    if array.dtype.itemsize > 2:
-        # NaN and infinity survive addition, so a finite sum clears all terms. The opposite does not hold, because a
-        # sum of large finite values can overflow. Then the exact look below decides.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(np.add.reduce(array, axis=None)):
-                return True
+    """Tell if all values are finite. The caller silences numpy's complaints about sums."""
+    if array.size <= _SMALL_ELEMENTS:  # many small tensors in one message must not cost more than its bytes pay for
+        return bool(np.isfinite(array).all())
+    # NaN and infinity survive addition, so a finite sum clears all terms. The opposite does not hold, because a sum of
+    # large finite values can overflow. Then the exact look below decides.
+    if array.dtype.itemsize > 2 and math.isfinite(np.add.reduce(array, axis=None)):
+        return True
     return _count_not_finite(array, stop_at_first=True) == 0
 
 

@@ -1,4 +1,4 @@
-"""The transport over RabbitMQ: the only module that imports pika."""
+"""The transport over RabbitMQ. Only this module and `properties` import pika."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pika.exceptions import AMQPError, BodyTooLongError, ChannelClosedByBroker
 
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, connection_refusal
 from fedmq.broker_config.amqp.client import AmqpClient
+from fedmq.broker_config.amqp.properties import BoundedProperties
 from fedmq.broker_config.amqp.publisher import AmqpPublisher, Window
 from fedmq.broker_config.amqp.session import OnBlocked, OnLost, OnOpen, OnRefused
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES
@@ -96,7 +97,7 @@ class PikaDriver:
         self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
     ) -> None:
         _quieten_pika()
-        pika.spec.props[pika.BasicProperties.INDEX] = _Properties
+        pika.spec.props[pika.BasicProperties.INDEX] = BoundedProperties
         self.loop = IOLoop()
         self._addresses = addresses
         self._name = name
@@ -299,18 +300,6 @@ class _AssemblerInPlace(ContentFrameAssembler):  # type: ignore[misc]
             self._reset()
             return whole
         return super()._finish()
-
-
-class _Properties(pika.BasicProperties):  # type: ignore[misc]
-    """Properties that leave out all that cannot be read, such as a timestamp in the year 10^11. pika itself would give
-    up the whole connection, and the next one as well, because the broker delivers the same message again and again."""
-
-    def decode(self, encoded: bytes, offset: int = 0) -> Any:
-        try:
-            return super().decode(encoded, offset)
-        except Exception:  # noqa: BLE001  a stranger may write anything
-            self.__init__()  # type: ignore[misc]
-            return self
 
 
 def _quieten_pika() -> None:

@@ -80,7 +80,7 @@ from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_partic
 from fedmq.schemas.messages import TrainingConfig, Update
 from fedmq.schemas.methods import METHODS, update_spec
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import packed_bytes, spec_of
+from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
 
 
 class Core:
@@ -191,6 +191,11 @@ class Core:
             payload_to_come=True,
         )
         return rejection is None
+
+    @property
+    def payload_spec(self) -> ModelSpec:
+        """Names, dtypes and shapes of the tensors that an update carries."""
+        return self._judge.spec
 
     @property
     def payload_bytes(self) -> int:

@@ -45,6 +45,7 @@ from fedmq.coordinator.service.update_reader import read_update
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import BrokerError, BrokerRefused
+from fedmq.schemas.limits import PLAIN
 from fedmq.schemas.local.event_log import EventLog
 
 log = EventLog(__name__)
@@ -240,7 +241,7 @@ class Loop:
         self._step(event)
 
     def _on_control(self, delivery: Delivery) -> None:
-        event = read_control(self._core, self._limits, delivery)
+        event = read_control(self._core, PLAIN, delivery)
         if isinstance(event, ControlPoison):
             log.warning("control_message_discarded", reason=event.reason, detail=event.detail)
             self._transport.dead_letter(delivery, self._dead_exchange, event.reason, event.detail)

@@ -37,13 +37,15 @@ from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy
-from fedmq.schemas.codec import Limits
-from fedmq.schemas.errors import Deposed, LedgerLocked, StateError
-from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.codec import entry_bytes
+from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked, StateError
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, limits_for
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import ModelSpec, spec_of
 
 log = EventLog(__name__)
 
@@ -85,6 +87,7 @@ class CoordinatorService:
         max_message_bytes: int,
         chunk_bytes: int = CHUNK_BYTES,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        max_tensors: int = MAX_TENSORS,
         check_model: Callable[[Parameters], None] | None = None,
         archive: ArchiveSettings | None = None,
         evaluator: Evaluator | None = None,
@@ -109,6 +112,7 @@ class CoordinatorService:
         self._max_message_bytes = max_message_bytes
         self._chunk_bytes = min(chunk_bytes, max_message_bytes)
         self._max_payload_bytes = max_payload_bytes
+        self._max_tensors = max_tensors
         self._evaluator = evaluator
         self._export = export
         self._publish_timeout_s = publish_timeout_s
@@ -132,6 +136,7 @@ class CoordinatorService:
         keep_freed_memory()
         if not self._folder.ledger.exists():
             self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
+            self._check_tensors(update_spec(self._strategy.reply, spec_of(self._first)))
         try:
             while not self._term():
                 log.info("standing_by_again", run=self._run_settings.run_id)
@@ -233,6 +238,7 @@ class CoordinatorService:
             evaluates=self._evaluator is not None,
             check_model=self._check_model,
         )
+        self._check_tensors(core.payload_spec)
         if core.finished is None or not self._folder.final_parameters.exists():
             # A finished run without a final model was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive:
@@ -240,6 +246,14 @@ class CoordinatorService:
                 loop.run()
         if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
             self._save_model(core)
+
+    def _check_tensors(self, spec: ModelSpec) -> None:
+        """Raise ConfigError if the messages of this model have more tensors than the settings allow."""
+        if len(spec) > self._max_tensors:
+            raise ConfigError(
+                f"an update of this model has {len(spec)} tensors, [broker] max_tensors is {self._max_tensors}: "
+                f"raise it to {len(spec)} or more, on the coordinator and on all participants"
+            )
 
     @contextmanager
     def _archive(self, core: Core, ledger: Ledger) -> Iterator[Archive | None]:
@@ -269,8 +283,9 @@ class CoordinatorService:
         budget_bytes = self._commit_settings.memory_budget_bytes
         # If updates come in chunks, only their manifests come through the window.
         fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
-        limits = Limits(max_body_bytes=self._max_message_bytes)
-        payload_limits = Limits(max_body_bytes=self._max_payload_bytes)
+        of_model = len(core.payload_spec), entry_bytes(core.payload_spec), self._max_tensors
+        limits = limits_for(self._max_message_bytes, *of_model)
+        payload_limits = limits_for(self._max_payload_bytes, *of_model)
         intake = Intake(transport, self._topology, put=inbox.put, payload_bytes=core.payload_bytes)
         return Loop(
             run_id=self._run_settings.run_id,

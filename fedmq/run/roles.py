@@ -69,6 +69,7 @@ def coordinator_for(
             max_message_bytes=config.broker.max_message_bytes,
             chunk_bytes=config.broker.chunk_bytes,
             max_payload_bytes=config.broker.max_payload_bytes,
+            max_tensors=config.broker.max_tensors,
             publish_timeout_s=config.broker.publish_timeout_s,
         )
     finally:
@@ -94,6 +95,7 @@ def participant_for(
         max_message_bytes=config.broker.max_message_bytes,
         chunk_bytes=config.broker.chunk_bytes,
         max_payload_bytes=config.broker.max_payload_bytes,
+        max_tensors=config.broker.max_tensors,
         publish_timeout_s=config.broker.publish_timeout_s,
     )
 

@@ -42,7 +42,7 @@ from fedmq.participant.training.methods import replies_of, run_uid
 from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
-from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, header_bytes
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Task
 from fedmq.schemas.parameters import Parameters
@@ -91,6 +91,7 @@ class ParticipantService:
         max_message_bytes: int,
         chunk_bytes: int = CHUNK_BYTES,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        max_tensors: int = MAX_TENSORS,
         publish_timeout_s: float = 60.0,
     ) -> None:
         self.participant_id = participant_id
@@ -102,8 +103,9 @@ class ParticipantService:
         self._conditions = conditions
         self._unmet: str | None = None
         self._conditions_at = float("-inf")
-        self._limits = Limits(max_body_bytes=max_message_bytes)
-        self._payload_limits = Limits(max_body_bytes=max_payload_bytes)
+        header = header_bytes(max_tensors)
+        self._limits = Limits(max_message_bytes, header, max_tensors)
+        self._payload_limits = Limits(max_payload_bytes, header, max_tensors)
         self._chunk_bytes = min(chunk_bytes, max_message_bytes)
         self._publish_timeout_s = publish_timeout_s
         self._inbox: SimpleQueue[Any] = SimpleQueue()

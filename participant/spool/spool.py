@@ -32,7 +32,7 @@ from typing import Any
 from fedmq.participant.spool.chunk_journal import PayloadFile
 from fedmq.participant.training.methods import Memory
 from fedmq.schemas.errors import PeerError, SpoolError
-from fedmq.schemas.limits import DEFAULT_LIMITS
+from fedmq.schemas.limits import Limits
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.local.durable import sync_folder, write_whole
 from fedmq.schemas.local.event_log import EventLog
@@ -45,6 +45,8 @@ MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
 MOST_MEMORIES = 4
 """Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs."""
+_OWN_FILES = Limits(max_tensors=2**31)
+"""Limits of a file that this machine wrote."""
 MAPPED_BYTES = 1024 * 1024
 """Size above which a file is mapped and not read: a model need not be in RAM to be looked at."""
 Body = bytes | memoryview
@@ -233,7 +235,7 @@ class Spool:
             return None
         try:
             listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
-            entries = read_entries(listed, DEFAULT_LIMITS)
+            entries = read_entries(listed, _OWN_FILES)
             return Memory(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
         except (KeyError, TypeError, ValueError, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")

@@ -42,6 +42,12 @@ POISON = {
     ),
     "future version": ("unsupported_version", from_the_future),
     "oversized": ("oversized", lambda p, task: p.send(bytes(2**20 + 1), task.task_id)),
+    "a header of empty maps": (
+        "oversized",
+        lambda p, task: p.send(
+            b"\x93\x83\xa5fedmq\x01\xa4kind\xa6update\xa4body\x99" + (b"\xdc\x00\x40" + b"\x80" * 64) * 9, task.task_id
+        ),
+    ),
     "nan": ("not_finite", with_payload({"000/w": np.array([0, 0, np.nan, 0, 0], np.float32)})),
     "wrong shape": ("wrong_shape", with_payload({"000/w": np.zeros(6, np.float32)})),
     "wrong dtype": ("wrong_shape", with_payload({"000/w": np.zeros(5)})),

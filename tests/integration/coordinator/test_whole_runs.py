@@ -14,6 +14,7 @@ from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.strategies import FedAsync
 from fedmq.schemas.errors import CheckpointError, ConfigError
 from fedmq.schemas.messages import TrainingConfig, update_id
+from fedmq.schemas.parameters import Parameters
 from tests.integration.coordinator.federation import RUN_ID, TOPOLOGY, initial, same_bits
 
 
@@ -206,3 +207,12 @@ def test_the_body_of_an_update_is_let_go_before_its_ack(federation):
     alone = sys.getrefcount(bodies[0])
     assert len(bodies) >= 15
     assert set(references) == {alone + 1}  # one more for the loop variable of the test itself
+
+
+def test_a_model_with_more_tensors_than_the_setting_allows_is_told_before_anything_begins(federation):
+    def deep():
+        return Parameters({f"{i}/w": np.zeros(1, np.float32) for i in range(17)})
+
+    with pytest.raises(ConfigError, match=r"17 tensors, \[broker\] max_tensors is 16: raise it to 17"):
+        federation.service(initial_parameters=deep, max_tensors=16).run()
+    assert not federation.run_dir.joinpath("ledger.sqlite").exists()

@@ -58,15 +58,19 @@ things = st.recursive(
 
 def outcome(body: bytes, limits: Limits | None = None) -> Decoded | PeerError:
     """Return the message or the typed error. Any other exception, and any large allocation, fails the test."""
-    tracemalloc.start()
-    try:
-        result: Decoded | PeerError = decode(body, limits or Limits())
-    except PeerError as error:
-        result = error
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < MAX_ALLOCATED_BYTES + 2 * len(body)
+    most = MAX_ALLOCATED_BYTES + 2 * len(body)
+    for _ in range(2):  # a table of Python's own, such as that of interned names, may grow while we look
+        tracemalloc.start()
+        try:
+            result: Decoded | PeerError = decode(body, limits or Limits())
+        except PeerError as error:
+            result = error
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        if peak < most:
+            break
+    assert peak < most
     assert isinstance(result, Decoded) or 0 < len(str(result)) < 1000
     return result
 
