@@ -25,6 +25,9 @@ class BrokerSettings(BaseModel):
     url: Annotated[SecretStr, BeforeValidator(_one_text)] = SecretStr("amqp://guest:guest@127.0.0.1:5672/%2F")
     """An amqp:// or amqps:// URL with user, password, host, port and virtual host; secret because of the password. A
     cluster has a list of URLs, or one text with commas between them."""
+    auth: Literal["password", "external"] = "password"
+    """Proof of who we are. "external" shows the certificate in `cert_file` over amqps://, and the broker takes the user
+    name from the certificate's common name. The URL then needs no user and no password."""
     prefix: str = Field(default="fedmq", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """First part of every exchange's and queue's name. Each federation has its own prefix."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=65_536)
@@ -47,7 +50,9 @@ class BrokerSettings(BaseModel):
     ca_file: str | None = None
     """Certificate authority for amqps://; None takes the system's."""
     cert_file: str | None = None
+    """Our own certificate and its chain, in PEM. The files are read again for every connection."""
     key_file: str | None = None
+    """Key of our certificate; None if `cert_file` holds it too."""
 
     def topology(self) -> Topology:
         """Return the names that this federation uses on the broker."""

@@ -18,6 +18,7 @@ from fedmq.schemas.errors import (
 )
 
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
+_CERTIFIED = "expected amqps://HOST:PORT/VHOST"
 _BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 """AMQP 0-9-1 reply codes."""
@@ -33,14 +34,19 @@ class BrokerAddress:
     password: str = field(repr=False)
     vhost: str
     tls: bool
+    by_certificate: bool = False
+    """True if the user is the one that our certificate names, and there is no password."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @classmethod
-    def parse(cls, url: str) -> BrokerAddress:
+    def parse(cls, url: str, certified_user: str | None = None) -> BrokerAddress:
         """Read an amqp:// or amqps:// URL. Port, user, password and virtual host default as in RabbitMQ.
+
+        `certified_user` is the user that our certificate names, if we log in by it. The URL is then amqps://, with this
+        user or none, and without a password.
 
         Raises ConfigError for anything else, without the URL's text, because there may be a password in it.
         """
@@ -63,26 +69,45 @@ class BrokerAddress:
         if "/" in (path := parts.path.removeprefix("/")):
             raise ConfigError(f"the broker's URL has more than one / after the host: {_EXPECTED}")
         tls = parts.scheme == "amqps"
+        user, password = unquote(parts.username or ""), parts.password
+        if certified_user is not None:
+            _check_certified(certified_user, user, password, tls=tls)
+            user, password = certified_user, ""
         return cls(
             host=parts.hostname,
             port=port or (5671 if tls else 5672),
-            user=unquote(parts.username or "guest"),
-            password=unquote(parts.password if parts.password is not None else "guest"),
+            user=user or "guest",
+            password=unquote(password if password is not None else "guest"),
             vhost=unquote(path) or "/",
             tls=tls,
+            by_certificate=certified_user is not None,
+        )
+
+
+def _check_certified(certified: str, user: str, password: str | None, *, tls: bool) -> None:
+    if not tls:
+        raise ConfigError(f'auth = "external" takes TLS, and the broker\'s URL begins with amqp://: {_CERTIFIED}')
+    if user and user != certified:
+        raise ConfigError(
+            f"the broker's URL names user {user!r}, and the certificate that we log in by names {certified!r}: leave "
+            f"the user out, {_CERTIFIED}"
+        )
+    if password is not None:
+        raise ConfigError(
+            f'the broker\'s URL has a password, and auth = "external" uses none: leave it out, {_CERTIFIED}'
         )
 
 
 class Addresses:
     """The nodes of one broker, of which one is in use. `next` goes round."""
 
-    def __init__(self, urls: str) -> None:
+    def __init__(self, urls: str, certified_user: str | None = None) -> None:
         """Read one URL, or several with commas between them. Each is written in full, because each may have its own
-        password.
+        password. `certified_user` is as for `BrokerAddress.parse`.
 
         Raises ConfigError as `BrokerAddress.parse` does, or if the URLs do not belong together.
         """
-        self._all = tuple(BrokerAddress.parse(url.strip()) for url in _BETWEEN_URLS.split(urls))
+        self._all = tuple(BrokerAddress.parse(url.strip(), certified_user) for url in _BETWEEN_URLS.split(urls))
         self._at = 0
         if len(set(self._all)) < len(self._all):
             raise ConfigError(f"the broker's URLs name {self} with one address twice: leave the second one out")
@@ -110,6 +135,11 @@ class Addresses:
 
 def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRefused | None:
     """Return the meaning of a connection.close during login; None if trying again may help."""
+    if code == ACCESS_REFUSED and address.by_certificate:
+        return BrokerRefused(
+            f"RabbitMQ at {address} refused the login of user {address.user!r} by its certificate ({text}): check that "
+            "the user is there (`rabbitmqctl list_users`) and was not revoked"
+        )
     if code == ACCESS_REFUSED:
         advice = f"check the user {address.user!r} and the password in the broker's URL"
         if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
@@ -122,6 +152,18 @@ def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRe
             f"{address.vhost} {address.user} '.*' '.*' '.*'`"
         )
     return None
+
+
+def certificate_refusal(address: BrokerAddress, alert: str) -> BrokerRefused:
+    """Return the meaning of a TLS alert about our certificate, such as "CERTIFICATE_REQUIRED"."""
+    words = alert.lower().replace("_", " ")
+    if alert in ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE"):
+        advice = "it asks for a client's certificate: set [broker] cert_file and key_file"
+    elif "EXPIRED" in alert:
+        advice = "the certificate in [broker] cert_file is over, or a clock is wrong: renew it"
+    else:
+        advice = "the certificate in [broker] cert_file must be signed by an authority that the broker trusts"
+    return BrokerRefused(f"RabbitMQ at {address} refused our certificate ({words}): {advice}")
 
 
 def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str) -> BrokerError:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmq.broker_config.amqp.address import BrokerAddress
+from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles
 from fedmq.schemas.errors import BrokerUnavailable
 
 TIMEOUT_S = 5.0
@@ -42,10 +42,14 @@ class BrokerIdentity:
         return 16 * MIB if int(major) >= 4 else 128 * MIB
 
 
-def identify(address: BrokerAddress, ca_file: str | None = None) -> BrokerIdentity:
-    """Ask a broker who it is. Raises BrokerUnavailable if nobody answers, or somebody who does not speak AMQP."""
+def identify(address: BrokerAddress, tls: TlsFiles = NO_FILES) -> BrokerIdentity:
+    """Ask a broker who it is.
+
+    Raises BrokerUnavailable if nobody answers, or somebody who does not speak AMQP, and ConfigError for files that
+    cannot be used.
+    """
     try:
-        with _connected(address, ca_file) as sock:
+        with _connected(address, tls) as sock:
             found = _texts(_start(sock), 2)  # behind two version bytes
     except _NOT_AMQP as e:
         raise BrokerUnavailable(
@@ -55,15 +59,18 @@ def identify(address: BrokerAddress, ca_file: str | None = None) -> BrokerIdenti
     return BrokerIdentity(found.get("product", ""), found.get("version", ""))
 
 
-def try_login(address: BrokerAddress) -> bool:
-    """True if the broker lets this user into this virtual host now. No behaviour of the broker raises."""
+def try_login(address: BrokerAddress, tls: TlsFiles = NO_FILES) -> bool:
+    """True if the broker lets this user into this virtual host now, by its password or by its certificate. No behaviour
+    of the broker raises."""
     try:
-        with _connected(address) as sock:
+        with _connected(address, tls) as sock:
             _start(sock)
-            response = f"\0{address.user}\0{address.password}".encode()
+            mechanism, response = b"PLAIN", f"\0{address.user}\0{address.password}".encode()
+            if address.by_certificate:
+                mechanism, response = b"EXTERNAL", b""
             # client-properties (an empty table), mechanism, response, locale
             sock.sendall(
-                _frame(_START_OK, struct.pack(">I", 0) + _short(b"PLAIN") + _long(response) + _short(b"en_US"))
+                _frame(_START_OK, struct.pack(">I", 0) + _short(mechanism) + _long(response) + _short(b"en_US"))
             )
             tuning = _receive(sock, _TUNE)
             sock.sendall(_frame(_TUNE_OK, tuning) + _frame(_OPEN, _short(address.vhost.encode()) + b"\0\0"))
@@ -74,13 +81,12 @@ def try_login(address: BrokerAddress) -> bool:
 
 
 @contextlib.contextmanager
-def _connected(address: BrokerAddress, ca_file: str | None = None) -> Iterator[socket.socket]:
+def _connected(address: BrokerAddress, tls: TlsFiles) -> Iterator[socket.socket]:
     with socket.create_connection((address.host, address.port), timeout=TIMEOUT_S) as plain:
         if not address.tls:
             yield plain
             return
-        context = ssl.create_default_context(cafile=ca_file)
-        with context.wrap_socket(plain, server_hostname=address.host) as secure:
+        with tls.context().wrap_socket(plain, server_hostname=address.host) as secure:
             yield secure
 
 

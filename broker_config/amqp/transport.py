@@ -9,26 +9,32 @@ import random
 import re
 import ssl
 import termios
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import ContentFrameAssembler
-from pika.exceptions import AMQPError, BodyTooLongError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, AuthenticationError, BodyTooLongError, ChannelClosedByBroker
 
-from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, connection_refusal
+from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, certificate_refusal, connection_refusal
 from fedmq.broker_config.amqp.client import AmqpClient
 from fedmq.broker_config.amqp.properties import BoundedProperties
 from fedmq.broker_config.amqp.publisher import AmqpPublisher, Window
 from fedmq.broker_config.amqp.session import OnBlocked, OnLost, OnOpen, OnRefused
+from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
 from fedmq.schemas.local.backoff import Backoff
+from fedmq.schemas.local.event_log import EventLog
 
 CONTENT_TYPE = "application/x-msgpack"
+log = EventLog(__name__)
 _RECEIVE_BYTES = 256 * 1024
+Auth = Literal["password", "external"]
+_CERTIFICATE_ALERT = re.compile(r"ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA|HANDSHAKE_FAILURE)\b")
+"""The broker's complaint about our certificate. pika keeps it in an error's text alone."""
 _CLOSED_BY_BROKER = re.compile(r"ConnectionClosedByBroker: \((\d+)\) (.*)", re.DOTALL)
 
 
@@ -42,6 +48,7 @@ class AmqpTransport(AmqpClient):
         name: str,
         heartbeat_s: int = 30,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        auth: Auth = "password",
         ca_file: str | None = None,
         cert_file: str | None = None,
         key_file: str | None = None,
@@ -50,12 +57,13 @@ class AmqpTransport(AmqpClient):
         rng: random.Random | None = None,
     ) -> None:
         """`url` is one URL, or one for each node of a cluster with commas between. The first node that answers is used,
-        and after a loss the next one. RabbitMQ shows `name` for our connections.
+        and after a loss the next one. RabbitMQ shows `name` for our connections. `auth` and the files are as in
+        BrokerSettings.
 
         Raises ConfigError for a URL or a TLS file that cannot be used.
         """
-        addresses = Addresses(url)
-        tls = {address: _tls_options(address, ca_file, cert_file, key_file) for address in addresses}
+        tls = TlsFiles(ca_file, cert_file, key_file)
+        addresses = addresses_for(url, auth, tls)
         super().__init__(
             PikaDriver(addresses, name, heartbeat_s, tls),
             addresses,
@@ -67,16 +75,36 @@ class AmqpTransport(AmqpClient):
         )
 
 
-def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None:
+def addresses_for(url: str, auth: Auth = "password", tls: TlsFiles = NO_FILES) -> Addresses:
+    """Return the addresses in a URL, or in several with commas between. With auth = "external" the user is the one that
+    our certificate names.
+
+    Raises ConfigError if URL, `auth` and files do not fit each other, or a file cannot be used.
+    """
+    addresses = Addresses(url, tls.user() if auth == "external" else None)
+    for address in addresses:
+        if tls and not address.tls:
+            raise ConfigError("a TLS file is given but the broker's URL begins with amqp://: use amqps://")
+    if tls:
+        tls.context()
+    return addresses
+
+
+def remove(
+    url: str,
+    *,
+    exchanges: Iterable[str],
+    queues: Iterable[str],
+    auth: Auth = "password",
+    tls: TlsFiles = NO_FILES,
+) -> None:
     """Delete the queues, with their messages, and the exchanges of a federation that is over. A missing one is no
     error.
 
     Raises BrokerError if the broker does not answer or does not permit it.
     """
-    addresses = Addresses(url)
-    driver = PikaDriver(
-        addresses, "fedmq", 30, {address: _tls_options(address, None, None, None) for address in addresses}
-    )
+    addresses = addresses_for(url, auth, tls)
+    driver = PikaDriver(addresses, "fedmq", 30, tls)
     try:
         with pika.BlockingConnection([driver.parameters("removal", address) for address in addresses]) as connection:
             channel = connection.channel()
@@ -93,9 +121,7 @@ def remove(url: str, *, exchanges: Iterable[str], queues: Iterable[str]) -> None
 class PikaDriver:
     """The driver (`session.Driver`): everything that touches pika."""
 
-    def __init__(
-        self, addresses: Addresses, name: str, heartbeat_s: int, tls: Mapping[BrokerAddress, pika.SSLOptions | None]
-    ) -> None:
+    def __init__(self, addresses: Addresses, name: str, heartbeat_s: int, tls: TlsFiles = NO_FILES) -> None:
         _quieten_pika()
         pika.spec.props[pika.BasicProperties.INDEX] = BoundedProperties
         self.loop = IOLoop()
@@ -103,6 +129,7 @@ class PikaDriver:
         self._name = name
         self._heartbeat_s = heartbeat_s
         self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._connections: set[Any] = set()
         self._on_all_closed: Callable[[], None] | None = None
 
@@ -215,37 +242,37 @@ class PikaDriver:
 
     def parameters(self, purpose: str, address: BrokerAddress) -> pika.ConnectionParameters:
         """Return the parameters of a connection; `purpose` is for RabbitMQ's list of connections."""
+        if address.by_certificate:
+            credentials = pika.credentials.ExternalCredentials()
+        else:
+            credentials = pika.PlainCredentials(address.user, address.password)
         return pika.ConnectionParameters(
             host=address.host,
             port=address.port,
             virtual_host=address.vhost,
-            credentials=pika.PlainCredentials(address.user, address.password),
+            credentials=credentials,
             heartbeat=self._heartbeat_s,
             # An alarm may last for hours. The messages' deadlines and the heartbeats are the limits that matter.
             blocked_connection_timeout=None,
-            ssl_options=self._tls[address],
+            ssl_options=pika.SSLOptions(self._fresh_context(address), address.host) if address.tls else None,
             client_properties={"connection_name": f"{self._name} {purpose}"},
             connection_attempts=1,
             socket_timeout=10,
             stack_timeout=15,
         )
 
-
-def _tls_options(
-    address: BrokerAddress, ca_file: str | None, cert_file: str | None, key_file: str | None
-) -> pika.SSLOptions | None:
-    if not address.tls:
-        if ca_file or cert_file or key_file:
-            raise ConfigError("a TLS file is given but the broker's URL begins with amqp://: use amqps://")
-        return None
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if cert_file:
-            context.load_cert_chain(cert_file, key_file)
-    except OSError as error:
-        files = ", ".join(repr(name) for name in (ca_file, cert_file, key_file) if name)
-        raise ConfigError(f"the TLS files cannot be used ({files}): {error}; expected PEM files") from error
-    return pika.SSLOptions(context, address.host)
+    def _fresh_context(self, address: BrokerAddress) -> ssl.SSLContext:
+        """Return the context of the files as they are now, because certificates are renewed while we run. If they
+        cannot be used any more, the last ones that could stay in use."""
+        try:
+            if address.by_certificate and (user := self._tls.user()) != address.user:
+                raise ConfigError(f"the certificate names {user!r} now, expected {address.user!r}")
+            self._context = self._tls.context()
+        except ConfigError as error:
+            if self._context is None:
+                raise
+            log.error("certificate_not_read", detail=f"{error}; the last one stays in use")
+        return self._context
 
 
 def _read_in_large_pieces(connection: Any) -> None:
@@ -330,7 +357,14 @@ def _classify(error: Exception, address: BrokerAddress) -> BrokerError:
         code, text = int(found[1]), found[2].strip("'\")]")
         refusal = connection_refusal(address, code, text)
         return refusal or BrokerUnavailable(f"RabbitMQ at {address} closed the connection ({code} {text})")
+    if alert := _CERTIFICATE_ALERT.search(repr(causes)):
+        return certificate_refusal(address, alert[1])
     for cause in causes:
+        if isinstance(cause, AuthenticationError) and address.by_certificate:
+            return BrokerRefused(
+                f"RabbitMQ at {address} takes no login by certificate: enable its plugin rabbitmq_auth_mechanism_ssl, "
+                "and set auth_mechanisms.1 = EXTERNAL and ssl_cert_login_from = common_name in its rabbitmq.conf"
+            )
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BrokerRefused(
                 f"the certificate of RabbitMQ at {address} is not trusted ({cause.verify_message}): "

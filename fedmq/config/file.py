@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.security import SecuritySettings
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.mistakes import Mistake, explain
@@ -45,6 +46,7 @@ class FederationConfig(BaseModel):
     commit: CommitSettings = CommitSettings()
     archive: ArchiveSettings = ArchiveSettings()
     broker: BrokerSettings = BrokerSettings()
+    security: SecuritySettings = SecuritySettings()
     participant: ParticipantSettings = ParticipantSettings()
 
     @property
@@ -109,13 +111,25 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
     ):
         allowed = "one or more of max_versions, max_updates, max_time_s, target, patience"
         found.append(Mistake("run.stop", f"the run would never end; set {allowed}"))
-    try:
-        Addresses(config.broker.url.get_secret_value())
-    except ConfigError as e:
-        found.append(Mistake("broker.url", str(e)))
+    found += _broker(config.broker)
     if not isinstance(config.strategy, CustomStrategy):
         lacking = unmet(config.run.client_weights, config.strategy, config.training, config.run.steps)
         found += [Mistake(place, text) for place, text in lacking]
+    return found
+
+
+def _broker(broker: BrokerSettings) -> list[Mistake]:
+    """Return the mistakes that show without reading the certificate, which only the roles need."""
+    found = []
+    try:
+        addresses = Addresses(broker.url.get_secret_value())
+    except ConfigError as e:
+        return [Mistake("broker.url", str(e))]
+    if broker.auth == "external":
+        if broker.cert_file is None:
+            found.append(Mistake("broker.cert_file", 'missing; auth = "external" logs in by this certificate'))
+        if not all(address.tls for address in addresses):
+            found.append(Mistake("broker.url", 'auth = "external" takes TLS, expected amqps://HOST:PORT/VHOST'))
     return found
 
 

@@ -10,21 +10,54 @@ from fedmq.app.app import load_app, trainer_of
 from fedmq.app.model_process import ModelChild
 from fedmq.app.model_worker import read_parameters
 from fedmq.app.threads import prepare_tensorflow
+from fedmq.broker_config.amqp.tls import TlsFiles
+from fedmq.broker_config.security import IdentityKind
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.transport import Transport
 from fedmq.config import custom_strategy
 from fedmq.config.file import FederationConfig
+from fedmq.coordinator.members import Members
 from fedmq.coordinator.service.service import CoordinatorService, RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.participant.conditions import checker
 from fedmq.participant.service.service import ParticipantService
-from fedmq.schemas.errors import AppError, SpecMismatch
+from fedmq.schemas.errors import AppError, ConfigError, SpecMismatch
 from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import check_spec, spec_of
 
 log = EventLog(__name__)
+
+
+def _check_user(config: FederationConfig, kind: IdentityKind, name: str, role: str) -> None:
+    """Raise ConfigError unless the broker's user is the one that this process must be.
+
+    A certificate says who we are whatever `identity` says, so its name counts in any case.
+    """
+    broker = config.broker
+    if kind == "open" and broker.auth == "password":
+        return
+    from fedmq.broker_config.amqp.transport import addresses_for
+
+    place = "the common name of broker.cert_file" if broker.auth == "external" else "the user in broker.url"
+    for address in addresses_for(broker.url.get_secret_value(), broker.auth, TlsFiles.of(broker)):
+        if address.user != name:
+            raise ConfigError(
+                f"{role} is {name!r} and its user on the broker is {address.user!r} ({place}): they must be the same, "
+                f"because others believe a message from {name!r} only if the broker says that {name!r} sent it"
+            )
+
+
+def _log_identity(kind: IdentityKind, name: str, coordinator_user: str) -> None:
+    """Write the first log line of a role: how sure it is of who sent a message."""
+    if kind == "user":
+        log.info("identity", identity=kind, user=name, coordinator_user=coordinator_user)
+    else:
+        detail = (
+            'whoever may publish on the broker is believed; set [security] identity = "user" outside of one machine'
+        )
+        log.info("identity", identity=kind, detail=detail)
 
 
 def amqp(settings: BrokerSettings, name: str) -> Transport:
@@ -36,6 +69,7 @@ def amqp(settings: BrokerSettings, name: str) -> Transport:
         name=name,
         heartbeat_s=settings.heartbeat_s,
         max_message_bytes=settings.max_message_bytes,
+        auth=settings.auth,
         ca_file=settings.ca_file,
         cert_file=settings.cert_file,
         key_file=settings.key_file,
@@ -45,9 +79,18 @@ def amqp(settings: BrokerSettings, name: str) -> Transport:
 
 @contextmanager
 def coordinator_for(
-    config: FederationConfig, connect: Callable[[], Transport] | None = None
+    config: FederationConfig, connect: Callable[[], Transport] | None = None, members: Members | None = None
 ) -> Iterator[CoordinatorService]:
-    """Yield the service, with the process that loads the app beside it. Raises AppError if the app cannot be loaded."""
+    """Yield the service, with the process that loads the app beside it. `members` are those of the fleet, if there is
+    one.
+
+    Raises AppError if the app cannot be loaded, and ConfigError if this is not the coordinator's user on the broker.
+    """
+    user = config.security.coordinator_user
+    kind = config.security.kind(config.broker.auth, fleet=members is not None)
+    _log_identity(kind, user, user)
+    if connect is None:
+        _check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)
     log.info("app_loading", app=config.app)
     child = ModelChild(Path(config.app), config.run_dir / "model")
@@ -79,7 +122,14 @@ def coordinator_for(
 def participant_for(
     config: FederationConfig, participant_id: str, transport: Transport | None = None
 ) -> ParticipantService:
-    """Return the service around the app's trainer. Raises AppError if the app cannot be loaded."""
+    """Return the service around the app's trainer.
+
+    Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
+    """
+    kind = config.security.kind(config.broker.auth)
+    _log_identity(kind, participant_id, config.security.coordinator_user)
+    if transport is None:
+        _check_user(config, kind, participant_id, "the participant's id (--id)")
     prepare_tensorflow()
     log.info("app_loading", app=config.app)
     app = load_app(config.app)

@@ -15,6 +15,7 @@ import fedmq
 from fedmq.app.model_process import ModelChild
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.handshake import MIB, identify
+from fedmq.broker_config.amqp.tls import TlsFiles
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Message, Transport
@@ -130,7 +131,7 @@ def _broker(
     silent: list[BrokerError] = []
     for address in Addresses(settings.url.get_secret_value()):
         try:
-            identity = identify(address, settings.ca_file)
+            identity = identify(address, TlsFiles.of(settings))
         except BrokerError as e:
             silent.append(e)
         else:

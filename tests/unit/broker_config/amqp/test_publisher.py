@@ -395,7 +395,7 @@ def test_a_cancelled_future_is_not_sent_once_handed_over(when: str) -> None:
 
 def test_a_late_confirm_of_a_channel_that_was_given_up_confirms_nothing_on_the_next_one():
     """A slow broker answers on the old channel when the same messages are out again under the same tags."""
-    driver = PikaDriver(Addresses("amqp://fedmq:x@127.0.0.1:1/"), "t", 30, {})
+    driver = PikaDriver(Addresses("amqp://fedmq:x@127.0.0.1:1/"), "t", 30)
     bench = Bench()
     old, new = ConfirmingChannel(), ConfirmingChannel()
     for channel in (old, new):

@@ -69,7 +69,15 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
         ("[training]\ncommit_interval_s = 2", "training.commit_interval_s: unknown key (got 2), allowed: batch_size, "
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [commit]"),
         ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
-         "initial, participant, run, runs_dir, strategy, training; did you mean training?"),
+         "initial, participant, run, runs_dir, security, strategy, training; did you mean training?"),
+        ('[security]\nidentity = "users"', 'security.identity: got "users", allowed: "user", "open"; did you mean '
+         "user?"),
+        ('[security]\ncoordinator_user = "no spaces"', 'security.coordinator_user: got "no spaces", allowed: 1 to 64 '
+         "letters, digits, dots, underscores or dashes, the first a letter or a digit"),
+        ('[broker]\nauth = "external"\nurl = "amqps://h/"', 'broker.cert_file: missing; auth = "external" logs in by '
+         "this certificate"),
+        ('[broker]\nauth = "external"\nurl = "amqp://h/"\ncert_file = "c.pem"', 'broker.url: auth = "external" takes '
+         "TLS, expected amqps://HOST:PORT/VHOST"),
     ],
 )  # fmt: skip
 def test_each_mistake_says_where_what_was_got_and_what_is_allowed(write, change, said):
