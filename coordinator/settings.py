@@ -80,6 +80,11 @@ class RunSettings(Settings):
     """No task goes out before this many participants are here."""
     selection: Literal["uniform", "least_used"] = "uniform"
     client_weights: Literal["equal", "examples", "sqrt", "log", "quality"] = "equal"
+    max_client_weight: float = Field(default=10.0, ge=1, allow_inf_nan=False)
+    """Most that one participant counts for, as a multiple of the mean of those that count for less. It cuts down what
+    participants claim; `equal` needs none."""
+    max_examples: int = Field(default=10_000_000, ge=1, le=2**53)
+    """Largest number of training examples that a participant may claim. A larger claim counts as this number."""
     max_staleness: int | None = Field(default=None, ge=0)
     lease_s: float = Field(default=600.0, gt=0)
     participant_timeout_s: float = Field(default=60.0, gt=0)

@@ -63,6 +63,8 @@ class Accept(NamedTuple):
     """Position of this update among all accepted ones of the run, from 1. A replay follows this order."""
     group: int | None = None
     """The arrival group that the update came in time for; None if it was late, or if the strategy has no groups."""
+    clamped: str = ""
+    """Description of the claims that were clamped; `update` has the clamped numbers (coordinator.decisions.claims)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ from fedmq.coordinator.decisions.events import (
     TaskDeclined,
     TaskUndeliverable,
     Tick,
+    TimeStoodStill,
     UpdateArrived,
 )
 from fedmq.coordinator.decisions.model import Model
@@ -128,6 +129,7 @@ class Core:
             TaskUndeliverable: self._desk.on_undeliverable,
             EvaluationArrived: self._ending.on_evaluation,
             Tick: lambda _: None,
+            TimeStoodStill: lambda event: self._desk.stood_still(event.seconds),
             StopRequested: lambda event: self._ending.stop(event.detail),
         }
 
@@ -156,6 +158,11 @@ class Core:
     def discarded(self) -> dict[str, int]:
         """Number of updates discarded in the run, by reason."""
         return dict(self._discarded)
+
+    @property
+    def clamped(self) -> dict[str, int]:
+        """Number of accepted updates with a clamped claim, by the claim's name (claims.py)."""
+        return dict(self._desk.clamped)
 
     @property
     def tasks_out(self) -> int:
@@ -327,13 +334,14 @@ class Core:
             self._desk.discard_task(task, event.reason, fault=True)
 
     def _accept(self, event: UpdateArrived, p: Participant, task: HeldTask) -> None:
-        update = event.update
+        update, clamped = self._within_bounds(event.update, p, task)
         p.last_seen_s = self._desk.now
         staleness = self._desk.version - task.base_version
         self._desk.observe(p, update.num_examples, update.metrics.get("loss"))
         group = None
         if self._groups is None:
-            p.measure(update.train_s, update.num_steps)
+            if event.update.num_steps:  # one step is the least that counts, but not for its speed
+                p.measure(update.train_s, update.num_steps)
         else:
             group = self._groups.arrive(p, task, update.update_id, self._accepted + 1, self._desk.now)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
@@ -344,7 +352,7 @@ class Core:
             p.memory = update.next_memory
         self._accepted += 1
         self._buffer_ids.append(update.update_id)
-        self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted, group))
+        self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted, group, clamped))
         self._desk.close(task, "accepted", "")
         p.accepted += 1
         p.failures = 0
@@ -355,6 +363,9 @@ class Core:
         self._desk.settle(p)
         if self._strategy.ready(self._model.state, self._desk.now):
             self._make_version()
+
+    def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:
+        return self._desk.within_bounds(p, task, update)
 
     # Versions
 
@@ -401,6 +412,8 @@ class Core:
             "rng": self._rng.bit_generator.state,
             "client_weights": self._desk.client_weights.scalars(),
             "discarded": dict(self._discarded),
+            "clamped": dict(self._desk.clamped),
+            "gaps": self._desk.elapsed.scalars(),
             "now": self._desk.now,
             "version": self._desk.version,
             "last_task_seq": self._desk.last_task_seq,

@@ -108,6 +108,16 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeStoodStill:
+    """Run time stood still for so many seconds, because no coordinator was up or its machine slept.
+
+    Participants trained on meanwhile (coordinator.decisions.claims).
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody asked the run to finish, not just the coordinator to pause."""
 
@@ -116,5 +126,5 @@ class StopRequested:
 
 Event = (
     Started | ParticipantSeen | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
-    | EvaluationArrived | Tick | StopRequested
+    | EvaluationArrived | Tick | TimeStoodStill | StopRequested
 )  # fmt: skip

@@ -51,6 +51,8 @@ class Participant:
     declined: int = 0
     memory: str | None = None
     user: str | None = ""
+    counted_examples: int | None = None
+    clamped: int = 0
     out: HeldTask | None = None
     lapsed: list[HeldTask] = field(default_factory=list)
     """Lapsed tasks, oldest first."""
@@ -65,10 +67,9 @@ class Participant:
         return cls(*_of_record(r))
 
     def measure(self, train_s: float, num_steps: int) -> None:
-        """Update the speed after an update that took `train_s` seconds and `num_steps` steps."""
-        if num_steps:
-            step_s = train_s / num_steps
-            self.step_s = step_s if self.step_s is None else (self.step_s + step_s) / 2
+        """Update the speed after an update that took `train_s` seconds and `num_steps` steps, 1 or more."""
+        step_s = train_s / num_steps
+        self.step_s = step_s if self.step_s is None else (self.step_s + step_s) / 2
 
     def record(self) -> ParticipantRecord:
         return ParticipantRecord(*_of_record(self))

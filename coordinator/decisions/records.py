@@ -30,7 +30,7 @@ class ParticipantRecord:
     """Order of first hello, from 0. It makes selection the same after a restart."""
     session_id: str
     num_examples: int
-    """Number of training examples, from its last hello or update."""
+    """Number of training examples, from its last hello or update, within the limit of the run."""
     replies: tuple[Reply, ...]
     accepting: bool
     """True if it last said that it accepts tasks; False from the issue of a task until news of it."""
@@ -58,6 +58,17 @@ class ParticipantRecord:
     user: str | None = ""
     """The broker's user that last said hello in its name (coordinator.decisions.identity); "" before that, and in a
     study."""
+    counted_examples: int | None = None
+    """Number of examples of its last accepted update, as it counted; None before the first."""
+    clamped: int = 0
+    """Number of accepted updates with a claim that was clamped (coordinator.decisions.claims)."""
+
+    @property
+    def weighed_examples(self) -> int:
+        """Number of examples by which it is in the client weights' mean; 0 before its first accepted update."""
+        if self.counted_examples is None:  # a ledger of an older fedmq does not have it
+            return self.num_examples if self.accepted else 0
+        return self.counted_examples
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fedmq.coordinator.decisions import claims
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.claims import Elapsed
 from fedmq.coordinator.decisions.commands import CloseTask, Command, IssueTask, RepeatReceipts, Withdraw
 from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
 from fedmq.coordinator.decisions.participants import Participant, Roster
@@ -23,7 +26,7 @@ from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
-from fedmq.schemas.messages import Hello, Reply, TrainingConfig
+from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Update
 from fedmq.schemas.methods import METHODS
 
 _LARGEST = sys.float_info.max
@@ -55,11 +58,14 @@ class TaskDesk:
         self.roster = Roster(settings, reply, rng, max_participants)
         self.groups = None if arrivals is None else ArrivalGroups(arrivals, self.roster.get)
         self.tasks = TaskBook(settings.max_staleness)
-        self.client_weights = ClientWeights(settings.client_weights)
+        self.client_weights = ClientWeights(settings.client_weights, settings.max_client_weight)
+        self.elapsed = Elapsed()
         self.now = 0.0
         self.version = 0
         self.last_task_seq = 0
         self.commands: list[Command] = []
+        self.clamped: Counter[str] = Counter()
+        """Number of accepted updates in which each claim was clamped, by its name."""
         self._doubted: set[str] = set()
         self._reply = reply
         self._training = training
@@ -102,7 +108,7 @@ class TaskDesk:
             if new_session or (hello.accepting and not p.failures):
                 p.asked_again_at_s = None
         p.user = user
-        self.observe(p, hello.num_examples, None)
+        p.num_examples = min(hello.num_examples, self.most_examples(p))
         if p.out is not None:
             doubted = p.out.task_id in self._doubted
             self._doubted.discard(p.out.task_id)
@@ -173,9 +179,46 @@ class TaskDesk:
                 self.lapse(task, f"undeliverable: {event.detail}")
             self.settle(p)
 
+    def most_examples(self, p: Participant) -> int:  # noqa: ARG002 - a fleet may have a limit for each participant
+        """Return the largest number of examples that this participant may claim."""
+        return self.settings.max_examples
+
+    def within_bounds(self, p: Participant, task: HeldTask, update: Update) -> tuple[Update, str]:
+        """Return the task's update with its claims inside their bounds, and a description of the clamped ones."""
+        max_steps = self._most_steps(p, task)
+        kept, names = claims.bounded(
+            update,
+            most_examples=self.most_examples(p),
+            last_examples=p.counted_examples,
+            epochs=self._training.epochs if self.groups is None or max_steps is None else max_steps,
+            batch_size=self._training.batch_size,
+            max_steps=max_steps,
+            elapsed_s=self.elapsed.since(task.issued_s, self.now),
+        )
+        if not names:
+            return update, ""
+        self.clamped.update(names)
+        p.clamped += 1
+        return kept, claims.shown(update, kept, names)
+
+    def _most_steps(self, p: Participant, task: HeldTask) -> int | None:
+        """Return the most steps that the task can have asked for; None if it set no limit.
+
+        The participant's speed is the one by which the steps were set, unless a lapsed task's update came in between.
+        """
+        steps = self.settings.steps
+        if steps is None or self.groups is not None or not (p.lapsed or task.repeats):
+            return self._max_steps(task)
+        return steps.max_steps if self._training.max_steps is None else min(steps.max_steps, self._training.max_steps)
+
+    def stood_still(self, seconds: float) -> None:
+        """Note that run time stood still until now for so many seconds."""
+        oldest_s = min((task.issued_s for task in self.tasks.open()), default=self.now)
+        self.elapsed.add_gap(self.now, seconds, oldest_s)
+
     def observe(self, p: Participant, num_examples: int, loss: float | None) -> None:
-        """Note what a hello or an update says about its participant; `loss` is None if it says nothing about that."""
-        p.num_examples = num_examples
+        """Note what an accepted update says about its participant; `loss` is None if it says nothing about that."""
+        p.num_examples = p.counted_examples = num_examples
         metrics = {}
         if loss is not None:
             metrics["loss"] = p.client_loss = _bounded(loss)
@@ -303,8 +346,11 @@ class TaskDesk:
         self.client_weights = ClientWeights.restore(
             self.settings.client_weights,
             scalars["client_weights"],
-            ((r.participant_id, r.num_examples, r.client_loss) for r in rows),
+            ((r.participant_id, r.weighed_examples, r.client_loss) for r in rows),
+            self.settings.max_client_weight,
         )
+        self.elapsed.load(scalars.get("gaps", ()))
+        self.clamped = Counter(scalars.get("clamped", {}))
 
 
 def task_seed(run_seed: int, task_seq: int) -> int:

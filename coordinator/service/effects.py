@@ -51,6 +51,9 @@ SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
 """Commands that leave only after their commit. Updates that only have to be acked can wait for `commit_interval_s`:
 each commit writes the model, on a disk that the broker may need too."""
 
+MOST_WARNED = 10_000
+"""Most participants that are remembered as logged."""
+
 
 @dataclass(slots=True)
 class Pending:
@@ -113,6 +116,8 @@ class Effects:
         self._last_handle = 0
         self._in_hand: dict[DeliveryHandle, Delivery] = {}
         """Deliveries of updates that the core has not decided on."""
+        self._warned: set[str] = set()
+        """Participants whose clamped claims were logged: once for each is enough."""
         self._stragglers: set[str] = set()
         """Tasks that were withdrawn with the run: their updates may be on their way."""
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -220,6 +225,13 @@ class Effects:
             "update_accepted", participant=update.participant_id, task=update.task_id, base_version=update.base_version,
             staleness=command.staleness, client_weight=f"{command.client_weight:.6g}", order=command.order,
         )  # fmt: skip
+        if command.clamped and update.participant_id not in self._warned:
+            if len(self._warned) < MOST_WARNED:
+                self._warned.add(update.participant_id)
+            log.warning(
+                "claims_clamped", participant=update.participant_id, task=update.task_id, numbers=command.clamped,
+                detail="what it says about its own work is beyond what it was asked for; the numbers are counted",
+            )  # fmt: skip
 
     def _discard(self, command: Discard) -> None:
         pending, update = self.pending, command.update

@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.events import (
     Started,
     TaskUndeliverable,
     Tick,
+    TimeStoodStill,
     UpdateArrived,
 )
 from fedmq.coordinator.service.after_commit import say_goodbye, settle, tell
@@ -36,6 +37,7 @@ from fedmq.coordinator.service.chunked_updates import (
 )
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
 from fedmq.coordinator.service.control import ControlPoison, LeftOut, read_control
+from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.leadership import Leadership
@@ -83,8 +85,10 @@ class Loop:
         inbox: Inbox,
         limits: Limits,
         run_s: Callable[[], float],
+        wall_s: Callable[[], float],
+        downtime: Downtime,
     ) -> None:
-        """`run_s` gives run time in seconds (coordinator.decisions.events)."""
+        """`run_s` gives run time in seconds (coordinator.decisions.events), `wall_s` Unix time."""
         self._run_id = run_id
         self._core = core
         self._ledger = ledger
@@ -97,6 +101,8 @@ class Loop:
         self._inbox = inbox
         self._limits = limits
         self._run_s = run_s
+        self._wall_s = wall_s
+        self._downtime = downtime
         self._effects = effects
         self._chunked = chunked
         self._left_out = LeftOut(core)
@@ -284,6 +290,10 @@ class Loop:
 
     def _step(self, event: Event) -> None:
         now = self._run_s()
+        stood_still_s = self._downtime.since_last(now, self._wall_s())
+        if stood_still_s:
+            gap = TimeStoodStill(stood_still_s)
+            self._effects.on_step(gap, self._core.step(gap, now), now)
         self._effects.on_step(event, self._core.step(event, now), now)
 
     # Commits

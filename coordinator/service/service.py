@@ -20,6 +20,7 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.commit import Committer, Pace
+from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.intake import Intake
@@ -320,6 +321,8 @@ class CoordinatorService:
             inbox=inbox,
             limits=limits,
             run_s=lambda: time.monotonic() - began_s,
+            wall_s=time.time,
+            downtime=Downtime(run.elapsed_s, run.committed_wall_s),
         )
 
     def _take_first(self) -> Parameters:

@@ -66,6 +66,8 @@ class RunStatus:
     updates_per_s: float
     """Accepted updates a second over the last 10 s of run time."""
     discarded: Mapping[str, int]
+    clamped: Mapping[str, int]
+    """Accepted updates in which a claim of the participant was cut down to its bound, by the claim's name."""
     staleness: Mapping[int, int]
     tasks_out: int
     metrics: Mapping[str, float]
@@ -125,6 +127,7 @@ def read_status(run_dir: Path) -> RunStatus:
             accepted=accepted,
             updates_per_s=_rate([update.run_s for update in recent], run.elapsed_s),
             discarded=ledger.discarded(),
+            clamped=ledger.clamped(),
             staleness=ledger.staleness(),
             tasks_out=sum(task.state == "out" for task in tasks.values()),
             metrics=worked[-1].metrics if worked else {},

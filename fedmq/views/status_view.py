@@ -28,12 +28,17 @@ def status_view(status: RunStatus) -> RenderableType:
     if status.staleness:
         parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness)]
     if status.discarded:
-        parts.append(Text("\nDiscarded updates", style="bold"))
-        reasons = Table.grid(padding=(0, 2))
-        for reason, count in status.discarded.items():
-            reasons.add_row(Text(f"  {reason}"), Text(str(count), style="red"))
-        parts.append(reasons)
+        parts += [Text("\nDiscarded updates", style="bold"), _counts(status.discarded, "red")]
+    if status.clamped:
+        parts += [Text("\nAccepted updates with a clamped claim", style="bold"), _counts(status.clamped, "yellow")]
     return Group(*parts)
+
+
+def _counts(counts: Mapping[str, int], style: str) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    for name, count in counts.items():
+        rows.add_row(Text(f"  {name}"), Text(str(count), style=style))
+    return rows
 
 
 def headline(status: RunStatus) -> Text:

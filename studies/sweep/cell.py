@@ -30,7 +30,7 @@ from fedmq.studies.sweep.cell_identity import plain
 MODELS_BESIDE = 8
 """Models in memory besides those of the tasks: the current version, the strategy's buffer and moments, and the arrays
 of an aggregation."""
-FORMAT = 8
+FORMAT = 9
 """Format of a cell's file and of the engine's results. It is raised whenever the results of a seed change (a test has
 them)."""
 
@@ -191,7 +191,8 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
     rows = outcome.updates.columns()
     staleness, participants, count = rows["staleness"], cell.population.participants, len(rows["staleness"])
     intended = np.array(_client_weights(cell.run.client_weights, outcome.num_examples))
-    intended[rows["participant"]] = rows["client_weight"]
+    if cell.run.client_weights == "quality":  # the others follow from the examples alone
+        intended[rows["participant"]] = rows["client_weight"]
     weighed = rows["participant"][: len(rows["weight"])]
     shown = np.unique(np.linspace(0, count - 1, 200).astype(int)) if count else np.array([], int)
     return CellResult(

@@ -196,6 +196,11 @@ class LedgerReader(ArchiveReader):
         """Count the discarded updates by reason, most frequent reason first."""
         return dict(self._rows("SELECT reason, count(*) AS n FROM discards GROUP BY reason ORDER BY n DESC, reason"))
 
+    def clamped(self) -> dict[str, int]:
+        """Count the accepted updates in which a claim was clamped, by the claim's name (decisions.claims)."""
+        checkpoints = self.checkpoints()
+        return dict(checkpoints[0].scalars.get("clamped", {})) if checkpoints else {}
+
     def staleness(self) -> dict[int, int]:
         """Count the accepted updates by staleness."""
         return dict(self._rows("SELECT staleness, count(*) FROM updates GROUP BY staleness ORDER BY staleness"))

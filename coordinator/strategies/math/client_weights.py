@@ -6,10 +6,15 @@
     log        log(1 + n_i)
     quality    1/(1 + loss_i), held within [0.1, 1]
 
-each divided by its mean over the participants known so far. The mean of q is 1, so a learning rate means the same with
-each of them. Weighting by falling loss is the idea of FedNolowe (Le et al. 2025, "Federated Learning with normalized
-losses"). The function here is our own: it never rises with the loss, and it needs no other participant's loss. Its
-bounds keep a participant that reports a loss of 0 from counting more than ten times as much as another.
+each divided by its mean over the participants that have had an update accepted. The mean of q is 1, so a learning rate
+means the same with each of them. Weighting by falling loss is the idea of FedNolowe (Le et al. 2025, "Federated
+Learning with normalized losses"). The function here is our own: it never rises with the loss, and it needs no other
+participant's loss. Its bounds keep a participant that reports a loss of 0 from counting more than ten times as much as
+another.
+
+A value is what a participant says about itself, so there is a cap: no participant counts for more than `most` times the
+mean of those below it. A larger value, and all that are larger still, are cut down to that, in their own weights and in
+the mean. Without the cut in the mean, one participant that claims 10^7 examples would take everybody else's weight.
 
 The sums are integers (values in units of 2^-32): exact in any order of participants, free of drift, and the same after
 a restore. Nothing here reads clocks or random numbers.
@@ -18,8 +23,9 @@ a restore. Nothing here reads clocks or random numbers.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 ClientWeightKind = Literal["equal", "examples", "sqrt", "log", "quality"]
 
@@ -27,14 +33,27 @@ _UNIT = 2**32
 _LOWEST_QUALITY = 0.1
 
 
-class ClientWeights:
-    """Incremental means over participants: O(1) time for a call, and one small integer for each participant."""
+class _Scale(NamedTuple):
+    """A mean of values, total/known, and the largest value that counts; None if no value is above it."""
 
-    def __init__(self, kind: ClientWeightKind) -> None:
+    known: int
+    total: int
+    limit: int | None = None
+
+
+class ClientWeights:
+    """Incremental means over participants: at most O(log n) comparisons a call, and small integers for each."""
+
+    def __init__(self, kind: ClientWeightKind, most: float = math.inf) -> None:
+        """`most` is the cap: the largest value that counts, as a multiple of the mean of the smaller ones."""
         self.kind = kind
+        self._most = most
         self._values: dict[str, int] = {}
+        self._ascending: list[int] = []
+        """The same values in order; empty without a cap."""
         self._total = 0
-        self._pinned: tuple[int, int] | None = None
+        self._pinned: _Scale | None = None
+        self._pins_next = False
 
     @property
     def known(self) -> int:
@@ -42,7 +61,7 @@ class ClientWeights:
         return len(self._values)
 
     def observe(self, participant_id: str, num_examples: int, metrics: Mapping[str, float]) -> None:
-        """Record what a participant's hello or update says; its last value counts.
+        """Record what a participant's accepted update says; its last value counts.
 
         If `metrics` has no "loss", the participant's last loss stays. If `num_examples` is 0, the participant leaves
         the mean of the kinds that go by examples.
@@ -61,20 +80,25 @@ class ClientWeights:
         value = self._values.get(participant_id)
         if value is None:
             return 1.0
-        known, total = self._pinned or (len(self._values), self._total)
-        return value * known / total
+        if self._pins_next:
+            self._pinned, self._pins_next = self._scale(), False
+        now = self._scale() if self._pinned is None or self._pinned.limit is None else self._pinned
+        scale = self._pinned or now
+        return (value if now.limit is None else min(value, now.limit)) * scale.known / scale.total
 
     def pin(self) -> None:
         """Keep the mean as it is now until the next `pin`: all weights of one round share one scale.
 
         A round of a cohort begins with it. FedAvg's Σ q_i·θ_i / Σ q_i is the examples-weighted mean only if a
-        participant that joins in mid-round does not rescale the weights that follow.
+        participant that joins in mid-round does not rescale the weights that follow. If nobody is known yet, the
+        round's first update sets the scale; `quality` has no scale in such a round.
         """
-        self._pinned = (len(self._values), self._total) if self._values else None
+        self._pinned = self._scale() if self._values else None
+        self._pins_next = not self._values and self.kind not in ("equal", "quality")
 
     def scalars(self) -> dict[str, Any]:
         """Return the checkpoint's scalars; it also needs each participant's last num_examples and loss."""
-        return {"pinned": None if self._pinned is None else list(self._pinned)}
+        return {"pinned": None if self._pinned is None else list(self._pinned), "pins_next": self._pins_next}
 
     @classmethod
     def restore(
@@ -82,21 +106,46 @@ class ClientWeights:
         kind: ClientWeightKind,
         scalars: Mapping[str, Any],
         participants: Iterable[tuple[str, int, float | None]],
+        most: float = math.inf,
     ) -> Self:
         """Rebuild the same sums, bit for bit: `participants` are (id, last num_examples, last loss or None)."""
-        weights = cls(kind)
+        weights = cls(kind, most)
         for participant_id, num_examples, loss in participants:
             weights.observe(participant_id, num_examples, {} if loss is None else {"loss": loss})
         pinned = scalars["pinned"]
-        weights._pinned = None if pinned is None else (int(pinned[0]), int(pinned[1]))
+        weights._pinned = None if pinned is None else _Scale(*pinned)
+        weights._pins_next = bool(scalars.get("pins_next", False))
         return weights
 
     def _set(self, participant_id: str, value: float) -> None:
-        self._total -= self._values.pop(participant_id, 0)
-        if value > 0:
-            exact = max(1, round(value * _UNIT))
+        before = self._values.pop(participant_id, 0)
+        exact = max(1, round(value * _UNIT)) if value > 0 else 0
+        if exact:
             self._values[participant_id] = exact
-            self._total += exact
+        self._total += exact - before
+        if math.isfinite(self._most) and exact != before:
+            if before:
+                del self._ascending[bisect_left(self._ascending, before)]
+            if exact:
+                insort(self._ascending, exact)
+
+    def _scale(self) -> _Scale:
+        """Return the mean as it is now, with the values above the cap cut down.
+
+        The lower half of the values always counts in full.
+        """
+        ascending, known = self._ascending, len(self._values)
+        half = (len(ascending) + 1) // 2
+        quarter = half // 2
+        if not half or ascending[-1] * half <= self._most * ascending[quarter] * (half - quarter):
+            return _Scale(known, self._total)  # even the largest is below the cap: there is nothing to add up
+        rest, below = sum(ascending[:half]), half
+        while below < known and ascending[below] * below <= self._most * rest:
+            rest, below = rest + ascending[below], below + 1
+        if below == known:
+            return _Scale(known, self._total)
+        limit = max(1, int(self._most * rest / below))
+        return _Scale(known, rest + (known - below) * limit, limit)
 
 
 def by_examples(kind: Literal["examples", "sqrt", "log"], num_examples: int) -> float:

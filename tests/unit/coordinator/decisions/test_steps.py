@@ -14,6 +14,8 @@ from fedmq.schemas.messages import TrainingConfig
 from tests.unit.coordinator.decisions.harness import Bench, of, only
 
 BY_SPEED = StepAssignment(target_s=10.0, min_steps=2, max_steps=50)
+MANY_STEPS = TrainingConfig(epochs=50, batch_size=10)
+"""Ten examples are a step: only `max_steps` limits a task."""
 
 
 @pytest.mark.parametrize(
@@ -24,24 +26,24 @@ def test_as_many_steps_as_fit_within_the_bounds(step_s: float | None, steps: int
 
 
 def test_a_participant_is_asked_by_its_own_speed_and_news_count_for_a_half() -> None:
-    bench = Bench(concurrency=2, steps=BY_SPEED)
+    bench = Bench(concurrency=2, steps=BY_SPEED, training=MANY_STEPS)
     fast, slow = of(IssueTask, bench.hello("fast", "slow"))
     assert (fast.training.max_steps, slow.training.max_steps) == (2, 2)
     fast = only(IssueTask, bench.update(fast, t=1.0, train_s=1.0, num_steps=2))
-    slow = only(IssueTask, bench.update(slow, t=2.0, train_s=8.0, num_steps=2))
+    slow = only(IssueTask, bench.update(slow, t=8.0, train_s=8.0, num_steps=2))
     assert (fast.training.max_steps, slow.training.max_steps) == (20, 2)
-    fast = only(IssueTask, bench.update(fast, t=3.0, train_s=30.0, num_steps=20))
+    fast = only(IssueTask, bench.update(fast, t=31.0, train_s=30.0, num_steps=20))
     assert fast.training.max_steps == 10  # (0.5 + 1.5)/2 seconds a step
 
 
 def test_the_speed_survives_a_restart() -> None:
-    bench = Bench(concurrency=1, steps=BY_SPEED)
+    bench = Bench(concurrency=1, steps=BY_SPEED, training=MANY_STEPS)
     task = only(IssueTask, bench.hello("a"))
     task = only(IssueTask, bench.update(task, t=1.0, train_s=1.0, num_steps=2))
     bench.commit()
     assert json.loads(json.dumps(asdict(bench.participants["a"])))["step_s"] == 0.5
     bench.restart()
-    assert only(IssueTask, bench.update(task, t=2.0, train_s=10.0, num_steps=20)).training.max_steps == 20
+    assert only(IssueTask, bench.update(task, t=11.0, train_s=10.0, num_steps=20)).training.max_steps == 20
 
 
 def test_an_update_without_steps_says_nothing_of_the_speed() -> None:

@@ -197,10 +197,11 @@ def test_poison_without_a_task_is_only_discarded():
     assert bench.core.discarded == {"malformed": 1}
 
 
-def test_client_weights_have_the_mean_one_over_known_participants():
+def test_client_weights_have_the_mean_one_over_participants_with_an_accepted_update():
     bench = Bench(concurrency=2, client_weights="examples")
     small, large = of(IssueTask, bench.hello("a", num_examples=10) + bench.hello("b", num_examples=30))
-    assert only(Accept, bench.update(small, num_examples=10)).client_weight == 0.5
+    bench.hello("c", num_examples=2**53)
+    assert only(Accept, bench.update(small, num_examples=10)).client_weight == 1.0
     assert only(Accept, bench.update(large, num_examples=30)).client_weight == 1.5
 
 

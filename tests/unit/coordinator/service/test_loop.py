@@ -12,6 +12,7 @@ from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.events import ClosedTask, UpdateArrived
 from fedmq.coordinator.service.chunked_updates import Superseded
+from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.loop import Loop
@@ -68,7 +69,7 @@ class Desk:
         }
         self.loop = Loop(
             run_id="r", dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
-            run_s=lambda: 1.0, **collaborators,
+            run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0), **collaborators,
         )  # fmt: skip
 
     def _on_news(self, _chunk: object, _now: float) -> list[UpdateArrived]:

@@ -29,7 +29,8 @@ def run(**changes):
     values = {"run_id": "r1", "state": "running", "finished": None, "strategy": "fedbuff", "version": 5,
               "elapsed_s": 61.0, "committed_ago_s": 0.2,
               "coordinator": EpochRow(3, "host-a", 77, 1.0, None), "accepted": 12, "updates_per_s": 1.5,
-              "discarded": {"too_stale": 3}, "staleness": {0: 8, 1: 3, 13: 1}, "tasks_out": 1,
+              "discarded": {"too_stale": 3}, "clamped": {"num_steps": 2},
+              "staleness": {0: 8, 1: 3, 13: 1}, "tasks_out": 1,
               "metrics": {"accuracy": 0.5}, "evaluated_version": 4,
               "federated_metrics": {"loss": 0.25},
               "evaluation_problem": "", "participants": (participant("a"), participant("b", discarded=3))}  # fmt: skip

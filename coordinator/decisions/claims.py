@@ -1,0 +1,116 @@
+"""Bounds on the numbers that a participant reports about its own work.
+
+Rules
+ 1. A number is a claim. A claim beyond a bound is clamped to the bound, counted by its name and logged once. The update
+    stays welcome: an honest participant loses no update by a bound that is too narrow for it. The clamped number is the
+    one that the strategy, the ledger and every replay see.
+ 2. `num_steps` is at least 1, and at most what the task asked for: its epochs over the participant's examples in
+    batches of the task's size, and its `max_steps`.
+ 3. `train_s` is at most the time since the task was made, by the coordinator's own clocks. This includes the time in
+    which no coordinator was up (`Elapsed`). Clocks differ by a little, so a claim is clamped only if it is more than a
+    thousandth above that time.
+ 4. `num_examples` is at most the limit of the run, or of the participant. The first accepted update fixes it. Each
+    accepted update after it may at most double it or halve it.
+ 5. A metric is a number from -1e15 to 1e15. One that is no number becomes 1e15: as a loss that is the worst one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedmq.schemas.messages import Update
+
+MOST_METRIC = 1e15
+"""Largest metric. Means over participants, JSON and SQL all hold it."""
+CLOCKS_DIFFER = 1.001
+"""Factor by which a participant's clock may run faster than ours before its claim is clamped."""
+
+
+class Elapsed:
+    """The time since a moment of the run, with the time in which run time stood still.
+
+    Run time does not count the downtime of the coordinator. A participant trains on meanwhile, so its claims are
+    compared with the sum of both.
+    """
+
+    def __init__(self) -> None:
+        self._gaps: list[tuple[float, float]] = []
+        """(run time at which it ended, seconds) of each downtime."""
+
+    def add_gap(self, now: float, seconds: float, oldest_s: float) -> None:
+        """Note a downtime that ends now. Gaps from before the oldest open task was made (`oldest_s`) are dropped."""
+        self._gaps = [gap for gap in self._gaps if gap[0] >= oldest_s]
+        if seconds > 0:
+            self._gaps.append((now, seconds))
+
+    def since(self, then: float, now: float) -> float:
+        """Return the seconds from run time `then` to run time `now`, downtime included."""
+        return max(0.0, now - then) + sum(seconds for at, seconds in self._gaps if at >= then)
+
+    def scalars(self) -> list[list[float]]:
+        """Return the JSON values that the checkpoint stores."""
+        return [list(gap) for gap in self._gaps]
+
+    def load(self, scalars: Iterable[Iterable[float]]) -> None:
+        """Restore what `scalars` gave."""
+        self._gaps = [(float(at), float(seconds)) for at, seconds in scalars]
+
+
+def most_steps(num_examples: int, epochs: int, batch_size: int, max_steps: int | None) -> int:
+    """Return the number of optimiser steps that a task asks of a participant with so many examples."""
+    asked = epochs * -(-max(num_examples, 1) // batch_size)
+    return asked if max_steps is None else min(asked, max_steps)
+
+
+def examples_between(claimed: int, most: int, last: int | None) -> int:
+    """Return the number of examples that counts. `last` is the one of the last accepted update; None before it."""
+    within = min(claimed, most)
+    return within if last is None else min(max(within, -(-last // 2)), max(2 * last, 1))
+
+
+def bounded(
+    update: Update,
+    *,
+    most_examples: int,
+    last_examples: int | None,
+    epochs: int,
+    batch_size: int,
+    max_steps: int | None,
+    elapsed_s: float,
+) -> tuple[Update, tuple[str, ...]]:
+    """Return the update with its numbers inside the bounds, and the names of the clamped ones.
+
+    `elapsed_s` is the time since the task was made, in seconds. An update that keeps to the bounds is returned itself.
+    """
+    found: dict[str, Any] = {}
+    n = examples_between(update.num_examples, most_examples, last_examples)
+    if n != update.num_examples:
+        found["num_examples"] = n
+    # A data set that grew faster than rule 4 allows was trained on all the same.
+    asked = most_steps(min(update.num_examples, most_examples), epochs, batch_size, max_steps)
+    steps = min(max(update.num_steps, 1), asked)
+    if steps != update.num_steps:
+        found["num_steps"] = steps
+    if not update.train_s <= elapsed_s * CLOCKS_DIFFER:
+        found["train_s"] = elapsed_s
+    metrics = update.metrics
+    if metrics and not all(-MOST_METRIC <= value <= MOST_METRIC for value in metrics.values()):
+        found["metrics"] = {name: _metric(value) for name, value in metrics.items()}
+    return (update.model_copy(update=found), tuple(found)) if found else (update, ())
+
+
+def shown(update: Update, kept: Update, names: Iterable[str]) -> str:
+    """Describe for a log line what was clamped, as `num_steps 9 -> 4`."""
+    return ", ".join(f"{name} {_short(getattr(update, name))} -> {_short(getattr(kept, name))}" for name in names)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{ascii(name)[1:-1]}={number:.6g}" for name, number in list(value.items())[:4])
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _metric(value: float) -> float:
+    return MOST_METRIC if math.isnan(value) else min(max(value, -MOST_METRIC), MOST_METRIC)
