@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from fedmq.broker_config.transport import Delivery, Message
+from fedmq.schemas.texts import escaped
 
 DEAD_ROUTING_KEY = "dead"
 MOST_HEADER_CHARS, MOST_DETAIL_CHARS = 16_384, 4000
@@ -27,7 +28,7 @@ def dead_letter_of(delivery: Delivery, exchange: str, reason: str, detail: str) 
         left -= len(str(name)) + len(repr(value))
         if left >= 0 and _goes_both_ways(value):
             kept[name] = value
-    headers = {**kept, "reason": reason, "detail": detail[:MOST_DETAIL_CHARS], "from_queue": delivery.queue}
+    headers = {**kept, "reason": reason, "detail": escaped(detail)[:MOST_DETAIL_CHARS], "from_queue": delivery.queue}
     return Message(
         exchange=exchange,
         routing_key=DEAD_ROUTING_KEY,

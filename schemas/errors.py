@@ -35,6 +35,8 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import ClassVar
 
+from fedmq.schemas.texts import escaped
+
 
 def shown(value: object, max_chars: int = 80) -> str:
     """Return a foreign value for an error text: always short, and never its whole contents."""
@@ -78,6 +80,9 @@ class PeerError(FedmqError):
     """A message from a peer that cannot be used. `reason` is the stable word that the ledger counts."""
 
     reason: ClassVar[str] = "malformed"
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(escaped(text))  # it quotes what the peer wrote
 
 
 class MalformedMessage(PeerError):

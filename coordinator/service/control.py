@@ -11,8 +11,12 @@ from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Decline, Hello
+from fedmq.schemas.texts import escaped
 
 log = EventLog(__name__)
+
+MOST_DETAIL_CHARS = 2000
+"""Characters of a decline's detail that the log and the ledger keep. Our own participants send no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,9 @@ def read_control(core: Core, limits: Limits, delivery: Delivery) -> ParticipantS
         return ControlPoison("unknown_participant", stranger)
     if isinstance(message, Hello):
         return ParticipantSeen(message, delivery.user_id)
-    m = message
-    log.info("task_declined", participant=m.participant_id, task=m.task_id, reason=m.reason, detail=m.detail)
-    return TaskDeclined(m.participant_id, m.task_id, m.run_id, m.reason, m.detail, m.retry_after_s)
+    m, detail = message, escaped(message.detail)[:MOST_DETAIL_CHARS]
+    log.info("task_declined", participant=m.participant_id, task=m.task_id, reason=m.reason, detail=detail)
+    return TaskDeclined(m.participant_id, m.task_id, m.run_id, m.reason, detail, m.retry_after_s)
 
 
 class LeftOut:

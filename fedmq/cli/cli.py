@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fedmq import __version__
 from fedmq.schemas.errors import BrokerError, FedmqError, InputError
+from fedmq.schemas.texts import escaped
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             import traceback
 
             traceback.print_exc()
-        print(f"fedmq: {e}", file=sys.stderr)
+        print(f"fedmq: {escaped(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(exit_code(e))
 
 

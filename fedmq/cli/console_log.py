@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from typing import Any
+
+from fedmq.schemas.texts import escaped
 
 FORM = "%(asctime)s %(levelname)s %(name)s %(message)s"
 FORM_WITH_THREAD = "%(asctime)s %(levelname)s %(name)s %(threadName)s %(message)s"
@@ -22,6 +25,10 @@ class Formatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 (logging's)
         return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's)
+        """Indent a traceback, and escape it: the exception's text may quote a peer, and must not look like a record."""
+        return "\n".join(f"    {escaped(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def log_to(handler: logging.Handler, *, form: str = FORM, debug: bool = False) -> None:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedmq.schemas.texts import escaped
 from fedmq.views.status import ParticipantStatus, RunStatus
 
 STATE_STYLES = {
@@ -23,7 +24,7 @@ def status_view(status: RunStatus) -> RenderableType:
     """Return the whole screen of `fedmq status`."""
     parts: list[RenderableType] = [headline(status)]
     if status.evaluation_problem:
-        parts.append(Text(f"The last evaluation failed: {status.evaluation_problem}", style="red"))
+        parts.append(Text(f"The last evaluation failed: {escaped(status.evaluation_problem)}", style="red"))
     parts.append(participants_table(status.participants))
     if status.staleness:
         parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness)]
@@ -71,7 +72,7 @@ def headline(status: RunStatus) -> Text:
 
 
 def _values(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return "  ".join(f"{escaped(name)} {value:.4f}" for name, value in metrics.items())
 
 
 def participants_table(participants: tuple[ParticipantStatus, ...]) -> RenderableType:

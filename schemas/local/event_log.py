@@ -15,8 +15,9 @@ them; a caller that wants fewer digits formats the number itself.
 
 from __future__ import annotations
 
-import json
 import logging
+
+from fedmq.schemas.texts import escape
 
 _QUOTED_FOR = frozenset(" =\"'\\")
 _CALLER = 3
@@ -69,4 +70,4 @@ def _shown(value: object) -> str:
     if text and text.isprintable() and _QUOTED_FOR.isdisjoint(text):
         return text
     # Escape only where JSON must, or where the character would not show: names in other scripts stay readable.
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else json.dumps(c)[1:-1] for c in text) + '"'
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else escape(c) for c in text) + '"'

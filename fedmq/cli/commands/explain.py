@@ -29,6 +29,9 @@ def command(
         print(json.dumps(asdict(found)))
         return
     from rich.table import Table
+    from rich.text import Text
+
+    from fedmq.schemas.texts import escaped
 
     point = found.point
     table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time")
@@ -47,4 +50,5 @@ def command(
     console = options.console()
     console.print(table)
     if found.metrics:
-        console.print("On the test data: " + "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))
+        metrics = (f"{escaped(name)} {value:.4f}" for name, value in found.metrics.items())
+        console.print(Text("On the test data: " + "  ".join(metrics)))

@@ -31,6 +31,7 @@ def command(
     """
     from fedmq.coordinator.audit import audit
     from fedmq.coordinator.state.run_folder import RunFolder
+    from fedmq.schemas.texts import escaped
 
     strategy = None
     if config is not None:
@@ -43,9 +44,8 @@ def command(
         if check.left_out:
             print(f"  --    {check.name}: not checked, {check.left_out}")
         else:
-            print(
-                f"  {'ok' if check.holds else 'WRONG':<5} {check.name}{'' if check.holds else ': '}{audit.shown(check)}"
-            )
+            wrong_text = "" if check.holds else f": {escaped(audit.shown(check))}"
+            print(f"  {'ok' if check.holds else 'WRONG':<5} {check.name}{wrong_text}")
     wrong = sum(not check.holds for check in checks)
     print(
         f"{run_dir}: {wrong} of {len(checks)} checks failed." if wrong else f"{run_dir}: all that can be checked holds."

@@ -12,6 +12,7 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.demo import demo
 from fedmq.schemas.errors import LedgerError, MissingExtra
+from fedmq.schemas.texts import escaped
 from fedmq.views.live import Frame, LiveView, line, summary_table, with_everybody
 from fedmq.views.plots import plot
 from fedmq.views.status import ParticipantStatus, RunStatus, _strategy, has_begun
@@ -184,3 +185,11 @@ def test_a_run_has_begun_when_its_ledger_has_it(tmp_path):
 def test_a_picture_can_be_drawn_of_any_run(tmp_path, points, staleness):
     plot(points, staleness, tmp_path / "p.png", metric="accuracy", goal=0.9, title="t")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["\n2026-11-29 event=forged", "\x1b[2J\x1b[31mred", "\u202egpj.exe", "\r\a\b\x9b2J"])
+def test_the_status_shows_the_names_of_metrics_and_a_failed_evaluation_escaped(text):
+    hostile = run(federated_metrics={text: 0.5}, metrics={text: 0.25}, evaluation_problem=text)
+    shown = drawn(status_view(hostile)).split("\n")
+    assert all(one.isprintable() and not one.startswith("2026") for one in shown)
+    assert drawn(status_view(hostile)).count(escaped(text)) == 3
