@@ -29,7 +29,7 @@ from fedmq.schemas.errors import (
 from fedmq.schemas.limits import DEFAULT_LIMITS, Limits, header_bytes
 from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Task, Update
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import ModelSpec, pack, read_entries, spec_of, unpack
+from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, read_entries, spec_of, unpack
 from fedmq.schemas.tensors import check_finite as check_tensors_finite
 
 __all__ = ["DEFAULT_LIMITS", "Decoded", "Limits", "decode", "encode"]
@@ -123,7 +123,7 @@ def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
     if mismatch:
         raise MalformedMessage(mismatch)
     if check_finite and parameters is not None:
-        check_tensors_finite(parameters)
+        (check_magnitudes if isinstance(message, Update) else check_tensors_finite)(parameters)
     return Decoded(message, parameters)
 
 

@@ -4,6 +4,7 @@ FedmqError
 ├── InputError                the user's: fix the file, the flag or the code, then start again
 │   ├── ConfigError           the federation file, an environment variable or a flag
 │   ├── AppError              the app file: a missing function, a model that does not fit
+│   │   └── StrategyError     the strategy raised, or made what is not finite
 │   ├── TrainerError          the trainer raised, or returned what the protocol does not allow
 │   └── MissingExtra          a package that a plain install leaves out: the message has the command
 ├── PeerError                 what a peer sent: discarded with `reason`, dead-lettered, never retried
@@ -11,6 +12,7 @@ FedmqError
 │   ├── UnsupportedVersion    an envelope of a schema version that this build does not speak
 │   ├── LimitExceeded         larger than the limits allow (checked before allocation)
 │   ├── NotFinite             NaN or Inf among the values
+│   ├── Overflow              a finite number that is far too large for any sum of updates
 │   └── SpecMismatch          tensor names, dtypes or shapes that differ from the model's
 ├── BrokerError               RabbitMQ's, or the network's on the way to it
 │   ├── BrokerUnavailable     no connection now; trying again may help
@@ -68,6 +70,10 @@ class AppError(InputError):
     """A mistake in the app file."""
 
 
+class StrategyError(AppError):
+    """A function of the strategy raised, or what it made is not finite."""
+
+
 class TrainerError(InputError):
     """The trainer raised, or returned what the trainer protocol does not allow."""
 
@@ -99,6 +105,12 @@ class LimitExceeded(PeerError):
     """A message larger than the limits allow."""
 
     reason = "oversized"
+
+
+class Overflow(PeerError):
+    """A number among the values that is finite, and far too large for any sum of updates."""
+
+    reason = "overflow"
 
 
 class NotFinite(PeerError):

@@ -21,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedmq.coordinator.audit import groups as audit_groups
 from fedmq.coordinator.audit.replay_check import Kept, stretches
+from fedmq.coordinator.decisions.failures import FAILURES, Drop, drops_in
+from fedmq.coordinator.decisions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger.reader import LedgerReader
@@ -60,6 +62,8 @@ class Explanation:
     updates: tuple[UpdateRow, ...]
     metrics: Mapping[str, float]
     """Metrics of the version's central evaluation; empty if there was none."""
+    lost: tuple[Drop, ...] = ()
+    """Buffers that were lost on the way to this version: accepted updates that were discarded after all."""
 
 
 def explain(ledger: LedgerReader, version: int) -> Explanation:
@@ -71,7 +75,8 @@ def explain(ledger: LedgerReader, version: int) -> Explanation:
             there = f"it has versions 1 to {newest}" if newest else "it has made none yet"
             raise LedgerError(f"the run in {ledger.path.parent} has no version {version} made of updates: {there}")
         metrics = [row.metrics for row in ledger.evaluations() if row.version == version and row.metrics]
-        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {})
+        lost = tuple(drop for drop in drops_in(ledger.checkpoints()[0].scalars) if drop.version == version - 1)
+        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}, lost)
 
 
 def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:
@@ -82,14 +87,18 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
     with LedgerReader(folder.ledger) as ledger:
         with ledger.at_one_moment():
             rows, points = ledger.updates(), ledger.versions()
-            run = ledger.run()
+            run, lost = ledger.run(), Lost.of(ledger, rows)
             checks = [
-                Check("orders and versions without gaps", tuple(_gaps(rows, points))),
-                Check("each update once, for its own task", tuple(_identities(ledger, run.run_id, rows))),
-                Check("staleness follows from the versions", tuple(_staleness(rows, ledger.version()))),
-                _weights(run.settings["strategy"], rows),
-                Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows))),
+                Check("orders and versions without gaps", tuple(_gaps(rows, points, lost))),
+                Check("each update once, for its own task", tuple(_identities(ledger, run.run_id, rows, lost))),
+                Check("staleness follows from the versions", tuple(_staleness(rows, ledger.version(), lost))),
+                _weights(run.settings["strategy"], rows, lost),
+                Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows, lost))),
             ]
+            checks += [Check(_told(drop)) for drop in lost.drops]
+            if sum(drop.count for drop in lost.drops) != len(lost.ids):
+                wrong = f"the state says {sum(drop.count for drop in lost.drops)}, the ledger {len(lost.ids)}"
+                checks.append(Check("updates of lost buffers are discarded", (wrong,)))
             kept = Kept.of(ledger, rows)
         checks += _files(folder, ledger)
         if replay:
@@ -97,7 +106,41 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
         return checks
 
 
-def _gaps(rows: list[UpdateRow], points: list[VersionRow]) -> Iterator[str]:
+def _told(drop: Drop) -> str:
+    return (
+        f"{drop.count} accepted updates up to number {drop.accepted} were discarded after version {drop.version}: "
+        f"{drop.reason}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Updates that were accepted, and then discarded with the buffer of a version that failed."""
+
+    ids: frozenset[str]
+    drops: tuple[Drop, ...]
+
+    @classmethod
+    def of(cls, ledger: LedgerReader, rows: list[UpdateRow]) -> Lost:
+        """Read them from a ledger. `rows` are its accepted updates."""
+        discarded = {uid for uid, reason in ledger.discarded_updates() if reason in FAILURES}
+        ids = frozenset(row.update_id for row in rows if row.version is None and row.update_id in discarded)
+        return cls(ids, tuple(drops_in(ledger.checkpoints()[0].scalars)))
+
+    def at(self, accepted: int, version: int) -> Iterator[Drop]:
+        """Yield the drops between this update and whatever came next."""
+        return (drop for drop in self.drops if (drop.accepted, drop.version) == (accepted, version))
+
+    def met(self, row: UpdateRow) -> int:
+        """Return the version that was current when this update was lost."""
+        return next((drop.version for drop in self.drops if drop.accepted >= row.accepted_order), -1)
+
+    def others(self, rows: list[UpdateRow]) -> list[UpdateRow]:
+        """Return the updates that were not lost."""
+        return [row for row in rows if row.update_id not in self.ids] if self.ids else rows
+
+
+def _gaps(rows: list[UpdateRow], points: list[VersionRow], lost: Lost) -> Iterator[str]:
     for at, row in enumerate(rows, start=1):
         if row.accepted_order != at:
             yield f"update {row.update_id} is number {row.accepted_order}, expected {at}"
@@ -114,14 +157,14 @@ def _gaps(rows: list[UpdateRow], points: list[VersionRow]) -> Iterator[str]:
     for version, count in found.items():
         yield f"{count} updates are in version {version}, which was never made"
     if audit_groups.has_groups(rows):
-        yield from audit_groups.other_versions(rows)
+        yield from audit_groups.other_versions(lost.others(rows))
         return
-    in_order = [math.inf if row.version is None else row.version for row in rows]
+    in_order = [math.inf if row.version is None else row.version for row in lost.others(rows)]
     if in_order != sorted(in_order):
         yield "updates are in other versions than the order of their acceptance gives"
 
 
-def _identities(ledger: LedgerReader, run_id: str, rows: list[UpdateRow]) -> Iterator[str]:
+def _identities(ledger: LedgerReader, run_id: str, rows: list[UpdateRow], lost: Lost) -> Iterator[str]:
     tasks = {task.task_id: task for task in ledger.accepted_tasks()}
     for row in rows:
         if row.update_id != update_id(run_id, row.task_id, row.participant_id):
@@ -132,28 +175,30 @@ def _identities(ledger: LedgerReader, run_id: str, rows: list[UpdateRow]) -> Ite
     yield from (f"task {task_id} is closed as accepted, and no update of it is" for task_id in tasks)
     accepted = {row.update_id for row in rows}
     for uid, reason in ledger.discarded_updates():
-        if uid in accepted and reason != "duplicate":
+        if uid in accepted and reason != "duplicate" and uid not in lost.ids:
             yield f"update {uid} was accepted, and discarded as {reason}"
 
 
-def _staleness(rows: list[UpdateRow], newest: int) -> Iterator[str]:
+def _staleness(rows: list[UpdateRow], newest: int, lost: Lost) -> Iterator[str]:
     if audit_groups.has_groups(rows):
         yield from audit_groups.other_staleness(rows, newest)
         return
     for row in rows:
         current = newest if row.version is None else row.version - 1
+        if row.update_id in lost.ids:
+            current = lost.met(row)
         if row.staleness != current - row.base_version:
             yield f"update {row.update_id} has staleness {row.staleness}, {current} - {row.base_version} expected"
 
 
-def _weights(settings: Mapping[str, Any], rows: list[UpdateRow]) -> Check:
+def _weights(settings: Mapping[str, Any], rows: list[UpdateRow], lost: Lost) -> Check:
     name = "weights follow from the strategy"
     if settings.get("name") in BY_PAYLOAD:
         return Check(name, left_out=f"{settings['name']} weighs by the payloads")
     strategy = built_in(settings)
     if strategy is None:
         return Check(name, left_out=f"{settings.get('type')} is a user's own strategy")
-    return Check(name, tuple(_other_weights(strategy, rows)))
+    return Check(name, tuple(_other_weights(strategy, rows, lost)))
 
 
 def built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:
@@ -185,18 +230,24 @@ def _replayed(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Str
             yield Check(f"{which} {what}" if found.last >= found.first else "the archive begins with the newest state")
 
 
-def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow]) -> Iterator[str]:
+def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow], lost: Lost) -> Iterator[str]:
     if arrivals(strategy) is not None:
-        yield from audit_groups.other_weights(strategy, rows, lambda row: _over_one_number(row, strategy))
+        yield from audit_groups.other_weights(strategy, rows, lambda row: _over_one_number(row, strategy), lost.at)
         return
     parameters = Parameters({"one": np.zeros(1, np.float32)})
     state = strategy.init(parameters)
     group: list[UpdateRow] = []
+    version = 0
     for at, row in enumerate(rows):
-        if row.version is None:
+        if row.version is None and row.update_id not in lost.ids:
             return
         state = strategy.accumulate(state, _over_one_number(row, strategy), row.staleness)
         group.append(row)
+        if row.version is None:
+            for drop in lost.at(row.accepted_order, version):
+                state, group = dropped(strategy, state, parameters, drop.group), []
+            continue
+        version = row.version
         if at + 1 == len(rows) or rows[at + 1].version != row.version:
             for made, weight in zip(group, strategy.weights(state), strict=True):
                 if made.weight != weight:
@@ -222,14 +273,14 @@ def _over_one_number(row: UpdateRow, strategy: Strategy[Any]) -> ClientUpdate:
     )
 
 
-def _newest_state(ledger: LedgerReader, rows: list[UpdateRow]) -> Iterator[str]:
+def _newest_state(ledger: LedgerReader, rows: list[UpdateRow], lost: Lost) -> Iterator[str]:
     state = ledger.checkpoints()[0]
     expected = (ledger.version(), len(rows))
     row, scalars = (state.version, state.accepted), (state.scalars["version"], state.scalars["accepted"])
     for what, found in (("row", row), ("state", scalars)):
         if found != expected:
             yield f"its {what} has (version, updates) {found}, the ledger {expected}"
-    buffered = [row.update_id for row in rows if row.version is None]
+    buffered = [row.update_id for row in lost.others(rows) if row.version is None]
     if list(state.scalars["buffer_ids"]) != buffered:
         yield f"its buffer holds {len(state.scalars['buffer_ids'])} updates, the ledger {len(buffered)} without version"
 

@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from fedmq.coordinator.audit.replay import groups_of, version_follows
+from fedmq.coordinator.decisions.failures import Drop
+from fedmq.coordinator.decisions.model import dropped
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Grouped, Strategy
 from fedmq.schemas.parameters import Parameters
@@ -58,15 +60,23 @@ def other_staleness(rows: Sequence[UpdateRow], newest: int) -> Iterator[str]:
 
 
 def other_weights(
-    strategy: Strategy[Any], rows: Sequence[UpdateRow], update_of: Callable[[UpdateRow], ClientUpdate]
+    strategy: Strategy[Any],
+    rows: Sequence[UpdateRow],
+    update_of: Callable[[UpdateRow], ClientUpdate],
+    lost_at: Callable[[int, int], Iterator[Drop]],
 ) -> Iterator[str]:
-    """Yield faults in the weights, by sending the ledger's updates through the strategy over a model of one number."""
+    """Yield faults in the weights, by sending the ledger's updates through the strategy over a model of one number.
+
+    `lost_at(accepted, version)` gives the buffers that were lost there.
+    """
     parameters = Parameters({"one": np.zeros(1, np.float32)})
     state, version, groups = strategy.init(parameters), 0, groups_of(rows)
     waiting: dict[int | None, list[UpdateRow]] = {}
     for accepted, row in enumerate(rows, start=1):
         state = strategy.accumulate(state, update_of(row), row.staleness)
         waiting.setdefault(row.version, []).append(row)
+        for drop in lost_at(accepted, version):
+            state = dropped(strategy, state, parameters, drop.group)
         while version_follows(strategy, rows, accepted, version):
             version += 1
             held, group = waiting.pop(version, []), groups.get(version)
@@ -82,3 +92,5 @@ def other_weights(
                 if one.weight != weight:
                     yield f"update {one.update_id} has weight {one.weight} in version {version}, not {weight}"
             state, parameters = strategy.aggregate(state, parameters)
+            for drop in lost_at(accepted, version):
+                state = dropped(strategy, state, parameters, drop.group)

@@ -4,6 +4,7 @@
     for each accepted update after it, in the ledger's order:
         accumulate(state, update, staleness), with the staleness and the client weight that the ledger has
         if the ledger begins the next version here: aggregate(state, parameters)
+        if the ledger says that the buffer was lost here: drop(state)
 
 With arrival groups, close_group(state, group) comes before aggregate. A version then comes before the first update that
 met it by its base version and staleness, and it need not hold the updates that were accepted last.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedmq.coordinator.decisions.failures import Drop, StrategyFailed, drops_in
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.state import archive, checkpoint
@@ -42,6 +44,8 @@ class Point:
     model: Model
     weights: tuple[float, ...] = ()
     """Weights of the updates in the version, if it was made just now; otherwise empty."""
+    passing: bool = False
+    """True if the buffer of this state was lost. The ledger's state of these counts is the one after it."""
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that a checkpoint of this state has."""
@@ -63,25 +67,31 @@ def replay(
     rows: Sequence[UpdateRow],
     payload_of: PayloadOf,
     up_to: int | None = None,
+    *,
+    drops: Sequence[Drop] = (),
 ) -> Iterator[Point]:
     """Yield every state from the snapshot's on, until `up_to` updates are inside.
 
-    `rows` are all accepted updates of the run, from the first.
+    `rows` are all accepted updates of the run, from the first, and `drops` all buffers that were lost.
     """
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
+    to_come = list(drops[len(snapshot.scalars.get("drops", ())) :])
     model = Model.restore(strategy, snapshot)
     remembers = METHODS[strategy.reply].remembers
     heard = {row.participant_id for row in rows[:accepted]} if remembers else set()
     groups = groups_of(rows)
     weights: tuple[float, ...] = ()
     while True:
-        yield Point(accepted, version, model, weights)
+        lost = bool(to_come) and (to_come[0].accepted, to_come[0].version) == (accepted, version)
+        yield Point(accepted, version, model, weights, lost)
         weights = ()
-        if accepted and version_follows(strategy, rows, accepted, version):
+        if lost:
+            model.drop(to_come.pop(0).group)
+        elif accepted and version_follows(strategy, rows, accepted, version):
             version += 1
             try:
                 weights = model.make_version(groups.get(version))
-            except ValueError as error:
+            except StrategyFailed as error:
                 raise CheckpointError(f"version {version} is not of the ledger's updates: {error}") from error
         elif accepted < (len(rows) if up_to is None else up_to):
             row = rows[accepted]
@@ -131,7 +141,7 @@ def rebuilt(folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any]) ->
     that the ledger names.
     """
     newest, *older = ledger.checkpoints()
-    rows = ledger.updates()
+    rows, drops = ledger.updates(), drops_in(newest.scalars)
     starts: list[Base | CheckpointRow] = [*ledger.bases(), *older]
     for start in sorted(starts, key=lambda one: -one.accepted):
         if start.accepted > newest.accepted:
@@ -143,8 +153,8 @@ def rebuilt(folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any]) ->
             snapshot = _state_of(folder, start, strategy)
             if snapshot is None:
                 continue
-            for point in replay(strategy, snapshot, rows, payload_of):
-                if (point.accepted, point.version) == (newest.accepted, newest.version):
+            for point in replay(strategy, snapshot, rows, payload_of, drops=drops):
+                if (point.accepted, point.version, point.passing) == (newest.accepted, newest.version, False):
                     if point.digest() == newest.digest:
                         return point.arrays(), f"{start.file} and {newest.accepted - start.accepted} archived updates"
                     break

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmq.coordinator.audit.replay import Point, replay
+from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.state import archive
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base, UpdateRow
@@ -31,6 +32,8 @@ class Kept:
     archived: Mapping[int, ArchivedUpdate]
     weights: Mapping[int, list[float | None]]
     """Weights of the updates in each version."""
+    drops: Sequence[Drop] = ()
+    """Buffers that were lost."""
 
     @classmethod
     def of(cls, ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Kept:
@@ -39,7 +42,8 @@ class Kept:
         for row in rows:
             if row.version is not None:
                 weights.setdefault(row.version, []).append(row.weight)
-        return cls(rows, ledger.states(), ledger.bases(), archived, weights)
+        drops = drops_in(ledger.checkpoints()[0].scalars)
+        return cls(rows, ledger.states(), ledger.bases(), archived, weights, drops)
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ def _from_base(folder: RunFolder, kept: Kept, base: Base, strategy: Strategy[Any
             kept.rows,
             lambda order: archive.read_update(folder.archive, kept.archived[order]),
             up_to,
+            drops=kept.drops,
         )
         for point in points:
             found.last = point.accepted
@@ -96,7 +101,7 @@ def _from_base(folder: RunFolder, kept: Kept, base: Base, strategy: Strategy[Any
             if found.wrong:
                 return found
             found.versions += bool(point.weights)
-            found.states += (point.accepted, point.version) in kept.states
+            found.states += not point.passing and (point.accepted, point.version) in kept.states
     except CheckpointError as error:
         found.wrong = str(error)
     return found
@@ -109,6 +114,6 @@ def _difference(point: Point, kept: Kept) -> str:
         if theirs != list(point.weights):
             return f"{place} the weights {point.weights[:3]}..., the ledger {theirs[:3]}..."
     digest = kept.states.get((point.accepted, point.version))
-    if digest is not None and point.digest() != digest:
+    if digest is not None and not point.passing and point.digest() != digest:
         return f"{place} a state that differs from the committed one"
     return ""

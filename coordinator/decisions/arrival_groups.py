@@ -192,6 +192,19 @@ class ArrivalGroups:
         updates, self._late = sorted((self._late | group.updates).items(), key=lambda pair: pair[1]), {}
         return Closed(number, dict(updates), waited)
 
+    def drop(self, number: int | None) -> tuple[dict[str, int], list[Participant]]:
+        """Lose a group's updates and the late ones: they make no version. Return them, and who waits no more.
+
+        Participants that are still expected have left the group: their updates will be late.
+        """
+        lost, self._late = self._late, {}
+        group = None if number is None else self._groups.pop(number, None)
+        if group is None:
+            return lost, []
+        for task_id in group.coming:
+            self._tasks[task_id] = (_LEFT, self._tasks[task_id][1])
+        return dict(sorted((lost | group.updates).items(), key=lambda pair: pair[1])), self._hold(group, waits=False)
+
     def next_due(self) -> float | None:
         """Return the run time at which `close` may next have something to do if nothing happens; None if never."""
         return min((group.latest_s for group in self._groups.values() if group.waiting), default=None)

@@ -13,7 +13,7 @@ from fedmq.schemas.messages import TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(
     {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
-     "wrong_payload", "unknown_participant", "unknown_task", "wrong_run"}
+     "wrong_payload", "unknown_participant", "unknown_task", "wrong_run", "strategy_error", "overflow"}
 )  # fmt: skip
 """Reasons for which a discarded update is dead-lettered as well, for a person to look at. The others are ordinary."""
 
@@ -91,6 +91,15 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class DropBuffer:
+    """Count these accepted updates as discarded: they were in the buffer of a version that failed."""
+
+    update_ids: tuple[str, ...]
+    reason: DiscardReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatReceipts:
     """Repeat the ledger's receipts for these tasks, or withdraw them: the participant still holds them and they are
     over."""
@@ -121,5 +130,15 @@ class Finish:
 
 
 Command = (
-    IssueTask | CloseTask | Withdraw | Accept | Discard | NewVersion | RepeatReceipts | SayHello | Evaluate | Finish
+    IssueTask
+    | CloseTask
+    | Withdraw
+    | Accept
+    | Discard
+    | NewVersion
+    | DropBuffer
+    | RepeatReceipts
+    | SayHello
+    | Evaluate
+    | Finish
 )

@@ -38,23 +38,27 @@ Rules
 10. If the strategy has arrival groups (arrival_groups.py, with rules of its own), a version is made of one group's
     updates and the late ones, and participants that are back wait for it. Among the participants that get a task in one
     step, the fastest gets the first.
-11. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
+11. If the strategy raises, or a version would not be finite, the step raises StrategyFailed, and this core is given up
+    (failures.py). No version is made of what failed.
+12. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
     The final version is evaluated if there is an evaluator. Then Finish is emitted, once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from fedmq.coordinator.decisions import identity
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.commands import Accept, Command, Discard, NewVersion, SayHello
+from fedmq.coordinator.decisions.commands import Accept, Command, Discard, DropBuffer, NewVersion, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
+    BufferFailed,
     ClosedTask,
     EvaluationArrived,
     Event,
@@ -68,6 +72,7 @@ from fedmq.coordinator.decisions.events import (
     TimeStoodStill,
     UpdateArrived,
 )
+from fedmq.coordinator.decisions.failures import Condemned, Drop, StrategyFailed, drops_in
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
@@ -120,6 +125,8 @@ class Core:
         self._discarded: Counter[str] = Counter()
         self._buffer_ids: list[str] = []
         self._gate_open = False
+        self._careful = False
+        self._drops: list[Drop] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
             ParticipantSeen: lambda event: self._desk.on_hello(event.hello, event.user),
@@ -158,6 +165,11 @@ class Core:
     def discarded(self) -> dict[str, int]:
         """Number of updates discarded in the run, by reason."""
         return dict(self._discarded)
+
+    @property
+    def participants(self) -> int:
+        """Number of known participants."""
+        return len(self._desk.roster)
 
     @property
     def clamped(self) -> dict[str, int]:
@@ -242,7 +254,9 @@ class Core:
         desk = self._desk
         desk.commands = []
         desk.now = max(desk.now, now)
-        if self._ending.finished is None:
+        if isinstance(event, BufferFailed):  # before time passes: the version that failed may be due again
+            self._on_buffer_failed(event)
+        elif self._ending.finished is None:
             self._pass_time()
             self._handlers[type(event)](event)
             if self._groups is not None:
@@ -260,7 +274,7 @@ class Core:
         if self._groups is not None:
             self._end_groups(self._groups)
         elif self._ending.stopping is None:
-            if self._model.state.count and self._strategy.ready(self._model.state, self._desk.now):
+            if self._model.state.count and self._ready():
                 self._make_version()
             elif self._rounds is not None:
                 self._rounds.pass_time()
@@ -322,7 +336,7 @@ class Core:
         if rejection.reason == "task_closed" and p.out is None:
             p.accepting = True  # it was busy with this task until now
         if task is not None and self._desk.owner(task) is p:
-            self._desk.discard_task(task, rejection.reason, fault=rejection.reason != "too_stale")
+            self._desk.discard_task(task, rejection.reason, fault=rejection.fault)
         self._desk.settle(p)
 
     def _on_poison(self, event: PoisonArrived) -> None:
@@ -346,7 +360,13 @@ class Core:
             group = self._groups.arrive(p, task, update.update_id, self._accepted + 1, self._desk.now)
         weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
         tensors = event.payload.move() if event.owned else event.payload
-        self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
+        try:
+            self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
+            if self._careful:
+                self._model.check_finite()
+        except StrategyFailed as failed:
+            failed.blame((update.update_id,), participant_id=p.participant_id)
+            raise
         del tensors  # making a version needs as much RAM again
         if self._remembers:
             p.memory = update.next_memory
@@ -361,7 +381,7 @@ class Core:
         if self._rounds is not None:
             self._rounds.on_accepted(p)
         self._desk.settle(p)
-        if self._strategy.ready(self._model.state, self._desk.now):
+        if self._ready():
             self._make_version()
 
     def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:
@@ -369,8 +389,26 @@ class Core:
 
     # Versions
 
+    def _ready(self) -> bool:
+        try:
+            return self._model.ready(self._strategy, self._desk.now)
+        except StrategyFailed as failed:
+            failed.blame(tuple(self._buffer_ids), of_buffer=True)
+            raise
+
+    def _weights_of_version(self, made_of: Sequence[str], group: int | None = None) -> tuple[float, ...]:
+        """Make the next version of these updates, and return their weights."""
+        try:
+            weights = self._model.make_version(group, len(made_of))
+            if self._careful:
+                self._model.check_finite()
+        except StrategyFailed as failed:
+            failed.blame(tuple(made_of), of_buffer=True, group=group)
+            raise
+        return weights
+
     def _make_version(self) -> None:
-        weights = self._model.make_version()
+        weights = self._weights_of_version(self._buffer_ids)
         self._desk.version += 1
         self._desk.commands.append(NewVersion(self._desk.version, tuple(self._buffer_ids), weights))
         self._buffer_ids = []
@@ -385,9 +423,9 @@ class Core:
             closed = groups.close(self._desk.now)
             if closed is None:
                 return
-            weights = self._model.make_version(closed.group)
-            self._desk.version += 1
             made_of = closed.updates
+            weights = self._weights_of_version(tuple(made_of), closed.group)
+            self._desk.version += 1
             orders = tuple(made_of.values())
             self._desk.commands.append(NewVersion(self._desk.version, tuple(made_of), weights, orders))
             self._buffer_ids = [update_id for update_id in self._buffer_ids if update_id not in made_of]
@@ -398,6 +436,46 @@ class Core:
     def _withdraw_too_stale(self) -> None:
         for task in self._desk.tasks.too_stale(self._desk.version):
             self._desk.withdraw(task, f"lapsed, and too stale at version {self._desk.version}")
+
+    def limit_examples(self, most_of: Callable[[str], int | None]) -> None:
+        """Take each participant's own limit of examples from a fleet's table, in place of the run's limit.
+
+        `most_of` returns it by the participant's id; None if the fleet does not say.
+        """
+        self._desk.own_limit = most_of
+
+    # Failures of the strategy
+
+    def condemn(self, updates: Mapping[str, Condemned], *, careful: bool = False) -> None:
+        """Discard these updates when they come (failures.py). `careful` checks the whole state after each update."""
+        self._judge.condemned.update(updates)
+        self._careful = careful
+
+    def check_finite(self) -> None:
+        """Raise StrategyFailed if the model or the strategy's state is not finite: one pass over all of it.
+
+        A commit looks at it, so every committed state is finite, whatever the strategy is.
+        """
+        self._model.check_finite()
+
+    def _on_buffer_failed(self, event: BufferFailed) -> None:
+        waited: list[Participant] = []
+        if self._groups is None:
+            ids = tuple(self._buffer_ids)
+        else:
+            dropped, waited = self._groups.drop(event.group)
+            ids = tuple(dropped)
+        if not ids:
+            return
+        self._model.drop(event.group)
+        self._buffer_ids = [update_id for update_id in self._buffer_ids if update_id not in ids]
+        self._discarded[event.reason] += len(ids)
+        self._drops.append(Drop(self._accepted, self._desk.version, event.reason, event.group, len(ids)))
+        self._desk.commands.append(DropBuffer(ids, event.reason, event.detail))
+        for p in waited:
+            self._desk.settle(p)
+        if self._rounds is not None:
+            self._rounds.on_dropped()
 
     # Checkpoints
 
@@ -413,6 +491,7 @@ class Core:
             "client_weights": self._desk.client_weights.scalars(),
             "discarded": dict(self._discarded),
             "clamped": dict(self._desk.clamped),
+            "drops": [asdict(drop) for drop in self._drops],
             "gaps": self._desk.elapsed.scalars(),
             "now": self._desk.now,
             "version": self._desk.version,
@@ -460,6 +539,7 @@ class Core:
         core._rng.bit_generator.state = scalars["rng"]
         core._discarded = Counter(scalars["discarded"])
         core._accepted = scalars["accepted"]
+        core._drops = drops_in(scalars)
         core._buffer_ids = list(scalars["buffer_ids"])
         core._gate_open = scalars["gate_open"]
         if core._rounds is not None:

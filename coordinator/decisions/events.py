@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from fedmq.coordinator.decisions.failures import FailureReason
 from fedmq.coordinator.decisions.records import ClosedState
 from fedmq.schemas.messages import DeclineReason, Hello, Update
 from fedmq.schemas.parameters import Parameters
@@ -23,7 +24,7 @@ DeliveryHandle = int
 DiscardReason = Literal[
     "malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape",  # schemas.errors: poison
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
-    "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished",
+    "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished", "strategy_error", "overflow",
 ]  # fmt: skip
 
 
@@ -118,6 +119,19 @@ class TimeStoodStill:
 
 
 @dataclass(frozen=True, slots=True)
+class BufferFailed:
+    """A version failed before the last commit's state was restored: its buffer makes no version.
+
+    It comes before all other events (coordinator.decisions.failures).
+    """
+
+    reason: FailureReason
+    detail: str
+    group: int | None = None
+    """The arrival group that the version was to be made of."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody asked the run to finish, not just the coordinator to pause."""
 
@@ -126,5 +140,5 @@ class StopRequested:
 
 Event = (
     Started | ParticipantSeen | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
-    | EvaluationArrived | Tick | TimeStoodStill | StopRequested
+    | EvaluationArrived | Tick | TimeStoodStill | BufferFailed | StopRequested
 )  # fmt: skip

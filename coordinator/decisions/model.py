@@ -6,12 +6,18 @@ caller decides which updates are accepted and when a version is due.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+import numpy as np
+
+from fedmq.coordinator.decisions.failures import Failure, StrategyFailed
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
+    DropsBuffer,
     Grouped,
     RemembersParticipants,
     SendsBeside,
@@ -19,8 +25,10 @@ from fedmq.coordinator.strategies.protocol import (
     Strategy,
     Synchronous,
 )
+from fedmq.schemas.errors import AppError
 from fedmq.schemas.methods import METHODS, join, split
 from fedmq.schemas.parameters import Array, Parameters
+from fedmq.schemas.tensors import all_finite
 
 _PARAMETERS, _STRATEGY = "parameters/", "strategy/"
 
@@ -42,6 +50,14 @@ class UpdateFacts(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     @property
     def train_s(self) -> float: ...
+
+
+def dropped(strategy: Strategy[Any], state: State, parameters: Parameters, group: int | None) -> State:
+    """Return a state without the updates that no version holds yet (`Model.drop`)."""
+    if not isinstance(state, DropsBuffer):
+        return strategy.init(parameters)  # type: ignore[no-any-return]
+    state.drop(group)
+    return state
 
 
 class Model:
@@ -74,8 +90,50 @@ class Model:
         if not self._method.task:
             return self.parameters
         if self._task_tensors is None:
-            self._task_tensors = join(self.parameters, cast(SendsBeside, self.state).beside(self.parameters))
+            with self._guarded("beside"):
+                self._task_tensors = join(self.parameters, cast(SendsBeside, self.state).beside(self.parameters))
         return self._task_tensors
+
+    @contextmanager
+    def _guarded(self, function: str) -> Iterator[None]:
+        """Turn whatever the strategy raises into StrategyFailed, apart from a lack of RAM."""
+        try:
+            yield
+        except (MemoryError, StrategyFailed):
+            raise
+        except Exception as error:
+            raise self.failed(function, error) from error
+
+    def failed(self, function: str, error: Exception | None = None) -> StrategyFailed:
+        """Return the error that says that this function raised, or made what is not finite."""
+        who = f"strategy {type(self._strategy).__name__}: {function}()"
+        if error is None:
+            return StrategyFailed(f"{who} made a state that is not finite", Failure("overflow", function))
+        return StrategyFailed(
+            str(error) if isinstance(error, AppError) else f"{who} raised {type(error).__name__}: {error}",
+            Failure("strategy_error", function),
+        )
+
+    def ready(self, strategy: Strategy[Any], now: float) -> bool:
+        """Ask a strategy whether the next version is due at this run time (seconds)."""
+        try:
+            return bool(strategy.ready(self.state, now))
+        except Exception as error:
+            raise self.failed("ready", error) from error
+
+    def check_finite(self) -> None:
+        """Raise StrategyFailed if an array of the model or of the state is not finite: a pass over all of them."""
+        if not all_finite(self.arrays()):
+            raise self.failed("state")
+
+    def drop(self, group: int | None) -> None:
+        """Take the updates out of the state that no version holds yet; with arrival groups, this group's and the late.
+
+        A state without a `drop` of its own begins anew, as for a new run with these parameters.
+        """
+        with self._guarded("drop"):
+            self.state = dropped(self._strategy, self.state, self.parameters, group)
+        self._task_tensors = None
 
     def accumulate(
         self,
@@ -92,54 +150,71 @@ class Model:
         `first` is True if it is the participant's first accepted one; methods whose participants remember need it.
         """
         payload, beside = split(tensors, self._method.update)
-        self.state = self._strategy.accumulate(
-            self.state,
-            ClientUpdate(
-                update_id=update.update_id,
-                participant_id=update.participant_id,
-                base_version=update.base_version,
-                payload=payload,
-                num_examples=update.num_examples,
-                num_steps=update.num_steps,
-                metrics=update.metrics,
-                client_weight=client_weight,
-                train_s=update.train_s,
-                beside=beside,
-                first=first,
-                group=group,
-            ),
-            staleness,
+        sent = ClientUpdate(
+            update_id=update.update_id,
+            participant_id=update.participant_id,
+            base_version=update.base_version,
+            payload=payload,
+            num_examples=update.num_examples,
+            num_steps=update.num_steps,
+            metrics=update.metrics,
+            client_weight=client_weight,
+            train_s=update.train_s,
+            beside=beside,
+            first=first,
+            group=group,
         )
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found, and not warned of
+                self.state = self._strategy.accumulate(self.state, sent, staleness)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self.failed("accumulate", error) from error
 
     def open_round(self, now: float) -> None:
         """Tell a synchronous strategy that a round opens at run time `now` (seconds)."""
-        self.state = cast(Synchronous[Any], self._strategy).open_round(self.state, now)
+        with self._guarded("open_round"):
+            self.state = cast(Synchronous[Any], self._strategy).open_round(self.state, now)
 
-    def make_version(self, group: int | None = None) -> tuple[float, ...]:
+    def make_version(self, group: int | None = None, count: int | None = None) -> tuple[float, ...]:
         """Make the next version and return the weight of each update in it, in order of arrival.
 
+        `count` is the number of these updates, if the caller knows it.
+
         It is made of everything accumulated. With arrival groups it is made of this `group`'s updates and the late
-        ones.
+        ones. Raises StrategyFailed if the strategy raises, or if the version is not finite.
         """
         if group is not None:
-            self.state = cast(Grouped[Any], self._strategy).close_group(self.state, group)
-        weights = self._strategy.weights(self.state)
-        self.state, self.parameters = self._strategy.aggregate(self.state, self.parameters)
+            with self._guarded("close_group"):
+                self.state = cast(Grouped[Any], self._strategy).close_group(self.state, group)
+        with self._guarded("weights"):
+            weights = self._strategy.weights(self.state)
+            if not all(map(math.isfinite, weights)) or (count is not None and len(weights) != count):
+                raise ValueError(f"got the weights {list(weights)[:8]}, expected {count} finite numbers")
+        with self._guarded("aggregate"), np.errstate(over="ignore", invalid="ignore"):
+            self.state, made = self._strategy.aggregate(self.state, self.parameters)
+            finite = made is self.parameters or all_finite(made if made.block is None else {"": made.block})
+        if not finite:
+            raise self.failed("aggregate")
+        self.parameters = made
         self._task_tensors = None
         return weights
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that the checkpoint stores. They are live: use or copy them before the next update."""
-        return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | {
-            f"{_STRATEGY}{name}": a for name, a in self.state.arrays().items()
-        }
+        with self._guarded("arrays"):
+            own = {f"{_STRATEGY}{name}": a for name, a in self.state.arrays().items()}
+        return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | own
 
     def scalars(self) -> dict[str, Any]:
         """Return the JSON values that the checkpoint stores."""
+        with self._guarded("scalars"):
+            own = self.state.scalars()
         return {
             "tensors": list(self.parameters),
             "non_trainable": sorted(self.parameters.non_trainable),
-            "strategy": self.state.scalars(),
+            "strategy": own,
         }
 
     def changed_memories(self) -> Mapping[str, Mapping[str, Array]]:

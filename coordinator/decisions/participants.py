@@ -176,6 +176,13 @@ class Roster:
         for p in answered:
             self.settle(p, now, version, dirty=False)
 
+    def ask_again(self, now: float, version: int) -> None:
+        """Free the participants that answered the open round."""
+        answered, self._answered = self._answered, []
+        for p in answered:
+            p.answered_version = None
+            self.settle(p, now, version)
+
     def pick(self) -> Participant:
         """Choose a free participant by the run's selection; it is no longer free."""
         return self._by_seq[self._free.pick(self._rng)]

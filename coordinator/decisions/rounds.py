@@ -54,6 +54,12 @@ class Rounds:
             self._desk.withdraw(task, f"the round ended with version {self._desk.version}")
         self._desk.roster.free_answered(self._desk.now, self._desk.version)
 
+    def on_dropped(self) -> None:
+        """Ask the participants of the open round again: the updates that they gave are out of the model."""
+        self._desk.roster.ask_again(self._desk.now, self._desk.version)
+        if self.opened_s is not None:
+            self._begin_deadline()
+
     def _begin_deadline(self) -> None:
         self.opened_s = self._desk.now
         self._model.open_round(self._desk.now)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,8 @@ class TaskDesk:
         self.version = 0
         self.last_task_seq = 0
         self.commands: list[Command] = []
+        self.own_limit: Callable[[str], int | None] = lambda _: None
+        """Returns the most examples of a participant, by its id; None if only the run's limit is known."""
         self.clamped: Counter[str] = Counter()
         """Number of accepted updates in which each claim was clamped, by its name."""
         self._doubted: set[str] = set()
@@ -179,9 +181,10 @@ class TaskDesk:
                 self.lapse(task, f"undeliverable: {event.detail}")
             self.settle(p)
 
-    def most_examples(self, p: Participant) -> int:  # noqa: ARG002 - a fleet may have a limit for each participant
+    def most_examples(self, p: Participant) -> int:
         """Return the largest number of examples that this participant may claim."""
-        return self.settings.max_examples
+        own = self.own_limit(p.participant_id)
+        return self.settings.max_examples if own is None else own
 
     def within_bounds(self, p: Participant, task: HeldTask, update: Update) -> tuple[Update, str]:
         """Return the task's update with its claims inside their bounds, and a description of the clamped ones."""

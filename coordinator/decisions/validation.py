@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedmq.coordinator.decisions.events import ClosedTask, DiscardReason, UpdateArrived
+from fedmq.coordinator.decisions.failures import Condemned
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.schemas.errors import SpecMismatch
@@ -25,6 +26,8 @@ class Rejection:
     reason: DiscardReason
     detail: str
     staleness: int | None = None
+    fault: bool = True
+    """True if the participant is asked again only after a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Judge:
     spec: ModelSpec
     """Names, dtypes and shapes of the tensors that an update carries (`schemas.methods.update_spec`)."""
     max_staleness: int | None
+    condemned: dict[str, Condemned] = field(default_factory=dict)
+    """update_id -> the verdict on updates that made the strategy fail before (failures.py)."""
     _tensors: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
     _in_block: Layout | None = field(init=False, repr=False)
 
@@ -113,7 +118,8 @@ class Judge:
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:
             return self._too_stale(staleness)
-        return None
+        verdict = self.condemned.get(update.update_id)
+        return None if verdict is None else Rejection(verdict.reason, verdict.detail, staleness, verdict.fault)
 
     def _misshapen(self, event: UpdateArrived) -> Rejection | None:
         if not self._fits(event.payload):
@@ -124,4 +130,5 @@ class Judge:
         return None
 
     def _too_stale(self, staleness: int) -> Rejection:
-        return Rejection("too_stale", f"staleness {staleness} is above max_staleness {self.max_staleness}", staleness)
+        detail = f"staleness {staleness} is above max_staleness {self.max_staleness}"
+        return Rejection("too_stale", detail, staleness, fault=False)

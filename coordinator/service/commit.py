@@ -116,6 +116,11 @@ class Committer:
         """Write version 0 of a new run."""
         return _write(files, 0, 0, 0, snapshot, epoch=epoch)
 
+    @property
+    def state(self) -> CheckpointRow:
+        """The newest checkpoint that is committed."""
+        return self._state
+
     def keep_payload(self, order: int, payload: Parameters) -> None:
         """Give an accepted update to the archive, if there is one."""
         if self._archive is not None:
@@ -125,9 +130,12 @@ class Committer:
         """Make `pending` and the core's state durable.
 
         Raises OSError if the disk refuses: nothing was committed, and `pending` can be committed later. Raises Deposed
-        if another coordinator has taken over: nothing was committed, and nothing will be.
+        if another coordinator has taken over: nothing was committed, and nothing will be. Raises StrategyFailed if the
+        state is not finite: nothing was committed, and this core's state never will be.
         """
         pending.group.finished = core.finished
+        if pending.arrays_changed:
+            core.check_finite()
         changes = core.changes()
         pending.group.participants.update(changes.participants)
         pending.group.tasks.update(changes.tasks)

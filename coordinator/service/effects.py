@@ -17,6 +17,7 @@ from fedmq.coordinator.decisions.commands import (
     CloseTask,
     Command,
     Discard,
+    DropBuffer,
     Evaluate,
     Finish,
     IssueTask,
@@ -124,6 +125,7 @@ class Effects:
             Accept: self._accept,
             Discard: self._discard,
             NewVersion: self._new_version,
+            DropBuffer: self._drop_buffer,
             IssueTask: self._issue,
             CloseTask: self._close_task,
             Withdraw: self._withdraw,
@@ -263,6 +265,14 @@ class Effects:
             updates=len(command.update_ids),
             weights=lambda: ",".join(f"{weight:.6g}" for weight in command.weights),
         )
+
+    def _drop_buffer(self, command: DropBuffer) -> None:
+        self.pending.arrays_changed = True
+        self.pending.group.drops.append((command, self._stamp()))
+        log.warning(
+            "buffer_discarded", updates=len(command.update_ids), reason=command.reason, detail=command.detail,
+            version=self._core.version,
+        )  # fmt: skip
 
     def _issue(self, command: IssueTask) -> None:
         self.pending.tasks.append((command, self._core.task_tensors))

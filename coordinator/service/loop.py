@@ -16,6 +16,7 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
+    BufferFailed,
     EvaluationArrived,
     Event,
     ParticipantSeen,
@@ -44,6 +45,7 @@ from fedmq.coordinator.service.leadership import Leadership
 from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import read_update
+from fedmq.coordinator.state.ledger.rows import CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import BrokerError, BrokerRefused
@@ -114,11 +116,21 @@ class Loop:
 
     # The loop
 
-    def run(self) -> None:
+    @property
+    def committed(self) -> CheckpointRow:
+        """The newest checkpoint that is committed."""
+        return self._committer.state
+
+    def run(self, lost_buffer: BufferFailed | None = None) -> None:
         """Work until the run finishes or Stop arrives. A run that has finished already still gets its goodbye.
 
-        Raises BrokerRefused if the broker is lost for good, and Deposed if another coordinator has taken over.
+        `lost_buffer` says that the buffer of the restored state makes no version.
+
+        Raises BrokerRefused if the broker is lost for good, Deposed if another coordinator has taken over, and
+        StrategyFailed if the strategy fails: the core cannot go on then.
         """
+        if lost_buffer is not None:
+            self._step(lost_buffer)
         self._step(Started())
         self._keep_lead()
         while not self._over():

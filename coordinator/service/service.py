@@ -18,10 +18,12 @@ from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
+from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.commit import Committer, Pace
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
+from fedmq.coordinator.service.failures import Failures
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.leadership import Leadership
@@ -118,6 +120,7 @@ class CoordinatorService:
         self._export = export
         self._publish_timeout_s = publish_timeout_s
         self._inbox: Inbox | None = None
+        self._failures = Failures()
         self._stopping = False
 
     def stop(self) -> None:
@@ -130,7 +133,8 @@ class CoordinatorService:
         """Block until the run finishes or `stop` is called: as the active coordinator, or as a standby while another
         one is active. A run that is finished already only gives its summary.
 
-        Raises ConfigError, StateError or BrokerError if it cannot go on.
+        Raises ConfigError, StateError or BrokerError if it cannot go on, and StrategyError if the strategy fails again
+        and again.
         """
         if self._is_over():
             return self._summary()
@@ -187,6 +191,9 @@ class CoordinatorService:
             log.warning("deposed", detail=error)
             transport.close(0.0)
             return False
+        except StrategyFailed:  # it is noted: go on from the last commit
+            transport.close()
+            return self._stopping
         finally:
             transport.close()
         return True
@@ -240,11 +247,22 @@ class CoordinatorService:
             check_model=self._check_model,
         )
         self._check_tensors(core.payload_spec)
+        core.condemn(self._failures.condemned, careful=self._failures.careful)
         if core.finished is None or not self._folder.final_parameters.exists():
             # A finished run without a final model was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive:
                 loop = self._loop(core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership)
-                loop.run()
+                before = loop.committed
+                try:
+                    loop.run(self._failures.lost_buffer(before.seq))
+                except StrategyFailed as failed:
+                    at = loop.committed
+                    if at.seq != before.seq:  # it has forgotten what it was to learn from an earlier failure
+                        self._failures.careful = False
+                    self._failures.note(
+                        failed, seq=at.seq, version=at.version, accepted=at.accepted, participants=core.participants
+                    )
+                    raise
         if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
             self._save_model(core)
 

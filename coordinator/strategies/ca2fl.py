@@ -77,6 +77,11 @@ class Ca2flState(BufferState):
             self.changed.add(participant_id)
         self.pending.clear()
 
+    def drop(self, group: int | None) -> None:
+        """Lose the updates of the buffer. The h_i stay, as they were before it."""
+        self.pending.clear()
+        super().drop(group)
+
     def changed_memories(self) -> dict[str, Mapping[str, Array]]:
         changed, self.changed = self.changed, set()
         return {participant_id: self.cache[participant_id] for participant_id in sorted(changed)}

@@ -45,6 +45,9 @@ class PendingUpdate:
     def count(self) -> int:
         return 0 if self.payload is None else 1
 
+    def drop(self, group: int | None) -> None:  # noqa: ARG002 - there are no groups
+        self.payload, self.weight = None, 0.0
+
     def arrays(self) -> dict[str, Array]:
         return {} if self.payload is None else {f"pending/{n}": self.payload[n] for n in self.shapes}
 

@@ -72,6 +72,13 @@ class CompassState:
         self.accumulated += 1
         self.orders.setdefault(name, []).append(self.accumulated)
 
+    def drop(self, group: int | None) -> None:
+        """Lose the updates of a group, and the late ones."""
+        for name in (LATE, str(group)):
+            self.buffers.pop(name, None)
+            self.orders.pop(name, None)
+        self.closing = None
+
     def coefficients(self) -> list[float]:
         """Return the coefficients of the closing group's updates and of the late ones, in order of acceptance."""
         names = [name for name in (LATE, self.closing) if name in self.buffers]

@@ -82,6 +82,21 @@ class RemembersParticipants(Protocol):
         """
 
 
+@runtime_checkable
+class DropsBuffer(Protocol):
+    """The addition to a state that can lose the updates that no version holds yet.
+
+    It is called on a state that is finite and whole, after a version of these updates failed. A state without it is
+    replaced by `strategy.init(parameters)`.
+    """
+
+    def drop(self, group: int | None) -> None:
+        """Take out the updates since the last version; with arrival groups, those of this group and the late ones.
+
+        What participants remember of their accepted updates must still fit the state.
+        """
+
+
 def max_participants(strategy: Strategy[Any]) -> int | None:
     """Return the number of participants that a strategy has room for: its optional attribute of this name.
 

@@ -78,6 +78,11 @@ class ScaffoldState(BufferState):
             self.controls[name] += change
             change.fill(0)
 
+    def drop(self, group: int | None) -> None:
+        """Lose the Δy_i of the buffer. The Δc_i stay: their participants have moved their c_i."""
+        self.move_controls()
+        super().drop(group)
+
     def arrays(self) -> dict[str, Array]:
         own = {_CONTROLS + n: a for n, a in self.controls.items()} | {_CHANGES + n: a for n, a in self.changes.items()}
         return super().arrays() | own

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from fedmq.participant.training.methods import Memory, Start, begin, has_memory, make, takes_correction
-from fedmq.schemas.errors import AppError, FedmqError, NotFinite, SpecMismatch, TrainerError, shown
+from fedmq.schemas.errors import AppError, FedmqError, NotFinite, Overflow, SpecMismatch, TrainerError, shown
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import check_finite, check_spec, spec_of
+from fedmq.schemas.tensors import check_magnitudes, check_spec, spec_of
 
 log = EventLog(__name__)
 
@@ -120,9 +120,11 @@ def _checked(base: Parameters, returned: Any) -> Parameters:
 
 def _check_finite(payload: Parameters) -> None:
     try:
-        check_finite(payload)
-    except NotFinite as error:
-        raise TrainerError(f"the trained parameters are not finite: {error}. A lower learning_rate may help") from None
+        check_magnitudes(payload)
+    except (NotFinite, Overflow) as error:
+        raise TrainerError(
+            f"the trained parameters are not finite, or far too large: {error}. A lower learning_rate may help"
+        ) from None
 
 
 def _evaluated(trainer: Any, task: Task, parameters: Parameters, clock: Callable[[], float], started: float) -> Update:

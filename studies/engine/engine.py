@@ -8,7 +8,8 @@ Rules
     once, as if commits cost nothing. A task that it withdraws stops, and the participant says hello.
  3. A participant that would not take a task (off, away, not offering itself) declines it as not_idle. It says hello
     when it would take one.
- 4. An update that is not finite ends the run as diverged, at the update's time.
+ 4. An update or a version that is not finite ends the run as diverged, at its time. A strategy that raises ends the
+    study: a study has no commit to go on from.
  5. An event costs O(log n): one heap of what is to come, and the core's own heaps.
 """
 
@@ -35,8 +36,11 @@ from fedmq.coordinator.decisions.events import (
     Tick,
     UpdateArrived,
 )
+from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.schemas.errors import StrategyError
 from fedmq.schemas.local.allocator import keep_freed_memory
+from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.tensors import spec_of
@@ -183,7 +187,14 @@ class Engine:
 
     def _step(self, event: Event) -> None:
         carriers = self._carriers
-        for command in self._core.step(event, self._now):
+        try:
+            commands = self._core.step(event, self._now)
+        except StrategyFailed as failed:
+            if failed.failure.reason == "strategy_error":
+                raise StrategyError(f"{failed} ({failed.failure.function}() raised at {line_of(failed)})") from failed
+            self._diverged()
+            return
+        for command in commands:
             carry_out = carriers.get(type(command))
             if carry_out is not None:
                 carry_out(command)

@@ -16,6 +16,7 @@ from typing import Any
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.audit.replay import checkpoint_meta
 from fedmq.coordinator.decisions.events import ParticipantSeen
+from fedmq.coordinator.decisions.failures import drops_in
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state import archive, checkpoint
@@ -50,6 +51,7 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
         run, rows, states = ledger.run(), ledger.updates(), ledger.states()
         archived = ledger.archived(0, len(rows))
+        lost = drops_in(ledger.checkpoints()[0].scalars)
         bases, newest, versions = ledger.bases(), ledger.version(), ledger.versions()
     strategy = strategy or audit.built_in(run.settings["strategy"])
     if strategy is None:
@@ -57,6 +59,11 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     if not bases or bases[0].accepted or len(archived) != len(rows):
         raise InputError(
             f"the run in {run_dir} has no archive of all its updates: only a run that kept them can be replayed"
+        )
+    if lost:
+        raise InputError(
+            f"the run in {run_dir} discarded updates that it had accepted, because their version failed "
+            f"({lost[0].reason}): virtual time has no such failures; `fedmq verify` replays it"
         )
     initial = Model.restore(strategy, archive.read_base(folder.archive, bases[0])).parameters
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
+from fedmq.coordinator.decisions.commands import Accept, Discard, DropBuffer, NewVersion
 from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
 from fedmq.schemas.local.clocks import Moment
@@ -90,6 +90,7 @@ class CommitGroup:
     accepted: list[tuple[Accept, Stamp]] = field(default_factory=list)
     versions: list[tuple[NewVersion, Stamp]] = field(default_factory=list)
     discards: list[tuple[Discard, Stamp]] = field(default_factory=list)
+    drops: list[tuple[DropBuffer, Stamp]] = field(default_factory=list)
     evaluations: list[tuple[EvaluationArrived, Stamp]] = field(default_factory=list)
     participants: dict[str, ParticipantRecord] = field(default_factory=dict)
     tasks: dict[str, TaskRecord] = field(default_factory=dict)

@@ -121,6 +121,15 @@ class Ledger(LedgerReader, ArchiveWriter):
             )
             db.executemany("INSERT INTO discards VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _discard_values(group))
             db.executemany(
+                "INSERT INTO discards SELECT NULL, ?, ?, update_id, task_id, participant_id, base_version, staleness, "
+                "?, ? FROM updates WHERE update_id = ?",
+                [
+                    (drop.reason, drop.detail, at.run_s, at.wall_s, update_id)
+                    for drop, at in group.drops
+                    for update_id in drop.update_ids
+                ],
+            )
+            db.executemany(
                 "INSERT INTO evaluations VALUES (NULL, ?, ?, ?, ?, ?)",
                 [
                     (e.version, json.dumps(dict(e.metrics)), e.detail, at.run_s, at.wall_s)
@@ -151,7 +160,7 @@ class Ledger(LedgerReader, ArchiveWriter):
             "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (row.seq, row.file, row.digest, row.version, row.accepted, json.dumps(row.scalars), run_s, wall_s),
         )
-        db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, ?)", (row.accepted, row.version, row.digest))
+        db.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (row.accepted, row.version, row.digest))
 
     @contextlib.contextmanager
     def _transaction(self, *, fenced: bool = True) -> Iterator[sqlite3.Connection]:

@@ -98,6 +98,10 @@ class BufferState:
         self.coefficients.clear()
         self.opened_at_s = None
 
+    def drop(self, group: int | None) -> None:  # noqa: ARG002 - only states with arrival groups have several buffers
+        """Lose the updates of the buffer."""
+        self.clear()
+
     def arrays(self) -> dict[str, Array]:
         """Return the checkpoint's arrays: sum/{tensor} and {moment}/{tensor}; a subclass may add its own."""
         return self._buffer_arrays()

@@ -49,6 +49,10 @@ def command(
         )  # fmt: skip
     console = options.console()
     console.print(table)
+    for lost in found.lost:
+        console.print(
+            f"Before it, {lost.count} accepted updates were discarded, because their version failed: {lost.reason}"
+        )
     if found.metrics:
         metrics = (f"{escaped(name)} {value:.4f}" for name, value in found.metrics.items())
         console.print(Text("On the test data: " + "  ".join(metrics)))
