@@ -45,12 +45,14 @@ def upload(url: str, prefix: str, run_uid: str, num_bytes: str, count: str) -> N
     """Upload each update into its queue, then publish its manifest."""
     topology = Topology(prefix)
     transport = AmqpTransport(url, name="uploader")
-    transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
+    owners = {participant(seq) for seq in range(1, int(count) + 1)}
+    exchanges = (*topology.exchanges, *map(topology.upload_exchange, owners))
+    transport.open(exchanges, topology.shared_queues, timeout_s=60)
     payload = model(int(num_bytes), 1e-3)
     for seq in range(1, int(count) + 1):
         identity, task_id, encoded = body(RUN_ID, run_uid, seq, payload)
         pieces, news, done = Pieces([encoded]), SimpleQueue[News](), list[ChunkedPayload | BaseException]()
-        queue = topology.payload(participant(seq), identity)
+        queue = topology.upload(participant(seq), identity)
         ChunkSender(
             transport, queue, payload_id=identity, task_id=task_id, num_bytes=pieces.num_bytes, chunk_bytes=CHUNK_BYTES,
             read=pieces.read, put=news.put, on_done=done.append,
@@ -132,7 +134,7 @@ class Rig:
     def _queues(self, topology: Topology, run_uid: str) -> list[str]:
         seqs = range(1, self._count + 1)
         empty = model(64)
-        return [topology.payload(participant(s), body(RUN_ID, run_uid, s, empty)[0]).name for s in seqs]
+        return [topology.upload(participant(s), body(RUN_ID, run_uid, s, empty)[0]).name for s in seqs]
 
     def _measure(self, topology: Topology, run_uid: str, consumer: list[str]) -> Outcome:
         common = [self._node.url, topology.prefix, run_uid, self._num_bytes, str(self._count)]
@@ -147,7 +149,9 @@ class Rig:
             return outcome_of(json.loads(line), began_s)
         finally:
             queues = [queue.name for queue in topology.shared_queues] + self._queues(topology, run_uid)
-            remove(self._node.url, exchanges=[e.name for e in topology.exchanges], queues=queues)
+            owners = {participant(seq) for seq in range(1, self._count + 1)}
+            exchanges = (*topology.exchanges, *map(topology.upload_exchange, owners))
+            remove(self._node.url, exchanges=[exchange.name for exchange in exchanges], queues=queues)
 
 
 def main() -> None:

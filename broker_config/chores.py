@@ -1,4 +1,4 @@
-"""Declaring and deleting queues while a transport is open, for both transports: one chore after the other.
+"""Declaring and deleting while a transport is open, for both transports: one chore after the other.
 
 Rules
 1. Chores are done in the order in which they were submitted, one at a time, while the transport is connected.
@@ -6,7 +6,7 @@ Rules
 3. A chore fails with BrokerUnavailable after its `timeout_s`, under way or not. If it was under way its answer may come
    later: it counts for `queues`, and is not taken for the answer to the next chore.
 4. A queue that is declared joins `queues`, which the transport declares after a reconnect. A queue that is deleted
-   leaves it.
+   leaves it. An exchange joins nothing: there may be one for each of many thousand participants.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from functools import partial
 from typing import Any
 
 from fedmq.broker_config.timers import Timers
-from fedmq.broker_config.topology import Queue
+from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
 
 
 @dataclass(slots=True, eq=False)
 class Chore:
-    """`queue` is declared, with its binding; None deletes the queue called `name`.
+    """`made` is declared, a queue with its binding; None deletes the queue called `name`.
 
-    `done` is answered with the number of messages that were ready in the queue.
+    `done` is answered with the number of messages that were ready in the queue; 0 for an exchange.
     """
 
     name: str
-    queue: Queue | None
+    made: Queue | Exchange | None
     timeout_s: float
     done: Future[int] = field(default_factory=Future)
     timer: Any = None
+
+    @property
+    def what(self) -> str:
+        """The object's kind and name, for people."""
+        return f"{'exchange' if isinstance(self.made, Exchange) else 'queue'} {self.name!r}"
 
 
 Finish = Callable[[int | BrokerError], None]
@@ -73,7 +78,7 @@ class Chores:
         """Do this after all chores that were submitted before. Its future is answered within its timeout_s."""
         if not chore.done.set_running_or_notify_cancel():
             return
-        if chore.queue is None:
+        if chore.made is None:
             self._queues.pop(chore.name, None)
         chore.timer = self._timers.call_later(chore.timeout_s, partial(self._expire, chore))
         self._waiting.append(chore)
@@ -111,10 +116,10 @@ class Chores:
 
     def _finish(self, chore: Chore, mark: object, outcome: int | BrokerError) -> None:
         if isinstance(outcome, int):
-            if chore.queue is None:
+            if chore.made is None:
                 self._queues.pop(chore.name, None)
-            else:
-                self._queues[chore.name] = chore.queue
+            elif isinstance(chore.made, Queue):
+                self._queues[chore.name] = chore.made
         if self._running is mark:
             self._stop_trying()
             self._waiting.remove(chore)
@@ -132,8 +137,8 @@ class Chores:
         if self._waiting[0] is chore and self._running is not None:
             self._stop_trying()
         self._waiting.remove(chore)
-        verb = "delete" if chore.queue is None else "declare"
-        self._answer(chore, BrokerUnavailable(f"could not {verb} queue {chore.name!r} within {chore.timeout_s:g} s"))
+        verb = "delete" if chore.made is None else "declare"
+        self._answer(chore, BrokerUnavailable(f"could not {verb} {chore.what} within {chore.timeout_s:g} s"))
         self._next()
 
     def _answer(self, chore: Chore, outcome: int | BrokerError) -> None:

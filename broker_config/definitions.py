@@ -1,8 +1,8 @@
 """definitions.json from the topology: `python -m fedmq.broker_config.definitions` writes it, `--check` compares.
 
 The file is for operators who want the objects to exist before the first process comes (`rabbitmqctl
-import_definitions`). Nothing depends on it: every fedmq process declares the objects that it needs. The file holds no
-user, and therefore no password.
+import_definitions`). Nothing depends on it: the coordinator declares the shared objects at its start, and each
+participant its own queue. The file holds no user, and therefore no password.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fedmq.broker_config.topology import Topology
+from fedmq.broker_config.topology import DEFAULT_EXCHANGE, Topology
 
 PATH = Path(__file__).parent / "definitions.json"
 
 
 def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
-    """Return all that a federation declares except the participants' queues, in the form of RabbitMQ's exports."""
+    """Return all that a coordinator declares at its start, in the form of RabbitMQ's exports."""
     return {
         "vhosts": [{"name": vhost}],
         "exchanges": [
@@ -53,6 +53,7 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
                 "arguments": {},
             }
             for queue in topology.coordinator_queues
+            if queue.exchange != DEFAULT_EXCHANGE
         ],
     }
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.broker_config.topology import LEAST_MESSAGE_BYTES, MAX_MESSAGE_BYTES, Topology
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS
 
 
@@ -30,7 +30,7 @@ class BrokerSettings(BaseModel):
     name from the certificate's common name. The URL then needs no user and no password."""
     prefix: str = Field(default="fedmq", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """First part of every exchange's and queue's name. Each federation has its own prefix."""
-    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=65_536)
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=LEAST_MESSAGE_BYTES)
     """Largest single message. A larger payload travels in chunks."""
     chunk_bytes: int = Field(default=CHUNK_BYTES, ge=4096, le=2**30)
     """Size of one chunk; `max_message_bytes` if that is smaller."""

@@ -1,12 +1,30 @@
-"""Exchanges and queues as data. Both transports declare from these values."""
+"""Exchanges and queues as data. Both transports declare from these values.
+
+Who makes what
+- The coordinator makes all that is shared, and the exchange `P.up.ID` of each device's uploads (`fedmq fleet enrol`
+  may have made it before). A device looks at the shared objects with passive declarations, which need no right, and
+  waits until they are there.
+- A device makes its own queue and the queues of its uploads. The coordinator makes the queues of its downloads.
+- The coordinator sends to a device through the default exchange, whose routing key is the queue's name. So no binding
+  can be added by which somebody else gets a copy.
+
+`broker_config.rights` has the rights that each role needs for that.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+DEFAULT_EXCHANGE = ""
+"""AMQP's default exchange: it knows every queue by its name, and has no other bindings."""
+LEAST_MESSAGE_BYTES = 64 * 1024
+"""The least that a process may set as `max_message_bytes`. No process cuts a smaller message into chunks."""
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """RabbitMQ 4's default `max_message_size`. RabbitMQ 3.10 accepts up to 128 MiB."""
+
+
+_PAYLOAD_EXPIRES_S = 14 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +32,8 @@ class Exchange:
     """A durable direct exchange."""
 
     name: str
+    passive: bool = False
+    """True if it is somebody else's: this process only looks if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +43,10 @@ class Queue:
     name: str
     kind: Literal["classic", "quorum"]
     exchange: str
-    """Exchange that the queue is bound to."""
+    """Exchange that the queue is bound to. DEFAULT_EXCHANGE needs no binding; the routing key is the queue's name."""
     routing_key: str
+    passive: bool = False
+    """True if it is somebody else's: this process only looks if it is there, and does not bind it."""
     max_length: int | None = None
     max_length_bytes: int | None = None
     overflow: Literal["drop-head", "reject-publish"] = "drop-head"
@@ -69,10 +91,6 @@ class Topology:
     node is away. A quorum queue costs more, and outlives a node of a cluster."""
 
     @property
-    def tasks_exchange(self) -> Exchange:
-        return Exchange(f"{self.prefix}.tasks")
-
-    @property
     def updates_exchange(self) -> Exchange:
         return Exchange(f"{self.prefix}.updates")
 
@@ -84,9 +102,9 @@ class Topology:
     def dead_exchange(self) -> Exchange:
         return Exchange(f"{self.prefix}.dead")
 
-    @property
-    def payloads_exchange(self) -> Exchange:
-        return Exchange(f"{self.prefix}.payloads")
+    def upload_exchange(self, participant_id: str) -> Exchange:
+        """Return the exchange of one participant's uploads. The participant has no right to make it."""
+        return Exchange(f"{self.prefix}.up.{participant_id}")
 
     @property
     def updates(self) -> Queue:
@@ -123,11 +141,12 @@ class Topology:
         """The queue of one token, whose holder is the active coordinator (coordinator.service.leadership). It is
         classic by default: a broker that was killed may bring a young quorum queue back without a leader
         (docs/operations.md), and then no coordinator would ever be active."""
+        name = f"{self.prefix}.leader"
         return Queue(
-            name=f"{self.prefix}.leader",
+            name=name,
             kind=self.participant_queues,
-            exchange=self.control_exchange.name,
-            routing_key="leader",
+            exchange=DEFAULT_EXCHANGE,
+            routing_key=name,
             max_length=1,
             # As good as no limit: the token is given back and consumed again all the time.
             delivery_limit=1_000_000 if self.participant_queues == "quorum" else None,
@@ -151,11 +170,12 @@ class Topology:
 
     def participant(self, participant_id: str) -> Queue:
         """Return one participant's own queue: its tasks, receipts and notices."""
+        name = f"{self.prefix}.participant.{participant_id}"
         return Queue(
-            name=f"{self.prefix}.participant.{participant_id}",
+            name=name,
             kind=self.participant_queues,
-            exchange=self.tasks_exchange.name,
-            routing_key=participant_id,
+            exchange=DEFAULT_EXCHANGE,
+            routing_key=name,
             max_length=16,
             overflow="drop-head",
             message_ttl_s=24 * 3600.0,
@@ -163,15 +183,23 @@ class Topology:
             delivery_limit=1000 if self.participant_queues == "quorum" else None,
         )
 
-    def payload(self, participant_id: str, key: str, expires_s: float = 14 * 24 * 3600.0) -> Queue:
-        """Return the queue for the chunks of one task or update, from or to this participant. `key` is the update's id,
-        or the task's payload id. The queue is classic because it is always young: a broker that is killed forgets young
+    def upload(self, participant_id: str, update_id: str) -> Queue:
+        """Return the queue of the chunks of one update: the participant makes it and binds it."""
+        name = f"{self.prefix}.payload.{participant_id}.{update_id}"
+        return self._payload(name, self.upload_exchange(participant_id).name, _PAYLOAD_EXPIRES_S)
+
+    def download(self, participant_id: str, payload_id: str, expires_s: float = _PAYLOAD_EXPIRES_S) -> Queue:
+        """Return the queue of the chunks of one task: the coordinator makes it, the participant deletes it."""
+        name = f"{self.prefix}.payload.{participant_id}.{payload_id}"
+        return self._payload(name, DEFAULT_EXCHANGE, expires_s)
+
+    def _payload(self, name: str, exchange: str, expires_s: float) -> Queue:
+        """Return a queue of chunks, which is classic because it is always young: a broker that is killed forgets young
         quorum queues (docs/operations.md). Its sender still has the payload on disk (docs/decisions/0020)."""
-        name = f"{self.prefix}.payload.{participant_id}.{key}"
         return Queue(
             name=name,
             kind="classic",
-            exchange=self.payloads_exchange.name,
+            exchange=exchange,
             routing_key=name,
             max_length_bytes=self.payload_max_bytes + 256 * 1024**2,
             overflow="reject-publish",
@@ -180,20 +208,25 @@ class Topology:
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
-        return (
-            self.tasks_exchange,
-            self.updates_exchange,
-            self.control_exchange,
-            self.dead_exchange,
-            self.payloads_exchange,
-        )
+        """The shared exchanges, which the coordinator makes. Each participant's uploads have one of their own."""
+        return (self.updates_exchange, self.control_exchange, self.dead_exchange)
 
     @property
     def shared_queues(self) -> tuple[Queue, ...]:
-        """The queues that every process of the federation declares. Each participant adds its own."""
+        """The queues that all participants send to, and that of the dead letters."""
         return (self.dead, self.updates, self.control)
 
     @property
     def coordinator_queues(self) -> tuple[Queue, ...]:
-        """The queues that a coordinator declares: all but the participants' own."""
+        """The queues that a coordinator declares at its start: all but the participants' own."""
         return (*self.shared_queues, self.leader)
+
+    @property
+    def seen_exchanges(self) -> tuple[Exchange, ...]:
+        """The shared exchanges that a participant sends to, for it to look at."""
+        return tuple(replace(exchange, passive=True) for exchange in (self.updates_exchange, self.control_exchange))
+
+    @property
+    def seen_queues(self) -> tuple[Queue, ...]:
+        """The shared queues that a participant sends to, for it to look at."""
+        return tuple(replace(queue, passive=True) for queue in (self.updates, self.control))

@@ -11,9 +11,13 @@ Rules that both keep
    connection the message is sent again: it may arrive twice, but it never silently fails to arrive.
 3. A delivery belongs to the connection that brought it. After a reconnect, ack and nack return False: the broker has
    taken the message back and delivers it again.
-4. After a reconnect every exchange, queue and consumer is declared again before anything is sent.
+4. After a reconnect every exchange, queue and consumer is declared again before anything is sent. A passive one is
+   looked at, and waited for until its maker has made it again.
 5. Queues are declared and deleted in the order of the calls, and once more if a connection was lost meanwhile. The
    result is in doubt only if the future fails with BrokerUnavailable.
+6. What somebody else can put right ends nothing: a passive object that is missing, a queue with other arguments
+   (TopologyConflict), a limit of the broker. It is logged, and tried again until it works. Only `open` raises: with a
+   timeout_s, because then somebody waits for the answer; and BrokerRefused, because of our own login and rights.
 """
 
 from __future__ import annotations
@@ -64,8 +68,8 @@ class Delivery:
 class TransportState:
     """News of the connection, with the cause."""
 
-    name: Literal["connected", "disconnected", "blocked", "unblocked", "consumer_lost", "failed"]
-    """Kind of news. `failed` is final (BrokerRefused, TopologyConflict): trying again cannot help."""
+    name: Literal["connected", "disconnected", "blocked", "unblocked", "consumer_lost"]
+    """Kind of news."""
     detail: str = ""
     error: Exception | None = None
 
@@ -90,7 +94,8 @@ class Transport(Protocol):
     ) -> None:
         """Connect and declare. Retry with full-jitter backoff until timeout_s (None: for ever).
 
-        Raises BrokerUnavailable after timeout_s, and BrokerRefused or TopologyConflict at once.
+        Raises BrokerUnavailable after timeout_s, and BrokerRefused at once. With a timeout_s it also raises
+        TopologyConflict at once; without one it waits until the conflict is over (rule 6).
         """
 
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
@@ -109,6 +114,10 @@ class Transport(Protocol):
         The future fails with TopologyConflict if the queue exists with other arguments (and the transport goes on),
         with BrokerRefused, with TransportClosed, or with BrokerUnavailable after timeout_s.
         """
+
+    def declare_exchange(self, exchange: Exchange, timeout_s: float = 30.0) -> Future[int]:
+        """Declare one more exchange, in the order of rule 5. Rule 4 does not hold for it, because there may be one for
+        each of many thousand participants. The future resolves with 0, and fails as that of `declare`."""
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         """Stop consuming a queue, forget it for rule 4, and delete it with all its messages. A queue that does not

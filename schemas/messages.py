@@ -60,7 +60,7 @@ class Message(BaseModel):
 
 class ChunkedPayload(Message):
     """The description of a message that travels in chunks. The message with this field is then a manifest. Its encoding
-    without this field lies, cut into chunks, in a queue of its own (schemas.chunks, Topology.payload)."""
+    without this field lies, cut into chunks, in a queue of its own (schemas.chunks, Topology.upload and download)."""
 
     payload_id: Identifier
     """An id that every chunk repeats, so that chunks of an earlier try, with other bytes, are told apart."""

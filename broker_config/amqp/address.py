@@ -20,6 +20,11 @@ from fedmq.schemas.errors import (
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
 _CERTIFIED = "expected amqps://HOST:PORT/VHOST"
 _BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
+_WRONG_VHOST = re.compile(r"vhost .* not found|access to vhost .* refused for user [^:]*$")
+"""RabbitMQ's words (3.10 and 4.0) for a virtual host that is not there, or not for this user. It refuses with the same
+code what is over a limit of connections or channels, and that ends by itself."""
+_OVER_A_LIMIT = re.compile(r"limit .*\(\d+\) is reached")
+_MISSING = re.compile(r"no (queue|exchange) '")
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 """AMQP 0-9-1 reply codes."""
 
@@ -133,8 +138,8 @@ class Addresses:
         return ", ".join(str(address) for address in self._all)
 
 
-def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRefused | None:
-    """Return the meaning of a connection.close during login; None if trying again may help."""
+def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerError | None:
+    """Return the meaning of a connection.close; None if the code says nothing about our login or our limits."""
     if code == ACCESS_REFUSED and address.by_certificate:
         return BrokerRefused(
             f"RabbitMQ at {address} refused the login of user {address.user!r} by its certificate ({text}): check that "
@@ -145,6 +150,12 @@ def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerRe
         if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
             advice += "; RabbitMQ lets 'guest' in from its own machine only, so make a user (rabbitmqctl add_user)"
         return BrokerRefused(f"RabbitMQ at {address} refused the login of user {address.user!r} ({text}): {advice}")
+    if code == NOT_ALLOWED and not _WRONG_VHOST.search(text):
+        return BrokerUnavailable(
+            f"RabbitMQ at {address} does not let user {address.user!r} have more now ({text}): it gets a place when "
+            "another connection ends, or when an operator raises the limit (`rabbitmqctl set_user_limits`, "
+            "`rabbitmqctl set_vhost_limits`)"
+        )
     if code == NOT_ALLOWED:
         return BrokerRefused(
             f"RabbitMQ at {address} refused virtual host {address.vhost!r} to user {address.user!r} ({text}): "
@@ -167,17 +178,28 @@ def certificate_refusal(address: BrokerAddress, alert: str) -> BrokerRefused:
 
 
 def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str) -> BrokerError:
-    """Return the meaning of a channel.close in answer to a declaration."""
+    """Return the meaning of a channel.close in answer to a declaration. `waits_in_place` says which of them leave the
+    connection as it is."""
     if code == ACCESS_REFUSED:
         return BrokerRefused(
             f"RabbitMQ at {address} does not let user {address.user!r} declare {what} ({text}): give it configure, "
             f"write and read permissions on the federation's prefix (`rabbitmqctl set_permissions -p {address.vhost} "
             f"{address.user} ...`)"
         )
+    if code == PRECONDITION_FAILED and _OVER_A_LIMIT.search(text):
+        return BrokerUnavailable(
+            f"RabbitMQ at {address} has no room for {what} ({text}): it is made when another queue is deleted, or when "
+            "an operator raises the limit (`rabbitmqctl set_vhost_limits`)"
+        )
     if code in (RESOURCE_LOCKED, PRECONDITION_FAILED):
         return TopologyConflict(
             f"{what} does not fit what is on RabbitMQ at {address} ({text}): another version or another program made "
             f"it; delete it there once it is empty (`rabbitmqctl delete_queue` for a queue), or choose another prefix"
+        )
+    if code == NOT_FOUND and _MISSING.search(text):  # a passive declaration, or the binding to another's exchange
+        return BrokerUnavailable(
+            f"the coordinator has not made {what} on RabbitMQ at {address} yet ({text}): start the coordinator, or "
+            "check that [broker] prefix and the virtual host are the coordinator's"
         )
     if code == NOT_FOUND:  # a declaration creates a missing queue, so this one exists, on a cluster node that is away
         return BrokerUnavailable(
@@ -185,6 +207,14 @@ def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str)
             '[broker] participant_queues = "quorum" keeps the participants\' queues on several nodes'
         )
     return BrokerUnavailable(f"RabbitMQ at {address} closed the channel while declaring {what} ({code} {text})")
+
+
+def waits_in_place(error: BrokerError, code: int, text: str) -> bool:
+    """True if another connection cannot help against a refused declaration: somebody else has to make, delete or allow
+    something. So it is tried again over the same connection."""
+    if isinstance(error, TopologyConflict):
+        return True
+    return bool(_MISSING.search(text) if code == NOT_FOUND else _OVER_A_LIMIT.search(text))
 
 
 def publish_refusal(what: str, code: int, text: str) -> BrokerError:

@@ -9,6 +9,7 @@ only `add_callback_threadsafe` of the driver's loop. The neighbours make the dec
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections import deque
@@ -18,12 +19,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, cast
 
-from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal
+from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal, waits_in_place
 from fedmq.broker_config.amqp.consumer import Consumer, Token, Verdict
 from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import AmqpPublisher, Outgoing, Window, describe
 from fedmq.broker_config.amqp.retries import Retries
-from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.amqp.session import Driver, Refused, Session
 from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.topology import Exchange, Queue
@@ -41,6 +42,8 @@ from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.local.event_log import EventLog
 
 DEPTH_TIMEOUT_S = 5.0
+LOOK_AGAIN_S = 5.0
+"""Longest wait for a shared object that the coordinator has not made yet: to look costs little, and all wait for it."""
 GIVE_BACK_DELAY_S = 0.5
 """Wait before an unhandled message is given back, which keeps it from coming again in a tight loop."""
 _CLOSE_GRACE_S = 2.0
@@ -77,6 +80,10 @@ class AmqpClient:
         self._thread: threading.Thread | None = None
         self._opened: Future[None] = Future()
         self._last_problem = "no answer yet"
+        self._hindrance: BrokerError | None = None
+        """The reason for which the broker that is connected cannot be used yet."""
+        self._patient = False
+        """True if `open` may wait for ever."""
         self._broker_id = ""
         # The I/O thread's own
         self._loop = driver.loop
@@ -91,6 +98,7 @@ class AmqpClient:
         self._over = False
         """True once nothing is left to do but to say goodbye."""
         self._stopped = False
+        self._backoff, self._rng = backoff, rng
         self._retries = Retries(self._loop, addresses, backoff, rng, self._connect)
         self._consumers = Consumers(driver, backoff, rng, self._report)
         self._publisher = AmqpPublisher(self._loop, driver.properties, window, self._on_idle)
@@ -117,13 +125,13 @@ class AmqpClient:
     ) -> None:
         """Connect and declare. Try again until timeout_s (None: for ever).
 
-        Raises BrokerUnavailable after timeout_s, and BrokerRefused or TopologyConflict at once. Then the transport is
-        closed.
+        Raises BrokerUnavailable after timeout_s, and BrokerRefused at once; with a timeout_s also TopologyConflict, at
+        once. Then the transport is closed.
         """
         with self._gate:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
-            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._exchanges, self._on_state, self._patient = tuple(exchanges), on_state, timeout_s is None
             self._queues.update((queue.name, queue) for queue in queues)
             self._is_open = True
             self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
@@ -131,8 +139,10 @@ class AmqpClient:
         try:
             self._opened.result(timeout_s)
         except FutureTimeoutError:
-            problem = self._last_problem
+            problem, hindrance = self._last_problem, self._hindrance
             self.close(0.0)
+            if hindrance is not None:
+                raise BrokerUnavailable(f"after {timeout_s:g} s still: {hindrance}") from None
             raise BrokerUnavailable(
                 f"no RabbitMQ at {self._addresses} within {timeout_s:g} s ({problem}): "
                 "start it, check host and port in the broker's URL, or wait longer"
@@ -169,6 +179,10 @@ class AmqpClient:
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
         """Declare one more queue. The future resolves with the number of its ready messages."""
         return self._do(Chore(queue.name, queue, timeout_s))
+
+    def declare_exchange(self, exchange: Exchange, timeout_s: float = 30.0) -> Future[int]:
+        """Declare one more exchange, for which rule 4 does not hold."""
+        return self._do(Chore(exchange.name, exchange, timeout_s))
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         """Delete a queue with its messages, and forget it."""
@@ -304,6 +318,7 @@ class AmqpClient:
 
     def _ready(self, session: Session) -> None:
         self._retries.ready()
+        self._hindrance = None
         self._reported_connected = True
         self._broker_id = self._driver.broker_id(session.consuming)
         log.info("connected", broker=self.address, user=self.address.user, transport=self.name)
@@ -322,8 +337,8 @@ class AmqpClient:
         self._chores.detach()
         self._consumers.detach()
         ours = self._driver.explain(error)
-        self._last_problem = str(ours)
-        if isinstance(ours, TopologyConflict) or (isinstance(ours, BrokerRefused) and not self._opened.done()):
+        self._last_problem, self._hindrance = str(ours), None
+        if isinstance(ours, BrokerRefused | TopologyConflict) and not self._opened.done():
             self._fail(ours)
             return
         if self._reported_connected:
@@ -331,19 +346,31 @@ class AmqpClient:
             self._report(TransportState("disconnected", str(ours), ours))
         self._retries.lost(ours)
 
-    def _declaration_refused(self, session: Session, what: str, code: int, text: str) -> None:
-        session.lose(declaration_refusal(self.address, what, code, text))
+    def _declaration_refused(self, session: Session, refused: Refused) -> None:
+        """Try again over the same connection if somebody else can put it right. Nobody's mistake, and nobody's malice,
+        ends this process for good."""
+        error = declaration_refusal(self.address, refused.what, refused.code, refused.text)
+        conflict = isinstance(error, TopologyConflict)
+        if not waits_in_place(error, refused.code, refused.text):
+            session.lose(error)
+        elif conflict and not self._patient and not self._opened.done():
+            session.lose(error)  # the caller has a deadline: somebody waits for the answer
+        else:
+            self._hindrance = error
+            delay_s = self._backoff.delay_s(session.refusals - 1, self._rng)
+            if refused.passive:
+                delay_s = min(delay_s, LOOK_AGAIN_S)
+            level = logging.ERROR if conflict else logging.WARNING
+            event = "queue_conflict" if conflict else "waiting"
+            log.log(level, event, transport=self.name, detail=f"{error}; trying again in {delay_s:.1f} s")
+            self._loop.call_later(delay_s, refused.again)
 
     def _fail(self, error: FedmqError) -> None:
-        """Give up for good: from now on this transport can only be closed."""
+        """Give up before the transport was ever open: from now on it can only be closed."""
         self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
         self._publisher.fail_all(self._failure)
         self._chores.fail_all(self._failure)
-        if self._opened.done():
-            log.error("gave_up", transport=self.name, detail=error)
-            self._report(TransportState("failed", str(error), error))
-        else:
-            self._opened.set_exception(error)
+        self._opened.set_exception(error)
 
     def _report(self, state: TransportState) -> None:
         if self._on_state is None or self._closing:  # its closer wants no more news
@@ -367,7 +394,7 @@ class AmqpClient:
         if self._failure is not None:
             chore.done.set_exception(self._failure)
             return
-        if chore.queue is None:
+        if chore.made is None:
             self._consumers.remove(chore.name)
         self._chores.submit(chore)
 
@@ -375,7 +402,7 @@ class AmqpClient:
         assert self._session is not None, "chores wait while there is none"
 
         def refused(code: int, text: str) -> None:
-            finish(declaration_refusal(self.address, f"queue {chore.name!r}", code, text))
+            finish(declaration_refusal(self.address, chore.what, code, text))
 
         return self._session.begin_chore(chore, finish, refused)
 

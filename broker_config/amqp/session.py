@@ -6,16 +6,16 @@ they have the other connection. Both live and die together, so that there is one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fedmq.broker_config.amqp.address import NOT_FOUND
 from fedmq.broker_config.amqp.answers import Answer
 from fedmq.broker_config.amqp.publisher import AmqpPublisher
 from fedmq.broker_config.chores import Chore, Finish
 from fedmq.broker_config.timers import Timers
-from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.topology import DEFAULT_EXCHANGE, Exchange, Queue
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
 
@@ -82,6 +82,17 @@ class Driver(Protocol):
         """Drop all connections."""
 
 
+class Refused(NamedTuple):
+    """A declaration that the broker refused, while the connection goes on. `again` declares everything once more."""
+
+    what: str
+    """The object's kind and name, for people."""
+    passive: bool
+    code: int
+    text: str
+    again: Callable[[], None]
+
+
 class Session:
     """One session. It calls `on_ready` once both connections are up and everything is declared, and `on_lost` once when
     it is over. A broker that does not answer ends it too."""
@@ -95,7 +106,7 @@ class Session:
         *,
         broker: str,
         on_ready: Callable[[Session], None],
-        on_declaration_refused: Callable[[Session, str, int, str], None],
+        on_declaration_refused: Callable[[Session, Refused], None],
         on_lost: Callable[[Session, Exception], None],
         on_blocked: OnBlocked,
     ) -> None:
@@ -115,6 +126,8 @@ class Session:
         self._blocked = False
         self.ready = False
         self.over = False
+        self.refusals = 0
+        """Number of refused declarations since everything was last declared."""
         self.consuming: Any = driver.connect("consume", self._consuming_is_open, self.lose, on_blocked)
 
     def answer(self, connection: Any, on_silence: Callable[[str], None]) -> Answer:
@@ -156,13 +169,17 @@ class Session:
         both = [connection for connection in (self._publishing, self.consuming) if connection is not None]
         return [connection for connection in both if not (connection.is_closing or connection.is_closed)]
 
-    def declare(self, then: Callable[[], None], tries: int = MOST_TRIES) -> None:
-        """Declare everything (again), then call `then`.
+    def declare(self, then: Callable[[], None], tries: int = MOST_TRIES, unbound: frozenset[str] = frozenset()) -> None:
+        """Declare everything (again), then call `then`. The queues in `unbound` are not bound.
 
         A queue may vanish between its declaration and its binding: RabbitMQ 4.0 cancels the queue's consumers, which
-        brings us here, before it has deleted the queue. Then everything is declared once more."""
-        steps = _steps(self._exchanges, tuple(self._queues.values()))
-        current, binding = ["a channel"], [False]
+        brings us here, before it has deleted the queue. Then everything is declared once more.
+
+        The exchange of a binding may be gone, and not be ours to make: that of a participant's uploads. Its queue stays
+        unbound, because its sender hears of that. All else must go on: the coordinator makes the exchange once it has
+        heard from the participant."""
+        steps = _steps(self._exchanges, tuple(self._queues.values()), unbound)
+        current = [_Step("a channel", "", {})]
         answer = self.answer(self.consuming, self._hangs)
 
         def opened(channel: Any) -> None:
@@ -173,12 +190,12 @@ class Session:
                 step = next(steps, None)
                 if step is None:
                     channel.close()
+                    self.refusals = 0
                     then()
                     return
-                current[0], method, arguments = step
-                binding[0] = method == "queue_bind"
-                answer.wait(f"the declaration of {current[0]}")
-                getattr(channel, method)(**arguments, callback=advance)
+                current[0] = step
+                answer.wait(f"the declaration of {step.what}")
+                getattr(channel, step.method)(**step.arguments, callback=advance)
 
             advance()
 
@@ -186,16 +203,28 @@ class Session:
             answer.stop()
             if self.over:
                 return
-            if code == NOT_FOUND and binding[0] and tries > 1:
-                self.declare(then, tries - 1)
-            else:
-                self._on_declaration_refused(self, current[0], code, text)
+            step = current[0]
+            if code == NOT_FOUND and step.method == "queue_bind":
+                if step.arguments["exchange"] not in {exchange.name for exchange in self._exchanges}:
+                    self.declare(then, tries, unbound | {step.arguments["queue"]})
+                    return
+                if tries > 1:
+                    self.declare(then, tries - 1, unbound)
+                    return
+            self.refusals += 1
+            passive = "passive" in step.arguments
+            again = partial(self._declare_again, then)
+            self._on_declaration_refused(self, Refused(step.what, passive, code, text, again))
 
         answer.wait("the opening of a channel")
         self._driver.channel(self.consuming, opened, refused)
 
+    def _declare_again(self, then: Callable[[], None]) -> None:
+        if not self.over:
+            self.declare(then)
+
     def begin_chore(self, chore: Chore, finish: Finish, refused: OnRefused) -> Callable[[], None]:
-        """Declare or delete a queue on a channel of its own, then call `finish`. A queue that hangs fails alone. Return
+        """Declare or delete on a channel of its own, then call `finish`. A chore that hangs fails alone. Return
         a function that gives the try up."""
         given_up = False
         answer = self.answer(self.consuming, lambda silence: finish(BrokerUnavailable(silence)))
@@ -213,12 +242,12 @@ class Session:
 
             if given_up:
                 channel.close()
-            elif chore.queue is None:
+            elif chore.made is None:
                 channel.queue_delete(chore.name, callback=lambda frame: close(frame.method.message_count))
             else:
-                _declare(channel, chore.queue, close)
+                _declare(channel, chore.made, close)
 
-        answer.wait(f"the {'deletion' if chore.queue is None else 'declaration'} of queue {chore.name!r}")
+        answer.wait(f"the {'deletion' if chore.made is None else 'declaration'} of {chore.what}")
         self._driver.channel(self.consuming, opened, refused)
         return give_up
 
@@ -284,34 +313,49 @@ class Session:
         self._open_publish_channel()
 
 
-def _steps(exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> Any:
-    """Yield the declarations in order: a name for people, the channel's method, its arguments."""
+class _Step(NamedTuple):
+    """One declaration: its object for people, the channel's method, and the method's arguments."""
+
+    what: str
+    method: str
+    arguments: dict[str, Any]
+
+
+def _steps(exchanges: Iterable[Exchange], queues: Iterable[Queue], unbound: frozenset[str]) -> Iterator[_Step]:
+    """Yield the declarations in order."""
     for exchange in exchanges:
-        yield (
-            f"exchange {exchange.name!r}",
-            "exchange_declare",
-            {"exchange": exchange.name, "exchange_type": "direct", "durable": True},
-        )
+        yield _exchange_step(exchange)
     for queue in queues:
-        yield (
-            f"queue {queue.name!r}",
-            "queue_declare",
-            {"queue": queue.name, "durable": True, "arguments": queue.arguments()},
-        )
-        yield (
+        yield from _queue_steps(queue, bind=queue.name not in unbound)
+
+
+def _exchange_step(exchange: Exchange) -> _Step:
+    arguments = {"passive": True} if exchange.passive else {"exchange_type": "direct", "durable": True}
+    return _Step(f"exchange {exchange.name!r}", "exchange_declare", {"exchange": exchange.name, **arguments})
+
+
+def _queue_steps(queue: Queue, bind: bool = True) -> Iterator[_Step]:
+    arguments = {"passive": True} if queue.passive else {"durable": True, "arguments": queue.arguments()}
+    yield _Step(f"queue {queue.name!r}", "queue_declare", {"queue": queue.name, **arguments})
+    if bind and not queue.passive and queue.exchange != DEFAULT_EXCHANGE:
+        yield _Step(
             f"the binding of queue {queue.name!r} to exchange {queue.exchange!r}",
             "queue_bind",
             {"queue": queue.name, "exchange": queue.exchange, "routing_key": queue.routing_key},
         )
 
 
-def _declare(channel: Any, queue: Queue, then: Callable[[int], None]) -> None:
-    """Declare a queue with its binding, then call `then` with the number of its ready messages."""
+def _declare(channel: Any, made: Queue | Exchange, then: Callable[[int], None]) -> None:
+    """Declare an exchange, or a queue with its binding. Then call `then` with the number of ready messages."""
+    steps = iter((_exchange_step(made),)) if isinstance(made, Exchange) else _queue_steps(made)
+    counts = [0]
 
-    def declared(frame: Any) -> None:
-        count = frame.method.message_count
-        channel.queue_bind(
-            queue.name, queue.exchange, routing_key=queue.routing_key, callback=lambda _frame: then(count)
-        )
+    def advance(frame: Any = None) -> None:
+        counts[0] += getattr(frame and frame.method, "message_count", 0)
+        step = next(steps, None)
+        if step is None:
+            then(counts[0])
+        else:
+            getattr(channel, step.method)(**step.arguments, callback=advance)
 
-    channel.queue_declare(queue.name, durable=True, arguments=queue.arguments(), callback=declared)
+    advance()

@@ -1,5 +1,7 @@
 """The embedded broker: exchanges, bindings and queues in RAM, shared by the transports of one process.
 
+It lets every user do everything, unless `set_rights` says otherwise. Then it asks for the same rights as RabbitMQ.
+
 It has no thread of its own. Operations run on the caller's thread under one lock, and push deliveries and news into the
 inboxes of the connections concerned. Expiry falls due by time alone: the dispatcher of the oldest connection, the
 timekeeper, does it. Messages survive `drop_connections` and `pause`, as durable ones survive a broker's restart.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 import threading
 import time
 import uuid
@@ -27,10 +30,12 @@ from fedmq.broker_config.embedded.connection import (
     Token,
 )
 from fedmq.broker_config.embedded.queue import Consumer, Content, Handout, QueueModel, dead_lettered
-from fedmq.broker_config.topology import Exchange, Queue
+from fedmq.broker_config.rights import Rights
+from fedmq.broker_config.topology import DEFAULT_EXCHANGE, Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery
 from fedmq.schemas.errors import (
     BrokerError,
+    BrokerRefused,
     BrokerUnavailable,
     PublishError,
     PublishRejected,
@@ -58,6 +63,7 @@ class EmbeddedBroker:
         self._due: list[tuple[float, int, QueueModel]] = []
         self._armed: dict[QueueModel, float] = {}
         self._numbers = itertools.count()
+        self._rights: dict[str, Rights] = {}
 
     # Faults and views, for tests and demonstrations
 
@@ -84,9 +90,7 @@ class EmbeddedBroker:
             for model in self._queues.values():
                 model.touch(self.clock())
             self._advance(self._queues.values())
-            for inbox in self._waiting:
-                inbox.put(None)
-            self._waiting.clear()
+            self._wake()
 
     def withhold_confirms(self, name: str | None = None) -> None:
         """Take messages over from the connections that are open now, or from those of one name, without ever confirming
@@ -95,10 +99,28 @@ class EmbeddedBroker:
             for connection in self._connections:
                 connection.mute = connection.mute or name is None or connection.name == name
 
-    def delete_queue(self, name: str) -> None:
-        """Delete a queue with its messages, and tell its consumers (basic.cancel)."""
+    def delete_queue(self, name: str, successor: Queue | None = None) -> None:
+        """Delete a queue with its messages, and tell its consumers (basic.cancel). `successor` takes its place before
+        anybody else can."""
         with self._lock:
             self._delete(self._queues[name])
+            if successor is not None:
+                self._declare_queue("guest", successor)
+
+    def delete_exchange(self, name: str) -> None:
+        """Delete an exchange with its bindings."""
+        with self._lock:
+            self._exchanges.remove(name)
+            self._bindings = {key: bound for key, bound in self._bindings.items() if key[0] != name}
+
+    def set_rights(self, user: str, rights: Rights | None) -> None:
+        """Give a user these rights from now on; None gives all rights. Nothing that is open ends by that."""
+        with self._lock:
+            if rights is None:
+                self._rights.pop(user, None)
+            else:
+                self._rights[user] = rights
+            self._wake()
 
     def run_due(self) -> None:
         """Do all that has fallen due by a clock that a test advances, the deadlines of publishes included."""
@@ -127,14 +149,16 @@ class EmbeddedBroker:
         queues: Iterable[Queue],
         user: str = "guest",
     ) -> Connection | None:
-        """Declare everything and return a new connection. None while the broker is down; later the inbox gets a
-        None."""
+        """Declare everything and return a new connection. None while the broker is down.
+
+        Raises BrokerRefused, TopologyConflict, or BrokerUnavailable if a passive object is missing. If there is no
+        connection, the inbox gets a None once trying again may help.
+        """
         with self._lock:
             if not self._up:
-                if inbox not in self._waiting:
-                    self._waiting.append(inbox)
+                self._wake_later(inbox)
                 return None
-            self._declare(exchanges, queues)
+            self._declare(inbox, user, exchanges, queues, again=True)
             connection = Connection(name, inbox, user)
             self._connections.append(connection)
             return connection
@@ -147,16 +171,23 @@ class EmbeddedBroker:
             if connection is not None and connection.alive:
                 self._sever([connection], "closed")
 
-    def declare(self, connection: Connection, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
-        """Declare (again) on a live connection."""
+    def declare(
+        self, connection: Connection, exchanges: Iterable[Exchange], queues: Iterable[Queue], *, again: bool = False
+    ) -> None:
+        """Declare on a live connection. Raises as `connect` does.
+
+        If it is done `again`, a queue may be bound to an exchange that is gone and is not among `exchanges`: it stays
+        unbound.
+        """
         with self._lock:
             self._check(connection)
-            self._declare(exchanges, queues)
+            self._declare(connection.inbox, connection.user, exchanges, queues, again=again)
 
     def remove(self, connection: Connection, name: str) -> int:
         """Delete a queue, if it is there. Return the number of messages that were ready in it."""
         with self._lock:
             self._check(connection)
+            self._ask(connection.user, "configure", name)
             model = self._queues.get(name)
             if model is None:
                 return 0
@@ -165,9 +196,12 @@ class EmbeddedBroker:
             return count
 
     def consume(self, connection: Connection, queue: str, on_delivery: OnDelivery, prefetch: int) -> bool:
-        """Start consuming. False if the queue does not exist."""
+        """Start consuming. False if the queue does not exist. Raises BrokerRefused."""
         with self._lock:
             self._check(connection)
+            self._wake_later(connection.inbox)  # if it is refused
+            self._ask(connection.user, "read", queue)
+            self._waiting.remove(connection.inbox)
             model = self._queues.get(queue)
             if model is None:
                 return False
@@ -185,7 +219,7 @@ class EmbeddedBroker:
                 model.detach(consumer, self.clock())
                 self._advance([model])
 
-    def publish(self, connection: Connection, message: Message) -> PublishError | Confirm:
+    def publish(self, connection: Connection, message: Message) -> PublishError | BrokerRefused | Confirm:
         """Route a persistent, mandatory message. Return the broker's answer."""
         content = Content(
             exchange=message.exchange,
@@ -202,6 +236,10 @@ class EmbeddedBroker:
             return PublishError(f"message {message.message_id} has headers that AMQP cannot carry: {unwritable}")
         with self._lock:
             self._check(connection)
+            try:
+                self._ask(connection.user, "write", message.exchange)
+            except BrokerRefused as refused:
+                return refused
             targets = self._targets(content)
             accepted = [model for model in targets if model.push(content, self.clock())]
             self._advance(accepted)
@@ -275,16 +313,67 @@ class EmbeddedBroker:
         if self._connections:
             self._connections[0].inbox.put(None)  # it may be the timekeeper from now on
 
-    def _declare(self, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
-        self._exchanges.update(exchange.name for exchange in exchanges)
-        for queue in queues:
-            self._declare_queue(queue)
-
-    def _declare_queue(self, queue: Queue) -> None:
-        if queue.exchange not in self._exchanges:
-            raise TopologyConflict(
-                f"queue {queue.name!r} is bound to exchange {queue.exchange!r}, which does not exist: declare it too"
+    def _ask(self, user: str, right: Literal["configure", "write", "read"], name: str) -> None:
+        """Raise BrokerRefused if the user lacks a right. RabbitMQ searches a name for the right's expression."""
+        rights = self._rights.get(user)
+        if rights is not None and not re.search(getattr(rights, right), name or "amq.default"):
+            raise BrokerRefused(
+                f"user {user!r} may not {right} {name or 'amq.default'!r} (its right: {getattr(rights, right)!r})"
             )
+
+    def _wake_later(self, inbox: SimpleQueue[Any]) -> None:
+        if inbox not in self._waiting:
+            self._waiting.append(inbox)
+
+    def _wake(self) -> None:
+        """Wake those that wait for the broker, or for a change of its objects and rights."""
+        for inbox in self._waiting:
+            inbox.put(None)
+        self._waiting.clear()
+
+    def _declare(
+        self,
+        inbox: SimpleQueue[Any],
+        user: str,
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        *,
+        again: bool,
+    ) -> None:
+        exchanges = tuple(exchanges)
+        ours = {exchange.name for exchange in exchanges}
+        known = len(self._exchanges) + len(self._queues)
+        try:
+            for exchange in exchanges:
+                self._declare_exchange(user, exchange)
+            for queue in queues:
+                self._declare_queue(user, queue)
+                if not (again and queue.exchange not in ours and queue.exchange not in self._exchanges):
+                    self._bind(user, queue)
+        except BrokerError:
+            self._wake_later(inbox)
+            raise
+        finally:
+            if len(self._exchanges) + len(self._queues) > known:
+                self._wake()
+
+    def _declare_exchange(self, user: str, exchange: Exchange) -> None:
+        if not exchange.passive:
+            self._ask(user, "configure", exchange.name)
+            self._exchanges.add(exchange.name)
+        elif exchange.name not in self._exchanges:
+            raise _not_made(f"exchange {exchange.name!r}")
+
+    def _declare_queue(self, user: str, queue: Queue) -> None:
+        if queue.passive:
+            if queue.name not in self._queues:
+                raise _not_made(f"queue {queue.name!r}")
+            self._queues[queue.name].touch(self.clock())
+            return
+        self._ask(user, "configure", queue.name)
+        if queue.dead_letter_exchange is not None:
+            self._ask(user, "read", queue.name)
+            self._ask(user, "write", queue.dead_letter_exchange)
         model = self._queues.get(queue.name)
         if model is None:
             model = self._queues[queue.name] = QueueModel(queue, self.clock())
@@ -296,10 +385,18 @@ class EmbeddedBroker:
                     f"{ours.get(argument)!r}: delete the queue once it is empty, or use another prefix"
                 )
         model.touch(self.clock())
+        self._arm(model)
+
+    def _bind(self, user: str, queue: Queue) -> None:
+        if queue.passive or queue.exchange == DEFAULT_EXCHANGE:
+            return
+        self._ask(user, "write", queue.name)
+        self._ask(user, "read", queue.exchange)
+        if queue.exchange not in self._exchanges:
+            raise _not_made(f"exchange {queue.exchange!r}, to which queue {queue.name!r} is bound,")
         bound = self._bindings.setdefault((queue.exchange, queue.routing_key), [])
         if queue.name not in bound:
             bound.append(queue.name)
-        self._arm(model)
 
     def _delete(self, model: QueueModel) -> None:
         name = model.queue.name
@@ -312,10 +409,11 @@ class EmbeddedBroker:
             connection.consumers.remove((model, consumer))
             model.detach(consumer, self.clock())  # so that its deliveries cannot be settled any more
             connection.inbox.put(Cancelled(connection, name))
+        self._wake()
 
     def _targets(self, content: Content) -> list[QueueModel]:
         """Return the queues that a message is routed to. The default exchange knows every queue by its name."""
-        if content.exchange == "":
+        if content.exchange == DEFAULT_EXCHANGE:
             names = [content.routing_key] if content.routing_key in self._queues else []
         else:
             names = self._bindings.get((content.exchange, content.routing_key), [])
@@ -369,3 +467,7 @@ class EmbeddedBroker:
         heapq.heappush(self._due, (due_s, next(self._numbers), model))
         if self._due[0][2] is model and self._connections:
             self._connections[0].inbox.put(None)
+
+
+def _not_made(what: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"the coordinator has not made {what} yet: start the coordinator, or check the prefix")

@@ -26,7 +26,14 @@ from fedmq.broker_config.embedded.publisher import EmbeddedPublisher, Publish
 from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
-from fedmq.schemas.errors import BrokerError, BrokerUnavailable, FedmqError, TopologyConflict, TransportClosed
+from fedmq.schemas.errors import (
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    FedmqError,
+    TopologyConflict,
+    TransportClosed,
+)
 from fedmq.schemas.local.event_log import EventLog
 
 __all__ = ["EmbeddedBroker", "EmbeddedTransport"]
@@ -81,6 +88,12 @@ class EmbeddedTransport:
         self._opened: Future[None] = Future()
         self._connection: Connection | None = None
         self._consumers: dict[str, _Consume] = {}
+        self._lost: set[str] = set()
+        """Queues whose consumers the broker ended, and could not start again yet."""
+        self._hindrance: BrokerError | None = None
+        """The reason for which something cannot be declared yet."""
+        self._patient = False
+        """True if `open` may wait for ever."""
         self._timers = ClockTimers(broker.clock)
         self._chores = Chores(self._timers, self._queues, self._begin_chore)
         self._publisher = EmbeddedPublisher(broker)
@@ -99,11 +112,12 @@ class EmbeddedTransport:
         on_state: OnState | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Connect and declare. Raises BrokerUnavailable after timeout_s, and TopologyConflict at once."""
+        """Connect and declare. Raises BrokerUnavailable after timeout_s, and BrokerRefused at once; with a timeout_s
+        also TopologyConflict, at once."""
         with self._gate:
             if self._thread is not None:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
-            self._exchanges, self._on_state = tuple(exchanges), on_state
+            self._exchanges, self._on_state, self._patient = tuple(exchanges), on_state, timeout_s is None
             self._queues.update((queue.name, queue) for queue in queues)
             self._is_open = True
             self._thread = threading.Thread(target=self._dispatch, name=f"fedmq-{self.name}", daemon=True)
@@ -111,7 +125,10 @@ class EmbeddedTransport:
         try:
             self._opened.result(timeout_s)
         except FutureTimeoutError:
+            hindrance = self._hindrance
             self.close(0.0)
+            if hindrance is not None:
+                raise BrokerUnavailable(f"after {timeout_s:g} s still: {hindrance}") from None
             raise BrokerUnavailable(f"no broker within {timeout_s} s: start it, or wait longer") from None
         except FedmqError:
             self.close(0.0)
@@ -140,6 +157,10 @@ class EmbeddedTransport:
     def declare(self, queue: Queue, timeout_s: float = 30.0) -> Future[int]:
         """Declare one more queue. The future resolves with the number of its ready messages."""
         return self._do(Chore(queue.name, queue, timeout_s))
+
+    def declare_exchange(self, exchange: Exchange, timeout_s: float = 30.0) -> Future[int]:
+        """Declare one more exchange, for which rule 4 does not hold."""
+        return self._do(Chore(exchange.name, exchange, timeout_s))
 
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         """Delete a queue with its messages, and forget it."""
@@ -211,6 +232,7 @@ class EmbeddedTransport:
         try:
             while True:
                 self._connect()
+                self._restore()
                 self._work()
                 self._timers.do_due()
                 if self._is_over():
@@ -259,19 +281,20 @@ class EmbeddedTransport:
             case _Forget(queue):
                 self._queues.pop(queue, None)
             case Chore():
-                if item.queue is None:
+                if item.made is None:
                     self._stop(item.name)
                 self._chores.submit(item)
             case _GiveBack(delivery):
                 self._give_back_later(delivery)
             case Lost(connection, detail) if connection is self._connection:
                 self._connection = None
+                self._lost.clear()
                 self._chores.detach()
                 self._publisher.connection_lost()
                 self._report(TransportState("disconnected", detail))
             case Cancelled(connection, queue) if connection is self._connection and queue in self._consumers:
                 self._report(TransportState("consumer_lost", f"queue {queue!r} was deleted: declaring it again"))
-                self._restore(queue)
+                self._lost.add(queue)
             case _Close(deadline_s):
                 self._close_deadline_s = deadline_s
             case _:
@@ -284,12 +307,12 @@ class EmbeddedTransport:
             connection = self._broker.connect(
                 self.name, self._inbox, self._exchanges, self._queues.values(), self._user
             )
-        except TopologyConflict as error:
-            self._fail(error)
+        except BrokerError as error:
+            self._held_up(error)
             return
         if connection is None:
             return
-        self._connection = connection
+        self._connection, self._hindrance = connection, None
         self._report(TransportState("connected"))
         if not self._opened.done():
             self._opened.set_result(None)
@@ -302,34 +325,56 @@ class EmbeddedTransport:
         if self._connection is None:
             return  # connecting starts it
         with suppress(Disconnected):
-            if not self._broker.consume(self._connection, *consumer):
-                self._report(TransportState("consumer_lost", f"queue {consumer.queue!r} does not exist"))
+            try:
+                if not self._broker.consume(self._connection, *consumer):
+                    self._report(TransportState("consumer_lost", f"queue {consumer.queue!r} does not exist"))
+            except BrokerRefused as error:
+                self._lost.add(consumer.queue)
+                self._held_up(error)
 
     def _stop(self, queue: str) -> None:
+        self._lost.discard(queue)
         if self._consumers.pop(queue, None) is not None and self._connection is not None:
             self._broker.cancel(self._connection, queue)
 
-    def _restore(self, queue: str) -> None:
-        """Declare a queue that was deleted under its consumer, and consume again."""
-        assert self._connection is not None
+    def _restore(self) -> None:
+        """Declare the queues that were deleted under their consumers, and consume again."""
+        if not self._lost or self._connection is None:
+            return
         try:
-            self._broker.declare(self._connection, self._exchanges, self._queues.values())
+            self._broker.declare(self._connection, self._exchanges, self._queues.values(), again=True)
         except Disconnected:
             return
-        except TopologyConflict as error:
-            self._fail(error)
-        else:
+        except BrokerError as error:
+            self._held_up(error)
+            return
+        self._hindrance = None
+        lost, self._lost = self._lost, set()
+        for queue in lost:
             self._start(self._consumers[queue])
+
+    def _held_up(self, error: BrokerError) -> None:
+        """Wait until somebody puts it right (rule 6): then the broker wakes us."""
+        conflict = isinstance(error, TopologyConflict) and not self._patient
+        if not self._opened.done() and (conflict or isinstance(error, BrokerRefused)):
+            self._fail(error)
+        elif str(error) != str(self._hindrance):
+            self._hindrance = error
+            event = "queue_conflict" if isinstance(error, TopologyConflict) else "waiting"
+            log.warning(event, transport=self.name, detail=error)
 
     def _begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
         """Do a chore at once: nothing is left to give up."""
         connection = self._connection
         assert connection is not None, "chores wait while there is none"
         try:
-            if chore.queue is None:
+            if chore.made is None:
                 count = self._broker.remove(connection, chore.name)
+            elif isinstance(chore.made, Exchange):
+                self._broker.declare(connection, [chore.made], ())
+                count = 0
             else:
-                self._broker.declare(connection, (), [chore.queue])
+                self._broker.declare(connection, (), [chore.made])
                 count = self._broker.depth(chore.name)
         except Disconnected:
             self._chores.detach()  # its Lost is in the inbox
@@ -350,15 +395,12 @@ class EmbeddedTransport:
     def _give_back_later(self, delivery: Delivery) -> None:
         self._timers.call_later(GIVE_BACK_DELAY_S, partial(self.nack, delivery))
 
-    def _fail(self, error: TopologyConflict) -> None:
-        """Give up for good: from now on this transport can only be closed."""
+    def _fail(self, error: BrokerError) -> None:
+        """Give up before the transport was ever open: from now on it can only be closed."""
         self._failure = TransportClosed(f"transport {self.name!r} gave up: {error}")
         self._broker.disconnect(self._connection, self._inbox)
         self._connection = None
-        if self._opened.done():
-            self._report(TransportState("failed", str(error), error))
-        else:
-            self._opened.set_exception(error)
+        self._opened.set_exception(error)
 
     def _leave(self) -> None:
         with self._gate:

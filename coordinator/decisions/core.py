@@ -194,6 +194,11 @@ class Core:
         """Return True if the core itself knows this task: it is open, or it closed since the last `changes`."""
         return self._desk.tasks.get(task_id) is not None or self._desk.tasks.just_closed(task_id) is not None
 
+    def awaits_from(self, participant_id: str, task_ids: Iterable[str]) -> bool:
+        """Return True if one of these tasks is open, and this participant's."""
+        open_ones = (self._desk.tasks.get(task_id) for task_id in task_ids)
+        return any(task is not None and task.participant_id == participant_id for task in open_ones)
+
     def awaits(self, update: Update) -> bool:
         """Return True if this update would be accepted now, provided that its payload fits.
 

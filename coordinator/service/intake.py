@@ -142,7 +142,7 @@ class Intake:
 
     def queue_of(self, run_id: str, task_id: str, participant_id: str) -> str:
         """Return the name of the queue that a task's update is uploaded to."""
-        return self._topology.payload(participant_id, update_id(run_id, task_id, participant_id)).name
+        return self._topology.upload(participant_id, update_id(run_id, task_id, participant_id)).name
 
     def offer(self, handle: DeliveryHandle, update: Update) -> DeliveryHandle | None:
         """Let this update wait for its turn. Return the earlier copy of its manifest, which is to be acked now

@@ -42,13 +42,13 @@ from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.leadership import Leadership
-from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished
+from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import read_update
 from fedmq.coordinator.state.ledger.rows import CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
-from fedmq.schemas.errors import BrokerError, BrokerRefused
+from fedmq.schemas.errors import BrokerError
 from fedmq.schemas.limits import PLAIN
 from fedmq.schemas.local.event_log import EventLog
 
@@ -126,8 +126,7 @@ class Loop:
 
         `lost_buffer` says that the buffer of the restored state makes no version.
 
-        Raises BrokerRefused if the broker is lost for good, Deposed if another coordinator has taken over, and
-        StrategyFailed if the strategy fails: the core cannot go on then.
+        Raises Deposed if another coordinator has taken over, and StrategyFailed if the strategy fails: the core cannot go on then.
         """
         if lost_buffer is not None:
             self._step(lost_buffer)
@@ -177,6 +176,8 @@ class Loop:
                 self._inbox.add(item)
         elif isinstance(item, TaskPublished):
             self._on_published(item)
+        elif isinstance(item, UploadsPrepared):
+            self._publisher.uploads_prepared(item)
         elif isinstance(item, News):
             item.sender.on_news(item)
         elif isinstance(item, ChunkNews):
@@ -212,8 +213,6 @@ class Loop:
     # Leadership and the connection
 
     def _on_transport(self, state: TransportState) -> None:
-        if state.name == "failed":
-            raise state.error or BrokerRefused(f"the broker is lost for good: {state.detail}")
         level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
         log.log(level, f"broker_{state.name}", detail=state.detail)
         if state.name in ("blocked", "unblocked", "disconnected"):
@@ -221,6 +220,7 @@ class Loop:
         if state.name == "disconnected":
             self._leadership.doubt()
             self._stop_consuming()
+            self._publisher.doubt_exchanges()
         elif state.name == "consumer_lost":
             self._leadership.renew()
 
@@ -267,6 +267,8 @@ class Loop:
         self._step(event)
         if isinstance(event, ParticipantSeen):
             self._left_out.on_hello(event.hello)
+            if self._core.awaits_from(event.hello.participant_id, event.hello.task_ids):
+                self._publisher.prepare_uploads(event.hello.participant_id)
         self._effects.settle_control(delivery)
 
     def _on_update(self, delivery: Delivery) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from fedmq.broker_config.chunks.sender import ChunkSender, News
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
+from fedmq.broker_config.topology import DEFAULT_EXCHANGE, LEAST_MESSAGE_BYTES, MAX_MESSAGE_BYTES, Topology
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.schemas.chunks import Pieces
@@ -37,6 +37,8 @@ REFUSED_AGAIN_S, REFUSED_TRIES = 0.5, 30
 """Seconds between the tries, and their number, for the end of a run that was refused with a nack, for example because
 the participant's queue elects a leader. Nobody else tells it. The tries take longer than the time for which a channel
 that refuses for ever is kept (broker_config.amqp.publisher, rule 7)."""
+HEADER_BYTES = 32 * 1024
+"""More than an update holds beside its tensors: ids, metrics, and the names and shapes of its tensors."""
 _LEAST_EXPIRY_S, _MOST_EXPIRY_S = 60.0, 14 * 24 * 3600.0
 """Bounds of the seconds after which chunks that nobody fetches go away; in between it is the task's lease."""
 
@@ -50,8 +52,17 @@ class TaskPublished:
     error: BaseException | None
 
 
+@dataclass(frozen=True, slots=True)
+class UploadsPrepared:
+    """The answer about the exchange of a participant's uploads; `error` is None if it is there."""
+
+    participant_id: str
+    error: BaseException | None
+
+
 class CoordinatorPublisher:
-    """Sends to participants. The loop's thread calls everything; `put` is called from the transport's thread."""
+    """Sends to each participant's queue, through the default exchange. The loop's thread calls everything; `put` is
+    called from the transport's thread."""
 
     def __init__(
         self,
@@ -62,12 +73,13 @@ class CoordinatorPublisher:
         reply: Reply,
         window_bytes: int,
         timeout_s: float,
-        put: Callable[[TaskPublished | News], None],
+        put: Callable[[TaskPublished | News | UploadsPrepared], None],
+        update_bytes: int = 0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
+        """`update_bytes`: the length of every update's tensors."""
         self._transport = transport
-        self._exchange = topology.tasks_exchange.name
         self._run_id = run_id
         self._reply = reply
         self._window_bytes = window_bytes
@@ -84,6 +96,10 @@ class CoordinatorPublisher:
         self._chunk_bytes = chunk_bytes
         self._sending: tuple[IssueTask, ChunkSender] | None = None
         """The task whose chunks are going out."""
+        self._updates_in_chunks = update_bytes + HEADER_BYTES > min(LEAST_MESSAGE_BYTES, max_message_bytes)
+        """True if a participant may have to send its updates in chunks, by its own settings."""
+        self._prepared: dict[str, Future[int]] = {}
+        """The answers about the exchanges of participants' uploads, since the last connection."""
 
     @property
     def versions(self) -> set[int]:
@@ -100,6 +116,7 @@ class CoordinatorPublisher:
 
     def task(self, command: IssueTask, parameters: Parameters) -> None:
         """Send a task with the parameters of its base version, as soon as the window has room."""
+        self.prepare_uploads(command.participant_id)
         self._waiting.append((command, parameters))
 
     def withdraw(self, task_ids: Collection[str]) -> None:
@@ -118,9 +135,36 @@ class CoordinatorPublisher:
         if self._sending is not None:
             self.withdraw({self._sending[0].task_id})
 
+    def prepare_uploads(self, participant_id: str) -> None:
+        """Make the exchange of a participant's uploads, if it may need one and none was made since the last connection.
+        The participant has no right to make it."""
+        if not self._updates_in_chunks or participant_id in self._prepared:
+            return
+        exchange = self._topology.upload_exchange(participant_id)
+        made = self._prepared[participant_id] = self._transport.declare_exchange(exchange, self._timeout_s)
+        made.add_done_callback(lambda done: self._put(UploadsPrepared(participant_id, done.exception())))
+
+    def uploads_prepared(self, prepared: UploadsPrepared) -> None:
+        """Go on with the tasks that waited for the exchange of their participant's uploads."""
+        if prepared.error is not None:
+            log.warning("uploads_not_prepared", participant=prepared.participant_id, error=prepared.error)
+        self.pump()
+
+    def doubt_exchanges(self) -> None:
+        """Make all exchanges of uploads again when they are next needed, because the broker may have lost them."""
+        self._prepared = {name: made for name, made in self._prepared.items() if not made.done()}
+
     def pump(self) -> None:
         """Send waiting tasks while the window has room. One always fits, however large it is."""
         while self._waiting and self._sending is None:
+            prepared = self._prepared.get(self._waiting[0][0].participant_id)
+            if prepared is not None and not prepared.done():
+                return  # uploads_prepared goes on
+            if prepared is not None and (error := prepared.exception()) is not None:
+                command, _ = self._waiting.popleft()
+                self._prepared.pop(command.participant_id, None)
+                self._put(TaskPublished(command.task_id, 0, error))
+                continue
             more_bytes = self._bytes_in_flight + self._waiting[0][1].num_bytes
             if self._bytes_in_flight and more_bytes > self._window_bytes:
                 return
@@ -151,7 +195,7 @@ class CoordinatorPublisher:
         """Send the parameters first, then the task itself."""
         payload_id = uuid.uuid4().hex  # a new one for every try, so that no chunks are mistaken for those of another
         expires_s = min(max(task.lease_s, _LEAST_EXPIRY_S), _MOST_EXPIRY_S)
-        queue = self._topology.payload(task.participant_id, payload_id, expires_s)
+        queue = self._topology.download(task.participant_id, payload_id, expires_s)
 
         def done(outcome: ChunkedPayload | BaseException) -> None:
             self._sending = None
@@ -182,8 +226,8 @@ class CoordinatorPublisher:
         num_bytes = len(body)
         self._bytes_in_flight += num_bytes
         message = Message(
-            exchange=self._exchange,
-            routing_key=task.participant_id,
+            exchange=DEFAULT_EXCHANGE,
+            routing_key=self._topology.participant(task.participant_id).name,
             body=body,
             message_id=task.task_id,
             correlation_id=task.task_id,
@@ -207,8 +251,8 @@ class CoordinatorPublisher:
     def _small(self, message: Receipt | Notice, message_id: str, expiration_s: float | None = None) -> None:
         future = self._transport.publish(
             Message(
-                exchange=self._exchange,
-                routing_key=message.participant_id,
+                exchange=DEFAULT_EXCHANGE,
+                routing_key=self._topology.participant(message.participant_id).name,
                 body=encode(message),
                 message_id=message_id,
                 correlation_id=message.task_id,

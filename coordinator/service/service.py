@@ -322,6 +322,7 @@ class CoordinatorService:
                 window_bytes=budget_bytes // 2,
                 timeout_s=self._publish_timeout_s,
                 put=inbox.put,
+                update_bytes=core.payload_bytes,
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
             ),

@@ -9,7 +9,7 @@ from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.rows import EpochRow
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.schemas.errors import BrokerRefused, LedgerError
+from fedmq.schemas.errors import LedgerError
 from fedmq.schemas.local.event_log import EventLog
 
 log = EventLog(__name__)
@@ -28,7 +28,7 @@ class Stop:
 def wait_to_lead(leadership: Leadership, inbox: Inbox, folder: RunFolder) -> bool:
     """Block until this coordinator is the active one; False if a Stop comes first.
 
-    Raises BrokerRefused if the broker is lost for good, and LedgerError if the active coordinator has another folder.
+    Raises LedgerError if the active coordinator has another folder.
     """
     leadership.begin()
     waits_for: EpochRow | None = None
@@ -57,8 +57,6 @@ def wait_to_lead(leadership: Leadership, inbox: Inbox, folder: RunFolder) -> boo
 
 
 def _changed(leadership: Leadership, state: TransportState) -> None:
-    if state.name == "failed":
-        raise state.error or BrokerRefused(f"the broker is lost for good: {state.detail}")
     if state.name in ("disconnected", "consumer_lost"):
         log.warning(f"broker_{state.name}", detail=state.detail)
         leadership.doubt()

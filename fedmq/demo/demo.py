@@ -222,7 +222,8 @@ def tidy_broker(plan: DemoPlan, url: str, console: Console) -> None:
     topology = Topology(plan.prefix)
     queues = [*topology.coordinator_queues, *(topology.participant(name) for name in plan.names)]
     try:
-        remove(url, queues=[queue.name for queue in queues], exchanges=[one.name for one in topology.exchanges])
+        exchanges = [*topology.exchanges, *(topology.upload_exchange(name) for name in plan.names)]
+        remove(url, queues=[queue.name for queue in queues], exchanges=[exchange.name for exchange in exchanges])
     except BrokerError as e:
         console.print(Text(f"The demo's queues, {plan.prefix}.*, are still on the broker: {e}", "yellow"))
 

@@ -29,6 +29,10 @@ class ServiceContext:
     put: Callable[[Any], None]
     """Hand an item to the service's inbox. Any thread may call it, and it does not block."""
 
-    def payload_queue(self, payload_id: str) -> Queue:
-        """Return the queue of a payload of this participant."""
-        return self.topology.payload(self.participant_id, payload_id)
+    def upload_queue(self, update_id: str) -> Queue:
+        """Return the queue for the chunks of one of this participant's updates."""
+        return self.topology.upload(self.participant_id, update_id)
+
+    def download_queue(self, payload_id: str) -> Queue:
+        """Return the queue with the chunks of a task for this participant."""
+        return self.topology.download(self.participant_id, payload_id)

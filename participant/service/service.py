@@ -122,7 +122,7 @@ class ParticipantService:
         """Serve until the run is finished ("run_finished") or `stop()` was called ("stopped").
 
         Raises AppError if this app's model is not the federation's, SpoolError if the spool is in use or cannot be
-        made, and BrokerRefused or TopologyConflict if the broker will never take this participant.
+        made, and BrokerRefused if the broker does not take this participant's login or has no rights for it.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
         context = ServiceContext(
@@ -211,8 +211,6 @@ class ParticipantService:
     def _on_state(self, state: TransportState) -> ev.Exit | None:
         level = logging.INFO if state.name in ("connected", "unblocked") else logging.WARNING
         log.log(level, f"broker_{state.name}", participant=self.participant_id, detail=state.detail)
-        if state.name == "failed":
-            raise state.error if state.error is not None else AppError(state.detail)
         if state.name == "connected":
             return self._handle(ev.Connected())
         if state.name == "disconnected":
@@ -365,7 +363,7 @@ class ParticipantService:
         queue = self._topology.participant(self.participant_id)
         try:
             self._transport.open(
-                self._topology.exchanges, (*self._topology.shared_queues, queue), self._inbox.put, timeout_s=None
+                self._topology.seen_exchanges, (queue, *self._topology.seen_queues), self._inbox.put, timeout_s=None
             )
             self._transport.consume(queue.name, lambda delivery: self._inbox.put(_Delivered(delivery)), PREFETCH)
         except Exception as error:  # noqa: BLE001  raised again by run(), in its caller's thread

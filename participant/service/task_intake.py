@@ -140,4 +140,4 @@ class TaskIntake:
 
     def _payload_queue(self, task: Task) -> str:
         assert task.chunks is not None
-        return self._context.payload_queue(task.chunks.payload_id).name
+        return self._context.download_queue(task.chunks.payload_id).name

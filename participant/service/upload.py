@@ -65,7 +65,7 @@ class Uploads:
         self._stop(update_id)
         sender = self._senders[update_id] = ChunkSender(
             self._context.transport,
-            self._context.payload_queue(update_id),
+            self._context.upload_queue(update_id),
             payload_id=payload_id,
             task_id=update.task_id,
             num_bytes=len(body),
@@ -108,7 +108,7 @@ class Uploads:
         self._outdated.discard(update_id)
         if update_id in self._known or self._spool.has_upload(update_id):
             self._known.discard(update_id)
-            self._context.transport.delete_queue(self._context.payload_queue(update_id).name)
+            self._context.transport.delete_queue(self._context.upload_queue(update_id).name)
         self._spool.clear_upload(update_id)
 
     def _update_in(self, update_id: str, body: memoryview | bytes) -> Update:

@@ -17,7 +17,7 @@ def world(request: pytest.FixtureRequest, prefix: str) -> Iterator[World]:
     if request.param == "embedded":
         world: World = EmbeddedWorld(prefix)
     else:
-        world = AmqpWorld(prefix, request.getfixturevalue("amqp_url"))
+        world = AmqpWorld(prefix, request.getfixturevalue("rabbitmq_node"))
     yield world
     world.close()
     assert set(threading.enumerate()) <= before

@@ -7,7 +7,7 @@ from queue import Queue
 
 import pytest
 
-from fedmq.schemas.errors import BrokerUnavailable, TopologyConflict, TransportClosed
+from fedmq.schemas.errors import BrokerUnavailable, TransportClosed
 from tests.contract.world import WAIT_S, States, World, ask_until, outcome
 
 
@@ -93,20 +93,6 @@ def test_messages_survive_the_broker_s_absence(world: World) -> None:
     world.up()
     received = world.consume(transport, queue)
     assert [delivery.message_id for delivery in received.next_ones(2)] == ["1", "2"]
-
-
-def test_a_changed_queue_fails_the_transport_for_good(world: World) -> None:
-    queue = world.queue(max_length=3)
-    states = States()
-    transport = world.open("one", queue, on_state=states.put)
-    world.delete_queue(queue)
-    world.open("two", world.queue(max_length=4))
-    world.sever("one")
-    failed = states.wait_for("failed")
-    assert isinstance(failed.error, TopologyConflict)
-    assert queue.name in str(failed.error)
-    with pytest.raises(TransportClosed, match=queue.name):
-        transport.publish(world.message("m1")).result(WAIT_S)
 
 
 def test_open_gives_up_at_its_deadline_where_there_is_no_broker(world: World) -> None:

@@ -5,6 +5,7 @@ Nothing here sleeps. A test waits for an item of a queue, or asks until the answ
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from queue import Empty, Queue
 from typing import Any, Literal, TypeVar
 
 import pika
+from pika.exceptions import ChannelClosedByBroker
 
 from fedmq.broker_config import topology
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.rights import Rights
 from fedmq.broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
 from fedmq.schemas.errors import PublishError
 from fedmq.schemas.local.backoff import Backoff
@@ -119,6 +123,13 @@ class World(ABC):
         self._transports.append(transport)
         return transport
 
+    def make_transport_of(self, user: str, rights: Rights) -> Transport:
+        """Return a transport, called `user` too, of a user with just these rights in this world's broker."""
+        self._add_user(user, rights)
+        transport = self._new_transport(user, user)
+        self._transports.append(transport)
+        return transport
+
     def open(self, name: str, *queues: topology.Queue, on_state: OnState | None = None) -> Transport:
         transport = self.make_transport(name)
         transport.open((self.exchange, self.dead_exchange), queues, on_state, WAIT_S)
@@ -164,7 +175,10 @@ class World(ABC):
     # Faults
 
     @abstractmethod
-    def _new_transport(self, name: str) -> Transport: ...
+    def _new_transport(self, name: str, user: str = "guest") -> Transport: ...
+
+    @abstractmethod
+    def _add_user(self, name: str, rights: Rights) -> None: ...
 
     @abstractmethod
     def sever(self, name: str) -> None:
@@ -185,6 +199,14 @@ class World(ABC):
     def delete_queue(self, queue: topology.Queue) -> None:
         """Delete a queue behind everybody's back."""
 
+    @abstractmethod
+    def replace_queue(self, queue: topology.Queue) -> None:
+        """Delete a queue behind everybody's back, and make this one of the same name before anybody else can."""
+
+    @abstractmethod
+    def delete_exchange(self, exchange: topology.Exchange) -> None:
+        """Delete an exchange behind everybody's back."""
+
 
 class EmbeddedWorld(World):
     """A world in RAM."""
@@ -193,8 +215,11 @@ class EmbeddedWorld(World):
         super().__init__(prefix)
         self.broker = EmbeddedBroker()
 
-    def _new_transport(self, name: str) -> Transport:
-        return EmbeddedTransport(self.broker, name=name)
+    def _new_transport(self, name: str, user: str = "guest") -> Transport:
+        return EmbeddedTransport(self.broker, name=name, user=user)
+
+    def _add_user(self, name: str, rights: Rights) -> None:
+        self.broker.set_rights(name, rights)
 
     def sever(self, name: str) -> None:
         assert self.broker.drop_connections(name) == 1
@@ -211,24 +236,38 @@ class EmbeddedWorld(World):
     def delete_queue(self, queue: topology.Queue) -> None:
         self.broker.delete_queue(queue.name)
 
+    def replace_queue(self, queue: topology.Queue) -> None:
+        self.broker.delete_queue(queue.name, queue)
+
+    def delete_exchange(self, exchange: topology.Exchange) -> None:
+        self.broker.delete_exchange(exchange.name)
+
 
 class AmqpWorld(World):
     """A private RabbitMQ, with each transport behind a proxy of its own."""
 
-    def __init__(self, prefix: str, url: str) -> None:
+    def __init__(self, prefix: str, node: PrivateNode) -> None:
         super().__init__(prefix)
-        self._url = url
+        self._node = node
+        self._url = url = node.url
+        self._users: list[str] = []
         self._port = pika.URLParameters(url).port
         self._proxies: dict[str, Proxy] = {}
         self._names = {f"{prefix}.dead"}
         self._is_up = True
 
-    def _new_transport(self, name: str) -> Transport:
+    def _add_user(self, name: str, rights: Rights) -> None:
+        self._node.ctl("add_user", name, "secret")
+        self._users.append(name)
+        self._node.ctl("set_permissions", "-p", "/", name, rights.configure, rights.write, rights.read)
+
+    def _new_transport(self, name: str, user: str = "guest") -> Transport:
         from fedmq.broker_config.amqp.transport import AmqpTransport
 
         proxy = self._proxies[name] = Proxy(self._port)
         proxy.set_up(self._is_up)
-        return AmqpTransport(self._url.replace(f":{self._port}/", f":{proxy.port}/"), name=name, backoff=QUICK)
+        url = self._url if user == "guest" else self._node.url_for(user=user, password="secret")
+        return AmqpTransport(url.replace(f":{self._port}/", f":{proxy.port}/"), name=name, backoff=QUICK)
 
     def sever(self, name: str) -> None:
         assert self._proxies[name].sever() > 0
@@ -250,6 +289,20 @@ class AmqpWorld(World):
     def delete_queue(self, queue: topology.Queue) -> None:
         self._delete_queues(queue.name)
 
+    def replace_queue(self, queue: topology.Queue) -> None:
+        with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
+            for _ in range(20):
+                channel = connection.channel()
+                channel.queue_delete(queue.name)
+                with contextlib.suppress(ChannelClosedByBroker):  # its consumer was quicker
+                    channel.queue_declare(queue.name, durable=True, arguments=queue.arguments())
+                    return
+        raise AssertionError(f"queue {queue.name} was made by others 20 times")
+
+    def delete_exchange(self, exchange: topology.Exchange) -> None:
+        with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
+            connection.channel().exchange_delete(exchange.name)
+
     def queue(self, name: str = "q", kind: Literal["classic", "quorum"] = "classic", **limits: Any) -> topology.Queue:
         queue = super().queue(name, kind, **limits)
         self._names.add(queue.name)
@@ -260,6 +313,8 @@ class AmqpWorld(World):
         for proxy in self._proxies.values():
             proxy.close()
         self._delete_queues(*self._names)
+        for user in self._users:
+            self._node.ctl("delete_user", user)
 
     def _delete_queues(self, *names: str) -> None:
         with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:

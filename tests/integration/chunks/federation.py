@@ -160,4 +160,4 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def is_chunk(message: Message) -> bool:
-    return message.exchange.endswith(".payloads")
+    return ".payload." in message.routing_key

@@ -80,7 +80,7 @@ def test_a_payload_that_is_lost_holds_nobody_up(federation: Federation, broker: 
 
     def publish(message: Message, timeout_s: float = 30.0) -> Future[None]:
         if message.headers.get("kind") == "update" and not emptied.is_set():
-            queue = federation.topology.payload("p0", message.message_id)
+            queue = federation.topology.upload("p0", message.message_id)
             broker.delete_queue(queue.name)
             transport.declare(queue).result(DEADLINE_S)
             emptied.set()
@@ -203,10 +203,9 @@ class Copying(EmbeddedTransport):
             task = self._tasks[0]
             assert task.chunks is not None
             copy = task.model_copy(update={"chunks": task.chunks.model_copy(update={"payload_id": "f" * 32})})
-            message = Message(
-                self._topology.tasks_exchange.name, "p0", encode(copy), task.task_id, headers={"kind": "task"}
-            )
-            self._other.open(self._topology.exchanges, [self._topology.payload("p0", "f" * 32)])
+            queue = self._topology.participant("p0")
+            message = Message(queue.exchange, queue.routing_key, encode(copy), task.task_id, headers={"kind": "task"})
+            self._other.open(self._topology.exchanges, [self._topology.download("p0", "f" * 32)])
             self._other.publish(message).result(DEADLINE_S)
             self._other.close()
             assert self.copy_is_here.wait(DEADLINE_S)

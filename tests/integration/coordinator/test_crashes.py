@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-from fedmq.broker_config.embedded.transport import EmbeddedTransport
 from fedmq.coordinator.service import after_commit, commit, loop, publishing
 from fedmq.coordinator.settings import CommitSettings, StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
@@ -179,18 +178,6 @@ def test_a_participant_whose_queue_is_gone_costs_its_slot_nothing(federation):
     assert federation.run().version == 5
     with federation.ledger() as ledger:
         assert set(ledger.accepted_by_participant()) == {"p1"}
-
-
-def test_a_transport_that_failed_for_good_ends_the_service_with_its_error(federation):
-    class Doomed(EmbeddedTransport):
-        def consume(self, queue, on_delivery, prefetch):
-            from fedmq.broker_config.transport import TransportState
-            from fedmq.schemas.errors import TopologyConflict
-
-            self._on_state(TransportState("failed", "x", TopologyConflict("queue x has other arguments")))
-
-    with pytest.raises(Exception, match="other arguments"):
-        federation.run(connect=lambda: Doomed(federation.broker))
 
 
 @pytest.mark.parametrize("point", ["after-checkpoint", "after-ledger", "between-acks"])

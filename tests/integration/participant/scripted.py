@@ -30,7 +30,8 @@ class ScriptedCoordinator:
         self._unread: list[Decoded] = []
         self._seen_hello = False
         queues = topology.shared_queues
-        self.transport.open(topology.exchanges, queues, timeout_s=DEADLINE_S)
+        exchanges = (*topology.exchanges, topology.upload_exchange("sensor-1"))
+        self.transport.open(exchanges, queues, timeout_s=DEADLINE_S)
         for queue in (topology.updates, topology.control):
             self.transport.consume(queue.name, self._on_delivery, prefetch=16)
 
@@ -45,8 +46,8 @@ class ScriptedCoordinator:
         self.send_bytes(encode(message, parameters), to)
 
     def send_bytes(self, body: bytes, to: str = "sensor-1") -> None:
-        exchange = self.topology.tasks_exchange.name
-        self.transport.publish(Message(exchange, to, body, message_id="m")).result(DEADLINE_S)
+        queue = self.topology.participant(to)
+        self.transport.publish(Message(queue.exchange, queue.routing_key, body, message_id="m")).result(DEADLINE_S)
 
     def issue(self, number: int = 1, **changes: Any) -> Task:
         """Send a task to "sensor-1" after its first hello. Before that it may have no queue."""

@@ -338,7 +338,7 @@ def test_a_task_in_chunks_that_comes_while_leaving_goes_back_with_its_payload(
     coordinator.wait_for(Update)
     running.service.stop()  # it waits for the confirm
     chunks = ChunkedPayload(payload_id="two", num_bytes=2048, chunk_bytes=1024, count=2, digest="0" * 64)
-    payload = TOPOLOGY.payload("sensor-1", "two")
+    payload = TOPOLOGY.download("sensor-1", "two")
     coordinator.transport.declare(payload).result(DEADLINE_S)
     with caplog.at_level("INFO"):
         coordinator.send(coordinator.task(2, chunks=chunks))

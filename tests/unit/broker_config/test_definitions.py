@@ -21,14 +21,12 @@ def test_a_stale_file_is_found_and_rewritten(tmp_path: Path, monkeypatch: pytest
 
 def test_definitions_hold_every_shared_object_and_no_user() -> None:
     found = definitions.definitions(Topology("p"))
-    names = ["p.tasks", "p.updates", "p.control", "p.dead", "p.payloads"]
-    assert [exchange["name"] for exchange in found["exchanges"]] == names
+    assert [exchange["name"] for exchange in found["exchanges"]] == ["p.updates", "p.control", "p.dead"]
     assert [queue["name"] for queue in found["queues"]] == ["p.dead", "p.updates", "p.control", "p.leader"]
     assert [(b["source"], b["destination"], b["routing_key"]) for b in found["bindings"]] == [
         ("p.dead", "p.dead", "dead"),
         ("p.updates", "p.updates", "update"),
         ("p.control", "p.control", "control"),
-        ("p.control", "p.leader", "leader"),
     ]
     assert "users" not in found
 

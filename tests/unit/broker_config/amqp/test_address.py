@@ -6,9 +6,11 @@ from fedmq.broker_config.amqp.address import (
     connection_refusal,
     declaration_refusal,
     publish_refusal,
+    waits_in_place,
 )
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.schemas.errors import (
+    BrokerError,
     BrokerRefused,
     BrokerUnavailable,
     ConfigError,
@@ -74,11 +76,47 @@ def test_refusals_of_a_login_are_told_apart_from_a_broker_in_trouble() -> None:
     login = connection_refusal(address, 403, "ACCESS_REFUSED")
     assert isinstance(login, BrokerRefused)
     assert "from its own machine only" in str(login)
-    vhost = connection_refusal(address, 530, "NOT_ALLOWED")
-    assert isinstance(vhost, BrokerRefused)
-    assert "add_vhost" in str(vhost)
+    for words in ("vhost v not found", "access to vhost 'v' refused for user 'guest'"):
+        vhost = connection_refusal(address, 530, f"NOT_ALLOWED - {words}")
+        assert isinstance(vhost, BrokerRefused)
+        assert "add_vhost" in str(vhost)
     assert connection_refusal(address, 541, "INTERNAL_ERROR") is None
     assert connection_refusal(address, 320, "CONNECTION_FORCED") is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "connection refused for user 'guest': user connection limit (1) is reached",
+        "access to vhost '/' refused for user 'guest': connection limit (1) is reached",
+        "number of channels opened for user 'guest' has reached the maximum allowed user limit of (2)",
+    ],
+)
+def test_a_limit_of_connections_or_channels_is_waited_for(words: str) -> None:
+    """The words of RabbitMQ 3.10.8 and 4.0.5."""
+    found = connection_refusal(BrokerAddress.parse("amqp://guest:x@h/"), 530, f"NOT_ALLOWED - {words}")
+    assert type(found) is BrokerUnavailable
+    assert "set_user_limits" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "error", "in_place"),
+    [
+        (404, "NOT_FOUND - no queue 'q' in vhost 'v'", BrokerUnavailable, True),
+        (404, "NOT_FOUND - no exchange 'x' in vhost 'v'", BrokerUnavailable, True),
+        (404, "NOT_FOUND - home node 'n' of durable queue 'q' is down or inaccessible", BrokerUnavailable, False),
+        (406, "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'v' (1) is reached",
+         BrokerUnavailable, True),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q'", TopologyConflict, True),
+        (403, "ACCESS_REFUSED - configure access to queue 'q' refused", BrokerRefused, False),
+    ],
+)  # fmt: skip
+def test_what_somebody_else_can_put_right_is_told_apart(
+    code: int, words: str, error: type[BrokerError], in_place: bool
+) -> None:
+    found = declaration_refusal(BrokerAddress.parse("amqp://u:x@h/v"), "queue 'q'", code, words)
+    assert type(found) is error
+    assert waits_in_place(found, code, words) is in_place
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class Bench:
 
         self.session = Session(
             driver, publisher, (Exchange("x"),), {"q": QUEUE}, broker="HOST", on_ready=ready,
-            on_declaration_refused=lambda _, what, *__: self.refused.append(what),
+            on_declaration_refused=lambda _, refused: self.refused.append(refused.what),
             on_lost=lambda _, error: self.lost.append(error), on_blocked=lambda _: None,
         )  # fmt: skip
 

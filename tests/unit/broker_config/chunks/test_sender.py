@@ -58,7 +58,7 @@ class Sending:
         self.news: list[News] = []
         self.outcomes: list[ChunkedPayload | BaseException] = []
         self.noted: list[int] = []
-        self.queue = Topology("p").payload("p0", "u")
+        self.queue = Topology("p").upload("p0", "u")
         self.sender = ChunkSender(
             self.wire,  # type: ignore[arg-type]
             self.queue,

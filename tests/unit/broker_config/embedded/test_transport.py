@@ -14,7 +14,7 @@ import pytest
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, TransportState
-from fedmq.schemas.errors import PublishTimeout, TopologyConflict, TransportClosed
+from fedmq.schemas.errors import BrokerUnavailable, PublishTimeout, TopologyConflict, TransportClosed
 
 X, DLX = Exchange("x"), Exchange("dlx")
 WAIT_S = 20.0
@@ -151,15 +151,16 @@ def test_the_conflict_names_queue_argument_and_both_values(broker: EmbeddedBroke
     opened("one", queue(max_length=3))
     other = EmbeddedTransport(broker, "two")
     with pytest.raises(TopologyConflict, match=r"'q' exists with x-max-length = 3, expected 4"):
-        other.open([X], [queue(max_length=4)])
+        other.open([X], [queue(max_length=4)], timeout_s=WAIT_S)
     with pytest.raises(TransportClosed):
         other.open([X], [queue(max_length=3)])
 
 
 def test_a_queue_needs_its_exchange(broker: EmbeddedBroker) -> None:
     transport = EmbeddedTransport(broker)
-    with pytest.raises(TopologyConflict, match=r"'q' is bound to exchange 'x', which does not exist"):
-        transport.open([], [queue()])
+    transport.open([], [])
+    with pytest.raises(BrokerUnavailable, match=r"not made exchange 'x', to which queue 'q' is bound, yet"):
+        transport.declare(queue()).result(WAIT_S)
 
 
 def test_a_message_reaches_every_queue_that_is_bound_for_its_key(opened: Open) -> None:

@@ -40,7 +40,7 @@ def update(name: str, payload_id: str = "one") -> Update:
 
 
 def queue_of(name: str) -> str:
-    return TOPOLOGY.payload(name, update(name).update_id).name
+    return TOPOLOGY.upload(name, update(name).update_id).name
 
 
 class Queues:

@@ -10,7 +10,7 @@ from fedmq.coordinator.service.after_commit import tell
 from fedmq.coordinator.service.effects import Pending
 from fedmq.coordinator.service.publishing import REFUSED_TRIES, CoordinatorPublisher
 from fedmq.schemas.codec import decode
-from fedmq.schemas.errors import PublishRejected, Unroutable
+from fedmq.schemas.errors import BrokerRefused, PublishRejected, Unroutable
 from fedmq.schemas.messages import Notice, Task, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 
@@ -23,11 +23,24 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[object, Future[None]]] = []
         self.queues: list[str] = []
+        self.exchanges: list[str] = []
+        self.answers = True
+        self.unanswered: list[Future[int]] = []
+        """Answers about exchanges that the test gives itself, once `answers` is False."""
 
     def declare(self, queue, timeout_s):
         self.queues.append(queue.name)
         future: Future[int] = Future()
         future.set_result(0)
+        return future
+
+    def declare_exchange(self, exchange, timeout_s):
+        self.exchanges.append(exchange.name)
+        future: Future[int] = Future()
+        if self.answers:
+            future.set_result(0)
+        else:
+            self.unanswered.append(future)
         return future
 
     def delete_queue(self, name):
@@ -58,7 +71,7 @@ def test_a_task_carries_its_order_and_the_parameters_and_expires_with_its_lease(
     made.task(order(1, base_version=4), PARAMETERS)
     made.pump()
     message, _ = wire.sent[0]
-    assert (message.exchange, message.routing_key, message.correlation_id) == ("fedmq.tasks", "p1", "t-1")
+    assert (message.exchange, message.routing_key, message.correlation_id) == ("", "fedmq.participant.p1", "t-1")
     assert message.expiration_s == 60.0
     decoded = decode(message.body)
     assert isinstance(decoded.message, Task)
@@ -130,14 +143,15 @@ def test_a_task_that_is_withdrawn_while_its_chunks_go_out_makes_way_for_the_next
     for seq in (1, 2):
         made.task(order(seq, base_version=seq), PARAMETERS)
     made.pump()
-    done[0].sender.on_news(done[0])  # declared
+    made.uploads_prepared(done[0])
+    done[1].sender.on_news(done[1])  # declared
     assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
     (queue,) = wire.queues
     made.withdraw({"t-1"})
     assert wire.queues == []
     for _, chunk in wire.sent:
         chunk.set_result(None)
-    for news in done[1:]:
+    for news in done[2:]:
         news.sender.on_news(news)
     assert made.versions == {2}
     assert {message.correlation_id for message, _ in wire.sent} == {"t-1"}
@@ -152,7 +166,7 @@ def test_one_who_leaves_leaves_no_queue_of_half_a_payload():
     for seq in (1, 2):
         made.task(order(seq), PARAMETERS)
     made.pump()
-    done[0].sender.on_news(done[0])
+    done[1].sender.on_news(done[1])
     made.withdraw_all()
     made.pump()
     assert (wire.queues, made.versions) == ([], set())
@@ -214,7 +228,7 @@ def test_the_end_of_a_run_that_a_nack_met_is_told_again_and_nothing_else_is():
     for notice in (*ends, Notice(run_id="r", participant_id="p3", event="task_withdrawn", task_id="t-1")):
         made.notice(notice)
     assert made.flush(5.0, wait, pauses.append) == 0
-    assert [name for name, _ in told] == ["p1", "p2", "p3", "p1", "p2", "p1"]
+    assert [name.rpartition(".")[2] for name, _ in told] == ["p1", "p2", "p3", "p1", "p2", "p1"]
     assert len(pauses) == 2
 
 
@@ -229,3 +243,51 @@ def test_a_queue_that_refuses_the_end_of_a_run_for_ever_does_not_keep_the_coordi
 
     assert made.flush(5.0, wait, pauses.append) == 1
     assert len(wire.sent) == 1 + REFUSED_TRIES == 1 + len(pauses)
+
+
+def test_a_task_waits_for_the_exchange_of_its_participant_s_uploads():
+    wire = Wire()
+    wire.answers = False
+    made, done = publisher(wire, 10_000, update_bytes=40_000)
+    made.task(order(1), PARAMETERS)
+    made.pump()
+    assert (wire.exchanges, wire.sent) == (["fedmq.up.p1"], [])
+    wire.unanswered[0].set_result(0)
+    made.uploads_prepared(done[0])
+    made.task(order(2), PARAMETERS)
+    made.pump()
+    assert [message.message_id for message, _ in wire.sent] == ["t-1", "t-2"]
+    assert wire.exchanges == ["fedmq.up.p1"]
+
+
+def test_an_exchange_that_cannot_be_made_makes_its_task_undeliverable_and_the_next_task_tries_again():
+    wire = Wire()
+    wire.answers = False
+    made, done = publisher(wire, 10_000, update_bytes=40_000)
+    made.task(order(1), PARAMETERS)
+    wire.unanswered[0].set_exception(BrokerRefused("may not configure"))
+    made.uploads_prepared(done[0])
+    assert (done[1].task_id, done[1].num_bytes, str(done[1].error)) == ("t-1", 0, "may not configure")
+    made.task_done(done[1])
+    made.task(order(2), PARAMETERS)
+    wire.unanswered[1].set_result(0)
+    made.pump()
+    assert [message.message_id for message, _ in wire.sent] == ["t-2"]
+
+
+def test_exchanges_are_made_again_after_a_lost_connection():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000, update_bytes=40_000)
+    for _ in range(2):
+        made.prepare_uploads("p1")
+        made.prepare_uploads("p1")
+        made.doubt_exchanges()
+    assert wire.exchanges == ["fedmq.up.p1", "fedmq.up.p1"]
+
+
+def test_updates_that_fit_into_any_single_message_need_no_exchange():
+    wire = Wire()
+    made, _ = publisher(wire, 10_000, update_bytes=32 * 1024)
+    made.task(order(1), PARAMETERS)
+    made.pump()
+    assert (wire.exchanges, len(wire.sent)) == ([], 1)
