@@ -7,6 +7,7 @@ envelope (`schemas.codec`). A message is therefore small and printable, and has 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 SCHEMA_VERSION = 1
 
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
 """A run_id, participant_id, session_id, task_id or update_id: safe in a routing key and in a file name."""
 
@@ -27,9 +29,14 @@ Reply = Literal["delta", "parameters", "change", "scaffold"]
 (AREA), or local - base beside the change of its control variate (SCAFFOLD). See `schemas.methods`."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A count, bounded so that SQLite, msgpack and a float64 all hold it exactly."""
+RUN_ID_HEADER = "run_id"
+"""AMQP header of a task's message: a participant that cannot read the body still knows what to decline."""
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
 
-DeclineReason = Literal["busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost"]
+DeclineReason = Literal[
+    "busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost", "unreadable"
+]
+"""`unreadable`: the task's message, which its correlation_id names, could not be read."""
 
 
 _set = object.__setattr__
@@ -265,6 +272,11 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
     }
 )
 """Every message class by its kind."""
+
+
+def is_identifier(value: object) -> bool:
+    """Return True if a foreign value, such as a header's, is an Identifier."""
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
 
 
 @lru_cache(maxsize=64)  # the maker of an update asks first, its checker in the same process asks next

@@ -36,7 +36,7 @@ GRACE_OF_LEASE = 0.1
 MAX_LAPSED = 4
 """Most lapsed tasks of one participant whose updates are still welcome."""
 MAX_BACKOFF_S = 600.0
-FAILURES = frozenset({"trainer_error", "no_data", "unsupported"})
+FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable"})
 """Reasons of declines that will come again. To ask at once would spin."""
 
 

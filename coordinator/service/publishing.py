@@ -26,7 +26,7 @@ from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable
 from fedmq.schemas.limits import CHUNK_BYTES
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
+from fedmq.schemas.messages import RUN_ID_HEADER, SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
 from fedmq.schemas.parameters import Parameters
 
 log = EventLog(__name__)
@@ -231,7 +231,7 @@ class CoordinatorPublisher:
             body=body,
             message_id=task.task_id,
             correlation_id=task.task_id,
-            headers={"schema_version": SCHEMA_VERSION, "kind": "task"},
+            headers={"schema_version": SCHEMA_VERSION, "kind": "task", RUN_ID_HEADER: self._run_id},
             expiration_s=task.lease_s,
         )
         fault("before-task-publish")

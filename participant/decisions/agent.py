@@ -10,7 +10,8 @@ Rules
 2.  There is one task at a time. A different task meanwhile is declined as busy. The same task is acked and ignored.
 3.  A task that is over, or whose update is in the outbox or on its way, is acked and not trained again. A task that was
     declined is declined again in the same words.
-4.  A task for another participant is acked and ignored, with a warning.
+4.  A task for another participant is acked and ignored, with a warning. A message that cannot be read is acked. If it
+    names a task that is neither in hand nor over, the task is declined as unreadable.
 5.  Losing the broker never stops training.
 6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm. An update that
     went in chunks stays on disk until its receipt, and all of it is sent again when the coordinator asks for that. The
@@ -117,7 +118,8 @@ class Agent:
         self._served: set[str] = set()
         self._handlers = {
             ev.Started: self._on_started, ev.Connected: self._on_connected, ev.Disconnected: self._on_disconnected,
-            ev.TaskReceived: self._on_task, ev.TaskSpooled: self._on_spooled, ev.SpoolFailed: self._on_spool_failed,
+            ev.TaskReceived: self._on_task, ev.TaskUnreadable: self._on_task_unreadable,
+            ev.TaskSpooled: self._on_spooled, ev.SpoolFailed: self._on_spool_failed,
             ev.TrainingFinished: self._on_trained, ev.TrainingFailed: self._on_training_failed,
             ev.OutboxWritten: self._on_outbox_written, ev.OutboxFailed: self._on_outbox_failed,
             ev.PublishConfirmed: self._on_confirmed, ev.PublishFailed: self._on_publish_failed,
@@ -238,6 +240,14 @@ class Agent:
             return [*self._decline(task, "not_idle", unmet, self.settings.retry_after_s), ack]
         self._current = _Current(task, "spooling", delivery=event.delivery)
         return [ev.SpoolTask(task, event.delivery)]
+
+    def _on_task_unreadable(self, event: ev.TaskUnreadable, _now: float) -> list[ev.Command]:
+        task_id = event.task_id
+        if task_id in self._declines:
+            return self._declines.send(task_id, connected=self._connected)
+        if task_id in self.held() or self._outbox.is_over(task_id):
+            return []
+        return self._declines.decline_unreadable(task_id, event.run_id, event.detail, connected=self._connected)
 
     def _on_spooled(self, event: ev.TaskSpooled, _now: float) -> list[ev.Command]:
         current = self._current_in(event.task_id, "spooling")

@@ -32,9 +32,25 @@ class Declines:
     def decline(
         self, task: Task, reason: DeclineReason, detail: str, retry_after_s: float | None, *, connected: bool
     ) -> list[ev.Command]:
-        self._made[task.task_id] = Decline(
-            task_id=task.task_id,
-            run_id=task.run_id,
+        return self._make(task.task_id, task.run_id, reason, detail, retry_after_s, connected=connected)
+
+    def decline_unreadable(self, task_id: str, run_id: str, detail: str, *, connected: bool) -> list[ev.Command]:
+        """Decline a task of which only the ids are known."""
+        return self._make(task_id, run_id, "unreadable", detail, None, connected=connected)
+
+    def _make(
+        self,
+        task_id: str,
+        run_id: str,
+        reason: DeclineReason,
+        detail: str,
+        retry_after_s: float | None,
+        *,
+        connected: bool,
+    ) -> list[ev.Command]:
+        self._made[task_id] = Decline(
+            task_id=task_id,
+            run_id=run_id,
             participant_id=self._participant_id,
             reason=reason,
             detail=detail[:DETAIL_CHARACTERS],
@@ -44,7 +60,7 @@ class Declines:
             oldest = next(iter(self._made))
             del self._made[oldest]
             self._unconfirmed.pop(oldest, None)
-        return self.send(task.task_id, connected=connected)
+        return self.send(task_id, connected=connected)
 
     def send(self, task_id: str, *, connected: bool) -> list[ev.Command]:
         """Send a task's decline, in the same words as before."""

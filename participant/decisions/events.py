@@ -58,6 +58,15 @@ class TaskReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskUnreadable:
+    """A message arrived that names a task and cannot be read. It is acked."""
+
+    task_id: str
+    run_id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpooled:
     """SpoolTask worked: the task survives a crash now."""
 
@@ -194,9 +203,9 @@ class StopRequested:
 
 
 Event = (
-    Started | Connected | Disconnected | TaskReceived | TaskSpooled | SpoolFailed | TrainingFinished | TrainingFailed
-    | OutboxWritten | OutboxFailed | PublishConfirmed | PublishFailed | DeclineConfirmed | DeclineFailed
-    | NotAnnounced | UpdateUnreadable | ReceiptReceived | MemoryMoved | MemoryNotMoved | NoticeReceived
+    Started | Connected | Disconnected | TaskReceived | TaskUnreadable | TaskSpooled | SpoolFailed | TrainingFinished
+    | TrainingFailed | OutboxWritten | OutboxFailed | PublishConfirmed | PublishFailed | DeclineConfirmed
+    | DeclineFailed | NotAnnounced | UpdateUnreadable | ReceiptReceived | MemoryMoved | MemoryNotMoved | NoticeReceived
     | ConditionsChanged | Tick | StopRequested
 )  # fmt: skip
 

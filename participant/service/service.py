@@ -44,7 +44,7 @@ from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, header_bytes
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import Notice, Receipt, Task
+from fedmq.schemas.messages import RUN_ID_HEADER, Notice, Receipt, Task, is_identifier
 from fedmq.schemas.parameters import Parameters
 
 log = EventLog(__name__)
@@ -224,8 +224,7 @@ class ParticipantService:
         try:
             decoded = decode(delivery.body, self._limits)
         except PeerError as error:
-            self._refuse(delivery, error)
-            return None
+            return self._refuse(delivery, error)
         match decoded.message:
             case Task() as task:
                 return self._on_task(task, decoded.parameters, delivery)
@@ -239,8 +238,7 @@ class ParticipantService:
                 log.info(notice.event, participant=self.participant_id, run=notice.run_id)
                 event = ev.NoticeReceived(notice)
             case other:
-                self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
-                return None
+                return self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
         left = self._handle(event)
         self._transport.ack(delivery)
         return left
@@ -260,9 +258,16 @@ class ParticipantService:
         self._intake.decided(task, goes_back=self._agent.leaving and handle in self._deliveries)
         return left
 
-    def _refuse(self, delivery: Delivery, error: PeerError) -> None:
-        log.error("bad_message", participant=self.participant_id, reason=error.reason, detail=error)
-        self._transport.dead_letter(delivery, self._topology.dead_exchange.name, error.reason, str(error))
+    def _refuse(self, delivery: Delivery, error: PeerError) -> ev.Exit | None:
+        """Ack a message that cannot be read: a participant has no right to the dead-letter queue. If it names a task,
+        decline that, so that the coordinator need not wait for the lease's end."""
+        task_id, run_id = delivery.correlation_id, delivery.headers.get(RUN_ID_HEADER)
+        log.error("bad_message", participant=self.participant_id, task=task_id, reason=error.reason, detail=error)
+        left = None
+        if is_identifier(task_id) and is_identifier(run_id):
+            left = self._handle(ev.TaskUnreadable(str(task_id), str(run_id), f"{error.reason}: {error}"))
+        self._transport.ack(delivery)
+        return left
 
     def _look_at_conditions(self, at_most_s: float) -> ev.Exit | None:
         now = time.monotonic()

@@ -12,7 +12,17 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message
 from fedmq.schemas.codec import Decoded, decode, encode
-from fedmq.schemas.messages import AnyMessage, Decline, Hello, Notice, Receipt, Task, TrainingConfig, Update
+from fedmq.schemas.messages import (
+    RUN_ID_HEADER,
+    AnyMessage,
+    Decline,
+    Hello,
+    Notice,
+    Receipt,
+    Task,
+    TrainingConfig,
+    Update,
+)
 from fedmq.schemas.parameters import Parameters
 
 DEADLINE_S = 30.0
@@ -45,9 +55,13 @@ class ScriptedCoordinator:
     def send(self, message: AnyMessage, parameters: Parameters | None = None, to: str = "sensor-1") -> None:
         self.send_bytes(encode(message, parameters), to)
 
-    def send_bytes(self, body: bytes, to: str = "sensor-1") -> None:
+    def send_bytes(
+        self, body: bytes, to: str = "sensor-1", task_id: str | None = None, run_id: str | None = None
+    ) -> None:
         queue = self.topology.participant(to)
-        self.transport.publish(Message(queue.exchange, queue.routing_key, body, message_id="m")).result(DEADLINE_S)
+        headers = {} if run_id is None else {RUN_ID_HEADER: run_id}
+        message = Message(queue.exchange, queue.routing_key, body, "m", task_id, headers)
+        self.transport.publish(message).result(DEADLINE_S)
 
     def issue(self, number: int = 1, **changes: Any) -> Task:
         """Send a task to "sensor-1" after its first hello. Before that it may have no queue."""

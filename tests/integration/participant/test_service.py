@@ -264,8 +264,8 @@ def test_conditions_that_do_not_hold_decline_and_an_accepting_hello_follows_when
     assert coordinator.wait_for(Update).task_id == "task-2"
 
 
-def test_bad_messages_are_dead_lettered_and_the_participant_goes_on(
-    coordinator: ScriptedCoordinator, start: Start
+def test_bad_messages_are_acked_and_the_participant_goes_on(
+    coordinator: ScriptedCoordinator, start: Start, broker: EmbeddedBroker
 ) -> None:
     start(AddOne())
     coordinator.wait_for(Hello)
@@ -273,7 +273,31 @@ def test_bad_messages_are_dead_lettered_and_the_participant_goes_on(
     coordinator.send(Hello(participant_id="x", session_id="x", num_examples=1))
     coordinator.issue()
     coordinator.wait_for(Update)
-    assert coordinator.transport.depth(TOPOLOGY.dead.name) == 2
+    own = TOPOLOGY.participant("sensor-1").name
+    assert (coordinator.transport.depth(own), broker.unsettled(own)) == (0, 0)
+    assert coordinator.transport.depth(TOPOLOGY.dead.name) == 0
+
+
+def test_a_task_that_cannot_be_read_is_declined_by_the_ids_beside_its_body(
+    coordinator: ScriptedCoordinator, start: Start
+) -> None:
+    start(AddOne())
+    coordinator.wait_for(Hello)
+    coordinator.send_bytes(b"\xc1", task_id="task-7", run_id="run-1")
+    decline = coordinator.wait_for(Decline)
+    assert (decline.task_id, decline.run_id, decline.reason) == ("task-7", "run-1", "unreadable")
+    assert decline.detail.startswith("malformed: ")
+
+
+@pytest.mark.parametrize(("task_id", "run_id"), [(None, "run-1"), ("task 7", "run-1"), ("task-7", None)])
+def test_a_bad_message_that_names_no_task_is_only_logged(
+    coordinator: ScriptedCoordinator, start: Start, task_id: str | None, run_id: str | None
+) -> None:
+    start(AddOne())
+    coordinator.wait_for(Hello)
+    coordinator.send_bytes(b"\xc1", task_id=task_id, run_id=run_id)
+    coordinator.send_bytes(b"\xc1", task_id="task-8", run_id="run-1")
+    assert coordinator.wait_for(Decline).task_id == "task-8"
 
 
 def test_a_task_for_somebody_else_is_left_alone(coordinator: ScriptedCoordinator, start: Start) -> None:

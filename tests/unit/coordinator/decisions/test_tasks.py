@@ -225,13 +225,14 @@ def test_an_accepting_hello_ends_the_backoff_of_a_busy_participant():
     assert only(IssueTask, bench.hello("a", t=1.0)).seq == 2
 
 
-def test_a_trainer_that_fails_again_and_again_does_not_spin():
+@pytest.mark.parametrize("reason", ["trainer_error", "unreadable"])
+def test_a_failure_that_comes_again_and_again_does_not_spin(reason):
     bench = Bench(decline_backoff_s=10.0, participant_timeout_s=1e6)
     task = only(IssueTask, bench.hello("a"))
     waits = []
     for _ in range(9):
         declined_s = bench.t
-        bench.decline(task, "trainer_error", detail="boom")
+        bench.decline(task, reason, detail="boom")
         assert of(IssueTask, bench.hello("a")) == []
         task = only(IssueTask, bench.tick(bench.core.next_wakeup()))
         waits.append(bench.t - declined_s)

@@ -50,6 +50,24 @@ def test_a_second_task_is_declined_as_busy() -> None:
     assert only(ev.SendDecline, commands).decline.reason == "busy"
 
 
+def test_a_task_that_cannot_be_read_is_declined_as_unreadable_in_the_same_words_each_time() -> None:
+    agent = connected()
+    event = ev.TaskUnreadable("run-1-7", "run-1", "malformed: not msgpack")
+    decline = only(ev.SendDecline, agent.step(event, LATE)).decline
+    assert (decline.task_id, decline.run_id, decline.reason) == ("run-1-7", "run-1", "unreadable")
+    assert (decline.detail, decline.retry_after_s) == ("malformed: not msgpack", None)
+    assert only(ev.SendDecline, agent.step(event, LATE + 1)).decline == decline
+
+
+@pytest.mark.parametrize("prepare", [training, publishing])
+def test_a_bad_message_that_names_the_task_in_hand_takes_nothing_away(prepare: Any) -> None:
+    task = make_task()
+    agent = prepare(task)
+    commands = agent.step(ev.TaskUnreadable(task.task_id, task.run_id, "malformed: damaged"), LATE)
+    assert "SendDecline" not in kinds(commands)
+    assert task.task_id in agent.held()
+
+
 @pytest.mark.parametrize("prepare", [training, publishing])
 def test_the_same_task_again_is_acked_and_not_trained_again(prepare: Any) -> None:
     task = make_task()
