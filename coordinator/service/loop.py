@@ -126,7 +126,8 @@ class Loop:
 
         `lost_buffer` says that the buffer of the restored state makes no version.
 
-        Raises Deposed if another coordinator has taken over, and StrategyFailed if the strategy fails: the core cannot go on then.
+        Raises Deposed if another coordinator has taken over, and StrategyFailed if the strategy fails: the core cannot
+        go on then.
         """
         if lost_buffer is not None:
             self._step(lost_buffer)
