@@ -38,7 +38,7 @@ test-full: export FEDMQ_CHAOS = full
 test-full: test
 
 # Tests that speak to a broker, on this machine's RabbitMQ and then on RabbitMQ 4 (unpacked once, into a cache folder).
-BROKER_TESTS = -m broker tests/contract tests/integration $(wildcard tests/chaos)
+BROKER_TESTS = -m broker tests/contract tests/integration tests/security $(wildcard tests/chaos)
 test-brokers: $(VENV)/.installed broker-installed
 	@$(BIN)/python -c 'from fedmq.broker_config.node.node import find_server; print("fedmq: testing on", find_server())'
 	$(BIN)/pytest $(SHARED_OUT) $(BROKER_TESTS) $(ARGS)

@@ -15,7 +15,13 @@ from typing import Any, Literal
 import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import ContentFrameAssembler
-from pika.exceptions import AMQPError, AuthenticationError, BodyTooLongError, ChannelClosedByBroker
+from pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    BodyTooLongError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+)
 
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, certificate_refusal, connection_refusal
 from fedmq.broker_config.amqp.client import AmqpClient
@@ -353,8 +359,13 @@ def _classify(error: Exception, address: BrokerAddress) -> BrokerError:
     """Return pika's error as ours."""
     causes = list(_causes(error))
     # During login pika keeps the broker's own words only in the repr of an error inside another error.
-    if found := _CLOSED_BY_BROKER.search(str(error) if len(causes) == 1 else repr(causes)):
-        code, text = int(found[1]), found[2].strip("'\")]")
+    closed: tuple[int, str] | None = None
+    if isinstance(error, ConnectionClosedByBroker):
+        closed = int(error.reply_code), str(error.reply_text)
+    elif found := _CLOSED_BY_BROKER.search(str(error) if len(causes) == 1 else repr(causes)):
+        closed = int(found[1]), found[2].strip("'\")]")
+    if closed is not None:
+        code, text = closed
         refusal = connection_refusal(address, code, text)
         return refusal or BrokerUnavailable(f"RabbitMQ at {address} closed the connection ({code} {text})")
     if alert := _CERTIFICATE_ALERT.search(repr(causes)):

@@ -119,6 +119,11 @@ class Federation:
         service.stop()
         ended.result(DEADLINE_S)
 
+    @property
+    def newest_coordinator(self) -> CoordinatorService:
+        assert self._coordinator is not None
+        return self._coordinator[0]
+
     def stop_coordinator(self) -> None:
         """Stop the coordinator. The next one goes on with its run."""
         assert self._coordinator is not None
