@@ -140,7 +140,7 @@ def prepare_broker(admin: BrokerAdmin, inventory: Inventory, *, max_queues: int,
     admin.add_user(fleet.coordinator_user, coordinator_rights(fleet.prefix))
     fault("fleet-coordinator-user")
     admin.set_vhost_limits({"max-queues": max_queues})
-    example = Topology(fleet.prefix, payload_max_bytes=fleet.max_payload_bytes).payload("x", "0" * 32).arguments()
+    example = Topology(fleet.prefix, payload_max_bytes=fleet.max_payload_bytes).upload("x", "0" * 32).arguments()
     escaped = fleet.prefix.replace(".", r"\.")
     bounds = {"max-length-bytes": example["x-max-length-bytes"], "expires": example["x-expires"]}
     admin.set_operator_policy(f"{fleet.prefix}-payloads", rf"^{escaped}\.payload\.", bounds)
