@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedmq needs Python 3.11 or newer, this is " + sys.version)'
 
-.PHONY: demo test test-full test-brokers check lint prose types imports unit soak bench-smoke broker-installed clean
+.PHONY: demo test test-full test-brokers check lint prose types imports unit soak fuzz bench-smoke broker-installed clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON_IS_NEW)
@@ -68,6 +68,10 @@ imports: $(VENV)/.installed
 # Ten minutes of killed processes. Set another length and schedule with ARGS="--seconds 60 --seed 7".
 soak: $(VENV)/.installed broker-installed
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+# Bad messages to a coordinator and a participant. More, or others: make fuzz ARGS="--messages 1000000 --seed 7".
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.security.fuzz $(ARGS)
 
 check: lint types imports test
 

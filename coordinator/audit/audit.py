@@ -174,8 +174,10 @@ def _identities(ledger: LedgerReader, run_id: str, rows: list[UpdateRow], lost: 
             yield f"update {row.update_id}: task {row.task_id} was not closed by it"
     yield from (f"task {task_id} is closed as accepted, and no update of it is" for task_id in tasks)
     accepted = {row.update_id for row in rows}
-    for uid, reason in ledger.discarded_updates():
-        if uid in accepted and reason != "duplicate" and uid not in lost.ids:
+    for uid, reason, task_id, participant_id in ledger.discard_claims():
+        # Anybody may put another one's update_id into an update. Then it does not follow from the other ids.
+        its_own = uid == update_id(run_id, task_id, participant_id)
+        if uid in accepted and its_own and reason != "duplicate" and uid not in lost.ids:
             yield f"update {uid} was accepted, and discarded as {reason}"
 
 

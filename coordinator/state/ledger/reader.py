@@ -174,6 +174,12 @@ class LedgerReader(ArchiveReader):
         """Return (update_id, reason) of the discarded updates that could be decoded, in the order of their arrival."""
         return self._rows("SELECT update_id, reason FROM discards WHERE update_id IS NOT NULL ORDER BY id")
 
+    def discard_claims(self) -> list[tuple[str, str, str, str]]:
+        """Return (update_id, reason, task_id, participant_id) of the discarded updates that could be decoded. The ids
+        are what the sender claimed."""
+        columns = "update_id, reason, task_id, participant_id"
+        return self._rows(f"SELECT {columns} FROM discards WHERE update_id IS NOT NULL ORDER BY id")  # noqa: S608
+
     @contextlib.contextmanager
     def at_one_moment(self) -> Iterator[None]:
         """Make all reads inside this context see the same commit, whatever a coordinator writes meanwhile."""

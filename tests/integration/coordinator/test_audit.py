@@ -11,7 +11,7 @@ from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedAsync, FedAvg
 from fedmq.schemas.errors import LedgerError
-from tests.integration.coordinator.federation import DEADLINE_S
+from tests.integration.coordinator.federation import DEADLINE_S, delta, update_for
 
 
 def wrong(federation) -> set[str]:
@@ -47,6 +47,24 @@ def test_a_run_that_stopped_in_the_middle_of_a_buffer_passes_too(federation):
     federation.run()
     with federation.ledger() as ledger:
         assert [row.version for row in ledger.updates()][-3:] == [2, None, None]
+    assert wrong(federation) == set()
+
+
+def test_the_ids_that_a_stranger_puts_into_its_own_update_make_no_run_look_wrong(federation):
+    claimed = []
+
+    def answer(p, task):
+        p.train(task)
+        if not claimed:
+            claimed.append(update_for(task, participant_id="stranger"))  # with the other one's task and update_id
+            stranger.send_update(claimed[0], delta(task.task_id)).result(DEADLINE_S)
+
+    stranger = federation.join("stranger", lambda p, task: None)
+    federation.join("p0", answer)
+    federation.run()
+    with federation.ledger() as ledger:
+        accepted = {row.update_id for row in ledger.updates()}
+        assert claimed[0].update_id in accepted & {uid for uid, *_ in ledger.discard_claims()}
     assert wrong(federation) == set()
 
 

@@ -1,0 +1,113 @@
+"""A few seconds of the fuzz command on both sides, and the proof that it finds what it looks for."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pika
+import pytest
+
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.service import update_reader
+from fedmq.participant.decisions.agent import Agent
+from fedmq.schemas.codec import decode
+from fedmq.schemas.errors import PeerError
+from fedmq.schemas.messages import MESSAGE_TYPES
+from tests.security.fuzz import fuzz
+from tests.security.fuzzing.corpus import model, samples
+from tests.security.fuzzing.mutations import Headers, Mutator
+from tests.security.fuzzing.watch import Failed
+
+EPISODES = {"a stranger": 0, "a participant": 1, "a hostile participant": 2, "a hostile participant's chunks": 3}
+NO_LIMIT_S = 60.0
+"""Tests assert on no time: the command does."""
+
+
+@pytest.mark.parametrize("first", EPISODES.values(), ids=EPISODES.keys())
+def test_bad_messages_end_nothing_and_honest_updates_count_once(first):
+    found = fuzz(250, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=first, show=False)
+    assert found.messages >= 250
+    assert found.honest == 10
+    assert found.outcomes["malformed"] > 50
+    assert found.outcomes["settled"] > 5
+
+
+def test_every_kind_of_message_is_in_the_corpus_and_is_valid():
+    found = samples(model())
+    assert {sample.kind for sample in found} == set(MESSAGE_TYPES)
+    for sample in found:
+        decode(sample.body)
+
+
+def test_the_same_seed_gives_the_same_messages_and_most_of_them_are_bad():
+    def made(seed: int) -> list[bytes]:
+        mutator, corpus = Mutator(random.Random(seed)), samples(model())
+        return [mutator.message(corpus[i % len(corpus)], corpus) for i in range(200)]
+
+    assert made(3) == made(3)
+    assert made(3) != made(4)
+    bad = 0
+    for body in made(3):
+        try:
+            decode(body)
+        except PeerError:
+            bad += 1
+    assert bad > 120
+
+
+def test_the_properties_are_hostile_to_pika_itself():
+    headers, raised = Headers(random.Random(0)), 0
+    for _ in range(300):
+        try:
+            pika.BasicProperties().decode(headers.table())
+        except Exception:  # noqa: BLE001  whatever it is: it would have ended the connection
+            raised += 1
+    assert raised > 20
+
+
+PLANTED = {
+    "an exception of the core": (0, Core, "_on_poison", "the coordinator ended: ZeroDivisionError"),
+    "an exception of the agent": (1, Agent, "_on_notice", "the participant ended: ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize(("first", "where", "name", "told"), PLANTED.values(), ids=PLANTED.keys())
+def test_a_planted_error_is_found_and_told_with_the_smallest_message(monkeypatch, first, where, name, told):
+    monkeypatch.setattr(where, name, lambda *_: 1 // 0)
+    with pytest.raises(Failed) as caught:
+        fuzz(250, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=first, show=False)
+    text = str(caught.value)
+    assert told in text
+    assert f"--seed 12 --episode {first} --messages 250" in text
+    assert "smallest body (" in text
+
+
+def test_a_message_that_costs_too_much_is_found(monkeypatch):
+    def slow(body, limits):
+        ends_s = time.thread_time() + 0.03
+        while time.thread_time() < ends_s:
+            pass
+        return decode(body, limits)
+
+    monkeypatch.setattr(update_reader, "decode", slow)
+    with pytest.raises(Failed, match="ms of CPU time"):
+        fuzz(20, seed=12, seconds=60.0, limit_s=0.02, first=0, show=False)
+
+
+def test_noise_that_changes_the_model_by_one_bit_is_found(monkeypatch):
+    changed = []
+
+    def counts(self, event):
+        if not changed:
+            changed.append(event)
+            bits = self._model.parameters["000/kernel"]
+            bits.flags.writeable = True
+            bits.view("u4")[0, 0] ^= 1
+        return original(self, event)
+
+    original = Core._on_poison
+    monkeypatch.setattr(Core, "_on_poison", counts)
+    with pytest.raises(Failed, match="the model differs from that of a run without the noise"):
+        fuzz(100, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=0, show=False)
+    assert changed
