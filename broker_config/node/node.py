@@ -18,14 +18,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 from fedmq.broker_config.amqp.address import BrokerAddress
 from fedmq.broker_config.amqp.handshake import try_login
+from fedmq.broker_config.node.ctl import Ctl, write_file
 from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
+from fedmq.broker_config.node.tls import PLUGIN, TLS_CONFIG, NodeTls
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError
 
 _HERE = Path(__file__).parent.parent
@@ -44,7 +46,9 @@ _PLACES = (
 )
 _USER = "fedmq"
 _POLL_S = 0.05
+_STARTUP_S = 30.0
 _LOG_TAIL_BYTES = 4000
+_NO_TCP = "listeners.tcp = none"
 
 
 def find_server() -> Path | None:
@@ -94,9 +98,12 @@ class PrivateNode:
         name: str = _USER,
         mapper: PortMapper | None = None,
         cookie: str | None = None,
+        tls: NodeTls | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         """`config` and `definitions` default to fedmq's own. `overrides` are rabbitmq.conf keys that win over `config`.
-        Nodes that are to form a cluster share `mapper`, `cookie` and `password`, and differ in `name`.
+        Nodes that are to form a cluster share `mapper`, `cookie` and `password`, and differ in `name`. A node with
+        `tls` has no port without TLS, and no user: `ctl` makes them.
 
         Raises ConfigError if no rabbitmq-server is installed.
         """
@@ -118,18 +125,22 @@ class PrivateNode:
         self._config = config or DEFAULT_CONFIG
         self._definitions = definitions or DEFAULT_DEFINITIONS
         self._overrides = dict(overrides or {})
+        self._tls = tls
+        self._plugins = [*([PLUGIN] if tls else []), *plugins]
         self._server: subprocess.Popen[bytes] | None = None
         self._watchdog: Watchdog | None = None
 
     @property
     def url(self) -> str:
-        """AMQP URL of the user `fedmq`, who has all permissions in the virtual host "/"."""
-        return self.url_for()
+        """AMQP URL of the user `fedmq`, who has all permissions in the virtual host "/". With `tls` it names no user:
+        the certificate does."""
+        return f"amqps://127.0.0.1:{self.port}/%2F" if self._tls else self.url_for()
 
     def url_for(self, user: str = _USER, password: str | None = None, vhost: str = "/", port: int | None = None) -> str:
         """Return the URL with other parts, for tests of refusals and for users that ctl("add_user", ...) made."""
         secret = self._password if password is None else password
-        return f"amqp://{quote(user)}:{quote(secret, safe='')}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
+        scheme, place = "amqps" if self._tls else "amqp", f"127.0.0.1:{port or self.port}"
+        return f"{scheme}://{quote(user)}:{quote(secret, safe='')}@{place}/{quote(vhost, safe='')}"
 
     @property
     def pid(self) -> int | None:
@@ -137,7 +148,10 @@ class PrivateNode:
         return self._server.pid if self._server and self._server.poll() is None else None
 
     def start(self, timeout_s: float = 60.0) -> None:
-        """Start, and return when the node accepts a login. Raises BrokerUnavailable with the log's tail."""
+        """Start, and return when the node accepts a login.
+
+        Raises BrokerUnavailable with the log's tail, and ConfigError if the folder or a certificate does not fit `tls`.
+        """
         if self.pid is not None:
             return
         self._end_processes()
@@ -149,12 +163,8 @@ class PrivateNode:
             self._await(lambda: listens(self._mapper.port), epmd, time.monotonic() + timeout_s, "epmd")
             self._server = spawn([str(self._sbin / "rabbitmq-server")], env, out)
             self._watchdog = Watchdog(self._server.pid)
-        self._await(
-            lambda: try_login(BrokerAddress.parse(self.url)),
-            self._server,
-            time.monotonic() + timeout_s,
-            "rabbitmq-server",
-        )
+        deadline = time.monotonic() + timeout_s
+        self._await(self._serves_tls if self._tls else self._takes_login, self._server, deadline, "rabbitmq-server")
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Shut down cleanly (SIGTERM; SIGKILL after timeout_s). Does nothing if the node is not running."""
@@ -169,19 +179,13 @@ class PrivateNode:
         self._end_processes()
 
     def ctl(self, *args: str, timeout_s: float = 60.0) -> str:
-        """Run rabbitmqctl against this node and return its output. Raises BrokerError if it fails."""
-        done = subprocess.run(  # noqa: S603  the arguments are ours
-            [str(self._sbin / "rabbitmqctl"), "--quiet", *args],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise BrokerError(f"rabbitmqctl {' '.join(args)} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
-        return done.stdout
+        """Run rabbitmqctl against this node and return its output. Raises BrokerError if it fails, without `args`."""
+        return self.rabbitmqctl.run(*args, "--quiet", timeout_s=timeout_s)
+
+    @property
+    def rabbitmqctl(self) -> Ctl:
+        """The node's rabbitmqctl. Another process has it by `Ctl.of_node(data_dir)`."""
+        return Ctl(self._sbin / "rabbitmqctl", self._environment(), "start the node first")
 
     def flush_new_queues(self) -> None:
         """Make RabbitMQ write its list of quorum queues to disk at once.
@@ -206,9 +210,11 @@ class PrivateNode:
     # -- files -------------------------------------------------------------------------------------------------
 
     def _write_files(self) -> None:
+        text = self._config_text()
+        self._check_folder()
         for name in ("home", "log", "mnesia", "conf.d", "generated"):
             (self.data_dir / name).mkdir(parents=True, exist_ok=True)
-        (self.data_dir / "enabled_plugins").write_text("[].\n")
+        (self.data_dir / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         (self.data_dir / "advanced.config").write_text("[].\n")
         (self.data_dir / "rabbitmq-env.conf").write_text("")
         cookie = self.data_dir / "home" / ".erlang.cookie"
@@ -216,7 +222,8 @@ class PrivateNode:
             cookie.touch(mode=0o600)
             cookie.write_text(self._cookie)
             cookie.chmod(0o400)
-        (self.data_dir / "rabbitmq.conf").write_text(self._config_text())
+        (self.data_dir / "rabbitmq.conf").write_text(text)
+        write_file(self.data_dir, self._sbin / "rabbitmqctl", self._environment())
         # It holds the hash of the password, so nobody else may read it.
         definitions = self.data_dir / "definitions.json"
         definitions.touch(mode=0o600)
@@ -227,13 +234,27 @@ class PrivateNode:
             "load_definitions": str(self.data_dir / "definitions.json"),
             # The alarm of a full disk has its own tests. A small disk must not fail the others.
             "disk_free_limit.absolute": "50MB",
+            **(self._tls.settings(self.port) if self._tls else {}),
             **self._overrides,
         }
-        kept = [line for line in self._config.read_text().splitlines() if line.split("=")[0].strip() not in ours]
+        base = self._config.read_text() + (TLS_CONFIG.read_text() if self._tls else "")
+        kept = [line for line in base.splitlines() if line.split("=")[0].strip() not in ours]
         return "\n".join([*kept, *(f"{key} = {value}" for key, value in ours.items()), ""])
+
+    def _check_folder(self) -> None:
+        """Refuse a folder of passwords for a node of certificates. Its administrator `fedmq` would let in whoever has a
+        certificate with that name."""
+        before = self.data_dir / "rabbitmq.conf"
+        if self._tls and before.exists() and _NO_TCP not in before.read_text().splitlines():
+            raise ConfigError(
+                f"{self.data_dir} holds a broker with an administrator's password: choose another folder for a broker "
+                "with certificates"
+            )
 
     def _definitions_with_user(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._definitions.read_text())
+        if self._tls:
+            return found
         salt = secrets.token_bytes(4)
         hashed = base64.b64encode(salt + hashlib.sha256(salt + self._password.encode()).digest()).decode()
         user = {
@@ -256,7 +277,8 @@ class PrivateNode:
             "ERL_EPMD_PORT": str(self._mapper.port),
             "RABBITMQ_NODENAME": self.name,  # names are unique per epmd, and the epmd is ours
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
+            # The variable would open a port without TLS, whatever rabbitmq.conf says.
+            **({} if self._tls else {"RABBITMQ_NODE_PORT": str(self.port)}),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_MNESIA_BASE": str(self.data_dir / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.data_dir / "log"),
@@ -275,6 +297,18 @@ class PrivateNode:
         }
 
     # -- processes ---------------------------------------------------------------------------------------------
+
+    def _takes_login(self) -> bool:
+        return try_login(BrokerAddress.parse(self.url))
+
+    def _serves_tls(self) -> bool:
+        """True if the node has started. No login tells, because we have no certificate of a user."""
+        if not listens(self.port):
+            return False
+        with contextlib.suppress(BrokerError):
+            self.ctl("await_startup", timeout_s=_STARTUP_S)
+            return True
+        return False
 
     def _await(self, ready: Callable[[], bool], process: subprocess.Popen[bytes], deadline: float, what: str) -> None:
         while not ready():

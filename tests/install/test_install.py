@@ -19,6 +19,7 @@ CONFIG = ("--config", "federation.toml")
 NO_BROKER = {"FEDMQ_BROKER_URL": "amqp://127.0.0.1:1/"}
 DATA = (
     "fedmq/broker_config/rabbitmq.conf",
+    "fedmq/broker_config/rabbitmq-tls.conf",
     "fedmq/broker_config/definitions.json",
     "fedmq/demo/app/app.py",
     "fedmq/demo/data/mnist_sample.npz",

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmq.cli.commands import options
-from fedmq.schemas.errors import BrokerUnavailable
+from fedmq.schemas.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from fedmq.broker_config.amqp.address import BrokerAddress
+    from fedmq.broker_config.node.tls import NodeTls
 
 POLL_S = 1.0
 URL_FILE = "fedmq-url"
 """File with the node's URL. It holds the password, so only this user may read it."""
+FLEET_NODE = "broker"
+"""Folder of the node's data inside a fleet's folder."""
 
 
 def command(
@@ -30,34 +33,64 @@ def command(
         ),
     ] = None,
     port: Annotated[int | None, typer.Option(help="AMQP port. Default: a free one.", min=1, max=65535)] = None,
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fleet folder of `fedmq fleet init`. The node serves TLS alone and lets in its certificates. Its data "
+            "is in FLEET/broker unless --dir names another folder."
+        ),
+    ] = None,
+    joining: Annotated[
+        bool, typer.Option("--joining", help="With --fleet: also let in devices that join by a token.")
+    ] = False,
     _debug: options.Debug = False,
 ) -> None:
     """Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.
 
-    The node listens on 127.0.0.1 alone and has a password of its own. A RabbitMQ that runs here already is left alone.
+    The node listens on 127.0.0.1 alone. It has a password of its own, or a fleet's certificates. A RabbitMQ that runs
+    here already is left alone.
     """
     from fedmq.broker_config.node.node import PrivateNode, find_server
 
     options.terminate_as_interrupt()
+    if joining and fleet is None:
+        raise ConfigError("--joining is about a fleet's tokens: give --fleet too, or leave it out")
+    tls = None if fleet is None else _tls(fleet, joining)
     with ExitStack() as stack:
+        if fleet is not None:
+            folder = folder or fleet / FLEET_NODE
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-broker-")))
         folder.mkdir(parents=True, exist_ok=True)
         before = _before(folder)
         node = PrivateNode(
-            folder, port=port or (before.port if before else None), password=before.password if before else None
+            folder,
+            port=port or (before.port if before else None),
+            password=before.password if before and not before.tls else None,
+            tls=tls,
         )
         _remember(folder, node.url)
         print(f"Starting RabbitMQ from {find_server()} ...", flush=True)
         stack.enter_context(node)
         stop = threading.Event()
         stack.enter_context(options.stopped_by_signals(stop.set, "the broker"))
+        if tls:
+            print("It lets in the fleet's certificates" + (", and passwords while devices join." if joining else "."))
         print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In each terminal that uses it:\n")
         print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it, and so does: kill {os.getpid()}", flush=True)
         while not stop.wait(POLL_S):
             if node.pid is None:
                 raise BrokerUnavailable(f"RabbitMQ has ended by itself. Its log is in {folder / 'log'}.")
     print("RabbitMQ has stopped.")
+
+
+def _tls(fleet: Path, joining: bool) -> NodeTls:
+    from fedmq.broker_config.node.tls import NodeTls
+
+    authority, own = fleet / "ca.pem", fleet / "server.pem"
+    if not (authority.is_file() and own.is_file()):
+        raise ConfigError(f"{fleet} is no fleet's folder, with ca.pem and server.pem: run `fedmq fleet init` first")
+    return NodeTls(authority, certificate=own, key=own, passwords=joining)
 
 
 def _before(folder: Path) -> BrokerAddress | None:
