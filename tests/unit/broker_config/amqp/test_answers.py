@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from fedmq.broker_config.amqp.answers import ANSWER_S, MOST_ANSWER_S, MOVING_BYT
 from fedmq.broker_config.amqp.consumer import Consumer
 from fedmq.broker_config.amqp.consumers import Consumers
 from fedmq.broker_config.amqp.publisher import AmqpPublisher
-from fedmq.broker_config.amqp.session import Driver, Session
+from fedmq.broker_config.amqp.session import Driver, Refused, Session
 from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.broker_config.transport import TransportState
@@ -23,6 +24,7 @@ from fedmq.schemas.local.backoff import Backoff
 
 ANSWERED = SimpleNamespace(method=SimpleNamespace(message_count=0))
 QUEUE = Queue("q", "classic", "x", "q")
+EXCHANGE = Exchange("x")
 
 
 class Clock:
@@ -65,6 +67,8 @@ class Broker:
         self.refusals: dict[tuple[str, str], int] = {}
         self.dropped: list[str] = []
         self.asked: list[tuple[str, str]] = []
+        self.arguments: list[dict[str, Any]] = []
+        """The further arguments of each question."""
         self.unanswered: list[Callable[[Any], None]] = []
         """Callbacks of the mute questions, for late answers."""
         self.closers: list[Callable[[int, str], None]] = []
@@ -104,9 +108,10 @@ class Channel:
         self._on_refused = on_refused
 
     def __getattr__(self, method: str) -> Any:
-        def ask(name: str = "", *_: Any, callback: Any = None, queue: str = "", exchange: str = "", **__: Any) -> None:
-            asked = (method, name or queue or exchange)
+        def ask(name: str = "", *_: Any, callback: Any = None, **more: Any) -> None:
+            asked = (method, name or more.get("queue", "") or more.get("exchange", ""))
             self._broker.asked.append(asked)
+            self._broker.arguments.append(more)
             if self._broker.refusals.pop(asked, 0) or asked in self._broker.refused:
                 self._on_refused(404, "NOT_FOUND - no queue")
             elif asked in self._broker.mute:
@@ -120,9 +125,10 @@ class Channel:
 class Bench:
     """A session with the consumers and chores of a client."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, exchange: Exchange = EXCHANGE, queue: Queue = QUEUE) -> None:
         self.broker = broker
         self.refused: list[str] = []
+        self.again: list[Callable[[], None]] = []
         self.lost: list[Exception] = []
         self.states: list[TransportState] = []
         driver = cast(Driver, broker)
@@ -137,10 +143,14 @@ class Bench:
             self.chores.attach()
 
         self.session = Session(
-            driver, publisher, (Exchange("x"),), {"q": QUEUE}, broker="HOST", on_ready=ready,
-            on_declaration_refused=lambda _, refused: self.refused.append(refused.what),
+            driver, publisher, (exchange,), {"q": queue}, broker="HOST", on_ready=ready,
+            on_declaration_refused=lambda _, refused: self.note(refused),
             on_lost=lambda _, error: self.lost.append(error), on_blocked=lambda _: None,
         )  # fmt: skip
+
+    def note(self, refused: Refused) -> None:
+        self.refused.append(refused.what)
+        self.again.append(refused.again)
 
     def begin_chore(self, chore: Chore, finish: Finish) -> Callable[[], None]:
         return self.session.begin_chore(chore, finish, lambda _code, _text: None)
@@ -352,3 +362,37 @@ def test_a_consumer_that_is_gone_is_not_waited_for(broker: Broker) -> None:
     bench.consumers.remove("q")
     bench.wait(10 * ANSWER_S)
     assert bench.states == []
+
+
+def test_what_is_passive_is_looked_at_and_never_bound(broker: Broker) -> None:
+    bench = Bench(broker, Exchange("x", passive=True), replace(QUEUE, passive=True))
+    bench.wait(0.0)
+    assert bench.ready
+    assert broker.asked == [("exchange_declare", "x"), ("queue_declare", "q"), ("close", "")]
+    assert [arguments.get("passive") for arguments in broker.arguments] == [True, True, None]
+
+
+def test_a_queue_of_the_default_exchange_is_not_bound(broker: Broker) -> None:
+    bench = Bench(broker, Exchange("x"), replace(QUEUE, exchange="", routing_key="q"))
+    bench.wait(0.0)
+    assert bench.ready
+    assert ("queue_bind", "q") not in broker.asked
+
+
+def test_a_binding_to_an_exchange_that_is_gone_and_not_ours_holds_nothing_up(broker: Broker) -> None:
+    broker.refused.add(("queue_bind", "q"))
+    bench = Bench(broker, Exchange("other"), QUEUE)
+    bench.wait(0.0)
+    assert (bench.ready, bench.refused) == (True, [])
+    assert broker.asked.count(("queue_bind", "q")) == 1
+
+
+def test_a_refused_declaration_is_tried_again_over_the_same_connection(broker: Broker) -> None:
+    broker.refusals[("queue_declare", "q")] = 1
+    bench = Bench(broker)
+    bench.wait(0.0)
+    assert (bench.ready, bench.refused, bench.session.refusals) == (False, ["queue 'q'"], 1)
+    bench.again[0]()
+    bench.wait(0.0)
+    assert (bench.ready, bench.session.refusals) == (True, 0)
+    assert (bench.lost, broker.dropped) == ([], [])
