@@ -39,6 +39,10 @@ the participant's queue elects a leader. Nobody else tells it. The tries take lo
 that refuses for ever is kept (broker_config.amqp.publisher, rule 7)."""
 HEADER_BYTES = 32 * 1024
 """More than an update holds beside its tensors: ids, metrics, and the names and shapes of its tensors."""
+PREPARED_S = 600.0
+"""Seconds for which the exchange of a participant's uploads is taken to be there. Somebody may delete it."""
+_NEVER: tuple[float, Future[int]] = float("-inf"), Future()
+_NEVER[1].set_result(0)
 _LEAST_EXPIRY_S, _MOST_EXPIRY_S = 60.0, 14 * 24 * 3600.0
 """Bounds of the seconds after which chunks that nobody fetches go away; in between it is the task's lease."""
 
@@ -77,9 +81,11 @@ class CoordinatorPublisher:
         update_bytes: int = 0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         chunk_bytes: int = CHUNK_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`update_bytes`: the length of every update's tensors."""
         self._transport = transport
+        self._clock = clock
         self._run_id = run_id
         self._reply = reply
         self._window_bytes = window_bytes
@@ -98,8 +104,8 @@ class CoordinatorPublisher:
         """The task whose chunks are going out."""
         self._updates_in_chunks = update_bytes + HEADER_BYTES > min(LEAST_MESSAGE_BYTES, max_message_bytes)
         """True if a participant may have to send its updates in chunks, by its own settings."""
-        self._prepared: dict[str, Future[int]] = {}
-        """The answers about the exchanges of participants' uploads, since the last connection."""
+        self._prepared: dict[str, tuple[float, Future[int]]] = {}
+        """Time at which the exchange of a participant's uploads was last asked for, and the answer."""
 
     @property
     def versions(self) -> set[int]:
@@ -136,12 +142,13 @@ class CoordinatorPublisher:
             self.withdraw({self._sending[0].task_id})
 
     def prepare_uploads(self, participant_id: str) -> None:
-        """Make the exchange of a participant's uploads, if it may need one and none was made since the last connection.
-        The participant has no right to make it."""
-        if not self._updates_in_chunks or participant_id in self._prepared:
+        """Make the exchange of a participant's uploads, if it may need one and none was made lately. The participant
+        has no right to make it."""
+        now = self._clock()
+        if not self._updates_in_chunks or now < self._prepared.get(participant_id, _NEVER)[0] + PREPARED_S:
             return
-        exchange = self._topology.upload_exchange(participant_id)
-        made = self._prepared[participant_id] = self._transport.declare_exchange(exchange, self._timeout_s)
+        made = self._transport.declare_exchange(self._topology.upload_exchange(participant_id), self._timeout_s)
+        self._prepared[participant_id] = now, made
         made.add_done_callback(lambda done: self._put(UploadsPrepared(participant_id, done.exception())))
 
     def uploads_prepared(self, prepared: UploadsPrepared) -> None:
@@ -152,15 +159,15 @@ class CoordinatorPublisher:
 
     def doubt_exchanges(self) -> None:
         """Make all exchanges of uploads again when they are next needed, because the broker may have lost them."""
-        self._prepared = {name: made for name, made in self._prepared.items() if not made.done()}
+        self._prepared = {name: asked for name, asked in self._prepared.items() if not asked[1].done()}
 
     def pump(self) -> None:
         """Send waiting tasks while the window has room. One always fits, however large it is."""
         while self._waiting and self._sending is None:
-            prepared = self._prepared.get(self._waiting[0][0].participant_id)
-            if prepared is not None and not prepared.done():
+            _, prepared = self._prepared.get(self._waiting[0][0].participant_id, _NEVER)
+            if not prepared.done():
                 return  # uploads_prepared goes on
-            if prepared is not None and (error := prepared.exception()) is not None:
+            if (error := prepared.exception()) is not None:
                 command, _ = self._waiting.popleft()
                 self._prepared.pop(command.participant_id, None)
                 self._put(TaskPublished(command.task_id, 0, error))

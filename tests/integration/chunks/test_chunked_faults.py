@@ -290,3 +290,19 @@ def test_no_finished_training_is_lost_or_counted_twice_whatever_breaks(
     federation.check(versions, 2 * versions)
     assert "malformed" not in federation.discarded()
     until(lambda: payload_queues(broker) == [])
+
+
+def test_a_broker_that_lost_the_exchange_of_an_upload_has_it_made_again(
+    federation: Federation, broker: EmbeddedBroker
+) -> None:
+    """The participant may not make it. Its hello names the task, and the coordinator makes it."""
+    trainer = Trainer()
+    trainer.gate = threading.Event()
+    federation.participant("p0", trainer)
+    run = federation.coordinator(versions=1, buffer_size=1)
+    until(lambda: trainer.trainings == 1)
+    broker.delete_exchange(federation.topology.upload_exchange("p0").name)
+    assert broker.drop_connections("coordinator") == 1
+    trainer.gate.set()
+    assert run.result(DEADLINE_S).accepted == 1
+    federation.check(versions=1, updates=1)

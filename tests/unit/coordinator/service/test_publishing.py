@@ -1,6 +1,7 @@
 """Tasks go out within a window of bytes, and wait as references until then."""
 
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Wire:
         return future
 
 
-def publisher(wire: Wire, window_bytes: int, **changed: int) -> tuple[CoordinatorPublisher, list]:
+def publisher(wire: Wire, window_bytes: int, **changed: Any) -> tuple[CoordinatorPublisher, list]:
     done: list = []
     made = CoordinatorPublisher(
         wire, Topology(), run_id="r", reply="delta", window_bytes=window_bytes, timeout_s=1, put=done.append,  # type: ignore[arg-type]
@@ -283,6 +284,14 @@ def test_exchanges_are_made_again_after_a_lost_connection():
         made.prepare_uploads("p1")
         made.doubt_exchanges()
     assert wire.exchanges == ["fedmq.up.p1", "fedmq.up.p1"]
+
+
+def test_exchanges_are_made_again_after_ten_minutes_because_somebody_may_have_deleted_them():
+    wire, now = Wire(), [0.0]
+    made, _ = publisher(wire, 10_000, update_bytes=40_000, clock=lambda: now[0])
+    for now[0] in (0.0, 599.0, 600.0, 601.0):
+        made.prepare_uploads("p1")
+    assert len(wire.exchanges) == 2
 
 
 def test_updates_that_fit_into_any_single_message_need_no_exchange():
