@@ -18,6 +18,7 @@ from fedmq.schemas.errors import (
 )
 
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
+_RIGHTS = "the three expressions of its role, and no more (docs/operations.md, Users and permissions)"
 _CERTIFIED = "expected amqps://HOST:PORT/VHOST"
 _BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 _WRONG_VHOST = re.compile(r"vhost .* not found|access to vhost .* refused for user [^:]*$")
@@ -160,7 +161,7 @@ def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerEr
         return BrokerRefused(
             f"RabbitMQ at {address} refused virtual host {address.vhost!r} to user {address.user!r} ({text}): "
             f"check the last part of the URL, or `rabbitmqctl add_vhost` and `rabbitmqctl set_permissions -p "
-            f"{address.vhost} {address.user} '.*' '.*' '.*'`"
+            f"{address.vhost} {address.user}` with {_RIGHTS}"
         )
     return None
 
@@ -182,9 +183,9 @@ def declaration_refusal(address: BrokerAddress, what: str, code: int, text: str)
     connection as it is."""
     if code == ACCESS_REFUSED:
         return BrokerRefused(
-            f"RabbitMQ at {address} does not let user {address.user!r} declare {what} ({text}): give it configure, "
-            f"write and read permissions on the federation's prefix (`rabbitmqctl set_permissions -p {address.vhost} "
-            f"{address.user} ...`)"
+            f"RabbitMQ at {address} does not let user {address.user!r} declare {what} ({text}): check that [broker] "
+            f"prefix and the participant's id are those of this user; it needs {_RIGHTS} (`rabbitmqctl "
+            f"set_permissions -p {address.vhost} {address.user}`)"
         )
     if code == PRECONDITION_FAILED and _OVER_A_LIMIT.search(text):
         return BrokerUnavailable(
