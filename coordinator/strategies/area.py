@@ -60,6 +60,10 @@ class AreaState:
     """Participants whose m_i is not in the ledger yet."""
     coefficients: list[float] = field(default_factory=list)
     """Coefficients of the updates in the buffer, in order of arrival."""
+    buffered: list[str] = field(default_factory=list)
+    """Participants in the buffer, if the coordinator keeps the m_i."""
+    num_participants: int = 1
+    """N."""
 
     @property
     def count(self) -> int:
@@ -81,15 +85,40 @@ class AreaState:
         self.cache[who], self.weights[who] = after, weight
         self.changed.add(who)
         self.coefficients.append(weight)
+        self.buffered.append(who)
 
     def accumulate_change(self, update: ClientUpdate) -> None:
-        """Add y_i - m_i; the participant keeps m_i. Raises ValueError, and changes nothing, if it does not fit."""
+        """Add y_i - m_i; the participant keeps m_i. Raises ValueError, and changes nothing, if it does not fit.
+
+        Raises OverflowError if the model would leave the range of float16: a sum that participants remember their parts
+        of cannot lose a part again.
+        """
         check_payload(update, {n: x.shape for n, x in self.initial.items()})
+        for name, x in self.initial.items():
+            if x.dtype == np.float16:
+                base = x.astype(np.float64)
+                total = self.total[name] + update.payload[name] - (base if update.first else 0.0)
+                arithmetic.check_range(base + total / self.num_participants, x.dtype, f"tensor {name!r} of the model")
         for name, total in self.total.items():
             arithmetic.scale_add(total, 1.0, update.payload[name])
             if update.first:
                 arithmetic.scale_add(total, -1.0, self.initial[name])
         self.coefficients.append(1.0)
+
+    def drop(self, group: int | None) -> None:  # noqa: ARG002 - there are no groups
+        """Lose the updates of the buffer: the m_i of its participants are x_0 again, as before their first update.
+
+        Changes of m_i that participants keep stay in the sum, because the participants have moved theirs.
+        """
+        for who in dict.fromkeys(self.buffered):
+            weight, kept = self.weights[who], self.cache[who]
+            for name, total in self.total.items():
+                arithmetic.scale_add(total, -weight, kept[name])
+                arithmetic.scale_add(total, weight, self.initial[name])
+            self.cache[who] = {n: own_copy(x) for n, x in self.initial.items()}
+            self.changed.add(who)
+        self.coefficients.clear()
+        self.buffered.clear()
 
     def changed_memories(self) -> dict[str, Mapping[str, Array]]:
         changed, self.changed = self.changed, set()
@@ -100,7 +129,11 @@ class AreaState:
         return initial | {f"total/{n}": x for n, x in self.total.items()}
 
     def scalars(self) -> dict[str, Any]:
-        return {"weights": dict(self.weights), "coefficients": list(self.coefficients)}
+        return {
+            "weights": dict(self.weights),
+            "coefficients": list(self.coefficients),
+            "buffered": list(self.buffered),
+        }
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -129,7 +162,8 @@ class Area(Buffered):
         averaged = {n: parameters[n] for n in parameters.averaged()}
         kept = self.num_participants if self.memory == "coordinator" else 0
         check_bytes_kept(self.name, averaged, kept, 2, self.memory_limit_bytes)
-        return AreaState(averaged, {n: np.zeros(x.shape, np.float64) for n, x in averaged.items()})
+        total = {n: np.zeros(x.shape, np.float64) for n, x in averaged.items()}
+        return AreaState(averaged, total, num_participants=self.num_participants)
 
     def restore(self, arrays: Arrays, scalars: Mapping[str, Any], parameters: Parameters) -> AreaState:
         state = self.init(parameters)
@@ -145,6 +179,7 @@ class Area(Buffered):
             np.copyto(total, given[f"total/{name}"])
         state.weights = {str(p): float(w) for p, w in scalars["weights"].items()}
         state.coefficients = [float(c) for c in scalars["coefficients"]]
+        state.buffered = [str(p) for p in scalars.get("buffered", ())]
         state.cache = memories_in(arrays)
         return state
 
@@ -164,4 +199,5 @@ class Area(Buffered):
         for name, total in state.total.items():
             arithmetic.step(state.initial[name], 1.0 / self.num_participants, total, new[name])
         state.coefficients.clear()
+        state.buffered.clear()
         return state, parameters.replace({**parameters, **new})

@@ -11,10 +11,12 @@ p_i is not known. It is measured (`measure`), each time by a mean over the parti
     duration    w_i = T̄_i·(1/N)·Σ_j 1/T̄_j  T_i: training time; one that always trains gives 1/T_i updates a second
     interval    w_i = S̄_i/N                S_i: accepted updates from its last one to this one; w_i = 1 for its first
 
-The divisor is fixed. The sum of the weights in the buffer (FedStaleWeight) would bring a part of the bias back, because
-a buffer of slow participants would count as much as one of fast participants. The first two measures assume that every
-participant has a task at all times (`concurrency` is their number or more). `interval` holds for any selection, and
-begins with a participant's second update.
+T_i is what participants say. So w_i is at most ten times 1/(N·p_i) with the share p_i of the updates so far: one that
+claims to train in no time lifts the weights of the others by no more than that. The divisor is fixed. The sum of the
+weights in the buffer (FedStaleWeight) would bring a part of the bias back, because a buffer of slow participants would
+count as much as one of fast participants. The first two measures assume that every participant has a task at all times
+(`concurrency` is their number or more). `interval` holds for any selection, and begins with a participant's second
+update.
 
 `staleness` uses the average staleness of Ma, Tu, Chen, Reddi 2024, "FedStaleWeight"; their test bench has this form, by
 the staleness of single updates. `interval` is the online estimate of Wang, Ji 2024, "A Lightweight Method for Tackling
@@ -37,6 +39,8 @@ from fedmq.schemas.parameters import Parameters
 
 SHORTEST_S = 1e-6
 """The duration of a training that reports none."""
+MOST_OF_SEEN = 10.0
+"""Largest weight by durations, as a multiple of the weight by the updates that were seen."""
 LONGEST_S = 1e9
 """The longest duration that counts, 30 years: a participant's claim must not make a weight that no sum can hold."""
 
@@ -83,7 +87,9 @@ class ParticipationCorrection(WeightedMean):
         counts = state.participation
         mean = counts.mean_with(participant_id, measured)
         if self.measure == "duration":
-            w = mean * counts.mean_reciprocal_with(participant_id, measured)
+            given = counts.counts.get(participant_id, 0) + 1
+            seen = (state.order + 1) / (counts.known_with(participant_id) * given)
+            w = min(mean * counts.mean_reciprocal_with(participant_id, measured), MOST_OF_SEEN * seen)
         else:
             known = self.num_participants or counts.known_with(participant_id)
             w = (mean if self.measure == "interval" else self.buffer_size * mean + 1.0) / known

@@ -54,7 +54,11 @@ class ScaffoldState(BufferState):
     """Σ Δc_i over the buffer."""
 
     def accumulate(self, update: ClientUpdate, coefficient: float) -> None:
-        """Add Δy_i and Δc_i. Raises ValueError, and changes nothing, if one of them does not fit."""
+        """Add Δy_i and Δc_i. Raises ValueError, and changes nothing, if one of them does not fit.
+
+        Raises OverflowError if c would leave the range of float16: participants have moved their c_i, so no part of c
+        can be lost again.
+        """
         change = update.beside.get(CONTROL, Parameters({}))
         found, expected = ({n: a.shape for n, a in group.items()} for group in (change, self.changes))
         if found != expected:
@@ -64,6 +68,10 @@ class ScaffoldState(BufferState):
             )
         self.check(update)
         check_coefficient(update, coefficient)
+        for name, total in self.changes.items():
+            if change[name].dtype == np.float16:
+                c = (self.controls[name] + total + change[name]) / self.num_participants
+                arithmetic.check_range(c, change[name].dtype, f"the control variate of tensor {name!r}")
         for name, total in self.changes.items():
             arithmetic.scale_add(total, 1.0, change[name])
         super().accumulate(update, coefficient)

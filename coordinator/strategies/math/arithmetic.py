@@ -136,6 +136,13 @@ def quotient(acc: Array, divisor: float, out: Array) -> None:
     _write(out, divide)
 
 
+def check_range(values: Array, dtype: np.dtype[Any], what: str) -> None:
+    """Raise OverflowError if a value is too large for `dtype`. It is a check for float16, the one that is narrow."""
+    most = float(np.finfo(np.float16).max)
+    if dtype == np.float16 and values.size and not float(np.max(np.abs(values))) <= most:
+        raise OverflowError(f"{what} would leave the range of float16, ±{most:g}")
+
+
 def cosine(deltas: Mapping[str, Array], new: Mapping[str, Array], old: Mapping[str, Array]) -> float:
     """Return the cosine between `deltas` and new - old, over the tensors of `new`; 1 if either of the two is 0."""
     dots, lengths, moves = [], [], []

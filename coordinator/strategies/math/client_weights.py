@@ -12,9 +12,9 @@ Learning with normalized losses"). The function here is our own: it never rises 
 participant's loss. Its bounds keep a participant that reports a loss of 0 from counting more than ten times as much as
 another.
 
-A value is what a participant says about itself, so there is a cap: no participant counts for more than `most` times the
-mean of those below it. A larger value, and all that are larger still, are cut down to that, in their own weights and in
-the mean. Without the cut in the mean, one participant that claims 10^7 examples would take everybody else's weight.
+A value is what a participant says about itself, so there is a cap (capped_sum.py). It cuts a value down in the weight
+and in the mean. Without the cut in the mean, one participant that claims 10^7 examples would take everybody else's
+weight.
 
 The sums are integers (values in units of 2^-32): exact in any order of participants, free of drift, and the same after
 a restore. Nothing here reads clocks or random numbers.
@@ -23,22 +23,15 @@ a restore. Nothing here reads clocks or random numbers.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
+
+from fedmq.coordinator.strategies.math.capped_sum import CappedSum, Scale
 
 ClientWeightKind = Literal["equal", "examples", "sqrt", "log", "quality"]
 
 _UNIT = 2**32
 _LOWEST_QUALITY = 0.1
-
-
-class _Scale(NamedTuple):
-    """A mean of values, total/known, and the largest value that counts; None if no value is above it."""
-
-    known: int
-    total: int
-    limit: int | None = None
 
 
 class ClientWeights:
@@ -47,12 +40,8 @@ class ClientWeights:
     def __init__(self, kind: ClientWeightKind, most: float = math.inf) -> None:
         """`most` is the cap: the largest value that counts, as a multiple of the mean of the smaller ones."""
         self.kind = kind
-        self._most = most
-        self._values: dict[str, int] = {}
-        self._ascending: list[int] = []
-        """The same values in order; empty without a cap."""
-        self._total = 0
-        self._pinned: _Scale | None = None
+        self._values = CappedSum(most)
+        self._pinned: Scale | None = None
         self._pins_next = False
 
     @property
@@ -81,10 +70,10 @@ class ClientWeights:
         if value is None:
             return 1.0
         if self._pins_next:
-            self._pinned, self._pins_next = self._scale(), False
-        now = self._scale() if self._pinned is None or self._pinned.limit is None else self._pinned
+            self._pinned, self._pins_next = self._values.scale(), False
+        now = self._values.scale() if self._pinned is None or self._pinned.limit is None else self._pinned
         scale = self._pinned or now
-        return (value if now.limit is None else min(value, now.limit)) * scale.known / scale.total
+        return now.cut(value) * scale.known / scale.total
 
     def pin(self) -> None:
         """Keep the mean as it is now until the next `pin`: all weights of one round share one scale.
@@ -93,8 +82,8 @@ class ClientWeights:
         participant that joins in mid-round does not rescale the weights that follow. If nobody is known yet, the
         round's first update sets the scale; `quality` has no scale in such a round.
         """
-        self._pinned = self._scale() if self._values else None
-        self._pins_next = not self._values and self.kind not in ("equal", "quality")
+        self._pinned = self._values.scale() if len(self._values) else None
+        self._pins_next = self._pinned is None and self.kind not in ("equal", "quality")
 
     def scalars(self) -> dict[str, Any]:
         """Return the checkpoint's scalars; it also needs each participant's last num_examples and loss."""
@@ -113,39 +102,12 @@ class ClientWeights:
         for participant_id, num_examples, loss in participants:
             weights.observe(participant_id, num_examples, {} if loss is None else {"loss": loss})
         pinned = scalars["pinned"]
-        weights._pinned = None if pinned is None else _Scale(*pinned)
+        weights._pinned = None if pinned is None else Scale(*pinned)
         weights._pins_next = bool(scalars.get("pins_next", False))
         return weights
 
     def _set(self, participant_id: str, value: float) -> None:
-        before = self._values.pop(participant_id, 0)
-        exact = max(1, round(value * _UNIT)) if value > 0 else 0
-        if exact:
-            self._values[participant_id] = exact
-        self._total += exact - before
-        if math.isfinite(self._most) and exact != before:
-            if before:
-                del self._ascending[bisect_left(self._ascending, before)]
-            if exact:
-                insort(self._ascending, exact)
-
-    def _scale(self) -> _Scale:
-        """Return the mean as it is now, with the values above the cap cut down.
-
-        The lower half of the values always counts in full.
-        """
-        ascending, known = self._ascending, len(self._values)
-        half = (len(ascending) + 1) // 2
-        quarter = half // 2
-        if not half or ascending[-1] * half <= self._most * ascending[quarter] * (half - quarter):
-            return _Scale(known, self._total)  # even the largest is below the cap: there is nothing to add up
-        rest, below = sum(ascending[:half]), half
-        while below < known and ascending[below] * below <= self._most * rest:
-            rest, below = rest + ascending[below], below + 1
-        if below == known:
-            return _Scale(known, self._total)
-        limit = max(1, int(self._most * rest / below))
-        return _Scale(known, rest + (known - below) * limit, limit)
+        self._values.set(participant_id, max(1, round(value * _UNIT)) if value > 0 else 0)
 
 
 def by_examples(kind: Literal["examples", "sqrt", "log"], num_examples: int) -> float:

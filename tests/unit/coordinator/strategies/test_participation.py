@@ -96,7 +96,9 @@ def test_by_duration_it_equals_its_formula(story, size: int) -> None:
     weights = []
     for i, u in enumerate(story):
         latest = {other.who: mean for other, mean in zip(story[: i + 1], means, strict=False)}
-        weights.append(means[i] * float(np.mean([1 / t for t in latest.values()])) * u.q)
+        given = sum(other.who == u.who for other in story[: i + 1])
+        w = means[i] * float(np.mean([1 / t for t in latest.values()]))
+        weights.append(min(w, 10 * (i + 1) / (len(latest) * given)) * u.q)
     expected = twins.steps([1.0, 2.0], story, size, 1.0, weights, divide=False)
     played = play(ParticipationCorrection(buffer_size=size, measure="duration"), [1.0, 2.0], story)
     np.testing.assert_allclose(played.versions, expected, rtol=1e-6, atol=1e-6)
@@ -113,6 +115,14 @@ def test_two_speeds_end_at_the_plain_mean_where_fedbuff_would_not(measure: str) 
         ]
     late = play(strategy, [0.0], story).versions
     assert (late[-1][0] - late[-801][0]) / 800 == pytest.approx(0.5, rel=0.01)
+
+
+def test_who_claims_to_train_in_no_time_lifts_nobodys_weight_beyond_ten_times_what_was_seen() -> None:
+    strategy = ParticipationCorrection(buffer_size=1, measure="duration")
+    story = [Sent(who, [1.0], train_s=0.0 if who == "liar" else 4.0) for who in ["liar", "a", "b", "c"] * 20]
+    weights = [w for (w,) in play(strategy, [0.0], story).weights]
+    assert max(weights[-4:]) == 10.0, "each of the four has given a quarter of the updates"
+    assert weights[-4] == pytest.approx(0.25), "its own is small"
 
 
 def test_without_a_measured_duration_nothing_divides_by_zero() -> None:
