@@ -26,7 +26,7 @@ import psutil
 from tests.security.fuzzing import coordinator_side, participant_side
 from tests.security.fuzzing.watch import Failed, Figures, LogCheck
 
-EPISODE_MESSAGES = 1000
+EPISODE_MESSAGES = 2000
 LIMIT_MS = 50.0
 MOST_GROWTH_BYTES = 300 * 1024**2
 """Growth of the process over all episodes after the first ones. What a message leaves behind must not add up."""

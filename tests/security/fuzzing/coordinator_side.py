@@ -100,7 +100,7 @@ class CoordinatorEpisode:
         self._rng = random.Random(f"{plan.seed}/{plan.episode}/coordinator")
         self._mutator, self._headers = Mutator(self._rng), Headers(self._rng)
         self._model = model(LARGE if plan.chunked else SMALL)
-        self._corpus = samples(model(SMALL))
+        self._corpus = samples()
         self._tasks: dict[str, list[Task]] = {name: [] for name in (*HONEST, *STRANGERS)}
         self._sent: list[Update] = []
         self._idle = 0

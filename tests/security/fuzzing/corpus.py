@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,11 @@ def model(num_values: int = 40) -> Parameters:
     )
 
 
-def samples(parameters: Parameters) -> list[Sample]:
+@cache
+def samples() -> list[Sample]:
     """Return a sample of every kind: one with the optional fields, one without, each with tensors if it may have
     them."""
+    parameters = model()
     found = []
     for kind in MESSAGE_TYPES:
         messages = [message for whole in (True, False) if (message := _example(kind, whole)) is not None]

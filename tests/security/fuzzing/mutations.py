@@ -274,7 +274,7 @@ class Mutator:
         rng, found = self._rng, head.get("tensors")
         if not isinstance(found, list) or not found or not isinstance(found[0], dict):
             return head
-        if rng.random() < 0.02:
+        if rng.random() < 0.005:
             template = copied(found[0]) | {"shape": rng.choice([[], [0], [1] * 16])}
             head["tensors"] = [template | {"name": f"t{i}"} for i in range(rng.choice([1000, 4096, 4097]))]
             return head
@@ -381,8 +381,8 @@ class Headers:
         kind = rng.randrange(7)
         entries = b""
         if kind == 0:
-            for _ in range(rng.choice([5, 9, 500, 10_000])):
-                entries = b"\x01a" + rng.choice([b"F", b"F", b"A"]) + struct.pack(">I", len(entries)) + entries
+            levels, inside = rng.choice([5, 9, 500, 10_000]), rng.choice([b"F", b"F", b"A"])
+            entries = b"".join(b"\x01a" + inside + struct.pack(">I", 7 * level) for level in reversed(range(levels)))
         elif kind == 1:
             entries = b"\x01aV" * rng.choice([10, 512, 513, 5000, 40_000])
         elif kind == 2:

@@ -112,7 +112,7 @@ class ParticipantEpisode:
         self._rng = random.Random(f"{plan.seed}/{plan.episode}/participant")
         self._mutator, self._headers = Mutator(self._rng), Headers(self._rng)
         self._model = model()
-        self._corpus = samples(self._model)
+        self._corpus = samples()
         self._updates: Counter[str] = Counter()
         self._honest: list[str] = []
         self._declined: set[str] = set()
