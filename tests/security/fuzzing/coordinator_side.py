@@ -216,7 +216,7 @@ class CoordinatorEpisode:
         yield False
 
     def _put_chunks(self, user: str, update: Update, body: bytes) -> ChunkedPayload:
-        queue = TOPOLOGY.payload(update.participant_id, update.update_id).name
+        queue = TOPOLOGY.upload(update.participant_id, update.update_id).name
         pieces = [body[at : at + CHUNK_BYTES] for at in range(0, len(body), CHUNK_BYTES)]
         digests = [digest_of(piece) for piece in pieces]
         for index, (piece, digest) in enumerate(zip(pieces, digests, strict=True)):
@@ -289,7 +289,7 @@ class CoordinatorEpisode:
         if not tasks:
             return
         update = self._update_of(tasks.pop(0))
-        queue = TOPOLOGY.payload(user, update.update_id).name
+        queue = TOPOLOGY.upload(user, update.update_id).name
         body = encode(update, self._model)
         if rng.random() < 0.3:
             body = self._mutator.message(Sample.of(body), self._corpus)

@@ -126,6 +126,9 @@ class FakeTransport:
         self.bind(queue)
         return done(len(self._waiting.get(queue.name, ())))
 
+    def declare_exchange(self, exchange: Exchange, timeout_s: float = 30.0) -> Future[int]:
+        return done(0)
+
     def delete_queue(self, name: str, timeout_s: float = 30.0) -> Future[int]:
         self.stop_consuming(name)
         return done(len(self._waiting.pop(name, ())))

@@ -1,7 +1,7 @@
 """Episodes of a participant: the real service on a real spool, with bad messages between the honest tasks.
 
 What an episode shows
-1. The service lives, and every message is acked or dead-lettered.
+1. The service lives, and every message is acked.
 2. Each honest task leads to one update.
 
 The noise names other runs and tasks than the honest ones. A notice that a run is over ends the participant if it served
@@ -255,7 +255,7 @@ class ParticipantEpisode:
         rng = self._rng
         body = encode(task, self._model)
         payload_id = f"{rng.randrange(16**32):032x}"
-        queue = TOPOLOGY.payload(NAME, payload_id)
+        queue = TOPOLOGY.download(NAME, payload_id)
         pieces = [body[at : at + CHUNK_BYTES] for at in range(0, len(body), CHUNK_BYTES)]
         digests = [digest_of(piece) for piece in pieces]
         for index, (piece, digest) in enumerate(zip(pieces, digests, strict=True)):
@@ -284,6 +284,8 @@ class ParticipantEpisode:
                 self._updates[told.update_id] += 1
             elif isinstance(told, Decline):
                 self._declined.add(told.task_id)
+                reason, outcomes = f"declined: {told.reason}", self.watch.figures.outcomes
+                outcomes[reason] = outcomes.get(reason, 0) + 1
 
     def _check(self) -> None:
         figures = self.watch.figures
