@@ -61,6 +61,16 @@ def limits_for(max_body_bytes: int, num_tensors: int, entry_bytes: int, max_tens
     return Limits(max_body_bytes, FIELD_BYTES + max(TENSOR_BYTES * room, 2 * entry_bytes), room)
 
 
+def update_bytes(payload_bytes: int, num_tensors: int, entry_bytes: int, max_tensors: int = MAX_TENSORS) -> int:
+    """Return the most bytes of an update that are worth a look, if its tensors have `payload_bytes`: an update of a
+    model twice as large is still told which tensors differ."""
+    header = limits_for(0, num_tensors, entry_bytes, max_tensors).max_header_bytes
+    return 2 * payload_bytes + header + OTHER_MODEL_BYTES
+
+
+OTHER_MODEL_BYTES = 256 * 1024
+"""Room for the tensors of another small model: a full window of such messages stays near the memory budget."""
+
 CHUNK_BYTES = 4 * 1024 * 1024
 """Size of one piece of a payload that is too large for one message. Larger pieces are no faster, and cost more to send
 again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,10 +30,23 @@ class Inbox:
         self._items: SimpleQueue[Any] = SimpleQueue()
         self._transport = transport
         self._updates_queue, self._control_queue = topology.updates.name, topology.control.name
+        self._most_bytes: dict[str, int] = {}
+
+    def bound(self, update_bytes: int, control_bytes: int) -> None:
+        """Keep no more of a delivery than these bytes and one more, which shows that it is too large. Without this a
+        window of large messages from anybody who may send could fill the RAM."""
+        self._most_bytes = {self._updates_queue: update_bytes, self._control_queue: control_bytes}
 
     def put(self, item: Any) -> None:
         """Add an item: a delivery, or news of the transport, of an evaluation or of a publish."""
         self._items.put(item)
+
+    def put_delivery(self, delivery: Delivery) -> None:
+        """Add a delivery of one of the two queues, cut if it is too large."""
+        most = self._most_bytes.get(delivery.queue)
+        if most is not None and len(delivery.body) > most:
+            delivery = replace(delivery, body=bytes(delivery.body[: most + 1]))
+        self.put(delivery)
 
     def on_state(self, state: TransportState) -> None:
         """Add news of the transport. Once the connection is lost this coordinator may not lead any more, so nothing is
@@ -57,8 +71,8 @@ class Inbox:
 
     def consume(self, updates_window: int, control_window: int) -> None:
         """Consume both queues, each with so many deliveries unsettled."""
-        self._transport.consume(self._control_queue, self.put, control_window)
-        self._transport.consume(self._updates_queue, self.put, updates_window)
+        self._transport.consume(self._control_queue, self.put_delivery, control_window)
+        self._transport.consume(self._updates_queue, self.put_delivery, updates_window)
         self.consuming = True
 
     def stop_consuming(self) -> None:

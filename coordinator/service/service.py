@@ -42,7 +42,7 @@ from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
 from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked, StateError
-from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, limits_for
+from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
@@ -303,7 +303,9 @@ class CoordinatorService:
         # If updates come in chunks, only their manifests come through the window.
         fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
         of_model = len(core.payload_spec), entry_bytes(core.payload_spec), self._max_tensors
-        limits = limits_for(self._max_message_bytes, *of_model)
+        most = update_bytes(core.payload_bytes, *of_model)
+        limits = limits_for(min(self._max_message_bytes, most), *of_model)
+        inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
         intake = Intake(transport, self._topology, put=inbox.put, payload_bytes=core.payload_bytes)
         return Loop(

@@ -8,7 +8,7 @@ import pytest
 
 from fedmq.schemas.codec import decode, encode, entry_bytes
 from fedmq.schemas.errors import AppError, LimitExceeded
-from fedmq.schemas.limits import DEFAULT_LIMITS, PLAIN, Limits, header_bytes, limits_for
+from fedmq.schemas.limits import DEFAULT_LIMITS, PLAIN, Limits, header_bytes, limits_for, update_bytes
 from fedmq.schemas.messages import Decline, Hello, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
@@ -82,3 +82,8 @@ def test_a_name_longer_than_the_receiver_reads_is_found_in_a_message_of_any_kind
     assert decode(body).parameters is not None
     with pytest.raises(Exception, match="at most 512 characters"):
         decode(encode(UPDATE, Parameters({"n" * 513: np.zeros((), np.float32)})))
+
+
+def test_an_update_has_room_for_the_tensors_of_a_model_twice_as_large():
+    header = limits_for(0, 4, 240).max_header_bytes
+    assert update_bytes(1000, 4, 240) == 2000 + header + 256 * 1024

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.service.inbox import Inbox
@@ -69,3 +71,12 @@ def test_a_connection_that_is_lost_while_the_transport_closes_is_still_news_and_
     lost = TransportState("disconnected", "gone")
     inbox.on_state(lost)
     assert list(inbox.arrived()) == [lost]
+
+
+def test_what_is_too_large_is_cut_to_one_byte_more_than_its_queue_allows() -> None:
+    inbox = Inbox(Wire(), TOPOLOGY)  # type: ignore[arg-type]
+    inbox.bound(update_bytes=10, control_bytes=4)
+    for queue, size in ((TOPOLOGY.updates.name, 10), (TOPOLOGY.updates.name, 11), (TOPOLOGY.updates.name, 2**20),
+                        (TOPOLOGY.control.name, 4), (TOPOLOGY.control.name, 9)):  # fmt: skip
+        inbox.put_delivery(replace(delivery("a", queue), body=bytes(size)))
+    assert [len(one.body) for one in inbox.arrived()] == [10, 11, 11, 4, 5]
