@@ -9,7 +9,6 @@ import pika
 import pytest
 
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.service import update_reader
 from fedmq.participant.decisions.agent import Agent
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import PeerError
@@ -90,13 +89,14 @@ def test_a_planted_error_is_found_and_told_with_the_smallest_message(monkeypatch
 
 
 def test_a_message_that_costs_too_much_is_found(monkeypatch):
-    def slow(body, limits):
+    def slow(self, event):
         ends_s = time.thread_time() + 0.03
         while time.thread_time() < ends_s:
             pass
-        return decode(body, limits)
+        return original(self, event)
 
-    monkeypatch.setattr(update_reader, "decode", slow)
+    original = Core._on_poison
+    monkeypatch.setattr(Core, "_on_poison", slow)
     with pytest.raises(Failed, match="ms of CPU time"):
         fuzz(20, seed=12, seconds=60.0, limit_s=0.02, first=0, show=False)
 
