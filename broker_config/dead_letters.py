@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from fedmq.broker_config.transport import Delivery, Message
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.texts import escaped
 
 DEAD_ROUTING_KEY = "dead"
@@ -28,7 +29,8 @@ def dead_letter_of(delivery: Delivery, exchange: str, reason: str, detail: str) 
         left -= len(str(name)) + len(repr(value))
         if left >= 0 and _goes_both_ways(value):
             kept[name] = value
-    headers = {**kept, "reason": reason, "detail": escaped(detail)[:MOST_DETAIL_CHARS], "from_queue": delivery.queue}
+    told = escaped(redacted(detail))[:MOST_DETAIL_CHARS]
+    headers = {**kept, "reason": reason, "detail": told, "from_queue": delivery.queue}
     return Message(
         exchange=exchange,
         routing_key=DEAD_ROUTING_KEY,

@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import ClassVar
 
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.texts import escaped
 
 
@@ -55,7 +56,10 @@ def shown(value: object, max_chars: int = 80) -> str:
 
 
 class FedmqError(Exception):
-    """Root of the tree. The message says what was got, what was expected and what to do."""
+    """Root of the tree. The message says what was got, what was expected and what to do. It holds no secret."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(argument) if isinstance(argument, str) else argument for argument in args))
 
 
 class InputError(FedmqError):

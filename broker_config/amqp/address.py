@@ -16,6 +16,7 @@ from fedmq.schemas.errors import (
     TopologyConflict,
     Unroutable,
 )
+from fedmq.schemas.redaction import keep_secret
 
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
 _RIGHTS = "the three expressions of its role, and no more (docs/operations.md, Users and permissions)"
@@ -75,6 +76,7 @@ class BrokerAddress:
         if "/" in (path := parts.path.removeprefix("/")):
             raise ConfigError(f"the broker's URL has more than one / after the host: {_EXPECTED}")
         tls = parts.scheme == "amqps"
+        keep_secret(unquote(parts.password or ""))
         user, password = unquote(parts.username or ""), parts.password
         if certified_user is not None:
             _check_certified(certified_user, user, password, tls=tls)

@@ -29,6 +29,8 @@ from fedmq.broker_config.node.ctl import Ctl, write_file
 from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
 from fedmq.broker_config.node.tls import PLUGIN, TLS_CONFIG, NodeTls
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError
+from fedmq.schemas.local.files import make_folder, open_log, tail, write_private
+from fedmq.schemas.redaction import keep_secret
 
 _HERE = Path(__file__).parent.parent
 DEFAULT_CONFIG = _HERE / "rabbitmq.conf"
@@ -45,6 +47,7 @@ _PLACES = (
     "/usr/local/opt/rabbitmq/sbin",
 )
 _USER = "fedmq"
+_FOLDERS = ("home", "log", "mnesia", "conf.d", "generated")
 _POLL_S = 0.05
 _STARTUP_S = 30.0
 _LOG_TAIL_BYTES = 4000
@@ -122,6 +125,7 @@ class PrivateNode:
         self._owns_mapper = mapper is None
         self._cookie = cookie
         self._password = password or secrets.token_urlsafe(18)
+        keep_secret(self._password)
         self._config = config or DEFAULT_CONFIG
         self._definitions = definitions or DEFAULT_DEFINITIONS
         self._overrides = dict(overrides or {})
@@ -158,7 +162,7 @@ class PrivateNode:
         self._write_files()
         env = self._environment()
         console = self.data_dir / "log" / "console.log"
-        with console.open("ab") as out:
+        with open_log(console) as out:
             epmd = self._mapper.start(self._sbin, env, out)
             self._await(lambda: listens(self._mapper.port), epmd, time.monotonic() + timeout_s, "epmd")
             self._server = spawn([str(self._sbin / "rabbitmq-server")], env, out)
@@ -212,22 +216,19 @@ class PrivateNode:
     def _write_files(self) -> None:
         text = self._config_text()
         self._check_folder()
-        for name in ("home", "log", "mnesia", "conf.d", "generated"):
-            (self.data_dir / name).mkdir(parents=True, exist_ok=True)
-        (self.data_dir / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
-        (self.data_dir / "advanced.config").write_text("[].\n")
-        (self.data_dir / "rabbitmq-env.conf").write_text("")
+        for folder in (self.data_dir, *(self.data_dir / name for name in _FOLDERS)):
+            make_folder(folder)
+        write_private(self.data_dir / "enabled_plugins", f"[{','.join(self._plugins)}].\n")
+        write_private(self.data_dir / "advanced.config", "[].\n")
+        write_private(self.data_dir / "rabbitmq-env.conf", "")
         cookie = self.data_dir / "home" / ".erlang.cookie"
         if self._cookie is not None and not cookie.exists():
-            cookie.touch(mode=0o600)
-            cookie.write_text(self._cookie)
+            write_private(cookie, self._cookie)
             cookie.chmod(0o400)
-        (self.data_dir / "rabbitmq.conf").write_text(text)
+        write_private(self.data_dir / "rabbitmq.conf", text)
         write_file(self.data_dir, self._sbin / "rabbitmqctl", self._environment())
         # It holds the hash of the password, so nobody else may read it.
-        definitions = self.data_dir / "definitions.json"
-        definitions.touch(mode=0o600)
-        definitions.write_text(json.dumps(self._definitions_with_user(), indent=1))
+        write_private(self.data_dir / "definitions.json", json.dumps(self._definitions_with_user(), indent=1))
 
     def _config_text(self) -> str:
         ours = {
@@ -269,7 +270,9 @@ class PrivateNode:
         return found
 
     def _environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_", "ERLANG_"))}
+        # A server needs no setting of ours. One of them is the URL of another broker, with its password.
+        left_out = ("RABBITMQ_", "ERL_", "ERLANG_", "FEDMQ_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         return {
             **kept,
             "HOME": str(self.data_dir / "home"),  # holds the Erlang cookie, which Erlang makes if we give none
@@ -321,8 +324,8 @@ class PrivateNode:
             time.sleep(_POLL_S)
 
     def _tail(self) -> str:
-        logs = sorted((self.data_dir / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
-        return "\n".join(path.read_text(errors="replace")[-_LOG_TAIL_BYTES:] for path in logs[-2:])
+        logs = sorted((self.data_dir / "log").glob("*.log"), key=lambda path: path.lstat().st_mtime)
+        return "\n".join(tail(path, _LOG_TAIL_BYTES) for path in logs[-2:])
 
     def _end_processes(self) -> None:
         if self._watchdog is not None:

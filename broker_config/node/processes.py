@@ -33,9 +33,15 @@ def listens(port: int) -> bool:
 
 
 def spawn(command: list[str], env: Mapping[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, so that a Ctrl-C for us does not reach it."""
+    """Start a process in a session of its own, so that a Ctrl-C for us does not reach it. Its files are ours alone."""
     return subprocess.Popen(  # noqa: S603  the command is ours
-        command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        umask=0o077,
     )
 
 
@@ -56,6 +62,7 @@ class Watchdog:
     def __init__(self, pid: int) -> None:
         self._process = subprocess.Popen(  # noqa: S603  the script is ours
             ["/bin/sh", "-c", 'read -r _; kill -KILL -"$1" 2>/dev/null', "fedmq-node-watchdog", str(pid)],
+            env={},  # it needs nothing of ours, and least of all a password
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ from fedmq.coordinator.decisions.failures import FAILURES, Drop, drops_in
 from fedmq.coordinator.decisions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
-from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy
@@ -68,7 +68,7 @@ class Explanation:
 
 def explain(ledger: LedgerReader, version: int) -> Explanation:
     """Return the updates, with staleness and weights, that made this version. Raises LedgerError if it is not there."""
-    with ledger.at_one_moment():
+    with believed(ledger.path), ledger.at_one_moment():
         points = [point for point in ledger.versions(version - 1) if point.version == version]
         if not points:
             newest = ledger.version()
@@ -85,7 +85,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
     A replay needs `strategy` if the run has a user's own one. `replay=False` leaves the replay out.
     """
     with LedgerReader(folder.ledger) as ledger:
-        with ledger.at_one_moment():
+        with believed(ledger.path), ledger.at_one_moment():
             rows, points = ledger.updates(), ledger.versions()
             run, lost = ledger.run(), Lost.of(ledger, rows)
             checks = [
@@ -100,9 +100,14 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
                 wrong = f"the state says {sum(drop.count for drop in lost.drops)}, the ledger {len(lost.ids)}"
                 checks.append(Check("updates of lost buffers are discarded", (wrong,)))
             kept = Kept.of(ledger, rows)
-        checks += _files(folder, ledger)
-        if replay:
-            checks += _replayed(folder, ledger, kept, strategy or built_in(run.settings["strategy"]))
+        with believed(ledger.path):
+            checks += _files(folder, ledger)
+            of_the_run = built_in(run.settings["strategy"])
+        if replay and strategy is not None:  # a mistake in a user's strategy is no mistake in the ledger
+            checks += _replayed(folder, ledger, kept, strategy)
+        elif replay:
+            with believed(ledger.path):
+                checks += _replayed(folder, ledger, kept, of_the_run)
         return checks
 
 

@@ -17,6 +17,7 @@ from fedmq.coordinator.service.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.ledger.reader import believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
@@ -59,9 +60,10 @@ def open_core(
         log.info("run_created", run=run.run_id, uid=run_uid, folder=folder.path)
         return core
     refuse_changes(ledger.run().settings, settings, folder)
-    snapshot = _load(folder, ledger, commit, strategy)
-    participants = (row.record for row in ledger.participants())
-    core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
+    with believed(ledger.path):
+        snapshot = _load(folder, ledger, commit, strategy)
+        participants = (row.record for row in ledger.participants())
+        core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
     if check_model is not None and core.finished is None:
         check_model(core.parameters)
     ledger.resume(settings)

@@ -38,10 +38,11 @@ from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies.protocol import MEMORY
 from fedmq.schemas.errors import CheckpointError, FedmqError
-from fedmq.schemas.limits import Limits
+from fedmq.schemas.limits import MAX_PAYLOAD_BYTES, Limits
 from fedmq.schemas.local.clocks import Moment, age_s, moment_now
 from fedmq.schemas.local.durable import sync_folder
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import make_folder, open_in_place, open_to_read, parse_json, remove
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.tensors import TENSOR_ALIGNMENT_BYTES, pack, read_entries, spec_of, unpack
 
@@ -79,10 +80,10 @@ class Archive:
     def open(self, snapshot: Snapshot, accepted: int, version: int) -> None:
         """Begin to append, from the state that the run goes on with. Raises CheckpointError if the disk refuses."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             for path in set(self._folder.iterdir()) - {self._folder / name for name in self._ledger.archive_files()}:
                 if epoch_of(path.name) <= self._ledger.epoch:  # a newer file belongs to a successor
-                    path.unlink(missing_ok=True)  # no row names it
+                    remove(path)  # no row names it
             if not self._bases or self._ledger.archived_up_to() != accepted:
                 self._add_base(snapshot, accepted, version)  # the archive is new, or was off for a while
             self._next_file(accepted)
@@ -178,7 +179,7 @@ class Archive:
 
     def _new_file(self, accepted: int) -> tuple[int, str]:
         name = f"{accepted:010d}-e{self._ledger.epoch:04d}-{secrets.token_hex(4)}.updates"
-        file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        file = open_in_place(self._folder / name)
         try:
             sync_folder(self._folder)
         except OSError:
@@ -250,6 +251,8 @@ class Archive:
 
 
 _JOINED_BYTES = 1024**2
+_MOST_UPDATE_BYTES = 2 * MAX_PAYLOAD_BYTES
+"""Most bytes of one archived update, its header included."""
 
 
 def _write_all(file: int, data: memoryview) -> None:
@@ -274,12 +277,11 @@ def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
     names = ("name", "dtype", "shape", "trainable")
     try:
         entries = [
-            dict(zip(names, (e[0], e[1], tuple(e[2]), e[3]), strict=True))
-            for e in json.loads(bytes(data[8 : 8 + length]))
+            dict(zip(names, (e[0], e[1], tuple(e[2]), e[3]), strict=True)) for e in parse_json(data[8 : 8 + length])
         ]
         spec = read_entries(entries, Limits(max_tensors=2**31))
         return unpack(data[8 + length :], spec)
-    except (FedmqError, ValueError, LookupError) as error:
+    except (FedmqError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"update {row.accepted_order} in {path} was written by another version of fedmq: {error}"
         ) from error
@@ -287,9 +289,10 @@ def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
 
 def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
     try:
-        with path.open("rb") as file:
-            file.seek(row.offset)
-            data = memoryview(file.read(row.num_bytes))
+        with open_to_read(path, 2**63 - 1) as file:
+            inside = 0 <= row.offset <= os.fstat(file.fileno()).st_size - row.num_bytes
+            file.seek(row.offset if inside else 0)
+            data = memoryview(file.read(row.num_bytes if inside and 0 <= row.num_bytes <= _MOST_UPDATE_BYTES else 0))
     except OSError as error:
         raise CheckpointError(f"update {row.accepted_order} cannot be read from the archive: {error}") from error
     if data.nbytes != row.num_bytes or zlib.crc32(data) != row.crc32:

@@ -7,12 +7,16 @@ releases copy the whole model first. Any safetensors library reads the result.
 
 Layout: 8 bytes little-endian header length, the JSON header, then the tensors' little-endian bytes without gaps. Wider
 dtypes come first, so that each tensor is aligned; the header keeps the caller's order.
+
+A reader believes nothing: the file is a plain one no larger than its reader expects, the header is bounded, and each
+tensor has a known dtype, the bytes of its shape, and a place of its own. Only then is memory taken for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,8 +29,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from fedmq.schemas.errors import CheckpointError
+from fedmq.schemas.errors import CheckpointError, shown
 from fedmq.schemas.local.durable import write_whole
+from fedmq.schemas.local.files import open_to_read, parse_json
 from fedmq.schemas.parameters import Array
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -37,7 +42,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 _CODES = {dtype.name: code for code, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+_MAX_RANK = 32
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""Errors of a header that fedmq did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +100,17 @@ def _put(path: Path, header: bytes, plain: Mapping[str, Array], *, sync: bool = 
     write_whole(path, chain((len(header).to_bytes(8, "little"), header), tensors), sync=sync)
 
 
-def read(path: Path, digest: str | None = None) -> Checkpoint:
+def read(
+    path: Path, digest: str | None = None, *, most_bytes: int | None = None, named_by_user: bool = False
+) -> Checkpoint:
     """Read `path` and check every byte; with `digest`, also check that `write` returned it for this very file.
+
+    `most_bytes` defaults to this machine's memory. A file that is `named_by_user` may be a link.
 
     Raises CheckpointError, with the file's name, if it is missing, torn, truncated, altered or not ours.
     """
     try:
-        with path.open("rb") as file:
+        with open_to_read(path, most_bytes or _memory_bytes(), named_by_user=named_by_user) as file:
             return _read(path, file, os.fstat(file.fileno()).st_size, digest)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}. {_ADVICE}") from error
@@ -107,10 +119,15 @@ def read(path: Path, digest: str | None = None) -> Checkpoint:
 def look(path: Path, digest: str) -> None:
     """Check the header and the length alone. Raises CheckpointError as `read` does."""
     try:
-        with path.open("rb") as file:
+        with open_to_read(path, _memory_bytes()) as file:
             _checked_header(path, file, os.fstat(file.fileno()).st_size, digest)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}. {_ADVICE}") from error
+
+
+def _memory_bytes() -> int:
+    """Return the machine's memory: a checkpoint is read whole, so no larger one can be used here."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def fault_of(error: CheckpointError) -> str:
@@ -163,8 +180,15 @@ def _digest(entries: dict[str, Any], crcs: str, meta: str) -> str:
 
 def _read(path: Path, file: BinaryIO, size: int, digest: str | None) -> Checkpoint:
     start, header, metadata = _checked_header(path, file, size, digest)
-    arrays = dict(_tensors(path, file, start, header, json.loads(metadata["fedmq_crc32"])))
-    return Checkpoint(arrays, json.loads(metadata["fedmq_meta"]), metadata["fedmq_digest"])
+    try:
+        crcs, meta = parse_json(metadata["fedmq_crc32"]), parse_json(metadata["fedmq_meta"])
+        if not isinstance(meta, dict) or set(crcs) != set(header):
+            raise ValueError("its checksums or its meta values are not as fedmq writes them")
+    except _WRONG as error:
+        raise CheckpointError(
+            f"checkpoint {path} has no header that fedmq wrote ({_short(error)}). {_ADVICE}"
+        ) from error
+    return Checkpoint(dict(_tensors(path, file, start, header, crcs)), meta, metadata["fedmq_digest"])
 
 
 def _checked_header(
@@ -172,25 +196,55 @@ def _checked_header(
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Return (the offset at which the tensors begin, their entries, our metadata)."""
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+    if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(f"checkpoint {path} is torn or no safetensors file: {size} bytes. {_ADVICE}")
     try:
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
         metadata = header.pop(_METADATA)
         crcs, meta, found = metadata["fedmq_crc32"], metadata["fedmq_meta"], metadata["fedmq_digest"]
+        end = _end_of(header)
         whole = _digest(header, crcs, meta) == found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path} has no header that fedmq wrote ({error!r}). {_ADVICE}") from error
+    except _WRONG as error:
+        raise CheckpointError(
+            f"checkpoint {path} has no header that fedmq wrote ({_short(error)}). {_ADVICE}"
+        ) from error
     if not whole:
         raise CheckpointError(f"the header of checkpoint {path} was altered: its digest differs. {_ADVICE}")
     if digest is not None and found != digest:
         raise CheckpointError(
-            f"checkpoint {path} is not the one in the ledger: digest {found}, not {digest}. {_ADVICE}"
+            f"checkpoint {path} is not the one in the ledger: digest {shown(found)}, not {shown(digest)}. {_ADVICE}"
         )
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != expected:
-        raise CheckpointError(f"checkpoint {path} is torn: {size} bytes, expected {expected}. {_ADVICE}")
+    if size != 8 + length + end:
+        raise CheckpointError(f"checkpoint {path} is torn: {size} bytes, expected {8 + length + end}. {_ADVICE}")
     return 8 + length, header, metadata
+
+
+def _end_of(header: Mapping[str, Any]) -> int:
+    """Return the length of the tensors together. Raises ValueError unless they follow each other without a gap."""
+    spans = []
+    for name, entry in header.items():
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(_is_size(n) for n in (*shape, begin, end)):
+            raise ValueError(f"tensor {shown(name)} has a shape or offsets that are no sizes")
+        if end - begin != math.prod(shape) * _DTYPES[entry["dtype"]].itemsize:
+            raise ValueError(f"tensor {shown(name)} has other bytes than its shape takes")
+        if math.prod(n for n in shape if n) > 2**60:
+            raise ValueError(f"tensor {shown(name)} is empty, and too large in its other dimensions")
+        spans.append((begin, end))
+    at = 0
+    for begin, end in sorted(spans):
+        if begin != at:
+            raise ValueError("its tensors overlap, or there is a gap between them")
+        at = end
+    return at
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**62
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(str(error), 200)}"
 
 
 def _tensors(
@@ -201,5 +255,7 @@ def _tensors(
         file.seek(start + entry["data_offsets"][0])
         inside = _bytes_of(array)
         if file.readinto(inside) != len(inside) or zlib.crc32(inside) != crcs[name]:  # type: ignore[attr-defined]
-            raise CheckpointError(f"checkpoint {path} is damaged: the bytes of tensor {name!r} have changed. {_ADVICE}")
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: the bytes of tensor {shown(name)} have changed. {_ADVICE}"
+            )
         yield name, array

@@ -22,6 +22,7 @@ from fedmq.coordinator.state.ledger.rows import CheckpointRow, RunRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import make_folder
 from fedmq.schemas.parameters import Array
 
 log = EventLog(__name__)
@@ -53,7 +54,7 @@ class CheckpointFiles:
         """Make the folders. Raises CheckpointError if that is refused, for example because a disk is not mounted."""
         for folder in self._folders():
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             except OSError as error:
                 raise CheckpointError(
                     f"checkpoints cannot be written to {folder}: {error}. Mount or repair the disk, or set "

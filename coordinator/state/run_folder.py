@@ -1,12 +1,17 @@
-"""A run's folder on disk, and the lock that keeps it for the coordinators of one broker and prefix."""
+"""A run's folder on disk, and the lock that keeps it for the coordinators of one broker and prefix.
+
+The folder is this user's alone, with everything in it: also the final model, because it says something about the data
+that it was trained on. Whoever wants to give it away copies it.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.local.files import make_folder
+from fedmq.schemas.local.locks import FileLock, holders
 
 TRIES = 3
 """Attempts at the lock. One that finds another place in it may have met a coordinator that was just leaving."""
@@ -17,7 +22,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
 
     @property
     def ledger(self) -> Path:
@@ -48,8 +53,9 @@ class RunFolder:
         Raises LedgerError if coordinators of another place have it.
         """
         self.release()
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path / "coordinator.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for folder in (self.path, self.checkpoints):
+            make_folder(folder)
+        lock = FileLock(self.path / "coordinator.lock")
         try:
             for _ in range(TRIES):
                 if (found := _share(lock, place)) == place:
@@ -57,28 +63,26 @@ class RunFolder:
                     return
         finally:
             if self._lock is None:
-                os.close(lock)
+                lock.close()
         raise LedgerError(
-            f"a coordinator that works over {found} has the run in {self.path}, and this one would work over {place}: "
-            "stop the other one first, use the same [broker] table, or start this one with another run_id"
+            f"a coordinator that works over {found} has the run in {self.path}, and this one would work over {place}. "
+            f"The other one is {holders(lock.path)}. Stop it first, use the same [broker] table, or start this one "
+            "with another run_id"
         )
 
     def release(self) -> None:
         """Give the folder back. Idempotent."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
-def _share(lock: int, place: str) -> str:
+def _share(lock: FileLock, place: str) -> str:
     """Share the lock and return the place whose coordinators have it. A coordinator that is alone writes its own."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, place.encode(), 0)
+    assert lock.handle is not None
+    if lock.take():
+        os.ftruncate(lock.handle, 0)
+        os.pwrite(lock.handle, place.encode(), 0)
     # The change from exclusive to shared is not atomic. Another coordinator may have come in between, so read it again.
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    return os.pread(lock, 4096, 0).decode(errors="replace")
+    lock.share()
+    return os.pread(lock.handle, 4096, 0).decode(errors="replace")

@@ -17,6 +17,14 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without settings of a federation: one of them is the broker's URL, with its password.
+
+    FEDMQ_TF_THREADS and FEDMQ_FAULT stay, because they are about processes.
+    """
+    return {k: v for k, v in environ.items() if not k.startswith("FEDMQ_") or k in ("FEDMQ_TF_THREADS", "FEDMQ_FAULT")}
+
+
 def importable(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment in which a child finds this fedmq, also from a clone that is not installed."""
     found = dict(environ)

@@ -16,19 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.app.children import importable, python
+from fedmq.app.children import importable, python, without_settings
 from fedmq.app.model_worker import read_parameters, write_parameters
 from fedmq.app.threads import tensorflow_environment
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
 from fedmq.schemas.errors import AppError, MissingExtra
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import make_folder, open_log, tail
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.tensors import DTYPES
 
 log = EventLog(__name__)
 
 CLOSE_S = 5.0
+LOG_TAIL_BYTES = 8192
 OnResult = Callable[[EvaluationArrived], None]
 
 
@@ -47,7 +50,7 @@ class ModelChild:
 
     def __init__(self, app: Path, work_dir: Path) -> None:
         """Start to load the app; `ready` waits for it. The child's own output goes to work_dir/model.log."""
-        work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(work_dir)
         self._app = app
         self._work_dir = work_dir
         self._log_path = work_dir / "model.log"
@@ -131,14 +134,14 @@ class ModelChild:
             self._process.wait()
 
     def _start(self) -> subprocess.Popen[str]:
-        with self._log_path.open("ab") as log_file:
+        with open_log(self._log_path) as log_file:
             return subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
                 python("fedmq.app.model_worker", str(self._app)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,
-                env=importable(tensorflow_environment()),
+                env=importable(without_settings(tensorflow_environment())),
                 start_new_session=True,  # the coordinator handles a Ctrl-C: it still needs the export
             )
 
@@ -174,7 +177,7 @@ class ModelChild:
 
     def _ended(self) -> AppError:
         status = self._process.wait()
-        said = self._log_path.read_text(errors="replace").strip().splitlines()[-5:]
+        said = tail(self._log_path, LOG_TAIL_BYTES).strip().splitlines()[-5:]
         return AppError(
             f"The process that loads {self._app} ended with status {status}. The end of {self._log_path}:\n"
             + "\n".join(f"  {line}" for line in said)
@@ -196,5 +199,5 @@ class ModelChild:
             wanted.parameters = Parameters({})  # the evaluation may outlast this version, which may be large
             answer = self._ask({"evaluate": str(path), "version": wanted.version})
         except Exception as e:  # noqa: BLE001 (the run goes on; the ledger has the error)
-            return EvaluationArrived(wanted.version, detail=f"{type(e).__name__}: {e}")
+            return EvaluationArrived(wanted.version, detail=redacted(f"{type(e).__name__}: {e}"))
         return EvaluationArrived(wanted.version, metrics=answer["metrics"])

@@ -28,7 +28,8 @@ import numpy as np
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.coordinator.state import checkpoint
 from fedmq.participant.training.methods import replies_of
-from fedmq.schemas.errors import AppError, FedmqError, MissingExtra
+from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, shown
+from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS, trained
 from fedmq.schemas.parameters import Parameters
@@ -42,10 +43,13 @@ def write_parameters(path: Path, parameters: Parameters) -> None:
     checkpoint.write(path, parameters, {"non_trainable": sorted(parameters.non_trainable)})
 
 
-def read_parameters(path: Path) -> Parameters:
-    """Read a file of `write_parameters`, or a run's final model. Raises CheckpointError."""
-    found = checkpoint.read(path)
-    return Parameters(found.arrays, set(found.meta.get("non_trainable", ())))
+def read_parameters(path: Path, *, most_bytes: int | None = None, named_by_user: bool = False) -> Parameters:
+    """Read a file of `write_parameters`, or a run's final model. Raises CheckpointError, as `checkpoint.read` does."""
+    found = checkpoint.read(path, most_bytes=most_bytes, named_by_user=named_by_user)
+    fixed = found.meta.get("non_trainable", [])
+    if not isinstance(fixed, list) or not all(isinstance(name, str) for name in fixed):
+        raise CheckpointError(f"checkpoint {path} says of no tensor that it is not trainable: {shown(fixed)}")
+    return Parameters(found.arrays, set(fixed))
 
 
 class Helper:
@@ -110,7 +114,9 @@ class Helper:
         model = self._app.need("build_model", "to export a .keras file")()
         set_parameters(model, parameters)
         beside = target.with_name(f"{target.stem}.part{target.suffix}")
+        remove(beside)
         model.save(beside)
+        tighten(beside)
         beside.replace(target)  # whole or not at all: a restart exports again only if the file is missing
 
     def _try(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:

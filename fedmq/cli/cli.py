@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fedmq import __version__
 from fedmq.schemas.errors import BrokerError, FedmqError, InputError
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.texts import escaped
 
 if TYPE_CHECKING:
@@ -42,10 +43,15 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    own_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     if list(argv[:1]) == ["--version"]:
         print(f"fedmq {__version__}")
         sys.exit(0)
+    if own_process:
+        from fedmq.schemas.local.log_filter import redact_uncaught
+
+        redact_uncaught()
     try:
         command_line(argv)(args=argv)
     except FedmqError as e:
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debugging():
             import traceback
 
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         print(f"fedmq: {escaped(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(exit_code(e))
 

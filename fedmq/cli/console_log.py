@@ -32,8 +32,11 @@ class Formatter(logging.Formatter):
 
 
 def log_to(handler: logging.Handler, *, form: str = FORM, debug: bool = False) -> None:
-    """Send every log line to this handler alone."""
+    """Send every log line to this handler alone, without secrets."""
+    from fedmq.schemas.local.log_filter import RedactingFilter
+
     handler.setFormatter(Formatter(form))
+    handler.addFilter(RedactingFilter())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     logging.getLogger("pika").setLevel(logging.INFO if debug else logging.CRITICAL)
     for name in CHATTY:

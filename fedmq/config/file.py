@@ -19,7 +19,7 @@ from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.security import SecuritySettings
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.config.custom_strategy import CustomStrategy
-from fedmq.config.mistakes import Mistake, explain
+from fedmq.config.mistakes import Mistake, explain, show
 from fedmq.config.overrides import Overrides, from_environment, from_flags
 from fedmq.coordinator.decisions.requirements import unmet
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
@@ -140,7 +140,10 @@ def _report(path: Path, mistakes: Sequence[Mistake]) -> str:
 
 def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
     def resolve(value: str) -> str:
-        return str((folder / Path(value).expanduser()).resolve())
+        try:
+            return str((folder / Path(value).expanduser()).resolve())
+        except (OSError, RuntimeError) as e:  # a link to itself, or a home that nobody has
+            raise ConfigError(f"The path {show(value)} cannot be followed: {e}") from None
 
     broker = {
         key: resolve(value)

@@ -6,12 +6,13 @@ The allowed keys and values come from the configuration's own JSON Schema, so th
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+
+from fedmq.schemas.redaction import redacted
 
 Tree = dict[str, Any]
 Origins = Mapping[tuple[str, ...], str]
@@ -223,14 +224,9 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{without_password(value)}"'
+        return f'"{redacted(value)}"'
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list | tuple):
         return f"[{', '.join(show(item) for item in value)}]"
     return str(value)
-
-
-def without_password(text: str) -> str:
-    """Replace the password of each URL in the text by asterisks."""
-    return re.sub(r"(\w+://[^\s:/@]*):[^\s/@]*@", r"\1:***@", text)

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Self
 
 from fedmq.app.children import importable, python
+from fedmq.schemas.local.files import make_folder, open_log, tail
+from fedmq.schemas.redaction import redacted
 
 GRACE_S = 8.0
+TAIL_BYTES = 64 * 1024
 
 
 class Children:
@@ -21,7 +24,7 @@ class Children:
 
     def __init__(self, log_dir: Path, environ: Mapping[str, str]) -> None:
         """Make an empty group. Each process will write to log_dir/<name>.log."""
-        log_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(log_dir)
         self._log_dir = log_dir
         self._environ = importable(environ)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -29,7 +32,7 @@ class Children:
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Run `python -P -m fedmq ARGUMENTS` in a session of its own. A Ctrl-C is ours to pass on."""
-        with self.log_path(name).open("ab") as log:
+        with open_log(self.log_path(name)) as log:
             process = subprocess.Popen(  # noqa: S603 (this interpreter, our own module)
                 python("fedmq", *arguments),
                 env=self._environ,
@@ -43,6 +46,7 @@ class Children:
         self._watchdogs.append(
             subprocess.Popen(  # noqa: S603 (a constant script)
                 ["/bin/sh", "-c", 'read -r _; kill -KILL -"$1" 2>/dev/null', "fedmq-watchdog", str(process.pid)],
+                env={},  # it needs nothing of ours, and least of all a password
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -67,8 +71,8 @@ class Children:
 
     def tail(self, name: str, lines: int = 8) -> str:
         """Return the last lines of its output."""
-        text = self.log_path(name).read_text(errors="replace").strip().splitlines()
-        return "\n".join(text[-lines:])
+        text = tail(self.log_path(name), TAIL_BYTES).strip().splitlines()
+        return redacted("\n".join(text[-lines:]))
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Send SIGTERM to all at once, and SIGKILL to those that are left after the grace. Idempotent."""

@@ -29,6 +29,9 @@ from fedmq.schemas.tensors import check_spec, spec_of
 
 log = EventLog(__name__)
 
+MOST_HEADER_BYTES = 16 * 1024 * 1024
+"""Bytes that a file of initial parameters may take beside the model's own: about 100 for each tensor."""
+
 
 def _check_user(config: FederationConfig, kind: IdentityKind, name: str, role: str) -> None:
     """Raise ConfigError unless the broker's user is the one that this process must be.
@@ -176,11 +179,13 @@ def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parame
         if config.initial is None:
             return child.initial()
         path = Path(config.initial)
-        if not path.is_file():
+        if not path.exists():
             raise AppError(f"There is no file {path}, which `initial` in the federation file names.")
-        parameters = read_parameters(path)
+        outline = child.outline()
+        most_bytes = outline.num_bytes + MOST_HEADER_BYTES
+        parameters = read_parameters(path, most_bytes=most_bytes, named_by_user=True)
         try:
-            check_spec(parameters, spec_of(child.outline()))
+            check_spec(parameters, spec_of(outline))
         except SpecMismatch as e:
             raise AppError(f"{path}, which `initial` names, is not of the model of {config.app}: {e}") from None
         return parameters

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.local.extras import require
 
@@ -16,7 +16,8 @@ WIDTH_IN, HEIGHT_IN, DPI = 11.0, 4.4, 150
 
 def plot_run(run_dir: Path, target: Path, *, metric: str = "accuracy", goal: float | None = None) -> None:
     """Write a PNG from the run's ledger. Raises MissingExtra."""
-    with LedgerReader(RunFolder(run_dir).ledger) as ledger:
+    path = RunFolder(run_dir).ledger
+    with believed(path), LedgerReader(path) as ledger:
         points = [(row.run_s, row.metrics[metric]) for row in ledger.evaluations() if metric in row.metrics]
         plot(points, ledger.staleness(), target, metric=metric, goal=goal, title=_title(ledger))
 

@@ -13,7 +13,7 @@ import psutil
 
 from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
-from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed, check_files
 from fedmq.coordinator.state.ledger.rows import EpochRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
@@ -91,8 +91,8 @@ class RunStatus:
 
 def read_status(run_dir: Path) -> RunStatus:
     """Read a run's folder, also while its coordinator writes. Raises LedgerError if there is no run."""
-    folder = RunFolder(run_dir)
-    with LedgerReader(folder.ledger) as ledger:
+    path = RunFolder(run_dir).ledger
+    with believed(path), LedgerReader(path) as ledger:
         run, coordinator = ledger.run(), ledger.newest_epoch()
         accepted = ledger.accepted()
         recent = ledger.updates(after=max(0, accepted - RECENT_UPDATES))
@@ -141,7 +141,7 @@ def read_status(run_dir: Path) -> RunStatus:
 def has_begun(run_dir: Path) -> bool:
     """Return True if the folder's ledger holds a run. Raises LedgerError if the file there is no ledger."""
     path = RunFolder(run_dir).ledger
-    if not path.is_file() or path.stat().st_size == 0:
+    if not check_files(path) or path.stat().st_size == 0:
         return False
     try:
         with LedgerReader(path) as ledger:
@@ -154,7 +154,8 @@ def has_begun(run_dir: Path) -> bool:
 
 def read_curve(run_dir: Path, metric: str = "accuracy") -> list[tuple[float, float]]:
     """Return (run time in seconds, value) of each central evaluation that has this metric."""
-    with LedgerReader(RunFolder(run_dir).ledger) as ledger:
+    path = RunFolder(run_dir).ledger
+    with believed(path), LedgerReader(path) as ledger:
         return [(row.run_s, row.metrics[metric]) for row in ledger.evaluations() if metric in row.metrics]
 
 
@@ -164,7 +165,7 @@ def newest_run(runs_dir: Path) -> Path:
     Raises LedgerError if there is none.
     """
     found = [*runs_dir.glob("*/ledger.sqlite*"), *runs_dir.glob("*/*/ledger.sqlite*")]
-    ledgers = sorted(found, key=lambda path: path.stat().st_mtime)
+    ledgers = sorted(found, key=lambda path: path.lstat().st_mtime)
     if not ledgers:
         raise LedgerError(f"There is no run below {runs_dir}: start one with fedmq coordinator, or name its folder.")
     return ledgers[-1].parent

@@ -14,38 +14,47 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from fedmq.schemas.chunks import DIGEST_BYTES, digest_of, digest_of_all
 from fedmq.schemas.errors import SpoolError
+from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
+from fedmq.schemas.local.files import UnfitFile, content, open_in_place, read_bytes, remove
 from fedmq.schemas.messages import ChunkedPayload
 
 _INDEX_BYTES = 4
 _RECORD_BYTES = _INDEX_BYTES + DIGEST_BYTES
+_MOST_CHUNKS = 65_000
+"""Bound of a ChunkedPayload. A record beyond it is not ours."""
+_MOST_JOURNAL_BYTES = 4096 + _MOST_CHUNKS * _RECORD_BYTES
 
 
 class ChunkJournal:
     """The chunks of one payload that are done. A journal that cannot be read counts as empty. Writing may raise
     OSError."""
 
-    def __init__(self, path: Path, of: Mapping[str, object]) -> None:
-        """Open the journal at `path`. `of` names the payload; a journal of another payload counts as empty."""
+    def __init__(self, path: Path, of: Mapping[str, object], count: int = _MOST_CHUNKS) -> None:
+        """Open the journal at `path`. `of` names the payload, which has `count` chunks at most. A journal of another
+        payload counts as empty."""
         self._path = path
+        self._count = count
         self._head = json.dumps(dict(of), sort_keys=True).encode() + b"\n"
         self.digests: dict[int, bytes] = {}
         with contextlib.suppress(OSError):  # a missing or unreadable journal is empty
-            self._read(path.read_bytes())
+            self._read(read_bytes(path, _MOST_JOURNAL_BYTES))
 
-    def _read(self, content: bytes) -> None:
-        if not content.startswith(self._head):
+    def _read(self, written: bytes) -> None:
+        if not written.startswith(self._head):
             return
-        records = content[len(self._head) :]
+        records = written[len(self._head) :]
+        found: dict[int, bytes] = {}
         for start in range(0, len(records) - _RECORD_BYTES + 1, _RECORD_BYTES):
             record = records[start : start + _RECORD_BYTES]
-            self.digests[int.from_bytes(record[:_INDEX_BYTES], "little")] = record[_INDEX_BYTES:]
+            found[int.from_bytes(record[:_INDEX_BYTES], "little")] = record[_INDEX_BYTES:]
+        if all(index < self._count for index in found):
+            self.digests = found
 
     def without_gap(self) -> list[bytes]:
         """Return the digests of the chunks from 0 on, up to the first that is not done."""
@@ -56,9 +65,10 @@ class ChunkJournal:
 
     def add(self, done: Mapping[int, bytes]) -> None:
         """Add chunks (index -> digest). They are durable on return; they are not added if this raises OSError."""
-        fresh = not self.digests
-        with self._path.open("wb" if fresh else "r+b") as file:
-            if fresh:
+        if not self.digests:
+            remove(self._path)
+        with os.fdopen(open_in_place(self._path), "r+b") as file:
+            if not self.digests:
                 file.write(self._head)
             else:  # write over a torn record that a crash may have left
                 file.seek(len(self._head) + len(self.digests) * _RECORD_BYTES)
@@ -72,7 +82,7 @@ class ChunkJournal:
     def clear(self) -> None:
         """Forget all chunks."""
         self.digests = {}
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
 
 
 class PayloadFile:
@@ -90,11 +100,16 @@ class PayloadFile:
         Raises OSError if there is no room for the whole payload.
         """
         self.close()
-        journal = ChunkJournal(self._journal_path, payload.model_dump())
+        journal = ChunkJournal(self._journal_path, payload.model_dump(), payload.count)
         if not journal.digests or not self._path.exists():
             self.clear()
             journal.clear()
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = open_in_place(self._path)
+        except UnfitFile:
+            self.clear()
+            journal.clear()
+            handle = open_in_place(self._path)
         try:
             os.posix_fallocate(handle, 0, payload.num_bytes)
         except OSError:
@@ -126,23 +141,24 @@ class PayloadFile:
     def clear(self) -> None:
         """Delete the file. A part of it that is mapped stays readable."""
         self.close()
-        self._path.unlink(missing_ok=True)
-        self._journal_path.unlink(missing_ok=True)
+        remove(self._path)
+        remove(self._journal_path)
 
     def read(self) -> memoryview:
         """Return the whole payload, mapped. Raises SpoolError if it is missing."""
         try:
-            with self._path.open("rb") as file:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
+            return memoryview(content(self._path, MAX_PAYLOAD_BYTES))
+        except OSError as error:
             raise SpoolError(f"cannot read {self._path}: {error}; the task is asked for again") from error
 
     def holds(self, payload: ChunkedPayload) -> bool:
         """True if the payload is there and every byte is as it was sent."""
         try:
-            content = self.read()
+            found = self.read()
         except SpoolError:
             return False
+        if found.nbytes != payload.num_bytes:
+            return False
         size = payload.chunk_bytes
-        digests = (digest_of(content[start : start + size]) for start in range(0, payload.num_bytes, size))
-        return content.nbytes == payload.num_bytes and digest_of_all(digests) == payload.digest
+        digests = (digest_of(found[start : start + size]) for start in range(0, payload.num_bytes, size))
+        return digest_of_all(digests) == payload.digest

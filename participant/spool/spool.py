@@ -9,6 +9,9 @@
                                *.chunks, *.payload ...   payloads in chunks: see `participant.spool.chunk_journal`
                                lock                      held by the one process that may use the folder
 
+Every file is a regular file of a bounded size, closed to other users (schemas.local.files). One that is anything else,
+or whose content is not what fedmq writes, is set aside, and the participant goes on without it.
+
 A file is written beside its place, synced and renamed into its place, and then the folder is synced: the file is there
 whole or not at all. Its checksum shows a disk that lied. Every OSError becomes a SpoolError that names the file. After
 a failed write the old content is still in place, so the caller can decline the task or try again
@@ -18,10 +21,9 @@ a failed write the old content is still in place, so the caller can decline the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import mmap
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +31,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fedmq.participant.spool.chunk_journal import PayloadFile
 from fedmq.participant.training.methods import Memory
 from fedmq.schemas.errors import PeerError, SpoolError
-from fedmq.schemas.limits import Limits
+from fedmq.schemas.limits import MAX_PAYLOAD_BYTES, Limits
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.local.durable import sync_folder, write_whole
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import UnfitFile, content, make_folder, parse_json, remove
+from fedmq.schemas.local.locks import FileLock, holders
+from fedmq.schemas.messages import Identifier
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import pack, read_entries, spec_of, unpack
 
@@ -47,9 +54,15 @@ MOST_MEMORIES = 4
 """Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs."""
 _OWN_FILES = Limits(max_tensors=2**31)
 """Limits of a file that this machine wrote."""
-MAPPED_BYTES = 1024 * 1024
-"""Size above which a file is mapped and not read: a model need not be in RAM to be looked at."""
+MOST_HEAD_BYTES = 100_000_000
+"""Longest header. A memory's has an entry of about 100 bytes for each tensor."""
+MOST_BYTES = MAX_PAYLOAD_BYTES + MOST_HEAD_BYTES
+MOST_NOTE_BYTES = 16 * 1024 * 1024
+"""Largest sent.json, and largest manifest."""
 Body = bytes | memoryview
+_ID = TypeAdapter(Identifier)
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""Errors of content that fedmq did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +86,22 @@ class Spool:
         self.payload = PayloadFile(self.folder)
         """Parameters of a task that came in chunks. The task file then holds the manifest."""
         with _as_spool_error("make", self._outbox):
-            self._outbox.mkdir(parents=True, exist_ok=True)
-            self._next.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            for folder in (self.folder, self._outbox, self._memory, self._next):
+                make_folder(folder)
+            self._lock = FileLock(self.folder / "lock")
+            alone = self._lock.take()
+        if not alone:
             self._lock.close()
             raise SpoolError(
-                f"{self.folder} is in use by another process: two participants must not share one id and spool_dir. "
-                "Stop the other one, or start this one with another --id"
-            ) from None
+                f"{self.folder} is in use by another process: {holders(self._lock.path)}. Two participants must not "
+                "share one id and spool_dir. Stop the other one, or start this one with another --id"
+            )
         with _as_spool_error("clean", self.folder):
             for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp"), *self._memory.rglob("*.tmp")):
-                left_over.unlink()
+                remove(left_over)
             for beside in (*self._outbox.glob("*.chunks"), *self._outbox.glob("*.sent")):
                 if not beside.with_suffix(".fedmq").exists():
-                    beside.unlink()
+                    remove(beside)
 
     def close(self) -> None:
         """Let another process use the folder. Idempotent."""
@@ -108,10 +120,13 @@ class Spool:
             return None
         header, body, _ = found
         try:
-            return body, Moment(float(header["wall_s"]), float(header["boot_s"]), str(header["boot_id"]))
-        except (KeyError, TypeError, ValueError):
+            received = Moment(float(header["wall_s"]), float(header["boot_s"]), str(header["boot_id"]))
+            if not (math.isfinite(received.wall_s) and math.isfinite(received.boot_s)):
+                raise ValueError("a time that is not finite")
+        except _WRONG:
             self.set_aside(self._task, "its header is not a task's")
             return None
+        return body, received
 
     def clear_task(self) -> None:
         _remove(self._task)
@@ -152,7 +167,7 @@ class Spool:
 
     def manifest(self, update_id: str) -> bytes | None:
         """Return the manifest of an update that is uploaded whole; None if it is not."""
-        found = self._read(self._manifest(update_id))
+        found = self._read(self._manifest(update_id), MOST_NOTE_BYTES)
         return None if found is None else bytes(found[1])
 
     def has_upload(self, update_id: str) -> bool:
@@ -163,22 +178,14 @@ class Spool:
         """Delete the notes about the update's chunks. The update itself stays."""
         for path in (self._manifest(update_id), self.journal_path(update_id)):
             with _as_spool_error("remove", path):
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def _manifest(self, update_id: str) -> Path:
         return self._outbox / f"{update_id}.sent"
 
     def outbox(self) -> dict[str, tuple[str, str]]:
         """Return update_id -> (task_id, run_id) of the updates that can be read, oldest first."""
-        found: dict[str, tuple[str, str]] = {}
-        with _as_spool_error("read", self._outbox):
-            paths = sorted(self._outbox.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
-        for path in paths:
-            content = self._read(path)
-            if content is not None:
-                header = content[0]
-                found[path.stem] = (str(header.get("task_id", "")), str(header.get("run_id", "")))
-        return found
+        return self._listed(self._outbox)
 
     # Updates after their delivery
 
@@ -189,14 +196,14 @@ class Spool:
 
     def read_sent(self) -> SentRecord:
         """Return the content of sent.json; empty if it cannot be read."""
-        found = self._read(self._sent)
+        found = self._read(self._sent, MOST_NOTE_BYTES)
         if found is None:
             return SentRecord({}, ())
         try:
-            content = json.loads(bytes(found[1]))
-            sent = {str(uid): (str(task_id), str(run_id)) for uid, (task_id, run_id) in content["sent"].items()}
-            return SentRecord(sent, tuple(str(task_id) for task_id in content["done"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            written = parse_json(found[1])
+            sent = {_id(uid): (_id(task_id), _id(run_id)) for uid, (task_id, run_id) in written["sent"].items()}
+            return SentRecord(sent, tuple(_id(task_id) for task_id in written["done"]))
+        except _WRONG as error:
             self.set_aside(self._sent, f"its content is not as expected: {error}")
             return SentRecord({}, ())
 
@@ -217,11 +224,11 @@ class Spool:
                 path.replace(target)
             except FileNotFoundError:
                 return
-            os.utime(target)
+            os.utime(target, follow_symlinks=False)
             for folder in (self._memory, self._next):
                 sync_folder(folder)
-            for old in sorted(self._memory.glob("*.fedmq"), key=lambda file: -file.stat().st_mtime_ns)[MOST_MEMORIES:]:
-                old.unlink()
+            for old in sorted(self._memory.glob("*.fedmq"), key=lambda file: -file.lstat().st_mtime_ns)[MOST_MEMORIES:]:
+                remove(old)
 
     def drop_next_memory(self, update_id: str) -> None:
         """Delete the memory that an update would have left, because it is not accepted. Idempotent."""
@@ -236,20 +243,27 @@ class Spool:
         try:
             listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
             entries = read_entries(listed, _OWN_FILES)
-            return Memory(str(found[0]["mark"]), unpack(memoryview(found[1]), entries))
-        except (KeyError, TypeError, ValueError, PeerError) as error:
+            return Memory(_id(found[0]["mark"]), unpack(memoryview(found[1]), entries))
+        except (*_WRONG, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
 
     def unsettled(self) -> dict[str, tuple[str, str]]:
         """Return update_id -> (task_id, run_id) of the updates whose verdict decides on the memory, oldest first."""
+        return self._listed(self._next)
+
+    def _listed(self, folder: Path) -> dict[str, tuple[str, str]]:
+        """Return update_id -> (task_id, run_id) of a folder's files, oldest first. Set aside those without ids."""
         found: dict[str, tuple[str, str]] = {}
-        with _as_spool_error("read", self._next):
-            paths = sorted(self._next.glob("*.fedmq"), key=lambda path: path.stat().st_mtime_ns)
+        with _as_spool_error("read", folder):
+            paths = sorted(folder.glob("*.fedmq"), key=lambda path: path.lstat().st_mtime_ns)
         for path in paths:
-            content = self._read(path)
-            if content is not None:
-                found[path.stem] = (str(content[0].get("task_id", "")), str(content[0].get("run_id", "")))
+            written = self._read(path)
+            if written is not None:
+                try:
+                    found[_id(path.stem)] = _id(written[0]["task_id"]), _id(written[0]["run_id"])
+                except _WRONG:
+                    self.set_aside(path, "its name or its header has no ids that fedmq writes")
         return found
 
     def clear_memory(self, run_id: str) -> None:
@@ -257,8 +271,8 @@ class Spool:
         with _as_spool_error("read", self._memory):
             paths = list(self._memory.glob("*.fedmq"))
         for path in paths:
-            content = self._read(path)
-            if content is not None and content[0].get("run_id") == run_id:
+            written = self._read(path)
+            if written is not None and written[0].get("run_id") == run_id:
                 _remove(path)
 
     # Files
@@ -266,33 +280,32 @@ class Spool:
     def set_aside(self, path: Path, why: str) -> None:
         """Move a bad file out of the way and log that. The participant goes on without it."""
         folder = self.folder / "set-aside"
-        target = folder / f"{time.time_ns()}-{path.name}"
+        target = folder / f"{time.time_ns()}-{path.name[:100]}"
         log.error("spool_file_set_aside", file=path, moved_to=target, why=why)
         with _as_spool_error("set aside", path):
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             path.replace(target)
 
     def _update(self, update_id: str) -> Path:
         return self._outbox / f"{update_id}.fedmq"
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], Body, str] | None:
+    def _read(self, path: Path, most_bytes: int = MOST_BYTES) -> tuple[dict[str, Any], Body, str] | None:
         with _as_spool_error("read", path):
             try:
-                content = _content(path)
+                return _unwrap(content(path, most_bytes))
             except FileNotFoundError:
                 return None
-        try:
-            return _unwrap(content)
-        except ValueError as error:
-            self.set_aside(path, str(error))
-            return None
+            except UnfitFile as error:
+                why = error.strerror or "no plain file"
+            except ValueError as error:
+                why = str(error)
+        self.set_aside(path, why)
+        return None
 
 
-def _content(path: Path) -> Body:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size <= MAPPED_BYTES:
-            return file.read()
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _id(value: object) -> str:
+    """Return an id. Raises ValueError if it is none: it would go into a message."""
+    return _ID.validate_python(value, strict=True)
 
 
 def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
@@ -303,18 +316,23 @@ def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> l
     return [MAGIC, digest.digest(), len(head).to_bytes(4, "little"), head, *body]
 
 
-def _unwrap(content: Body) -> tuple[dict[str, Any], Body, str]:
+def _unwrap(written: Body) -> tuple[dict[str, Any], Body, str]:
     """Return the header, the body, and the checksum in hexadecimal. Raises ValueError that says what is wrong."""
-    if content[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"it begins with {bytes(content[: len(MAGIC)])!r}, expected {MAGIC!r}")
+    if written[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"it begins with {bytes(written[: len(MAGIC)])!r}, expected {MAGIC!r}")
     start = len(MAGIC) + DIGEST_BYTES
-    rest = start + 4 + int.from_bytes(content[start : start + 4], "little")
-    head, body = content[start + 4 : rest], content[rest:]
+    length = int.from_bytes(written[start : start + 4], "little")
+    if length > MOST_HEAD_BYTES:
+        raise ValueError(f"its header has {length} bytes, expected at most {MOST_HEAD_BYTES}")
+    rest = start + 4 + length
+    head, body = written[start + 4 : rest], written[rest:]
     digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
     digest.update(body)
-    if digest.digest() != content[len(MAGIC) : start]:
-        raise ValueError(f"its {len(content)} bytes do not have the checksum that was written with them")
-    header: dict[str, Any] = json.loads(bytes(head))
+    if digest.digest() != written[len(MAGIC) : start]:
+        raise ValueError(f"its {len(written)} bytes do not have the checksum that was written with them")
+    header = parse_json(head)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")  # noqa: TRY004
     return header, body, digest.hexdigest()
 
 
@@ -325,7 +343,7 @@ def _write(path: Path, pieces: Sequence[bytes | bytearray | memoryview]) -> None
 
 def _remove(path: Path) -> None:
     with _as_spool_error("remove", path):
-        path.unlink(missing_ok=True)
+        remove(path)
         sync_folder(path.parent)
 
 

@@ -19,6 +19,7 @@ from fedmq.schemas.errors import AppError, FedmqError, NotFinite, Overflow, Spec
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.tensors import check_magnitudes, check_spec, spec_of
 
 log = EventLog(__name__)
@@ -33,7 +34,7 @@ class TaskFailed(Exception):
     def __init__(self, reason: DeclineReason, detail: str, fatal: bool = False) -> None:
         super().__init__(detail)
         self.reason: DeclineReason = reason
-        self.detail = detail
+        self.detail = redacted(detail)
         self.fatal = fatal
 
 

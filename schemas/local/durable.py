@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedmq.schemas.local.files import open_new
+
 
 def write_whole(path: Path, pieces: Iterable[bytes | bytearray | memoryview], *, sync: bool = True) -> None:
-    """Write the file beside its place, sync it, and rename it. Raises OSError if the disk refuses, and the old file
-    stays. Without `sync` the system brings the file to the disk when it likes."""
+    """Write the file beside its place, for this user alone, sync it, and rename it. Raises OSError if the disk
+    refuses, and the old file stays. Without `sync` the system brings the file to the disk when it likes."""
     beside = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("wb") as file:
+        with open_new(beside) as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -30,7 +32,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | bytearray | memoryview], *,
 
 def sync_folder(folder: Path) -> None:
     """Make a rename or a removal inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

@@ -8,6 +8,7 @@ Rules
 4. Nothing is formatted if the level is off. A value that costs something to make may be a function without arguments:
    it is called only if the line is written.
 5. A value that cannot be shown does not raise: its type is written instead.
+6. No line holds a secret (fedmq.schemas.redaction).
 
 The lines go through the standard `logging` module, by a logger of the module's own name. Numbers print as `str` prints
 them; a caller that wants fewer digits formats the number itself.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import logging
 
+from fedmq.schemas.redaction import redacted
 from fedmq.schemas.texts import escape
 
 _QUOTED_FOR = frozenset(" =\"'\\")
@@ -67,6 +69,7 @@ def _shown(value: object) -> str:
         text = str(value)
     except Exception as error:  # noqa: BLE001  a line in the log ends no process, as with `logging` itself
         text = f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+    text = redacted(text)
     if text and text.isprintable() and _QUOTED_FOR.isdisjoint(text):
         return text
     # Escape only where JSON must, or where the character would not show: names in other scripts stay readable.

@@ -10,13 +10,14 @@ Participants without an accepted update are left out, because nobody knows how l
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import ConfigError
 
@@ -62,8 +63,9 @@ def histories(run: str) -> tuple[History, ...]:
     """
     ledger = RunFolder(Path(run)).ledger
     wal = ledger.with_name(ledger.name + "-wal")
-    changed = [path.stat().st_mtime_ns if path.exists() else 0 for path in (ledger, wal)]
-    return _histories(run, *changed)
+    changed = [path.lstat().st_mtime_ns if os.path.lexists(path) else 0 for path in (ledger, wal)]
+    with believed(ledger):
+        return _histories(run, *changed)
 
 
 @lru_cache(maxsize=8)

@@ -17,8 +17,8 @@ read here. One line turns one into JSON: `json.dump(pickle.load(open(a, "rb")), 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.schemas.errors import InputError, shown
+from fedmq.schemas.local.files import read_json, read_text
 
+MOST_BYTES = 1024**3
+"""Largest trace. FedScale's has some hundred MB."""
 TRAINING_COSTS_OF_INFERENCE = 3.0
 """FedScale's factor from a forward pass to a training step (forward, and backward at twice its cost)."""
 PICKLES = 'Turn FedScale\'s pickles into JSON: json.dump(pickle.load(open(a, "rb")), open(b, "w"))'
@@ -81,16 +84,16 @@ def read_traces(path: Path) -> tuple[Device, ...]:
     """Read the devices of a .csv or .json file, in its order. Raises InputError with the first mistake and its row."""
     try:
         if path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                rows: list[Mapping[str, Any]] = list(csv.DictReader(file))
+            text = read_text(path, MOST_BYTES, named_by_user=True)
+            rows: list[Mapping[str, Any]] = list(csv.DictReader(io.StringIO(text, newline="")))
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, MOST_BYTES, named_by_user=True)
             rows = list(content.values()) if isinstance(content, dict) else content
         else:
             raise InputError(f"{path}: a trace is a .csv or a .json file. {PICKLES}")
     except FileNotFoundError:
         raise InputError(f"There is no trace file {path}") from None
-    except (OSError, ValueError, RecursionError, csv.Error) as e:
+    except (OSError, ValueError, csv.Error) as e:
         raise InputError(f"The trace file {path} cannot be read: {e}") from e
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path} holds no devices, expected one in each row")
@@ -127,7 +130,7 @@ def _positive(row: Mapping[str, Any], name: str, place: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{place}: {name} is {shown(value)}, expected a number above 0")
@@ -141,7 +144,7 @@ def _intervals(row: Mapping[str, Any], place: str) -> tuple[tuple[float, float],
             found = list(zip(begins, ends, strict=True))
         else:
             found = [_span(word) for word in str(row.get("on_intervals") or "").split()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f'{place}: the times of being on cannot be read; expected on_intervals like "0-3600 7200-9000", or lists '
             "active and inactive of the same length"

@@ -10,6 +10,7 @@ from dataclasses import astuple
 from typing import Any
 
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
+from fedmq.schemas.errors import LedgerError, shown
 from fedmq.schemas.local.clocks import Moment
 
 TABLES = """
@@ -39,6 +40,13 @@ CREATE TABLE archive_updates(
 """
 
 
+def file_name(name: str) -> str:
+    """Return a file's name. Raises LedgerError if it leads out of its folder: fedmq writes names alone."""
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise LedgerError(f"the ledger names the file {shown(name)}, which is not in the run's folder")
+    return name
+
+
 class ArchiveReader:
     """The part of a LedgerReader that reads about the archive."""
 
@@ -53,14 +61,15 @@ class ArchiveReader:
         """Return the bases, oldest first."""
         rows = self._rows("SELECT * FROM archive_bases ORDER BY accepted")
         return [
-            Base(accepted, version, file, digest, num_bytes, Moment(*made))
+            Base(accepted, version, file_name(file), digest, num_bytes, Moment(*made))
             for accepted, version, file, digest, num_bytes, *made in rows
         ]
 
     def archived(self, after: int, up_to: int) -> list[ArchivedUpdate]:
         """Return the places of the tensors of updates above `after`, up to `up_to`, as far as they are kept."""
         query = "SELECT * FROM archive_updates WHERE accepted_order > ? AND accepted_order <= ? ORDER BY 1"
-        return [ArchivedUpdate(*row) for row in self._rows(query, after, up_to)]
+        rows = self._rows(query, after, up_to)
+        return [ArchivedUpdate(order, file_name(file), *rest) for order, file, *rest in rows]
 
     def archived_up_to(self) -> int:
         """Return the order of the last update that the archive holds, in its newest base or after it."""
@@ -74,7 +83,10 @@ class ArchiveReader:
 
     def archive_files(self) -> set[str]:
         """Return the names of all files that a row names."""
-        return {name for (name,) in self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")}
+        return {
+            file_name(name)
+            for (name,) in self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")
+        }
 
 
 class ArchiveWriter(ArchiveReader):

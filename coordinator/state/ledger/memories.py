@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.errors import LedgerError, shown
+from fedmq.schemas.local.files import parse_json
 from fedmq.schemas.parameters import Array
 from fedmq.schemas.tensors import DTYPES
 
@@ -37,6 +38,12 @@ def from_rows(rows: Iterable[Row]) -> dict[str, dict[str, Array]]:
                 f"the ledger's memory of participant {participant_id!r}, tensor {name!r}, is damaged. Restore the run "
                 "folder from a backup, or start a new run_id."
             )
-        array = np.frombuffer(data, DTYPES[dtype]).reshape(json.loads(shape))
+        try:
+            array = np.frombuffer(data, DTYPES[dtype]).reshape(parse_json(shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise LedgerError(
+                f"the ledger's memory of participant {shown(participant_id)}, tensor {shown(name)}, is not as fedmq "
+                f"writes it: {shown(str(error))}"
+            ) from error
         memories.setdefault(participant_id, {})[name] = array
     return memories

@@ -2,15 +2,18 @@
 
 Any number of `LedgerReader`s can read while one `Ledger` (coordinator.state.ledger.writer) writes. Each one is used
 from the thread that opened it.
+
+A reader believes nothing: the ledger is a plain file, its tables are those that this fedmq makes (so that no view and
+no trigger of somebody else's runs), and a value that fedmq did not write is a LedgerError.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +21,7 @@ from typing import Any, Self
 from fedmq.coordinator.decisions.events import ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
-from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader
+from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_name
 from fedmq.coordinator.state.ledger.memories import from_rows
 from fedmq.coordinator.state.ledger.rows import (
     CheckpointRow,
@@ -31,8 +34,9 @@ from fedmq.coordinator.state.ledger.rows import (
     Verdict,
     VersionRow,
 )
-from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION
-from fedmq.schemas.errors import LedgerError
+from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
+from fedmq.schemas.errors import LedgerError, shown
+from fedmq.schemas.local.files import check_plain, parse_json
 from fedmq.schemas.parameters import Array
 
 ADVICE = "Restore the run folder from a backup, or start a new run_id."
@@ -61,9 +65,14 @@ class LedgerReader(ArchiveReader):
                 f"ledger {path} has format {ledger_version}, this fedmq reads {LEDGER_VERSION}: use the fedmq that "
                 "wrote it"
             )
+        with self._guarded():
+            tables = _tables(self._db)
+        if tables != _own_tables():
+            self.close()
+            raise LedgerError(f"ledger {path} has other tables than fedmq makes. {ADVICE}")
 
     def _connect(self) -> sqlite3.Connection:
-        if not self.path.is_file():
+        if not check_files(self.path):
             raise LedgerError(f"there is no ledger at {self.path}: the run has not started yet, or the folder is wrong")
         return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
@@ -88,6 +97,19 @@ class LedgerReader(ArchiveReader):
         with self._guarded():
             return self._db.execute(query, values).fetchall()
 
+    def _object(self, text: str) -> dict[str, Any]:
+        with believed(self.path):
+            found = parse_json(text)
+            if not isinstance(found, dict):
+                raise TypeError(f"{shown(text)}, expected an object")
+        return found
+
+    def _metrics(self, text: str) -> dict[str, float]:
+        found = self._object(text)
+        if any(type(value) not in (int, float) for value in found.values()):
+            raise LedgerError(f"ledger {self.path} has metrics that are no numbers: {shown(text)}. {ADVICE}")
+        return found
+
     def run(self) -> RunRow:
         """Return the run's own row."""
         rows = self._rows(
@@ -96,7 +118,7 @@ class LedgerReader(ArchiveReader):
         if not rows:
             raise LedgerError(f"ledger {self.path} holds no run: it was never filled; remove it and start again")
         run_id, run_uid, settings, *rest = rows[0]
-        return RunRow(run_id, run_uid, json.loads(settings), *rest)
+        return RunRow(run_id, run_uid, self._object(settings), *rest)
 
     def is_new(self) -> bool:
         """Return True if no run was created in this ledger yet."""
@@ -111,7 +133,8 @@ class LedgerReader(ArchiveReader):
         """Return the kept checkpoints, newest first. The first one is the run's state."""
         rows = self._rows("SELECT seq, file, digest, version, accepted, scalars FROM checkpoints ORDER BY seq DESC")
         return [
-            CheckpointRow(seq, file, digest, v, n, json.loads(scalars)) for seq, file, digest, v, n, scalars in rows
+            CheckpointRow(seq, file_name(file), digest, v, n, self._object(scalars))
+            for seq, file, digest, v, n, scalars in rows
         ]
 
     def version(self) -> int:
@@ -126,7 +149,7 @@ class LedgerReader(ArchiveReader):
     def evaluations(self) -> list[EvaluationRow]:
         """Return all central evaluations in the order of their arrival."""
         rows = self._rows("SELECT version, metrics, detail, run_s, wall_s FROM evaluations ORDER BY id")
-        return [EvaluationRow(row[0], json.loads(row[1]), *row[2:]) for row in rows]
+        return [EvaluationRow(row[0], self._metrics(row[1]), *row[2:]) for row in rows]
 
     def updates(self, after: int = 0, limit: int = -1) -> list[UpdateRow]:
         """Return the accepted updates whose order is above `after`, in order; a limit of -1 means no limit."""
@@ -136,7 +159,7 @@ class LedgerReader(ArchiveReader):
         fields = ", ".join(_UPDATE_FIELDS)
         query = f"SELECT {fields} FROM updates WHERE {where} ORDER BY accepted_order LIMIT ?"  # noqa: S608
         rows = (dict(zip(_UPDATE_FIELDS, row, strict=True)) for row in self._rows(query, *values, limit))
-        return [UpdateRow(**{**row, "metrics": json.loads(row["metrics"])}) for row in rows]
+        return [UpdateRow(**{**row, "metrics": self._metrics(row["metrics"])}) for row in rows]
 
     def federated_metrics(self, after: int = 0) -> list[FederatedMetricsRow]:
         """Return the mean metrics of the updates in each version above `after`, in order of the versions."""
@@ -145,7 +168,7 @@ class LedgerReader(ArchiveReader):
             after,
         )
         return [
-            FederatedMetricsRow(version, len(updates), _means([(n, json.loads(text)) for _, n, text in updates]))
+            FederatedMetricsRow(version, len(updates), _means([(n, self._metrics(text)) for _, n, text in updates]))
             for version, updates in ((version, list(group)) for version, group in groupby(rows, lambda row: row[0]))
         ]
 
@@ -217,7 +240,8 @@ class LedgerReader(ArchiveReader):
         Each was last seen `run().elapsed_s - record.last_seen_s` seconds before the last commit.
         """
         rows = self._rows("SELECT record, wall_s FROM participants ORDER BY participant_id")
-        return [ParticipantRow(_participant(record), wall_s) for record, wall_s in rows]
+        with believed(self.path):
+            return [ParticipantRow(_participant(record), wall_s) for record, wall_s in rows]
 
     def open_tasks(self) -> list[TaskRecord]:
         """Return the tasks whose update is still welcome, in order of issue."""
@@ -258,7 +282,7 @@ class LedgerReader(ArchiveReader):
 
 def open_if_made(path: Path) -> LedgerReader | None:
     """Open a reader; None if there is no ledger yet, or if another process is just making it."""
-    if not path.is_file():
+    if not check_files(path):
         return None
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
@@ -269,6 +293,41 @@ def open_if_made(path: Path) -> LedgerReader | None:
     finally:
         db.close()
     return LedgerReader(path)
+
+
+@contextlib.contextmanager
+def believed(path: Path) -> Iterator[None]:
+    """Raise LedgerError for whatever goes wrong inside with values that no fedmq wrote."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"ledger {path} holds values that fedmq did not write ({type(error).__name__}: "
+            f"{shown(str(error), 200)}). {ADVICE}"
+        ) from error
+
+
+def check_files(path: Path) -> bool:
+    """Return True if there is a ledger that SQLite may open. Raises LedgerError if one of its files is no plain one."""
+    try:
+        made = check_plain(path)
+        for suffix in ("-wal", "-shm", "-journal"):
+            check_plain(path.with_name(path.name + suffix))
+    except OSError as error:
+        raise LedgerError(f"ledger {path} cannot be used: {error}") from error
+    return made
+
+
+def _tables(db: sqlite3.Connection) -> list[tuple[str, ...]]:
+    db.execute("PRAGMA trusted_schema = OFF")
+    return sorted(db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"))
+
+
+@cache
+def _own_tables() -> list[tuple[str, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(TABLES)
+        return _tables(db)
 
 
 def is_empty(db: sqlite3.Connection) -> bool:
@@ -287,5 +346,5 @@ def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, floa
 
 
 def _participant(text: str) -> ParticipantRecord:
-    fields = json.loads(text)
+    fields = parse_json(text)
     return ParticipantRecord(**{**fields, "replies": tuple(fields["replies"])})

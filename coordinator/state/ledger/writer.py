@@ -10,16 +10,21 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
-from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, is_empty
+from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, check_files, is_empty
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
 from fedmq.schemas.errors import LedgerError, LedgerLocked
+from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import FILE_MODE, tighten
+
+log = EventLog(__name__)
 
 _PARTICIPANT_FIELDS = tuple(ParticipantRecord.__dataclass_fields__)
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
@@ -32,6 +37,7 @@ class Ledger(LedgerReader, ArchiveWriter):
     """The epoch of this writer; 0 before `take_over`."""
 
     def _connect(self) -> sqlite3.Connection:
+        _prepare(self.path)
         db = sqlite3.connect(self.path, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -188,6 +194,23 @@ def in_doubt(error: OSError) -> bool:
     """
     code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
     return code & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+
+
+def _prepare(path: Path) -> None:
+    """Make the file if it is missing, and close the ledger's files to other users: SQLite gives -wal and -shm the mode
+    of the ledger itself.
+
+    No file that is there is opened: closing it again would drop the locks of this process's other connections.
+    """
+    try:
+        if not check_files(path):
+            with contextlib.suppress(FileExistsError):  # another coordinator has just made it
+                path.touch(FILE_MODE, exist_ok=False)
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                tighten(path.with_name(path.name + suffix))
+    except PermissionError as error:
+        log.warning("ledger_open_to_others", file=path, error=error, detail="its owner should close it: chmod go-rwx")
 
 
 def _fill(db: sqlite3.Connection) -> None:

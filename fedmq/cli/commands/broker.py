@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedmq.broker_config.node.tls import NodeTls
 
 POLL_S = 1.0
+MOST_URL_BYTES = 4096
 URL_FILE = "fedmq-url"
 """File with the node's URL. It holds the password, so only this user may read it."""
 FLEET_NODE = "broker"
@@ -51,6 +52,7 @@ def command(
     here already is left alone.
     """
     from fedmq.broker_config.node.node import PrivateNode, find_server
+    from fedmq.schemas.local.files import make_folder
 
     options.terminate_as_interrupt()
     if joining and fleet is None:
@@ -61,7 +63,7 @@ def command(
             folder = folder or fleet / FLEET_NODE
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-broker-")))
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         before = _before(folder)
         node = PrivateNode(
             folder,
@@ -96,14 +98,17 @@ def _tls(fleet: Path, joining: bool) -> NodeTls:
 def _before(folder: Path) -> BrokerAddress | None:
     """Return the address of the last start in this folder: processes that know it find the node again."""
     from fedmq.broker_config.amqp.address import BrokerAddress
+    from fedmq.schemas.local.files import read_text
 
     try:
-        return BrokerAddress.parse((folder / URL_FILE).read_text().strip())
+        return BrokerAddress.parse(read_text(folder / URL_FILE, MOST_URL_BYTES).strip())
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / URL_FILE} cannot be read: {error}") from None
 
 
 def _remember(folder: Path, url: str) -> None:
-    path = folder / URL_FILE
-    path.touch(mode=0o600)
-    path.write_text(f"{url}\n")
+    from fedmq.schemas.local.files import write_private
+
+    write_private(folder / URL_FILE, f"{url}\n")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmq.cli.console_log import log_to
+from fedmq.schemas.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,20 @@ def configured(config: Path, broker: str | None, settings: list[str] | None) -> 
     """Read the federation file and lay the flags over it. Raises ConfigError."""
     from fedmq.config.file import load_config
 
+    for flag, url in (("--broker", broker), *(("--set", setting) for setting in settings or ())):
+        if url is not None:
+            warn_of_password(flag, url)
     return load_config(config, settings or (), broker=broker)
+
+
+def warn_of_password(flag: str, text: str) -> None:
+    """Say that everybody on this machine can read a password that is on the command line."""
+    if redacted(text) != text:
+        print(
+            f"fedmq: {flag} has a password, which every user of this machine sees in the list of processes. Give the "
+            "URL by the variable FEDMQ_BROKER_URL, or as broker.url in a federation file that only you can read.",
+            file=sys.stderr,
+        )
 
 
 def console(*, soft_wrap: bool = False, highlight: bool = True) -> Console:

@@ -28,6 +28,8 @@ def command(
 
     Give no argument to see the newest run in ./runs.
     """
+    from fedmq.coordinator.state.ledger.reader import believed
+    from fedmq.coordinator.state.run_folder import RunFolder
     from fedmq.views.status import has_begun, newest_run, read_status
 
     if run_dir is None:
@@ -36,6 +38,7 @@ def command(
         print(f"Waiting for the run in {run_dir} to start. Ctrl-C ends this.", flush=True)
         while not has_begun(run_dir):
             time.sleep(WATCH_INTERVAL_S)
+    ledger = RunFolder(run_dir).ledger
     status = read_status(run_dir)
     if as_json:
         print(json.dumps(status.to_json()))
@@ -44,11 +47,12 @@ def command(
 
     console = options.console()
     if not watch:
-        console.print(status_view(status))
+        with believed(ledger):
+            console.print(status_view(status))
         return
     from rich.live import Live
 
-    with Live(status_view(status), console=console, auto_refresh=False) as live:
+    with believed(ledger), Live(status_view(status), console=console, auto_refresh=False) as live:
         while status.finished is None:
             time.sleep(WATCH_INTERVAL_S)
             status = read_status(run_dir)
