@@ -36,7 +36,7 @@ from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger import epochs
-from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.reader import believed, open_if_made
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy
@@ -163,7 +163,8 @@ class CoordinatorService:
         with reader as ledger:
             if ledger.is_new():
                 return False
-            refuse_changes(ledger.run().settings, self._settings(), self._folder)
+            with believed(self._folder.ledger):
+                refuse_changes(ledger.run().settings, self._settings(), self._folder)
             over = ledger.run().finished is not None and self._folder.final_parameters.exists()
         if over:
             log.info("run_over_already", run=self._run_settings.run_id)

@@ -59,8 +59,8 @@ def open_core(
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run_created", run=run.run_id, uid=run_uid, folder=folder.path)
         return core
-    refuse_changes(ledger.run().settings, settings, folder)
     with believed(ledger.path):
+        refuse_changes(ledger.run().settings, settings, folder)
         snapshot = _load(folder, ledger, commit, strategy)
         participants = (row.record for row in ledger.participants())
         core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)

@@ -11,8 +11,10 @@ from fedmq.config.mistakes import Mistake, SchemaNode, Tree, show
 
 PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
-PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", "FEDMQ_BROKER_PASSWORD"}
-"""Variables that set no key of a federation. Other code reads them; the last is docker-compose.yml's."""
+COMPOSE = {"FEDMQ_BROKER_PASSWORD", "FEDMQ_COORDINATOR_PASSWORD", "FEDMQ_PARTICIPANT_PASSWORD"}
+"""Passwords that docker-compose.yml reads."""
+PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", *COMPOSE}
+"""Variables that set no key of a federation. Other code reads them."""
 
 
 class Overrides:

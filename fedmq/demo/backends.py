@@ -11,7 +11,7 @@ from typing import Protocol, Self
 from fedmq.app.threads import prepare_tensorflow
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.config.file import FederationConfig, load_config
-from fedmq.config.overrides import PREFIX, PROCESS_LEVEL
+from fedmq.config.overrides import COMPOSE, PREFIX, PROCESS_LEVEL
 from fedmq.run.processes import Children
 from fedmq.schemas.errors import FedmqError
 from fedmq.schemas.local.event_log import EventLog
@@ -39,7 +39,7 @@ class ProcessBackend:
 
     def __init__(self, folder: Path, names: Sequence[str], broker_url: str) -> None:
         # The demo has its own settings. Variables that are set for another federation do not reach it.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in PROCESS_LEVEL}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in PROCESS_LEVEL - COMPOSE}
         environ = {"FEDMQ_TF_THREADS": THREADS_EACH, **kept, "FEDMQ_BROKER_URL": broker_url}
         self._children = Children(folder / "logs", environ)
         self._config = str(folder / "federation.toml")

@@ -7,7 +7,7 @@ the archive. The decisions of the core must then be those in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedmq.coordinator.decisions.failures import drops_in
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state import archive, checkpoint
-from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
@@ -48,6 +48,12 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
     StateError if the engine's result differs from the ledger, and CheckpointError if the archive is damaged.
     """
     folder = RunFolder(Path(run_dir))
+    with believed(folder.ledger):
+        repeat = _prepared(folder, run_dir, strategy)
+    return repeat()  # a mistake in a user's strategy is no mistake in the ledger
+
+
+def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | None) -> Callable[[], Outcome]:
     with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
         run, rows, states = ledger.run(), ledger.updates(), ledger.states()
         archived = ledger.archived(0, len(rows))
@@ -85,7 +91,7 @@ def replay(run_dir: str | Path, strategy: Strategy[Any] | None = None) -> Outcom
         seed=0,
         on_evaluation=None,
     )
-    return engine.replayed(folder, rows, archived, versions, states.get((len(rows), newest)))
+    return lambda: engine.replayed(folder, rows, archived, versions, states.get((len(rows), newest)))
 
 
 class _Replay(RecordedEngine):

@@ -54,5 +54,8 @@ def end(db: sqlite3.Connection, own: int, wall_s: float) -> None:
 
 def shown(row: EpochRow) -> str:
     """Name the epoch's coordinator for a person, with the time at which it became active."""
-    since = datetime.fromtimestamp(row.began_wall_s).astimezone().isoformat(" ", "seconds")
+    try:
+        since = datetime.fromtimestamp(row.began_wall_s).astimezone().isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        since = "a time that no clock shows"
     return f"the coordinator with pid {row.pid} on {row.host} (epoch {row.epoch}, since {since})"

@@ -118,6 +118,8 @@ class LedgerReader(ArchiveReader):
         if not rows:
             raise LedgerError(f"ledger {self.path} holds no run: it was never filled; remove it and start again")
         run_id, run_uid, settings, *rest = rows[0]
+        if not all(math.isfinite(moment) for moment in rest[:3]) or rest[1] < 0:
+            raise LedgerError(f"ledger {self.path} holds times that no clock shows: {rest[:3]}. {ADVICE}")
         return RunRow(run_id, run_uid, self._object(settings), *rest)
 
     def is_new(self) -> bool:
