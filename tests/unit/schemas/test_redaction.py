@@ -73,7 +73,7 @@ def test_no_line_of_other_libraries_and_no_traceback_holds_a_secret(caplog: pyte
     keep_secret(SECRET)
     caplog.handler.addFilter(RedactingFilter())
     try:
-        theirs = logging.getLogger("pika.adapters")
+        theirs = logging.getLogger("another.library")
         theirs.error("login of %s failed with %r", "amqp://u:sesame@host/", {"password": SECRET})
         theirs.error("wrong arguments %s %s", 1)
         try:
