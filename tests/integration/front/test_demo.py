@@ -67,7 +67,7 @@ def test_a_demo_over_somebodys_broker_takes_its_queues_and_exchanges_away_again(
         listed = rabbitmq_node.ctl("list_queues", "name") + rabbitmq_node.ctl("list_exchanges", "name")
         return [name for name in listed.split() if name.startswith("fedmq-demo-")]
 
-    demo = terminal("demo", "--participants", "1", "--broker", rabbitmq_node.url)
+    demo = terminal("demo", "--participants", "1", "--broker", "env", FEDMQ_BROKER_URL=rabbitmq_node.url)
     demo.wait_for("Over RabbitMQ .* at 127.0.0.1:")
     # Some of them are enough. On a busy machine rabbitmqctl is so slow that the demo ends before all ten are seen.
     ask_until(ours, lambda names: len(names) > 0, DEADLINE_S)
@@ -84,7 +84,7 @@ def test_a_demo_over_a_broker_that_is_not_there_says_so_at_once(terminal):
 
 @pytest.mark.broker
 def test_a_demo_that_the_broker_refuses_says_so_at_once(terminal, rabbitmq_node):
-    demo = terminal("demo", "--broker", rabbitmq_node.url_for(password="hunter2"))
+    demo = terminal("demo", "--broker", "env", FEDMQ_BROKER_URL=rabbitmq_node.url_for(password="hunter2"))
     assert demo.ended() == 3
     assert "refused the login of user 'fedmq'" in demo.text
     assert "hunter2" not in demo.text
