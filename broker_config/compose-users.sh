@@ -1,18 +1,15 @@
 #!/bin/sh
-# Make the users of docker-compose.yml on the node FEDMQ_NODE, or give them their passwords and rights again.
+# Make the users of docker-compose.yml on the node RABBITMQ_NODENAME, or give them their passwords and rights again.
 #
 # The expressions are those of broker_config/rights.py for the prefix `fedmq` and, for `participant`, for any id. A test
 # compares them. The passwords go to rabbitmqctl by its standard input, so the list of processes does not show them.
+# RabbitMQ 4 reads it only if nothing stands before or behind `add_user NAME`.
 set -eu
-
-ctl() {
-    rabbitmqctl --node "$FEDMQ_NODE" --quiet "$@"
-}
 
 # user USER PASSWORD CONFIGURE WRITE READ
 user() {
-    printf '%s\n' "$2" | ctl add_user "$1" 2>/dev/null || printf '%s\n' "$2" | ctl change_password "$1"
-    ctl set_permissions "$1" "$3" "$4" "$5"
+    printf '%s\n' "$2" | rabbitmqctl add_user "$1" 2>/dev/null || printf '%s\n' "$2" | rabbitmqctl change_password "$1"
+    rabbitmqctl set_permissions "$1" "$3" "$4" "$5"
 }
 
 key='[0-9a-f]{32}'

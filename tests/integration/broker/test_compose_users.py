@@ -38,7 +38,7 @@ def test_the_script_makes_the_users_or_gives_them_their_passwords_and_the_rights
     try:
         done = subprocess.run(
             ["sh", str(ROOT / "broker_config" / "compose-users.sh")],
-            env={**node._environment(), "PATH": path, "FEDMQ_NODE": node.name, **given},
+            env={**node._environment(), "PATH": path, **given},
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=150, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
