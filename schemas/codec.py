@@ -32,7 +32,7 @@ from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, read_entries, spec_of, unpack
 from fedmq.schemas.tensors import check_finite as check_tensors_finite
 
-__all__ = ["DEFAULT_LIMITS", "Decoded", "Limits", "decode", "encode"]
+__all__ = ["DEFAULT_LIMITS", "Decoded", "Envelope", "Limits", "decode", "encode", "open_envelope"]
 
 BLOB_ALIGNMENT_BYTES = 64
 
@@ -63,6 +63,36 @@ class _Header:
     tensors: tuple[Any, ...] | None
     num_bytes: int
     """Position of the header's end, counted from the start of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An envelope whose message is read. Nobody has looked at its tensors yet."""
+
+    message: AnyMessage
+    _view: memoryview
+    _header: _Header
+    _limits: Limits
+
+    def parameters(self, check_finite: bool = True) -> Parameters | None:
+        """Return the tensors as `decode` does; None if the message carries none. Raises a PeerError, nothing else."""
+        header = self._header
+        blob = _read_blob(self._view, header.num_bytes)
+        parameters = None
+        if header.tensors is not None:
+            try:
+                spec = read_entries(header.tensors, self._limits)
+            except ValidationError as error:
+                raise _in_short("tensors", error) from None
+            parameters = unpack(blob, spec)
+        elif blob.nbytes:
+            raise MalformedMessage(f"the tensor blob has {blob.nbytes} bytes and the header describes no tensors")
+        mismatch = _carriage_mismatch(self.message, parameters)
+        if mismatch:
+            raise MalformedMessage(mismatch)
+        if check_finite and parameters is not None:
+            (check_magnitudes if isinstance(self.message, Update) else check_tensors_finite)(parameters)
+        return parameters
 
 
 def encode(message: AnyMessage, parameters: Parameters | None = None) -> bytes:
@@ -104,27 +134,17 @@ def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
     Raises a PeerError, and nothing else, whatever the bytes are: UnsupportedVersion, LimitExceeded, MalformedMessage,
     or NotFinite (a NaN or an infinity in a number of the message, or in a tensor if `check_finite`).
     """
+    envelope = open_envelope(body, limits)
+    return Decoded(envelope.message, envelope.parameters(check_finite))
+
+
+def open_envelope(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Envelope:
+    """Read the message, and nothing of its tensors. Raises a PeerError, and nothing else, as `decode` does."""
     view = memoryview(body).toreadonly()
     if view.nbytes > limits.max_body_bytes:
         raise LimitExceeded(f"the message body has {view.nbytes} bytes, the limit is {limits.max_body_bytes}")
     header = _read_header(view, limits)
-    message = _read_message(header)
-    blob = _read_blob(view, header.num_bytes)
-    parameters = None
-    if header.tensors is not None:
-        try:
-            spec = read_entries(header.tensors, limits)
-        except ValidationError as error:
-            raise _in_short("tensors", error) from None
-        parameters = unpack(blob, spec)
-    elif blob.nbytes:
-        raise MalformedMessage(f"the tensor blob has {blob.nbytes} bytes and the header describes no tensors")
-    mismatch = _carriage_mismatch(message, parameters)
-    if mismatch:
-        raise MalformedMessage(mismatch)
-    if check_finite and parameters is not None:
-        (check_magnitudes if isinstance(message, Update) else check_tensors_finite)(parameters)
-    return Decoded(message, parameters)
+    return Envelope(_read_message(header), view, header, limits)
 
 
 def _carriage_mismatch(message: AnyMessage, parameters: Parameters | None) -> str | None:

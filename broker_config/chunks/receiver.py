@@ -7,7 +7,9 @@ Rules
    to the store as None, because it fills the window until it is acked.
 3. The payload is lost if its queue is gone, or if the queue is empty and no chunk has come for `PATIENCE_S`. A broker
    that is away loses nothing: the receiver waits for it.
-4. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
+4. A chunk of another user than `sender` is no chunk. It is acked and counted, and changes nothing else: the payload is
+   not damaged by it, and not waited for any longer.
+5. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from typing import Literal, Protocol
 from fedmq.broker_config.transport import Delivery, Transport
 from fedmq.schemas.chunks import Assembly, digest_of
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, MalformedMessage
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import ChunkedPayload
+
+log = EventLog(__name__)
 
 PATIENCE_S = 30.0
 """Time without chunks, longer than a broker takes to notice that a former connection of ours, which holds them, is
@@ -51,6 +56,8 @@ class ChunkArrived:
     delivery: Delivery
     problem: str | None
     """The mistake in its label; None if there is none."""
+    foreign: bool = False
+    """True if another user sent it (rule 4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,9 @@ class ChunkReceiver:
         *,
         put: Callable[[ChunkArrived], None],
         prefetch: int,
+        sender: str | None = None,
     ) -> None:
+        """`sender`: the only user whose chunks are taken; None takes anybody's."""
         self.payload = payload
         self.queue = queue
         self.heard_s: float
@@ -88,6 +97,9 @@ class ChunkReceiver:
         self._store = store
         self._put = put
         self._prefetch = prefetch
+        self._sender = sender
+        self.foreign = 0
+        """Number of chunks that other users put into the queue."""
         self._over = False
 
     @property
@@ -121,6 +133,9 @@ class ChunkReceiver:
         """Check a chunk and keep it."""
         if self._over or chunk.receiver is not self:
             return None
+        if chunk.foreign:
+            self._on_foreign(chunk.delivery)
+            return None
         self.heard_s = now
         if chunk.problem is not None:
             return self._lost(chunk.problem)
@@ -134,6 +149,13 @@ class ChunkReceiver:
                 return self._lost(str(error))
         self._store.keep(index, digest, chunk.delivery)
         return None if self.missing else self._whole()
+
+    def _on_foreign(self, delivery: Delivery) -> None:
+        self.foreign += 1
+        if self.foreign == 1:  # one line a payload, however many come
+            detail = f"it is of user {delivery.user_id!r}, expected {self._sender!r}; it is dropped, as all others are"
+            log.warning("foreign_chunk", queue=self.queue, detail=detail)
+        self._store.keep(None, b"", delivery)
 
     def look(self, now: float) -> Lost | None:
         """Look at the queue, and note since when it is empty."""
@@ -184,6 +206,9 @@ class ChunkReceiver:
     def _arrived(self, delivery: Delivery) -> None:
         """Handle a delivery on the transport's thread (rule 1)."""
         if self._over:
+            return
+        if self._sender is not None and delivery.user_id != self._sender:
+            self._put(ChunkArrived(self, None, replace(delivery, body=b""), None, foreign=True))
             return
         index, problem = None, None
         try:

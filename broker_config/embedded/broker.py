@@ -147,7 +147,7 @@ class EmbeddedBroker:
         inbox: SimpleQueue[Any],
         exchanges: Iterable[Exchange],
         queues: Iterable[Queue],
-        user: str = "guest",
+        user: str | None = "guest",
     ) -> Connection | None:
         """Declare everything and return a new connection. None while the broker is down.
 

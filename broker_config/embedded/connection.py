@@ -16,7 +16,7 @@ class Connection:
 
     name: str
     inbox: SimpleQueue[Any]
-    user: str
+    user: str | None
     alive: bool = True
     mute: bool = False
     """True if the broker takes its messages over without ever confirming."""

@@ -72,8 +72,8 @@ class _Close(NamedTuple):
 class EmbeddedTransport:
     """A connection to an `EmbeddedBroker`; `broker.drop_connections(name)` severs it by its name."""
 
-    def __init__(self, broker: EmbeddedBroker, name: str | None = None, user: str = "guest") -> None:
-        """`user`: the sender that the broker names in our messages."""
+    def __init__(self, broker: EmbeddedBroker, name: str | None = None, user: str | None = "guest") -> None:
+        """`user`: the sender that the broker names in our messages; None leaves it out, as a stranger may."""
         self._user = user
         self.name = name or f"embedded-{next(_numbers)}"
         self._broker = broker

@@ -13,7 +13,8 @@ from fedmq.schemas.messages import TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(
     {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
-     "wrong_payload", "unknown_participant", "unknown_task", "wrong_run", "strategy_error", "overflow"}
+     "wrong_payload", "unknown_participant", "unknown_task", "wrong_run", "strategy_error", "overflow",
+     "unknown_sender", "wrong_sender", "not_enrolled"}
 )  # fmt: skip
 """Reasons for which a discarded update is dead-lettered as well, for a person to look at. The others are ordinary."""
 

@@ -40,7 +40,9 @@ Rules
     step, the fastest gets the first.
 11. If the strategy raises, or a version would not be finite, the step raises StrategyFailed, and this core is given up
     (failures.py). No version is made of what failed.
-12. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
+12. A participant that is revoked loses its tasks, and gets none any more. Its updates are discarded as `revoked`,
+    except for those that were accepted before. These stay in the model.
+13. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
     The final version is evaluated if there is an evaluator. Then Finish is emitted, once.
 """
 
@@ -62,6 +64,7 @@ from fedmq.coordinator.decisions.events import (
     ClosedTask,
     EvaluationArrived,
     Event,
+    ParticipantRevoked,
     ParticipantSeen,
     PoisonArrived,
     Started,
@@ -130,6 +133,7 @@ class Core:
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
             ParticipantSeen: lambda event: self._desk.on_hello(event.hello, event.user),
+            ParticipantRevoked: lambda event: self._desk.revoke(event.participant_id),
             UpdateArrived: self._on_update,
             PoisonArrived: self._on_poison,
             TaskDeclined: self._desk.on_decline,
@@ -230,6 +234,19 @@ class Core:
         """Return False for a known participant that the strategy has no room for (strategies.protocol)."""
         return self._desk.roster.has_room_for(participant_id)
 
+    def participant_ids(self) -> list[str]:
+        """Return the ids of all known participants, in order of first hello."""
+        return self._desk.roster.ids()
+
+    def knows(self, participant_id: str) -> bool:
+        """Return True for a participant that has said hello to this run."""
+        return self._desk.roster.get(participant_id) is not None
+
+    def is_revoked(self, participant_id: str) -> bool:
+        """Return True for a known participant whose ParticipantRevoked has come."""
+        p = self._desk.roster.get(participant_id)
+        return p is not None and p.revoked
+
     def stranger(self, participant_id: str, user: str | None) -> str | None:
         """Return why this user may not speak for this participant; None if it may (coordinator.decisions.identity)."""
         return identity.refusal(self._desk.roster.get(participant_id), user)
@@ -286,7 +303,9 @@ class Core:
 
     # Tasks
 
-    def _on_started(self, _: Started) -> None:
+    def _on_started(self, event: Started) -> None:
+        for participant_id in event.revoked:
+            self._desk.revoke(participant_id)
         self._ending.evaluations.forget_running()
         self._desk.doubt_all()
         if len(self._desk.roster):

@@ -25,6 +25,7 @@ DiscardReason = Literal[
     "malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape",  # schemas.errors: poison
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
     "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished", "strategy_error", "overflow",
+    "unknown_sender", "wrong_sender", "not_enrolled", "revoked",  # coordinator.decisions.identity
 ]  # fmt: skip
 
 
@@ -40,6 +41,9 @@ class ClosedTask:
 @dataclass(frozen=True, slots=True)
 class Started:
     """The service is up, after a fresh start or a restore."""
+
+    revoked: tuple[str, ...] = ()
+    """Participants that were revoked before. No record of the core's says so: only the fleet's members do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class UpdateArrived(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PoisonArrived:
-    """A message on the updates queue that could not be decoded."""
+    """A message that could not be decoded, or whose sender is refused (coordinator.decisions.identity)."""
 
     delivery: DeliveryHandle
     reason: DiscardReason
@@ -70,6 +74,13 @@ class PoisonArrived:
     task_id: str | None = None
     """The task that it closes, given only if the sender is shown to be the task's participant
     (coordinator.decisions.identity). Training that ends in NaN must not hold its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantRevoked:
+    """The participant is in the fleet no more, for good."""
+
+    participant_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,6 @@ class StopRequested:
 
 
 Event = (
-    Started | ParticipantSeen | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
+    Started | ParticipantSeen | ParticipantRevoked | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
     | EvaluationArrived | Tick | TimeStoodStill | BufferFailed | StopRequested
 )  # fmt: skip

@@ -57,6 +57,8 @@ class Participant:
     lapsed: list[HeldTask] = field(default_factory=list)
     """Lapsed tasks, oldest first."""
     here: bool = False
+    revoked: bool = False
+    """True if it is in the fleet no more. It is never here again. The fleet's members store this, and no record."""
     watched: bool = False
     """True if it has an entry in the absence heap."""
     waits: bool = False
@@ -138,7 +140,7 @@ class Roster:
         """Bring the sets and heaps up to date with a participant that changed; `dirty` writes its row again."""
         if dirty:
             self._dirty[p.participant_id] = p
-        here = p.reachable and p.last_seen_s + self._timeout_s > now
+        here = p.reachable and not p.revoked and p.last_seen_s + self._timeout_s > now
         if here != p.here:
             p.here = here
             self.here += 1 if here else -1

@@ -219,6 +219,16 @@ class TaskDesk:
         oldest_s = min((task.issued_s for task in self.tasks.open()), default=self.now)
         self.elapsed.add_gap(self.now, seconds, oldest_s)
 
+    def revoke(self, participant_id: str) -> None:
+        """Withdraw all tasks of a participant, and give it none any more."""
+        p = self.roster.get(participant_id)
+        if p is None or p.revoked:
+            return
+        p.revoked = True
+        for task in [*p.lapsed, *([p.out] if p.out is not None else [])]:
+            self.withdraw(task, "its participant was revoked")
+        self.settle(p)
+
     def observe(self, p: Participant, num_examples: int, loss: float | None) -> None:
         """Note what an accepted update says about its participant; `loss` is None if it says nothing about that."""
         p.num_examples = p.counted_examples = num_examples

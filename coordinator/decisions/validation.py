@@ -77,6 +77,8 @@ class Judge:
             )
         if closed is not None and closed.state in ("accepted", "discarded"):
             return Rejection("duplicate", f"the update of task {update.task_id} was {closed.state} before")
+        if participant.revoked:
+            return Rejection("revoked", f"participant {update.participant_id!r} was revoked")
         if stopping is not None:
             return Rejection("run_finished", f"the run is over: {stopping}")
         if closed is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined
+from fedmq.coordinator.service.senders import Senders
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.event_log import EventLog
@@ -19,25 +20,34 @@ MOST_DETAIL_CHARS = 2000
 """Characters of a decline's detail that the log and the ledger keep. Our own participants send no more."""
 
 
+COUNTED = frozenset({"unknown_sender", "wrong_sender", "not_enrolled", "revoked"})
+"""Reasons that the ledger counts: somebody tried to be somebody else, or to come back."""
+
+
 @dataclass(frozen=True, slots=True)
 class ControlPoison:
-    """A message that is dead-lettered."""
+    """A message that is refused."""
 
     reason: str
     detail: str
 
 
-def read_control(core: Core, limits: Limits, delivery: Delivery) -> ParticipantSeen | TaskDeclined | ControlPoison:
+def read_control(
+    senders: Senders, limits: Limits, delivery: Delivery
+) -> ParticipantSeen | TaskDeclined | ControlPoison:
     """Return the event of one message."""
+    fault = senders.unnamed(delivery.user_id)
+    if fault is not None:
+        return ControlPoison(*fault)
     try:
         message = decode(delivery.body, limits).message
     except PeerError as error:
-        return ControlPoison(error.reason, str(error))
+        return ControlPoison(*(senders.fault_of_unreadable(delivery.user_id) or (error.reason, str(error))))
+    fault = senders.fault(message.participant_id, delivery.user_id)
+    if fault is not None:
+        return ControlPoison(*fault)
     if not isinstance(message, Hello | Decline):
         return ControlPoison("malformed", f"a message of kind {message.kind} on the control queue")
-    stranger = core.stranger(message.participant_id, delivery.user_id)
-    if stranger is not None:
-        return ControlPoison("unknown_participant", stranger)
     if isinstance(message, Hello):
         return ParticipantSeen(message, delivery.user_id)
     m, detail = message, escaped(message.detail)[:MOST_DETAIL_CHARS]

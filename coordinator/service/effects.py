@@ -100,10 +100,12 @@ class Effects:
         intake: Intake,
         evaluator: Evaluator | None,
         in_chunks: bool,
+        control_queue: str,
         put: Callable[[EvaluationArrived], None],
         wall_s: Callable[[], float],
     ) -> None:
-        """`in_chunks`: the run's updates travel in chunks. `put` takes the results of evaluations, from any thread."""
+        """`in_chunks`: the run's updates travel in chunks. `control_queue`: name of the queue of hellos and declines.
+        `put` takes the results of evaluations, from any thread."""
         self.pending = Pending()
         """Entries of the next commit."""
         self._run_id = run_id
@@ -111,12 +113,13 @@ class Effects:
         self._intake = intake
         self._evaluator = evaluator
         self._in_chunks = in_chunks
+        self._control_queue = control_queue
         self._put = put
         self._wall_s = wall_s
         self._now_s = 0.0
         self._last_handle = 0
         self._in_hand: dict[DeliveryHandle, Delivery] = {}
-        """Deliveries of updates that the core has not decided on."""
+        """Deliveries that the core has not decided on."""
         self._warned: set[str] = set()
         """Participants whose clamped claims were logged: once for each is enough."""
         self._stragglers: set[str] = set()
@@ -135,13 +138,12 @@ class Effects:
             Finish: self._finish,
         }
 
-    # Deliveries of updates
+    # Deliveries
 
     def hold(self, delivery: Delivery) -> DeliveryHandle:
-        """Keep an update's delivery until the core has decided on it. Return its handle."""
+        """Keep a delivery until the core has decided on it. Return its handle."""
         self._last_handle += 1
         self._in_hand[self._last_handle] = delivery
-        self._stragglers.discard(delivery.correlation_id or "")
         return self._last_handle
 
     def let_go(self, handle: DeliveryHandle) -> Delivery:
@@ -176,8 +178,10 @@ class Effects:
             self._handlers[type(command)](command)
         if commands or not isinstance(event, Tick):
             self.pending.touch(now, commands)
-        if isinstance(event, UpdateArrived | PoisonArrived):
-            self.pending.num_updates += 1
+        if isinstance(event, UpdateArrived):
+            self._stragglers.discard(event.update.task_id)
+        elif isinstance(event, PoisonArrived):
+            self._stragglers.discard(event.task_id or "")
         elif isinstance(event, EvaluationArrived):
             self.pending.group.evaluations.append((event, self._stamp()))
 
@@ -218,6 +222,7 @@ class Effects:
 
     def _accept(self, command: Accept) -> None:
         pending, update = self.pending, command.update
+        pending.num_updates += 1
         pending.arrays_changed = True
         pending.group.accepted.append((command, self._stamp()))
         pending.settle.append(replace(self._in_hand.pop(command.delivery), body=b""))
@@ -238,6 +243,11 @@ class Effects:
     def _discard(self, command: Discard) -> None:
         pending, update = self.pending, command.update
         delivery = self._in_hand.pop(command.delivery)
+        control = delivery.queue == self._control_queue
+        if control:
+            pending.num_control += 1
+        else:
+            pending.num_updates += 1
         pending.group.discards.append((command, self._stamp()))
         if command.reason in POISON:
             pending.poison.append((delivery, command))
@@ -252,8 +262,9 @@ class Effects:
             self.delete_payload(update)
         log.log(
             logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
-            "update_discarded", participant=update and update.participant_id,
-            task=update.task_id if update else delivery.correlation_id, reason=command.reason, detail=command.detail,
+            "control_message_discarded" if control else "update_discarded",
+            participant=update and update.participant_id, task=update.task_id if update else delivery.correlation_id,
+            reason=command.reason, detail=command.detail,
         )  # fmt: skip
 
     def _new_version(self, command: NewVersion) -> None:

@@ -113,13 +113,21 @@ class Intake:
     """The module docstring has the rules. The loop's thread calls everything; `put` is called from the transport's."""
 
     def __init__(
-        self, transport: Transport, topology: Topology, *, put: Callable[[ChunkArrived], None], payload_bytes: int
+        self,
+        transport: Transport,
+        topology: Topology,
+        *,
+        put: Callable[[ChunkArrived], None],
+        payload_bytes: int,
+        sender_of: Callable[[str], str | None] = lambda _participant_id: None,
     ) -> None:
-        """`payload_bytes`: the length of every update's tensors."""
+        """`payload_bytes`: the length of every update's tensors. `sender_of` returns the user whose chunks are taken
+        for a participant's; None if anybody's are."""
         self._transport = transport
         self._topology = topology
         self._put = put
         self._payload_bytes = payload_bytes
+        self._sender_of = sender_of
         self._waiting: deque[Manifest] = deque()
         self._current: _Reading | None = None
         self._tries: Counter[str] = Counter()
@@ -183,7 +191,15 @@ class Intake:
         update, chunks, current = manifest.update, manifest.chunks, _Reading(manifest, self._transport)
         queue = self.queue_of(update.run_id, update.task_id, update.participant_id)
         prefetch = min(2 * chunks.count + 16, _AMQP_MOST_PREFETCH)
-        current.receiver = ChunkReceiver(self._transport, queue, chunks, current, put=self._put, prefetch=prefetch)
+        current.receiver = ChunkReceiver(
+            self._transport,
+            queue,
+            chunks,
+            current,
+            put=self._put,
+            prefetch=prefetch,
+            sender=self._sender_of(update.participant_id),
+        )
         lost = current.receiver.begin(now, silent_since_s=self._silent_since_s.get(update.update_id))
         if isinstance(lost, Lost):
             current.let_go()

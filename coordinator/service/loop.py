@@ -19,6 +19,7 @@ from fedmq.coordinator.decisions.events import (
     BufferFailed,
     EvaluationArrived,
     Event,
+    ParticipantRevoked,
     ParticipantSeen,
     PoisonArrived,
     Started,
@@ -37,12 +38,13 @@ from fedmq.coordinator.service.chunked_updates import (
     Superseded,
 )
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
-from fedmq.coordinator.service.control import ControlPoison, LeftOut, read_control
+from fedmq.coordinator.service.control import COUNTED, ControlPoison, LeftOut, read_control
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.leadership import Leadership
 from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
+from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import read_update
 from fedmq.coordinator.state.ledger.rows import CheckpointRow
@@ -85,6 +87,7 @@ class Loop:
         chunked: ChunkedUpdates,
         leadership: Leadership,
         inbox: Inbox,
+        senders: Senders,
         limits: Limits,
         run_s: Callable[[], float],
         wall_s: Callable[[], float],
@@ -101,6 +104,7 @@ class Loop:
         self._publisher = publisher
         self._leadership = leadership
         self._inbox = inbox
+        self._senders = senders
         self._limits = limits
         self._run_s = run_s
         self._wall_s = wall_s
@@ -131,13 +135,16 @@ class Loop:
         """
         if lost_buffer is not None:
             self._step(lost_buffer)
-        self._step(Started())
+        self._step(Started(self._senders.revoked_before()))
         self._keep_lead()
         while not self._over():
             self._collect()
             self._keep_lead()
             worked = self._work()
             now = self._run_s()
+            if now >= self._senders.due_s:
+                self._senders.look(now)
+                self._revoke()
             if now >= self._wakeup_s:
                 self._step(Tick())
                 self._wakeup_s = max(self._next_wakeup_s(), now + 0.001)
@@ -156,7 +163,8 @@ class Loop:
 
     def _wait(self, now: float) -> None:
         self._wakeup_s = self._next_wakeup_s()
-        until_s = min(self._pace.due_s(self._effects.pending, idle=True), self._wakeup_s, self._chunked.due_s())
+        due_s = min(self._wakeup_s, self._chunked.due_s(), self._senders.due_s)
+        until_s = min(self._pace.due_s(self._effects.pending, idle=True), due_s)
         self._wait_for_item(min(max(0.0, until_s - now), self._leadership.wait_s(), 3600.0))
 
     def _wait_for_item(self, timeout_s: float) -> None:
@@ -260,8 +268,13 @@ class Loop:
         self._step(event)
 
     def _on_control(self, delivery: Delivery) -> None:
-        event = read_control(self._core, PLAIN, delivery)
+        event = read_control(self._senders, PLAIN, delivery)
+        self._revoke()
         if isinstance(event, ControlPoison):
+            if event.reason in COUNTED:
+                handle = self._effects.hold(delivery)
+                self._step(PoisonArrived(handle, event.reason, event.detail))  # type: ignore[arg-type]
+                return
             log.warning("control_message_discarded", reason=event.reason, detail=event.detail)
             self._transport.dead_letter(delivery, self._dead_exchange, event.reason, event.detail)
             return
@@ -273,11 +286,18 @@ class Loop:
         self._effects.settle_control(delivery)
 
     def _on_update(self, delivery: Delivery) -> None:
-        event = read_update(self._core, self._limits, self._effects.hold(delivery), delivery)
+        event = read_update(self._core, self._senders, self._limits, self._effects.hold(delivery), delivery)
+        self._revoke()
         if isinstance(event, UpdateArrived) and event.update.chunks is not None:
             self._carry_out(self._chunked.on_manifest(event))
         else:
             self._step_update(event)
+
+    def _revoke(self) -> None:
+        """Tell the core of participants that were revoked, before it judges a message of theirs."""
+        for participant_id in self._senders.news():
+            log.warning("participant_revoked", participant=participant_id)
+            self._step(ParticipantRevoked(participant_id))
 
     def _carry_out(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:

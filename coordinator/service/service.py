@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmq.broker_config.security import IdentityKind
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.failures import StrategyFailed
+from fedmq.coordinator.members import Everybody, Members
 from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.commit import Committer, Pace
 from fedmq.coordinator.service.downtime import Downtime
@@ -29,6 +31,7 @@ from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.leadership import Leadership
 from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.publishing import CoordinatorPublisher
+from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
@@ -96,8 +99,11 @@ class CoordinatorService:
         evaluator: Evaluator | None = None,
         export: Callable[[Path], None] | None = None,
         publish_timeout_s: float = 60.0,
+        identity: IdentityKind = "open",
+        members: Members | None = None,
     ) -> None:
-        """`connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
+        """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
+        `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
         `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes
         final.keras beside it."""
@@ -119,6 +125,8 @@ class CoordinatorService:
         self._evaluator = evaluator
         self._export = export
         self._publish_timeout_s = publish_timeout_s
+        self._identity = identity
+        self._members = members or Everybody()
         self._inbox: Inbox | None = None
         self._failures = Failures()
         self._stopping = False
@@ -308,7 +316,14 @@ class CoordinatorService:
         limits = limits_for(min(self._max_message_bytes, most), *of_model)
         inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
-        intake = Intake(transport, self._topology, put=inbox.put, payload_bytes=core.payload_bytes)
+        senders = Senders(core, self._identity, self._members)
+        intake = Intake(
+            transport,
+            self._topology,
+            put=inbox.put,
+            payload_bytes=core.payload_bytes,
+            sender_of=senders.chunk_sender,
+        )
         return Loop(
             run_id=self._run_settings.run_id,
             core=core,
@@ -335,12 +350,14 @@ class CoordinatorService:
                 intake=intake,
                 evaluator=self._evaluator,
                 in_chunks=core.payload_bytes > limits.max_body_bytes,
+                control_queue=self._topology.control.name,
                 put=inbox.put,
                 wall_s=time.time,
             ),
             chunked=ChunkedUpdates(intake, core, transport, payload_limits, put=inbox.put, owned=archive is None),
             leadership=leadership,
             inbox=inbox,
+            senders=senders,
             limits=limits,
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,

@@ -117,6 +117,8 @@ def coordinator_for(
             max_payload_bytes=config.broker.max_payload_bytes,
             max_tensors=config.broker.max_tensors,
             publish_timeout_s=config.broker.publish_timeout_s,
+            identity=kind,
+            members=members,
         )
     finally:
         child.close()
@@ -150,6 +152,7 @@ def participant_for(
         max_payload_bytes=config.broker.max_payload_bytes,
         max_tensors=config.broker.max_tensors,
         publish_timeout_s=config.broker.publish_timeout_s,
+        coordinator_user=config.security.coordinator_user if kind == "user" else None,
     )
 
 

@@ -28,6 +28,8 @@ class ServiceContext:
     publish_timeout_s: float
     put: Callable[[Any], None]
     """Hand an item to the service's inbox. Any thread may call it, and it does not block."""
+    coordinator_user: str | None = None
+    """The only user whose chunks are taken; None takes anybody's."""
 
     def upload_queue(self, update_id: str) -> Queue:
         """Return the queue for the chunks of one of this participant's updates."""

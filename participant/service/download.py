@@ -37,14 +37,16 @@ class Download:
         *,
         put: Callable[[ChunkArrived], None],
         on_done: Callable[[Lost | OSError | None], None],
+        sender: str | None = None,
     ) -> None:
+        """`sender`: the only user whose chunks are taken; None takes anybody's."""
         assert task.chunks is not None
         self.task_id = task.task_id
         self.payload = task.chunks
         self._transport = transport
         self._file = file
         self._on_done = on_done
-        self._receiver = ChunkReceiver(transport, queue, self.payload, self, put=put, prefetch=PREFETCH)
+        self._receiver = ChunkReceiver(transport, queue, self.payload, self, put=put, prefetch=PREFETCH, sender=sender)
         self._unsynced: dict[int, bytes] = {}
         self._unacked: list[Delivery] = []
 

@@ -35,6 +35,7 @@ from fedmq.participant.decisions.agent import Agent
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.publishing import ParticipantPublisher
 from fedmq.participant.service.startup import num_examples_of, restore, signals
+from fedmq.participant.service.strangers import Strangers
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.spool.spool import SentRecord, Spool
@@ -93,7 +94,9 @@ class ParticipantService:
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         max_tensors: int = MAX_TENSORS,
         publish_timeout_s: float = 60.0,
+        coordinator_user: str | None = None,
     ) -> None:
+        """`coordinator_user`: the only user whose messages and chunks are believed; None believes everybody's."""
         self.participant_id = participant_id
         self._settings = settings
         self._trainer = trainer
@@ -108,6 +111,8 @@ class ParticipantService:
         self._payload_limits = Limits(max_payload_bytes, header, max_tensors)
         self._chunk_bytes = min(chunk_bytes, max_message_bytes)
         self._publish_timeout_s = publish_timeout_s
+        self._coordinator_user = coordinator_user
+        self._strangers = Strangers(participant_id, coordinator_user)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
         self._handles = itertools.count(1)
@@ -134,6 +139,7 @@ class ParticipantService:
             payload_limits=self._payload_limits,
             chunk_bytes=self._chunk_bytes,
             publish_timeout_s=self._publish_timeout_s,
+            coordinator_user=self._coordinator_user,
             put=self._inbox.put,
         )
         self._intake = TaskIntake(context, self._training)
@@ -182,7 +188,8 @@ class ParticipantService:
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())
             if left is not None:
-                log.info("leaving", participant=self.participant_id, why=left.reason)
+                dropped = {"strangers_messages": self._strangers.count} if self._strangers.count else {}
+                log.info("leaving", participant=self.participant_id, why=left.reason, **dropped)
                 if left.error is not None:
                     raise AppError(left.error)
                 return left.reason
@@ -221,6 +228,9 @@ class ParticipantService:
         return None
 
     def _on_delivery(self, delivery: Delivery) -> ev.Exit | None:
+        if self._strangers.sent(delivery.user_id):
+            self._transport.ack(delivery)
+            return None
         try:
             decoded = decode(delivery.body, self._limits)
         except PeerError as error:

@@ -90,6 +90,7 @@ class TaskIntake:
             self._payload_queue(task),
             task,
             self._spool.payload,
+            sender=self._context.coordinator_user,
             put=self._context.put,
             on_done=done,
         )

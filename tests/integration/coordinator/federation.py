@@ -56,7 +56,7 @@ class Participant:
         self,
         broker: EmbeddedBroker,
         name: str,
-        answer: Callable[[Participant, Task], None] | None = None,
+        answer: Callable[[Participant, Task], object] | None = None,
         user: str = "guest",
     ) -> None:
         self.name = name
@@ -85,8 +85,8 @@ class Participant:
     def send_control(self, message: Hello | Decline | Notice) -> Future[None]:
         return self.send(encode(message), queue=TOPOLOGY.control)
 
-    def train(self, task: Task) -> None:
-        self.send_update(update_for(task), delta(task.task_id))
+    def train(self, task: Task) -> Future[None]:
+        return self.send_update(update_for(task), delta(task.task_id))
 
     def send_update(self, update: Update, payload: Parameters) -> Future[None]:
         return self.send(encode(update, payload), task_id=update.task_id)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.broker_config.embedded.transport import EmbeddedBroker
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.transport import Message
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.spool.spool import Spool
 from fedmq.participant.trainer import TrainResult
@@ -371,3 +372,36 @@ def test_a_task_in_chunks_that_comes_while_leaving_goes_back_with_its_payload(
     assert running.wait() == "stopped"
     assert coordinator.transport.depth(TOPOLOGY.participant("sensor-1").name) == 1
     assert payload.name in broker.queue_names
+
+
+@pytest.mark.parametrize("user", ["mallory", None])
+def test_a_stranger_gives_no_orders_and_is_told_nothing(
+    broker: EmbeddedBroker, coordinator: ScriptedCoordinator, start: Start, user: str | None
+) -> None:
+    trainer = Gated()
+    trainer.go_on.set()
+    running = start(trainer, coordinator_user="guest")
+    coordinator.wait_for(Hello)
+    stranger = EmbeddedTransport(broker, "stranger", user)
+    stranger.open((), ())
+    queue = TOPOLOGY.participant("sensor-1")
+    forged = coordinator.task(7, training=TrainingConfig(seed=7))
+    chunks = ChunkedPayload(payload_id="two", num_bytes=2048, chunk_bytes=1024, count=2, digest="0" * 64)
+    lies = [
+        encode(forged, BASE),
+        encode(forged.model_copy(update={"chunks": chunks})),
+        encode(Notice(run_id="run-1", participant_id="sensor-1", event="run_finished")),
+        b"noise",
+    ]
+    for body in lies:
+        stranger.publish(Message(queue.exchange, queue.routing_key, body, message_id="m")).result(DEADLINE_S)
+    stranger.close()
+    task = coordinator.task(1, training=TrainingConfig(seed=1))
+    coordinator.send(task, BASE)
+    assert coordinator.wait_for(Update).task_id == "task-1"
+    assert trainer.trained == [1]
+    assert running.service._strangers.count == len(lies)
+    assert coordinator.transport.depth(TOPOLOGY.dead.name) == 0
+    coordinator.finish()
+    assert running.wait() == "run_finished"
+    assert not [decoded for decoded in coordinator._unread if isinstance(decoded.message, Decline)]

@@ -69,13 +69,15 @@ class Case:
         self.arrived: list[ChunkArrived] = []
         self.receiver = self.another()
 
-    def another(self) -> ChunkReceiver:
-        return ChunkReceiver(self.queue, "q", PAYLOAD, self.store, put=self.arrived.append, prefetch=4)  # type: ignore[arg-type]
+    def another(self, sender: str | None = None) -> ChunkReceiver:
+        return ChunkReceiver(  # type: ignore[arg-type]
+            self.queue, "q", PAYLOAD, self.store, put=self.arrived.append, prefetch=4, sender=sender
+        )
 
-    def send(self, index: int, **label: Any) -> None:
+    def send(self, index: int, body: bytes | None = None, user: str | None = None, **label: Any) -> None:
         assert self.queue.consumer is not None
         headers = chunks.headers("one", index, DIGESTS[index]) | label
-        self.queue.consumer(Delivery("q", PARTS[index], None, None, None, headers, False, 0, index))
+        self.queue.consumer(Delivery("q", body or PARTS[index], None, None, user, headers, False, 0, index))
 
 
 def test_only_the_chunks_that_the_store_lacks_are_wanted() -> None:
@@ -131,3 +133,37 @@ def test_patience_goes_on_from_an_earlier_silence_until_something_is_in_the_queu
     assert one.receiver.look(61.0) is None
     assert one.receiver.silent_since_s == 60.0
     assert one.receiver.look(60.0 + PATIENCE_S) == Lost("3 of 3 chunks are missing")
+
+
+@pytest.mark.parametrize("user", ["mallory", "", None])
+def test_a_chunk_of_another_user_is_dropped_and_damages_nothing(
+    user: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Case()
+    receiver = one.another("alice")
+    receiver.begin(0.0)
+    lies: list[dict[str, Any]] = [{}, {"chunk": 99}, {"digest": "no digest"}, {"digest": "0" * 64}]
+    for lie in lies:
+        one.send(0, user=user, **lie)
+    one.send(1, b"short", user=user)
+    for chunk in one.arrived:
+        assert chunk.delivery.body == b"", "it takes no room in an inbox"
+        assert receiver.on_chunk(chunk, 5.0) is None
+    assert (receiver.foreign, receiver.missing, receiver.heard_s) == (5, 3, 0.0)
+    assert one.store.kept == [None] * 5, "each is acked, because it fills the window"
+    assert one.store.places == []
+    assert [message for message in caplog.messages if "event=foreign_chunk" in message] == caplog.messages[:1]
+    one.arrived.clear()
+    for index in range(3):
+        one.send(index, user="alice")
+    assert [receiver.on_chunk(chunk, 6.0) for chunk in one.arrived] == [None, None, "whole"]
+
+
+def test_a_payload_that_nobody_but_a_stranger_sends_is_lost_in_its_time() -> None:
+    one = Case()
+    receiver = one.another("alice")
+    receiver.begin(0.0)
+    one.queue.ready = 0
+    one.send(0, user="mallory")
+    receiver.on_chunk(one.arrived[0], PATIENCE_S - 1)
+    assert receiver.look(PATIENCE_S + 1) == Lost("3 of 3 chunks are missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.update_reader import NO_PAYLOAD
 from fedmq.schemas.messages import ChunkedPayload, TrainingConfig, Update, update_id
 
-UPDATES = Topology().updates.name
+UPDATES, CONTROL = Topology().updates.name, Topology().control.name
 
 
 def delivery(name: str) -> Delivery:
@@ -46,6 +47,7 @@ def effects(core: Any) -> Effects:
     intake = SimpleNamespace(queue_of=lambda _run_id, task_id, _participant_id: f"queue of {task_id}")
     return Effects(
         run_id="r", core=core, intake=intake, evaluator=None, in_chunks=False, put=lambda _: None, wall_s=lambda: 9.0,  # type: ignore[arg-type]
+        control_queue=CONTROL,
     )  # fmt: skip
 
 
@@ -72,6 +74,25 @@ def test_poison_keeps_its_body_for_the_dead_letters(effects: Effects) -> None:
     effects.on_step(PoisonArrived(handle, "malformed", "no"), [discard], 1.0)
     assert [(one.body, command) for one, command in effects.pending.poison] == [(b"12345", discard)]
     assert (effects.pending.poison_bytes, effects.pending.settle, effects.pending.num_updates) == (5, [], 1)
+
+
+@pytest.mark.parametrize(("reason", "dead_lettered"), [("wrong_sender", True), ("revoked", False)])
+def test_a_refused_hello_is_counted_and_is_no_update(effects: Effects, reason: Any, dead_lettered: bool) -> None:
+    handle = effects.hold(replace(delivery("a"), queue=CONTROL))
+    effects.on_step(PoisonArrived(handle, reason, "no"), [Discard(handle, reason, "no", None)], 1.0)
+    pending = effects.pending
+    assert [discard.reason for discard, _ in pending.group.discards] == [reason]
+    assert (pending.num_updates, pending.num_control) == (0, 1)
+    assert (len(pending.poison), len(pending.settle)) == ((1, 0) if dead_lettered else (0, 1))
+    assert pending.receipts == []
+
+
+def test_a_message_that_is_refused_leaves_the_straggler_that_it_names_expected(effects: Effects, core: Any) -> None:
+    core.stopping = True
+    effects.on_step(Tick(), [Withdraw("a", "t-a", "the run is over")], 1.0)
+    handle = effects.hold(delivery("a"))
+    effects.on_step(PoisonArrived(handle, "wrong_sender", ""), [Discard(handle, "wrong_sender", "", None)], 1.0)
+    assert effects.expects_stragglers
 
 
 def test_the_chunks_of_a_discarded_update_are_deleted_after_the_commit(effects: Effects) -> None:
@@ -119,7 +140,8 @@ def test_an_update_of_a_task_that_was_withdrawn_with_the_run_is_expected_until_i
     core.stopping = True
     effects.on_step(Tick(), [Withdraw("a", "t-a", "the run ends")], 1.0)
     assert effects.expects_stragglers
-    effects.hold(delivery("a"))
+    handle = effects.hold(delivery("a"))
+    effects.on_step(arrived(handle), [Discard(handle, "run_finished", "", update("a"))], 1.0)
     assert not effects.expects_stragglers
 
 

@@ -11,11 +11,13 @@ from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.events import ClosedTask, UpdateArrived
+from fedmq.coordinator.members import Everybody
 from fedmq.coordinator.service.chunked_updates import Superseded
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
 from fedmq.coordinator.service.loop import Loop
+from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import NO_PAYLOAD
 from fedmq.schemas.codec import Limits, encode
@@ -38,7 +40,7 @@ class Desk:
         self.core = SimpleNamespace(
             accepted=0, finished=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
             stranger=lambda _participant_id, _user: None, next_wakeup=lambda: None,
-            step=self._step,
+            step=self._step, participant_ids=list, knows=lambda _id: True, is_revoked=lambda _id: False,
         )  # fmt: skip
         ledger = SimpleNamespace(
             closed_task=lambda task_id: ClosedTask(task_id, "a", "withdrawn"), check_epoch=lambda: None
@@ -53,7 +55,7 @@ class Desk:
         self.chunked = SimpleNamespace(idle=True, on_news=self._on_news, clear=list, due_s=lambda: float("inf"))
         self.effects = Effects(
             run_id="r", core=cast(Any, self.core), intake=cast(Any, None), evaluator=None, in_chunks=False,
-            put=lambda _: None, wall_s=lambda: 0.0,
+            put=lambda _: None, wall_s=lambda: 0.0, control_queue=TOPOLOGY.control.name,
         )  # fmt: skip
         collaborators: Any = {
             "core": self.core,
@@ -67,8 +69,9 @@ class Desk:
                 active=True, pass_time=lambda: None, owns=lambda _: False, wait_s=lambda: 0.0
             ),
         }
+        senders = Senders(cast(Any, self.core), "open", Everybody())
         self.loop = Loop(
-            run_id="r", dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
+            run_id="r", senders=senders, dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
             run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0), **collaborators,
         )  # fmt: skip
 
