@@ -1,4 +1,4 @@
-"""The end of a run (core.py, rule 11).
+"""The end of a run (core.py, rule 13).
 
 At a limit or goal the run stops and accepts no more updates. Its last version is evaluated. Then it is finished.
 """
