@@ -313,9 +313,9 @@ class EmbeddedBroker:
         if self._connections:
             self._connections[0].inbox.put(None)  # it may be the timekeeper from now on
 
-    def _ask(self, user: str, right: Literal["configure", "write", "read"], name: str) -> None:
+    def _ask(self, user: str | None, right: Literal["configure", "write", "read"], name: str) -> None:
         """Raise BrokerRefused if the user lacks a right. RabbitMQ searches a name for the right's expression."""
-        rights = self._rights.get(user)
+        rights = self._rights.get(user or "")
         if rights is not None and not re.search(getattr(rights, right), name or "amq.default"):
             raise BrokerRefused(
                 f"user {user!r} may not {right} {name or 'amq.default'!r} (its right: {getattr(rights, right)!r})"
@@ -334,7 +334,7 @@ class EmbeddedBroker:
     def _declare(
         self,
         inbox: SimpleQueue[Any],
-        user: str,
+        user: str | None,
         exchanges: Iterable[Exchange],
         queues: Iterable[Queue],
         *,
@@ -357,14 +357,14 @@ class EmbeddedBroker:
             if len(self._exchanges) + len(self._queues) > known:
                 self._wake()
 
-    def _declare_exchange(self, user: str, exchange: Exchange) -> None:
+    def _declare_exchange(self, user: str | None, exchange: Exchange) -> None:
         if not exchange.passive:
             self._ask(user, "configure", exchange.name)
             self._exchanges.add(exchange.name)
         elif exchange.name not in self._exchanges:
             raise _not_made(f"exchange {exchange.name!r}")
 
-    def _declare_queue(self, user: str, queue: Queue) -> None:
+    def _declare_queue(self, user: str | None, queue: Queue) -> None:
         if queue.passive:
             if queue.name not in self._queues:
                 raise _not_made(f"queue {queue.name!r}")
@@ -387,7 +387,7 @@ class EmbeddedBroker:
         model.touch(self.clock())
         self._arm(model)
 
-    def _bind(self, user: str, queue: Queue) -> None:
+    def _bind(self, user: str | None, queue: Queue) -> None:
         if queue.passive or queue.exchange == DEFAULT_EXCHANGE:
             return
         self._ask(user, "write", queue.name)
