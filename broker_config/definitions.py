@@ -7,7 +7,10 @@ participant its own queue. The file holds no user, and therefore no password.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,12 @@ def definitions(topology: Topology, vhost: str = "/") -> dict[str, Any]:
             if queue.exchange != DEFAULT_EXCHANGE
         ],
     }
+
+
+def password_hash(password: str) -> str:
+    """Return a password as RabbitMQ keeps it (rabbit_password_hashing_sha256), with a new salt."""
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def text() -> str:

@@ -7,9 +7,7 @@ on the PATH switch to another user. It works with RabbitMQ 3.10 and 4.x.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -25,6 +23,7 @@ from urllib.parse import quote
 
 from fedmq.broker_config.amqp.address import BrokerAddress
 from fedmq.broker_config.amqp.handshake import try_login
+from fedmq.broker_config.definitions import password_hash
 from fedmq.broker_config.node.ctl import Ctl, write_file
 from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
 from fedmq.broker_config.node.tls import PLUGIN, TLS_CONFIG, NodeTls
@@ -256,11 +255,9 @@ class PrivateNode:
         found: dict[str, Any] = json.loads(self._definitions.read_text())
         if self._tls:
             return found
-        salt = secrets.token_bytes(4)
-        hashed = base64.b64encode(salt + hashlib.sha256(salt + self._password.encode()).digest()).decode()
         user = {
             "name": _USER,
-            "password_hash": hashed,
+            "password_hash": password_hash(self._password),
             "hashing_algorithm": "rabbit_password_hashing_sha256",
             "tags": ["administrator"],
         }
