@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedmq.schemas.messages import Update
+from fedmq.schemas.texts import escaped
 
 MOST_METRIC = 1e15
 """Largest metric. Means over participants, JSON and SQL all hold it."""
@@ -108,7 +109,7 @@ def shown(update: Update, kept: Update, names: Iterable[str]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, Mapping):
-        return " ".join(f"{ascii(name)[1:-1]}={number:.6g}" for name, number in list(value.items())[:4])
+        return " ".join(f"{escaped(name)}={number:.6g}" for name, number in list(value.items())[:4])
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

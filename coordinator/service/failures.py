@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fedmq.coordinator.decisions.events import BufferFailed
 from fedmq.coordinator.decisions.failures import Condemned, StrategyFailed
 from fedmq.schemas.errors import StrategyError
-from fedmq.schemas.local.blame import escaped, line_of
+from fedmq.schemas.local.blame import line_of, short
 from fedmq.schemas.local.event_log import EventLog
 
 log = EventLog(__name__)
@@ -98,7 +98,7 @@ class Failures:
     def detail(failed: StrategyFailed) -> str:
         """Describe a failure in one short line, with the strategy's line if it raised."""
         if failed.failure.reason == "overflow":
-            return escaped(str(failed))
+            return short(str(failed))
         return f"{failed.failure.function}() raised at {line_of(failed)}"
 
     def _stop_if_repeated(self, failed: StrategyFailed, detail: str, participants: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import linecache
 from pathlib import Path
 
+from fedmq.schemas.texts import escaped
+
 _OWN = Path(__file__).resolve().parents[2]
 _MOST_CHARS = 300
 
@@ -23,18 +25,17 @@ def line_of(error: BaseException) -> str:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     theirs = [frame for frame in frames if not _is_own(frame[0])]
-    text = escaped(f"{type(root).__name__}: {root}")
+    text = short(f"{type(root).__name__}: {root}")
     if not frames:
         return text
     file, number = (theirs or frames)[-1]
     code = linecache.getline(file, number).strip()
-    return escaped(f"{Path(file).name}:{number}: {code}") + f": {text}"
+    return short(f"{Path(file).name}:{number}: {code}") + f": {text}"
 
 
-def escaped(text: str) -> str:
-    """Return the text in printable ASCII, cut to a few hundred characters."""
-    shown = ascii(text[:_MOST_CHARS])[1:-1]
-    return shown if len(text) <= _MOST_CHARS else f"{shown}..."
+def short(text: str) -> str:
+    """Return the text escaped, and cut to a few hundred characters."""
+    return escaped(text[:_MOST_CHARS]) + ("" if len(text) <= _MOST_CHARS else "...")
 
 
 def _is_own(file: str) -> bool:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import fedmq
-from fedmq.broker_config.embedded.transport import EmbeddedTransport
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.coordinator.audit import audit
+from fedmq.coordinator.service import leadership
 from fedmq.coordinator.service.failures import Failures
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, StopSettings
 from fedmq.coordinator.state.run_folder import RunFolder
@@ -23,6 +24,7 @@ from fedmq.coordinator.strategies.math.server_optimizers import SgdMomentum
 from fedmq.schemas.errors import StrategyError
 from fedmq.schemas.messages import Task
 from fedmq.schemas.parameters import Parameters
+from tests.integration.chunks import federation as chunked
 from tests.integration.coordinator.federation import (
     DEADLINE_S,
     TOPOLOGY,
@@ -238,3 +240,65 @@ def test_a_checkpoint_after_a_lost_buffer_can_be_made_again_from_the_archive(fed
         summary = federation.run(initial_parameters=half)
         assert summary.version == 5
     assert verified(federation)
+
+
+@dataclass(frozen=True)
+class NotOfTheLiar(fedmq.WeightedMean):
+    """A strategy that one participant's updates make raise."""
+
+    def weight(self, update: Any, staleness: int) -> float:
+        if update.participant_id == "liar":
+            raise LookupError("no weight for the liar")
+        return 1.0
+
+
+def test_with_a_standby_each_new_discard_costs_nothing_but_its_update(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator that fails gives the lead away. The other one meets the same failure, or the discard."""
+    monkeypatch.setattr(leadership, "ANSWER_S", 0.05)
+    federation.strategy = NotOfTheLiar(buffer_size=3)
+    first, second = federation.start(federation.service()), federation.start(federation.service())
+    liar = federation.join("liar")
+    large = Parameters({"000/w": np.full(5, 1e20, np.float32)})
+    giant = federation.join("giant", lambda p, task: p.send_update(update_for(task), large))
+    for name in ("a", "b", "c"):
+        federation.join(name)
+    summaries = [running.result(DEADLINE_S) for running in (first, second)]
+    assert liar.tasks
+    assert giant.tasks
+    for summary in summaries:
+        assert (summary.finished, summary.version) == ("max_versions", 5)
+        assert summary.discarded["strategy_error"] >= 1
+        assert summary.discarded["overflow"] >= 1
+    assert verified(federation, federation.strategy)
+
+
+def test_in_chunks_each_new_discard_costs_nothing_but_its_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The participant's own check of its training's size is off, as a liar's would be."""
+    monkeypatch.setattr("fedmq.participant.training.task_work.check_magnitudes", lambda _: None)
+
+    class Giant(chunked.Trainer):
+        def train(self, parameters: Any, config: Any) -> Any:
+            self.trainings += 1
+            return chunked.Result({name: array + np.float32(1e20) for name, array in parameters.items()})
+
+    broker = EmbeddedBroker()
+    federation = chunked.Federation(tmp_path, TOPOLOGY, lambda name: EmbeddedTransport(broker, name))
+    try:
+        giant = Giant()
+        ended = federation.coordinator(versions=3, strategy=NotOfTheLiar(buffer_size=2))
+        for name in ("liar", "a", "b"):
+            federation.participant(name)
+        federation.participant("giant", giant)
+        summary = ended.result(chunked.DEADLINE_S)
+    finally:
+        federation.close()
+    assert giant.trainings
+    assert (summary.finished, summary.version) == ("max_versions", 3)
+    assert summary.discarded["strategy_error"] >= 1
+    assert summary.discarded["overflow"] >= 1
+    checks = audit.verify(RunFolder(federation.run_dir), NotOfTheLiar(buffer_size=2))
+    assert [check for check in checks if not check.holds] == []
