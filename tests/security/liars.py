@@ -263,8 +263,11 @@ def allowed(name: str, kind: str) -> float:
 
     Its weight may be `max_client_weight` times another's, unless all weights are equal. FedNova divides by the steps,
     and a participant may truly have made one of those that it was asked for. Participation by durations multiplies by
-    the time, which may be all of the time since the task was made.
+    the time, which may be all of the time since the task was made. FedAsync makes a version of each update: once α·s·q
+    is 1, the model right after the liar's update is the liar's.
     """
+    if name == "fedasync" and kind != "equal":
+        return 1.0
     factor = 1.0 if kind == "equal" else MOST_WEIGHT
     if name.startswith("fednova"):
         factor *= STEPS
