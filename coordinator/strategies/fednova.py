@@ -10,6 +10,9 @@ with momentum ρ a_i = (t - ρ·(1 - ρ^t)/(1 - ρ))/(1 - ρ) with t = num_steps
 weighted by p_i·a_i, and this rule to the optimum weighted by p_i. In the authors' code `training.proximal_mu` changes
 a_i too; here it does not.
 
+The steps are what participants say. So an a_i counts in τ_eff for at most ten times the mean of the smaller ones
+(math/capped_sum.py). Its own Δ_i is divided by all of it.
+
 The paper's rounds are synchronous. With a `buffer_size` K the same rule makes a version of every K updates, and
 p_i = s(τ_i)·q_i/Σ s(τ_j)·q_j over the buffer.
 """
@@ -25,6 +28,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
+from fedmq.coordinator.strategies.math.capped_sum import limit_of
 from fedmq.coordinator.strategies.math.server_optimizers import Decay
 from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
@@ -32,6 +36,9 @@ from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer
 from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Parameters
+
+MOST_NORM = 10.0
+"""Largest a_i that counts in τ_eff, as a multiple of the mean of the smaller ones."""
 
 
 @plain_dataclass
@@ -127,4 +134,5 @@ class FedNova(RoundsOrBuffer):
         total = state.total()
         if total == 0:
             return 1.0, 0.0
-        return sum(q / total * a for q, a in zip(state.coefficients, state.norms, strict=True)), 1.0 / total
+        most = limit_of(state.norms, MOST_NORM)
+        return sum(q / total * min(a, most) for q, a in zip(state.coefficients, state.norms, strict=True)), 1.0 / total

@@ -34,8 +34,9 @@ def test_no_number_makes_the_model_infinite_or_ends_the_core(name: str) -> None:
         for lie in liars.lies_about(kind):
             story = liars.told(name, kind, lie.name)
             assert story.finite, (kind, lie.name)
-            assert story.versions >= 1, (kind, lie.name)
             reason = liars.REFUSED.get(lie.name)
+            waits = reason is not None and liars.STRATEGIES[name].cohort is not None
+            assert story.versions >= 1 or waits, f"{kind}, {lie.name}: only a round of all ten waits for its deadline"
             if reason is None:
                 assert story.accepted_of_liar >= 1, f"{kind}, {lie.name}: an update is not discarded for a bound"
                 assert story.discarded == {}, (kind, lie.name)
@@ -51,7 +52,7 @@ def test_one_liar_in_ten_has_no_more_than_its_share_and_takes_nobody_elses_away(
         worst = liars.worst(name, kind)
         assert worst.share <= liars.allowed(name, kind) + 0.01, kind
         truth = liars.told(name, kind, liars.TRUTH.name)
-        most = 10.0 if name == "participation, duration" else 1.5
+        most = 10.0 if name == "participation, duration" or name.startswith("fednova") else 1.5
         for lie in liars.lies_about(kind):
             if lie.tensors is None and lie.name not in liars.REFUSED and (name != "fedasync" or kind == "equal"):
                 ratio = liars.told(name, kind, lie.name).honest / truth.honest

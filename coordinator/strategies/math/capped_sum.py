@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -70,3 +71,13 @@ class CappedSum:
             return Scale(known, self._total)
         limit = max(1, int(self._most * rest / below))
         return Scale(known, rest + (known - below) * limit, limit)
+
+
+def limit_of(values: Sequence[float], most: float) -> float:
+    """Return the largest of these numbers that counts, by the same rule; infinity if none is above the cap."""
+    ascending = sorted(values)
+    below = (len(ascending) + 1) // 2
+    rest = math.fsum(ascending[:below])
+    while below < len(ascending) and ascending[below] * below <= most * rest:
+        rest, below = rest + ascending[below], below + 1
+    return math.inf if below == len(ascending) else most * rest / below

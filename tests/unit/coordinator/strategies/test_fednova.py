@@ -52,7 +52,7 @@ def test_with_equal_steps_it_is_the_mean_of_the_deltas() -> None:
             who=st.just("p"),
             delta=st.lists(st.floats(-9, 9), min_size=2, max_size=2),
             q=st.floats(0.01, 4),
-            num_steps=st.integers(1, 40),
+            num_steps=st.integers(4, 40),
         ),
         min_size=1,
         max_size=5,
@@ -125,3 +125,10 @@ def test_weights_of_zero_move_nothing() -> None:
     played = play(FedNova(cohort_size=1), [1.0], [Sent("a", [5.0], q=0.0)])
     assert played.versions[0].tolist() == [1.0]
     assert played.weights == [(0.0,)]
+
+
+def test_a_claim_of_many_steps_lifts_the_step_of_the_model_tenfold_at_most() -> None:
+    """Nine take 2 steps and one claims 2 to the 53: τ_eff is 0.9·2 + 0.1·20, and its own delta counts for nothing."""
+    story = [Sent(f"p{i}", [1.0], num_steps=2) for i in range(9)] + [Sent("liar", [1.0], num_steps=2**53)]
+    played = play(FedNova(buffer_size=10), [0.0], story)
+    assert played.versions[0].tolist() == pytest.approx([3.8 * 9 * 0.1 / 2])
