@@ -256,6 +256,7 @@ class CoordinatorService:
             check_model=self._check_model,
         )
         self._check_tensors(core.payload_spec)
+        core.limit_examples(self._members.max_examples)
         core.condemn(self._failures.condemned, careful=self._failures.careful)
         if core.finished is None or not self._folder.final_parameters.exists():
             # A finished run without a final model was killed before its goodbye, or in the middle of it.

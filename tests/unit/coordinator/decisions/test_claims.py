@@ -108,6 +108,15 @@ def test_the_clamped_number_is_the_one_that_is_accepted_and_counted() -> None:
     assert bench.commit().participants["a"].clamped == 1
 
 
+def test_a_fleet_has_a_limit_of_its_own_for_each_participant() -> None:
+    bench = Bench(concurrency=2)
+    bench.core.limit_examples({"a": 7}.get)
+    tasks = of(IssueTask, bench.hello("a", "b", num_examples=50))
+    assert bench.commit().participants["a"].num_examples == 7
+    kept = [only(Accept, bench.update(task, num_examples=50)).update.num_examples for task in tasks]
+    assert kept == [7, 50]
+
+
 def test_counts_bounds_and_downtime_survive_a_restart() -> None:
     bench = Bench(concurrency=1)
     task = only(IssueTask, bench.hello("a"))
