@@ -26,6 +26,9 @@ class SecuritySettings(BaseModel):
     """None is "user" if the processes log in by certificates or if there is a fleet, else "open"."""
     coordinator_user: Identifier = "coordinator"
     """The coordinator's user on the broker. With identity "user", participants believe no other sender."""
+    fleet: str | None = None
+    """Folder of the fleet (`fedmq fleet init`). None takes the folder `fleet` beside the federation file if that is
+    one."""
 
     def kind(self, auth: Literal["password", "external"], *, fleet: bool = False) -> IdentityKind:
         """Return the rule that holds. `auth` is that of the [broker] table, and `fleet` says that there is a fleet."""

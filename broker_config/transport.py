@@ -140,6 +140,10 @@ class Transport(Protocol):
     def depth(self, queue: str) -> int:
         """Return the number of messages that are ready in the queue (a passive declare). Blocks up to a few seconds."""
 
+    def reconnect(self, why: str) -> None:
+        """End the connection and make a new one, with the TLS files as they are then. All is as after a lost connection
+        (rules 2 to 5). Does nothing while there is none."""
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Send the waiting messages, declare and delete the waiting queues, then disconnect. A lost connection is
         replaced meanwhile. All that takes longer than timeout_s fails with TransportClosed. Unsettled deliveries go

@@ -224,6 +224,10 @@ class AmqpClient:
                 f"RabbitMQ at {self.address} did not say the depth of {queue!r} within {DEPTH_TIMEOUT_S:g} s"
             ) from None
 
+    def reconnect(self, why: str) -> None:
+        """End the connection and make a new one."""
+        self._enter(partial(self._lose_session, why))
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Do all jobs that were handed over, if need be over a new connection, then disconnect. Idempotent."""
         with self._gate:
@@ -379,6 +383,10 @@ class AmqpClient:
             self._on_state(state)
         except Exception:  # a caller's mistake must not end the connection
             log.exception("state_callback_raised", transport=self.name, state=state.name)
+
+    def _lose_session(self, why: str) -> None:
+        if self._session is not None and self._session.ready:
+            self._session.lose(BrokerUnavailable(why))
 
     # publishing
 

@@ -65,6 +65,10 @@ class _Forget(NamedTuple):
     queue: str
 
 
+class _Reconnect(NamedTuple):
+    pass
+
+
 class _Close(NamedTuple):
     deadline_s: float
 
@@ -195,6 +199,10 @@ class EmbeddedTransport:
             raise self._closed()
         return self._broker.depth(queue)
 
+    def reconnect(self, why: str) -> None:  # noqa: ARG002  the broker here says why
+        """End the connection and make a new one."""
+        self._enter(_Reconnect())
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Send the waiting messages, then disconnect. Unsettled deliveries go back. Idempotent."""
         with self._gate:
@@ -209,7 +217,7 @@ class EmbeddedTransport:
 
     # Any thread
 
-    def _enter(self, item: Publish | _Consume | _StopConsuming | _Forget | Chore | _GiveBack) -> bool:
+    def _enter(self, item: Publish | _Consume | _StopConsuming | _Forget | Chore | _GiveBack | _Reconnect) -> bool:
         with self._gate:
             if self._is_open:
                 self._inbox.put(item)
@@ -295,6 +303,8 @@ class EmbeddedTransport:
             case Cancelled(connection, queue) if connection is self._connection and queue in self._consumers:
                 self._report(TransportState("consumer_lost", f"queue {queue!r} was deleted: declaring it again"))
                 self._lost.add(queue)
+            case _Reconnect():
+                self._broker.disconnect(self._connection, self._inbox)  # its Lost comes by the inbox
             case _Close(deadline_s):
                 self._close_deadline_s = deadline_s
             case _:

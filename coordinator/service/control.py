@@ -11,7 +11,7 @@ from fedmq.coordinator.service.senders import Senders
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import Decline, Hello
+from fedmq.schemas.messages import CertificateInstalled, CertificateRequest, Decline, Hello
 from fedmq.schemas.texts import escaped
 
 log = EventLog(__name__)
@@ -32,9 +32,21 @@ class ControlPoison:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateNews:
+    """A message for the fleet's registrar, which looks at its sender itself: a device that joins has a temporary
+    user."""
+
+    message: CertificateRequest | CertificateInstalled
+    user: str | None
+
+
+ControlEvent = ParticipantSeen | TaskDeclined
+
+
 def read_control(
     senders: Senders, limits: Limits, delivery: Delivery
-) -> ParticipantSeen | TaskDeclined | ControlPoison:
+) -> ControlEvent | CertificateNews | ControlPoison:
     """Return the event of one message."""
     fault = senders.unnamed(delivery.user_id)
     if fault is not None:
@@ -43,6 +55,8 @@ def read_control(
         message = decode(delivery.body, limits).message
     except PeerError as error:
         return ControlPoison(*(senders.fault_of_unreadable(delivery.user_id) or (error.reason, str(error))))
+    if isinstance(message, CertificateRequest | CertificateInstalled):
+        return CertificateNews(message, delivery.user_id)
     fault = senders.fault(message.participant_id, delivery.user_id)
     if fault is not None:
         return ControlPoison(*fault)

@@ -29,6 +29,7 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.service.after_commit import say_goodbye, settle, tell
+from fedmq.coordinator.service.certificates import CertificateAnswered, CertificateDesk
 from fedmq.coordinator.service.chunked_updates import (
     ChunkedUpdates,
     ChunkNews,
@@ -38,7 +39,7 @@ from fedmq.coordinator.service.chunked_updates import (
     Superseded,
 )
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
-from fedmq.coordinator.service.control import COUNTED, ControlPoison, LeftOut, read_control
+from fedmq.coordinator.service.control import COUNTED, CertificateNews, ControlPoison, LeftOut, read_control
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
@@ -92,8 +93,10 @@ class Loop:
         run_s: Callable[[], float],
         wall_s: Callable[[], float],
         downtime: Downtime,
+        certificates: CertificateDesk | None = None,
     ) -> None:
-        """`run_s` gives run time in seconds (coordinator.decisions.events), `wall_s` Unix time."""
+        """`run_s` gives run time in seconds (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None
+        without a fleet."""
         self._run_id = run_id
         self._core = core
         self._ledger = ledger
@@ -111,6 +114,7 @@ class Loop:
         self._downtime = downtime
         self._effects = effects
         self._chunked = chunked
+        self._certificates = certificates
         self._left_out = LeftOut(core)
         self._wakeup_s = float("inf")
         self._stopping = False
@@ -193,6 +197,8 @@ class Loop:
             self._carry_out(self._chunked.on_news(item, self._run_s()))
         elif isinstance(item, EvaluationArrived):
             self._on_evaluation(item)
+        elif isinstance(item, CertificateAnswered):
+            self._publisher.certificate(item.user, item.answer)
         elif isinstance(item, TransportState):
             self._on_transport(item)
         elif isinstance(item, Stop):
@@ -270,6 +276,12 @@ class Loop:
     def _on_control(self, delivery: Delivery) -> None:
         event = read_control(self._senders, PLAIN, delivery)
         self._revoke()
+        if isinstance(event, CertificateNews):
+            if self._certificates is not None:
+                self._certificates.hand_over(event.message, event.user)
+                self._transport.ack(delivery)
+                return
+            event = ControlPoison("not_enrolled", "a message about certificates, and there is no fleet here")
         if isinstance(event, ControlPoison):
             if event.reason in COUNTED:
                 handle = self._effects.hold(delivery)

@@ -26,7 +26,16 @@ from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable
 from fedmq.schemas.limits import CHUNK_BYTES
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import RUN_ID_HEADER, SCHEMA_VERSION, ChunkedPayload, Notice, Receipt, Reply, Task
+from fedmq.schemas.messages import (
+    RUN_ID_HEADER,
+    SCHEMA_VERSION,
+    Certificate,
+    ChunkedPayload,
+    Notice,
+    Receipt,
+    Reply,
+    Task,
+)
 from fedmq.schemas.parameters import Parameters
 
 log = EventLog(__name__)
@@ -93,7 +102,7 @@ class CoordinatorPublisher:
         self._put = put
         self._waiting: deque[tuple[IssueTask, Parameters]] = deque()
         self._bytes_in_flight = 0
-        self._unanswered: deque[tuple[Receipt | Notice, Future[None]]] = deque()
+        self._unanswered: deque[tuple[Receipt | Notice | Certificate, Future[None]]] = deque()
         """Receipts and notices in the order in which they left. Some may have been answered."""
         self._refused: list[Notice] = []
         """Notices of the end of the run that got a nack."""
@@ -255,14 +264,24 @@ class CoordinatorPublisher:
         """Send news."""
         self._small(notice, uuid.uuid4().hex, FINISHED_NEWS_S if notice.event == "run_finished" else None)
 
-    def _small(self, message: Receipt | Notice, message_id: str, expiration_s: float | None = None) -> None:
+    def certificate(self, user: str, answer: Certificate) -> None:
+        """Send the answer to a request for a certificate to a user's queue. A lost one is asked for again."""
+        self._small(answer, uuid.uuid4().hex, to=user)
+
+    def _small(
+        self,
+        message: Receipt | Notice | Certificate,
+        message_id: str,
+        expiration_s: float | None = None,
+        to: str | None = None,
+    ) -> None:
         future = self._transport.publish(
             Message(
                 exchange=DEFAULT_EXCHANGE,
-                routing_key=self._topology.participant(message.participant_id).name,
+                routing_key=self._topology.participant(to or message.participant_id).name,
                 body=encode(message),
                 message_id=message_id,
-                correlation_id=message.task_id,
+                correlation_id=None if isinstance(message, Certificate) else message.task_id,
                 headers={"schema_version": SCHEMA_VERSION, "kind": message.kind},
                 expiration_s=expiration_s,
             ),
@@ -313,7 +332,7 @@ class CoordinatorPublisher:
                 self._refused.append(message)
 
 
-def _log_failure(message: Receipt | Notice, error: BaseException | None) -> None:
+def _log_failure(message: Receipt | Notice | Certificate, error: BaseException | None) -> None:
     if isinstance(error, Unroutable):
         log.debug(f"{message.kind}_not_delivered", participant=message.participant_id, error="its queue is gone")
     elif error is not None:

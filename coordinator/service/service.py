@@ -21,6 +21,7 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.members import Everybody, Members
+from fedmq.coordinator.service.certificates import CertificateDesk, Registrar
 from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.commit import Committer, Pace
 from fedmq.coordinator.service.downtime import Downtime
@@ -101,12 +102,13 @@ class CoordinatorService:
         publish_timeout_s: float = 60.0,
         identity: IdentityKind = "open",
         members: Members | None = None,
+        registrar: Registrar | None = None,
     ) -> None:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
         `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes
-        final.keras beside it."""
+        final.keras beside it. `registrar` decides on certificates; None without a fleet."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -127,6 +129,7 @@ class CoordinatorService:
         self._publish_timeout_s = publish_timeout_s
         self._identity = identity
         self._members = members or Everybody()
+        self._registrar = registrar
         self._inbox: Inbox | None = None
         self._failures = Failures()
         self._stopping = False
@@ -260,8 +263,10 @@ class CoordinatorService:
         core.condemn(self._failures.condemned, careful=self._failures.careful)
         if core.finished is None or not self._folder.final_parameters.exists():
             # A finished run without a final model was killed before its goodbye, or in the middle of it.
-            with self._archive(core, ledger) as archive:
-                loop = self._loop(core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership)
+            with self._archive(core, ledger) as archive, self._desk(inbox) as desk:
+                loop = self._loop(
+                    core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership, certificates=desk
+                )
                 before = loop.committed
                 try:
                     loop.run(self._failures.lost_buffer(before.seq))
@@ -296,6 +301,17 @@ class CoordinatorService:
         finally:
             archive.close()
 
+    @contextmanager
+    def _desk(self, inbox: Inbox) -> Iterator[CertificateDesk | None]:
+        if self._registrar is None:
+            yield None
+            return
+        desk = CertificateDesk(self._registrar, inbox.put)
+        try:
+            yield desk
+        finally:
+            desk.close()
+
     def _loop(
         self,
         core: Core,
@@ -305,6 +321,7 @@ class CoordinatorService:
         transport: Transport,
         inbox: Inbox,
         leadership: Leadership,
+        certificates: CertificateDesk | None,
     ) -> Loop:
         run = ledger.run()
         began_s = time.monotonic() - run.elapsed_s
@@ -363,6 +380,7 @@ class CoordinatorService:
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
             downtime=Downtime(run.elapsed_s, run.committed_wall_s),
+            certificates=certificates,
         )
 
     def _take_first(self) -> Parameters:

@@ -11,7 +11,7 @@ Rules
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ EXIT_BROKER = 3
 COMMANDS = {
     "demo": "Train MNIST with participants of different speeds and unequal shares of the data, and watch.",
     "broker": "Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.",
+    "fleet": "Make a fleet, and let devices in and out: certificates, bundles, tokens, revocations.",
     "coordinator": "Coordinate a run: start it, or continue it after a stop or a crash. The run_id says which run.",
     "participant": "Train for a federation, on data that stay here.",
     "status": "Show a running or finished run from its ledger. No broker is needed.",
@@ -85,11 +86,24 @@ def command_line(argv: Sequence[str]) -> Typer:
     wanted = next((argument for argument in argv if not argument.startswith("-")), "")  # root flags take no values
     for name, text in COMMANDS.items():
         if name == wanted:
-            function = import_module(f"fedmq.cli.commands.{name}").command
-            app.command(name=name, help=_unwrapped(function.__doc__))(function)
+            module = import_module(f"fedmq.cli.commands.{name}")
+            if hasattr(module, "SUBCOMMANDS"):
+                app.add_typer(_group(module.SUBCOMMANDS), name=name, help=text)
+            else:
+                app.command(name=name, help=_unwrapped(module.command.__doc__))(module.command)
         else:
             app.command(name=name, help=text)(_only_listed)
     return app
+
+
+def _group(functions: Mapping[str, Callable[..., None]]) -> Typer:
+    """Return a command with commands of its own."""
+    import typer
+
+    group = typer.Typer(no_args_is_help=True)
+    for name, function in functions.items():
+        group.command(name=name, help=_unwrapped(function.__doc__ or ""))(function)
+    return group
 
 
 def _unwrapped(text: str) -> str:

@@ -138,12 +138,24 @@ def _report(path: Path, mistakes: Sequence[Mistake]) -> str:
     return "\n".join([f"{path} has {count}:", *(f"  {m.place}: {m.text}" for m in mistakes)])
 
 
+def _fleet(given: str | None, folder: Path) -> str | None:
+    """Return the fleet's folder; None if there is no fleet."""
+    if given is None and not (folder / "fleet" / "inventory.sqlite").is_file():
+        return None
+    return absolute_path(given or "fleet", folder)
+
+
+def absolute_path(value: str, folder: Path) -> str:
+    """Return a path of a file's setting, which is relative to the file's folder. Raises ConfigError."""
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError) as e:  # a link to itself, or a home that nobody has
+        raise ConfigError(f"The path {show(value)} cannot be followed: {e}") from None
+
+
 def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
     def resolve(value: str) -> str:
-        try:
-            return str((folder / Path(value).expanduser()).resolve())
-        except (OSError, RuntimeError) as e:  # a link to itself, or a home that nobody has
-            raise ConfigError(f"The path {show(value)} cannot be followed: {e}") from None
+        return absolute_path(value, folder)
 
     broker = {
         key: resolve(value)
@@ -163,5 +175,8 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
             if isinstance(config.strategy, CustomStrategy)
             else config.strategy,
             "participant": config.participant.model_copy(update={"spool_dir": resolve(config.participant.spool_dir)}),
+            "security": config.security
+            if (fleet := _fleet(config.security.fleet, folder)) is None
+            else config.security.model_copy(update={"fleet": fleet}),
         }
     )

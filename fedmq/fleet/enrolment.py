@@ -176,6 +176,6 @@ def _prepared(device_id: str, inventory: Inventory, admin: BrokerAdmin, now_s: f
     if device.state == "enrolling":
         admin.add_user(device_id, device_rights(fleet.prefix, device_id), limits=DEVICE_LIMITS)
         fault("fleet-user")
-        admin.declare_exchange(f"{fleet.prefix}.up.{device_id}")
+        admin.declare_exchange(Topology(fleet.prefix).upload_exchange(device_id).name)
         fault("fleet-exchange")
     return device.state

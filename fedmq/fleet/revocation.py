@@ -51,7 +51,7 @@ def revoke(
     # An id may go on after a dot: the queues of "a.b" begin as those of "a" do, with a key that has another form.
     admin.delete_queues([name for name in admin.queues() if name == own or _is_payload(name, uploads)])
     fault("fleet-queues-deleted")
-    admin.delete_exchange(f"{fleet.prefix}.up.{device_id}")
+    admin.delete_exchange(topology.upload_exchange(device_id).name)
     fault("fleet-exchange-deleted")
     inventory.revoked(device_id)
     if not closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedmq.app.app import load_app, trainer_of
@@ -15,11 +15,14 @@ from fedmq.broker_config.security import IdentityKind
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.transport import Transport
 from fedmq.config import custom_strategy
+from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
+from fedmq.coordinator.service.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService, RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.participant.conditions import checker
+from fedmq.participant.service.renewal import Credentials
 from fedmq.participant.service.service import ParticipantService
 from fedmq.schemas.errors import AppError, ConfigError, SpecMismatch
 from fedmq.schemas.local.backoff import Backoff
@@ -33,7 +36,7 @@ MOST_HEADER_BYTES = 16 * 1024 * 1024
 """Bytes that a file of initial parameters may take beside the model's own: about 100 for each tensor."""
 
 
-def _check_user(config: FederationConfig, kind: IdentityKind, name: str, role: str) -> None:
+def _check_user(config: FederationConfig | DeviceConfig, kind: IdentityKind, name: str, role: str) -> None:
     """Raise ConfigError unless the broker's user is the one that this process must be.
 
     A certificate says who we are whatever `identity` says, so its name counts in any case.
@@ -89,6 +92,22 @@ def coordinator_for(
 
     Raises AppError if the app cannot be loaded, and ConfigError if this is not the coordinator's user on the broker.
     """
+    with ExitStack() as stack:
+        registrar: Registrar | None = None
+        if members is None and config.security.fleet is not None:
+            from fedmq.run.enrolled import open_fleet  # it takes the extra `fleet`
+
+            fleet = stack.enter_context(open_fleet(config))
+            config, members, registrar = fleet.config, fleet.members, fleet.registrar
+        yield from _coordinator_for(config, connect, members, registrar)
+
+
+def _coordinator_for(
+    config: FederationConfig,
+    connect: Callable[[], Transport] | None,
+    members: Members | None,
+    registrar: Registrar | None,
+) -> Iterator[CoordinatorService]:
     user = config.security.coordinator_user
     kind = config.security.kind(config.broker.auth, fleet=members is not None)
     _log_identity(kind, user, user)
@@ -119,15 +138,19 @@ def coordinator_for(
             publish_timeout_s=config.broker.publish_timeout_s,
             identity=kind,
             members=members,
+            registrar=registrar,
         )
     finally:
         child.close()
 
 
 def participant_for(
-    config: FederationConfig, participant_id: str, transport: Transport | None = None
+    config: FederationConfig | DeviceConfig,
+    participant_id: str,
+    transport: Transport | None = None,
+    credentials: Credentials | None = None,
 ) -> ParticipantService:
-    """Return the service around the app's trainer.
+    """Return the service around the app's trainer. `credentials` are those of a device of a fleet.
 
     Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
     """
@@ -153,6 +176,7 @@ def participant_for(
         max_tensors=config.broker.max_tensors,
         publish_timeout_s=config.broker.publish_timeout_s,
         coordinator_user=config.security.coordinator_user if kind == "user" else None,
+        credentials=credentials,
     )
 
 

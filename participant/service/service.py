@@ -34,6 +34,7 @@ from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.publishing import ParticipantPublisher
+from fedmq.participant.service.renewal import Credentials, Renewal
 from fedmq.participant.service.startup import num_examples_of, restore, signals
 from fedmq.participant.service.strangers import Strangers
 from fedmq.participant.service.task_intake import TaskIntake
@@ -45,7 +46,7 @@ from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, header_bytes
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import RUN_ID_HEADER, Notice, Receipt, Task, is_identifier
+from fedmq.schemas.messages import RUN_ID_HEADER, Certificate, Notice, Receipt, Task, is_identifier
 from fedmq.schemas.parameters import Parameters
 
 log = EventLog(__name__)
@@ -76,7 +77,7 @@ class ParticipantService:
     """One participant. `run()` blocks until the run finishes or `stop()` is called; a service runs once.
 
     `conditions()` returns None if a task may be taken, else a text that says which condition does not hold
-    (`participant.conditions.checker`).
+    (`participant.conditions.checker`). `credentials` are those of a device that renews its certificate.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class ParticipantService:
         max_tensors: int = MAX_TENSORS,
         publish_timeout_s: float = 60.0,
         coordinator_user: str | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         """`coordinator_user`: the only user whose messages and chunks are believed; None believes everybody's."""
         self.participant_id = participant_id
@@ -113,6 +115,8 @@ class ParticipantService:
         self._publish_timeout_s = publish_timeout_s
         self._coordinator_user = coordinator_user
         self._strangers = Strangers(participant_id, coordinator_user)
+        self._credentials = credentials
+        self._renewal: Renewal | None = None
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
         self._handles = itertools.count(1)
@@ -144,6 +148,7 @@ class ParticipantService:
         )
         self._intake = TaskIntake(context, self._training)
         self._publisher = ParticipantPublisher(context)
+        self._renewal = None if self._credentials is None else Renewal(context, self._credentials)
         try:
             self._training.open()
             with signals(self.stop):
@@ -187,6 +192,10 @@ class ParticipantService:
                 self._intake.tick(now)
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())
+                if self._renewal is not None:
+                    self._renewal.tick(now, connected=agent.state != "disconnected")
+            if self._renewal is not None and agent.state == "idle":
+                self._renewal.when_idle()
             if left is not None:
                 dropped = {"strangers_messages": self._strangers.count} if self._strangers.count else {}
                 log.info("leaving", participant=self.participant_id, why=left.reason, **dropped)
@@ -247,6 +256,10 @@ class ParticipantService:
             case Notice() as notice:
                 log.info(notice.event, participant=self.participant_id, run=notice.run_id)
                 event = ev.NoticeReceived(notice)
+            case Certificate() as answer if self._renewal is not None:
+                self._renewal.on_answer(answer)
+                self._transport.ack(delivery)
+                return None
             case other:
                 return self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
         left = self._handle(event)

@@ -26,6 +26,28 @@ def test_a_severed_transport_tells_and_consumes_again(world: World) -> None:
         ask_until(received.next, lambda found, turn=turn: found.message_id == f"after-{turn}")
 
 
+def test_a_transport_reconnects_when_it_is_asked_and_loses_nothing(world: World) -> None:
+    queue = world.queue("q", "quorum")
+    states = States()
+    transport = world.open("one", queue, on_state=states.put)
+    received = world.consume(transport, queue)
+    states.wait_for("connected")
+    world.publish(transport, "held")
+    held = received.next()
+    ids = [str(number) for number in range(20)]
+    futures = [transport.publish(world.message(message_id), timeout_s=WAIT_S) for message_id in ids]
+    transport.reconnect("the test asks for it")
+    states.wait_for("disconnected")
+    states.wait_for("connected")
+    assert transport.ack(held) is False  # of the connection before
+    assert [outcome(future) for future in futures] == [None] * 20
+    wanted = {"held", *ids}
+    while wanted:
+        delivery = received.next()
+        wanted.discard(delivery.message_id or "")
+        transport.ack(delivery)
+
+
 def test_severing_one_spares_the_others(world: World) -> None:
     queue = world.queue()
     states = States()

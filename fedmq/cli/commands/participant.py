@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,15 @@ from fedmq.schemas.errors import ConfigError
 
 
 def command(
-    config: options.Config,
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The federation file.", show_default=False)
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The file of `fedmq fleet enrol` or `fedmq fleet token`. It needs no federation file."),
+    ] = None,
+    app: Annotated[Path | None, typer.Option(help="With --bundle: the app file. Default: app.py.")] = None,
     participant_id: Annotated[
         str | None, typer.Option("--id", help="This participant's id. Default: the machine's host name.")
     ] = None,
@@ -25,17 +34,30 @@ def command(
     A participant may be killed at any time: the same command goes on with its tasks and updates. Ctrl-C ends it
     cleanly.
     """
-    federation = options.configured(config, broker, settings)
-    name = checked_id(participant_id or socket.gethostname())
     options.terminate_as_interrupt()
-    from fedmq.run.roles import participant_for
+    if bundle is not None:
+        if broker is not None or participant_id is not None:
+            raise ConfigError("--bundle says who this device is and where its broker is: leave --id and --broker out.")
+        from fedmq.run.devices import device_service
 
-    service = participant_for(federation, name)
+        service = device_service(bundle, config, app, settings or ())
+    else:
+        if config is None or app is not None:
+            raise ConfigError(
+                "--app is for a device with a bundle: the federation file names the app."
+                if config is not None
+                else "Give the federation file (--config) or, on a device of a fleet, its bundle (--bundle)."
+            )
+        federation = options.configured(config, broker, settings)
+        name = checked_id(participant_id or socket.gethostname())
+        from fedmq.run.roles import participant_for
+
+        service = participant_for(federation, name)
     ended = service.run()
-    print(f"Participant {name}: {ended.replace('_', ' ')}.")
+    print(f"Participant {service.participant_id}: {ended.replace('_', ' ')}.")
 
 
-def checked_id(name: str) -> str:
+def checked_id(name: str, place: str = "--id") -> str:
     """Return the name if it can be an id. Raises ConfigError."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -45,6 +67,6 @@ def checked_id(name: str) -> str:
         return TypeAdapter(Identifier).validate_python(name)
     except ValidationError:
         raise ConfigError(
-            f'--id is "{name}", allowed: 1 to 64 letters, digits, dots, underscores or dashes, '
+            f'{place} is "{name}", allowed: 1 to 64 letters, digits, dots, underscores or dashes, '
             "the first a letter or a digit."
         ) from None

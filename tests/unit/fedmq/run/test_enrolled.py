@@ -1,0 +1,118 @@
+"""A federation with a fleet beside its file."""
+
+import pytest
+
+from fedmq.config.device import load_device
+from fedmq.config.file import load_config
+from fedmq.fleet import setup
+from fedmq.fleet.bundle import Bundle, broker_settings
+from fedmq.fleet.inventory import Inventory
+from fedmq.run.enrolled import as_coordinator, open_fleet
+from fedmq.schemas.errors import ConfigError, FleetError
+from fedmq.schemas.messages import CertificateRequest
+from tests.support.fleet import NOW_S, PLAN, made
+
+FEDERATION = """
+[run]
+run_id = "r1"
+[run.stop]
+max_versions = 1
+[strategy]
+name = "fedbuff"
+"""
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A function: configured(flags) reads the federation file, beside which there may be a fleet."""
+    (tmp_path / "federation.toml").write_text(FEDERATION)
+    return lambda *flags, **more: load_config(tmp_path / "federation.toml", flags, environ={}, **more)
+
+
+def test_without_a_fleet_nothing_changes(configured):
+    config = configured()
+    assert config.security.fleet is None
+    assert as_coordinator(config) is config
+
+
+def test_a_fleet_beside_the_file_gives_address_and_certificate(configured, tmp_path):
+    folder = made(tmp_path)
+    config = as_coordinator(configured())
+    assert config.security.fleet == str(folder.path)
+    assert config.broker.auth == "external"
+    assert config.broker.url.get_secret_value() == PLAN.urls[0]
+    assert (config.broker.ca_file, config.broker.cert_file) == (str(folder.ca), str(folder.coordinator))
+    assert (config.security.coordinator_user, config.broker.key_file) == ("coordinator", None)
+
+
+def test_what_the_file_says_wins(configured, tmp_path):
+    made(tmp_path)
+    config = as_coordinator(
+        configured("broker.auth=password", "broker.ca_file=own.pem", broker="amqps://coordinator:p@one.test/")
+    )
+    assert config.broker.auth == "password"
+    assert config.broker.url.get_secret_value() == "amqps://coordinator:p@one.test/"
+    assert (config.broker.ca_file, config.broker.cert_file) == (str(tmp_path / "own.pem"), None)
+
+
+def test_a_fleet_elsewhere_is_named(configured, tmp_path):
+    folder = made(tmp_path / "there")
+    assert as_coordinator(configured("security.fleet=there/fleet")).broker.cert_file == str(folder.coordinator)
+    with pytest.raises(FleetError, match="fedmq fleet init"):
+        as_coordinator(configured("security.fleet=nowhere"))
+
+
+@pytest.mark.parametrize("flag", ["broker.prefix=other", "security.coordinator_user=other"])
+def test_a_file_and_a_fleet_that_contradict_each_other_are_refused(configured, tmp_path, flag):
+    made(tmp_path)
+    with pytest.raises(ConfigError, match="was made for"):
+        as_coordinator(configured(flag))
+
+
+def test_a_fleet_at_work_knows_its_members_and_decides_on_requests(configured, tmp_path):
+    folder = made(tmp_path)
+    with open_fleet(configured()) as fleet:
+        assert fleet.members.standing("sensor-1") == "unknown"
+        with Inventory(folder.inventory) as other:
+            other.begin_enrolment("sensor-1", NOW_S, max_examples=60)
+        assert (fleet.members.standing("sensor-1"), fleet.members.max_examples("sensor-1")) == ("enrolled", 60)
+        answer = fleet.registrar.on_request(CertificateRequest(participant_id="x", request="text"), "sensor-1")
+        assert answer.verdict == "refused"
+
+
+# Devices
+
+
+def bundle_of(folder):
+    with Inventory(folder.inventory) as inventory:
+        fields = setup.shared(inventory).model_dump()
+    return Bundle(**fields, participant_id="sensor-1", certificate="C", key="K")
+
+
+def test_a_device_needs_its_bundle_and_an_app(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broker = broker_settings(bundle_of(made(tmp_path)), "sensor-1", auth="external", cert_file="device.pem")
+    config = load_device(None, None, (), broker=broker, coordinator_user="c", environ={"FEDMQ_BROKER_URL": "amqp://x/"})
+    assert config.broker == broker
+    assert (config.app, config.participant.spool_dir) == (str(tmp_path / "app.py"), str(tmp_path / "spool"))
+    assert (config.security.kind("external"), config.security.coordinator_user) == ("user", "c")
+
+
+def test_a_devices_own_settings_are_its_own(configured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broker = broker_settings(bundle_of(made(tmp_path)), "sensor-1", auth="external", cert_file="device.pem")
+    flags = ("participant.hello_interval_s=3", "broker.heartbeat_s=9", "broker.prefix=other")
+    alone = load_device(None, tmp_path / "own.py", flags, broker=broker, coordinator_user="c", environ={})
+    assert (alone.app, alone.participant.hello_interval_s) == (str(tmp_path / "own.py"), 3.0)
+    assert (alone.broker.heartbeat_s, alone.broker.prefix) == (9, "fedmq")
+    with_file = load_device(tmp_path / "federation.toml", None, flags, broker=broker, coordinator_user="c", environ={})
+    assert (with_file.app, with_file.participant.hello_interval_s) == (str(tmp_path / "app.py"), 3.0)
+    assert (with_file.broker.heartbeat_s, with_file.broker.cert_file) == (9, "device.pem")
+
+
+def test_a_devices_mistakes_are_told_together(tmp_path):
+    broker = broker_settings(bundle_of(made(tmp_path)), "sensor-1", auth="external", cert_file="device.pem")
+    with pytest.raises(ConfigError) as caught:
+        load_device(None, None, ("participant.hello=3", "run.seed=4"), broker=broker, coordinator_user="c", environ={})
+    assert "participant.hello" in str(caught.value)
+    assert "run" in str(caught.value)
