@@ -13,7 +13,9 @@ PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
 COMPOSE = {"FEDMQ_BROKER_PASSWORD", "FEDMQ_COORDINATOR_PASSWORD", "FEDMQ_PARTICIPANT_PASSWORD"}
 """Passwords that docker-compose.yml reads."""
-PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", *COMPOSE}
+FLEET = {"FEDMQ_MANAGEMENT_URL", "FEDMQ_MANAGEMENT_CA"}
+"""The way to the management API (fedmq/fleet/backend.py)."""
+PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", *COMPOSE, *FLEET}
 """Variables that set no key of a federation. Other code reads them."""
 
 

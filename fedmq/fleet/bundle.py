@@ -103,6 +103,11 @@ def broker_settings(shared: Shared, user: str, **more: Any) -> BrokerSettings:
     )
 
 
+def vhost_of(shared: Shared) -> str:
+    """Return the virtual host that a fleet's URLs name."""
+    return unquote(urlsplit(shared.urls[0]).path.removeprefix("/")) or "/"
+
+
 def public_url(url: str) -> str:
     """Return the amqps:// URL of the broker that an amqp:// or amqps:// URL names, without its user and password.
 

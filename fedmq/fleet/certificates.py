@@ -70,9 +70,11 @@ class Facts:
     not_before_s: float
     not_after_s: float
 
-    @property
-    def lifetime_s(self) -> float:
-        return self.not_after_s - self.not_before_s
+    def passed(self, part: float) -> float:
+        """Return the time at which this part of the lifetime is over. It is counted from when the certificate was
+        made."""
+        made_s = self.not_before_s + BACKDATED_S
+        return made_s + part * (self.not_after_s - made_s)
 
 
 # Keys

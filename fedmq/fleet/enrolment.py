@@ -2,10 +2,9 @@
 
 Steps of `enrol` and of `token`, each of which may be done again
 1. the inventory's row "enrolling"
-2. the user of the broker, without a password: only the certificate's holder is let in
-3. the exchange of its uploads
-4. the bundle, or the token with its temporary user
-5. the row "enrolled"
+2. the user of the broker, without a password: only the certificate's holder is let in; and the exchange of its uploads
+3. the bundle, or the token with its temporary user
+4. the row "enrolled"
 
 A command that was killed between any two is run again, and goes on. A certificate whose bundle was not written is of no
 use to anybody, because its key is gone.
@@ -16,11 +15,12 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from fedmq.broker_config.admin.admin import DEVICE_LIMITS, BrokerAdmin
+from fedmq.broker_config.admin.documents import User
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.rights import device_rights, joining_rights
 from fedmq.broker_config.topology import Topology
 from fedmq.fleet import bundle, certificates
-from fedmq.fleet.broker import BrokerAdmin
 from fedmq.fleet.bundle import Bundle, Shared, TokenFile
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import CertificateRow, Inventory, Token
@@ -32,7 +32,6 @@ log = EventLog(__name__)
 
 JOIN_PREFIX = "join-"
 """Beginning of the temporary users' names."""
-DEVICE_LIMITS = {"max-connections": 6, "max-channels": 16}
 JOINING_LIMITS = {"max-connections": 4, "max-channels": 8}
 USED_TOKEN_S = 7 * 24 * 3600.0
 """Time for which a device may fetch its certificate again after it has asked in time."""
@@ -174,8 +173,7 @@ def _prepared(device_id: str, inventory: Inventory, admin: BrokerAdmin, now_s: f
     device = inventory.begin_enrolment(device_id, now_s, max_examples)
     fault("fleet-row")
     if device.state == "enrolling":
-        admin.add_user(device_id, device_rights(fleet.prefix, device_id), limits=DEVICE_LIMITS)
+        user = User(device_id, device_rights(fleet.prefix, device_id), limits=DEVICE_LIMITS)
+        admin.add_devices([user], [Topology(fleet.prefix).upload_exchange(device_id).name])
         fault("fleet-user")
-        admin.declare_exchange(Topology(fleet.prefix).upload_exchange(device_id).name)
-        fault("fleet-exchange")
     return device.state

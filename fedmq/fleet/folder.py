@@ -8,7 +8,6 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from fedmq.fleet.certificates import Credential
 from fedmq.schemas.errors import FleetError
-from fedmq.schemas.local.durable import sync_folder
+from fedmq.schemas.local.durable import write_whole
 
 MOST_BYTES = 256 * 1024
 """Size of the largest file that is read here."""
@@ -97,18 +96,7 @@ def read_text(path: Path) -> str:
 
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner may read, sync it, and put it in place at once. Raises FleetError."""
-    beside = path.with_name(path.name + ".tmp")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()  # left by a process that was killed; O_EXCL refuses a link that somebody put there
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(handle)
-        beside.replace(path)
-        sync_folder(path.parent)
+        write_whole(path, [text.encode()])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise FleetError(f"{path} cannot be written: {error}.") from error

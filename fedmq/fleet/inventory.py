@@ -92,10 +92,6 @@ class CertificateRow:
     installed_s: float | None = None
     """Time at which the device said that it uses this certificate."""
 
-    @property
-    def lifetime_s(self) -> float:
-        return self.not_after_s - self.not_before_s
-
 
 @dataclass(frozen=True, slots=True)
 class Token:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.broker_config.faults import fault
 from fedmq.fleet import certificates
-from fedmq.fleet.broker import BrokerAdmin
 from fedmq.fleet.certificates import DAY_S, Credential
 from fedmq.fleet.enrolment import JOIN_PREFIX, row_of, sweep
 from fedmq.fleet.folder import FleetFolder
@@ -122,7 +122,7 @@ class Registrar:
 
     def _not_young(self, device_id: str) -> None:
         rows = self._inventory.certificates(device_id)
-        if rows and self._wall_s() < rows[-1].not_before_s + YOUNG * rows[-1].lifetime_s:
+        if rows and self._wall_s() < certificates.facts(rows[-1].certificate).passed(YOUNG):
             raise _Refused("the newest certificate of this device is young still: use it, or ask again later")
 
     def _waiting(self, request: Request) -> Certificate:

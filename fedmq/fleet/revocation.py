@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import Topology
-from fedmq.fleet.broker import BrokerAdmin
 from fedmq.fleet.enrolment import end_token
 from fedmq.fleet.inventory import Inventory
 from fedmq.fleet.setup import shared

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.rights import coordinator_rights
 from fedmq.broker_config.topology import Topology
 from fedmq.fleet import certificates
-from fedmq.fleet.broker import BrokerAdmin
 from fedmq.fleet.bundle import Shared
 from fedmq.fleet.certificates import DAY_S, Credential
 from fedmq.fleet.folder import FleetFolder, read_text, write_secret
@@ -125,8 +125,7 @@ def renew_own(folder: FleetFolder, inventory: Inventory, now_s: float, ca_key: P
 
 def due(certificate: str, now_s: float) -> bool:
     """True if a third of the certificate's lifetime is over."""
-    facts = certificates.facts(certificate)
-    return now_s >= facts.not_before_s + facts.lifetime_s * RENEWED_AFTER
+    return now_s >= certificates.facts(certificate).passed(RENEWED_AFTER)
 
 
 def prepare_broker(admin: BrokerAdmin, inventory: Inventory, *, max_queues: int, again: bool = False) -> None:

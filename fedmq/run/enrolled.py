@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
 from fedmq.fleet.backend import BackendChoice, backend
-from fedmq.fleet.broker import BrokerAdmin
-from fedmq.fleet.bundle import Shared
+from fedmq.fleet.bundle import Shared, vhost_of
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import Inventory
 from fedmq.fleet.registrar import Registrar
@@ -66,7 +66,7 @@ def open_fleet(config: FederationConfig) -> Iterator[OpenFleet]:
 def _admin(inventory: Inventory, folder: FleetFolder) -> BrokerAdmin | None:
     """Return the broker's administration, which deletes the users of tokens; None if this machine has no way to it."""
     try:
-        return backend(BackendChoice.noted(inventory), folder)
+        return backend(BackendChoice.noted(inventory), folder, vhost_of(shared(inventory)))
     except ConfigError as error:
         log.info("no_administration", detail=f"{error}. Users of tokens stay until the next `fedmq fleet` command")
         return None

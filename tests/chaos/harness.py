@@ -70,13 +70,16 @@ hello_interval_s = 0.5
 class Witness:
     """Keeps everything that reaches the updates exchange, by update_id; `copies` counts repeats."""
 
-    def __init__(self, url: str, topology: Topology) -> None:
+    def __init__(self, url: str, topology: Topology, **login: Any) -> None:
+        """`login` is that of AmqpTransport, if the URL alone does not let the witness in."""
         self.updates: dict[str, tuple[Update, Parameters | None]] = {}
         """Updates by update_id, with their parameters; None if these travelled in chunks."""
         self.copies: Counter[str] = Counter()
         self.changed = threading.Condition()
         self._connected = False
-        self._transport = AmqpTransport(url, name="witness", heartbeat_s=2, backoff=Backoff(base_s=0.1, cap_s=0.5))
+        self._transport = AmqpTransport(
+            url, name="witness", heartbeat_s=2, backoff=Backoff(base_s=0.1, cap_s=0.5), **login
+        )
         exchange = topology.updates_exchange.name
         self.queue = Queue(f"{topology.prefix}.witness", "quorum", exchange, "update")
         queues = [*topology.shared_queues, self.queue]
@@ -138,12 +141,22 @@ class Federation:
     """One run's folder, its processes by kind, and the checks that must hold whatever happened."""
 
     def __init__(
-        self, folder: Path, url: str, prefix: str, max_versions: int = 8, size: int = app.SIZE, pause_s: float = 0.0
+        self,
+        folder: Path,
+        url: str,
+        prefix: str,
+        max_versions: int = 8,
+        size: int = app.SIZE,
+        pause_s: float = 0.0,
+        *,
+        more: str = "",
+        **login: Any,
     ) -> None:
         """Write the run's folder and open the witness.
 
         `size` is the number of values in the model, `pause_s` the longest duration of a training. `url` is one URL, or
-        one for each node, separated by commas.
+        one for each node, separated by commas. `more` are further tables of the federation file, `login` is the
+        witness's.
         """
         self.folder = folder
         self._size = size
@@ -154,8 +167,8 @@ class Federation:
         (folder / "app.py").write_text(
             app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}").replace("PAUSE_S = 0.0", f"PAUSE_S = {pause_s}")
         )
-        (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions))
-        self.witness = Witness(url, self.topology)
+        (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions) + more)
+        self.witness = Witness(url, self.topology, **login)
         self.environ: dict[str, str] = {}
         """Environment variables of all processes."""
         self._running: list[Terminal] = []

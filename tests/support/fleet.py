@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedmq.broker_config.admin.documents import User
 from fedmq.broker_config.rights import Rights
 from fedmq.fleet import setup
 from fedmq.fleet.folder import FleetFolder
@@ -47,6 +48,13 @@ class FakeAdmin:
     ) -> None:
         self.before("add_user")
         self.rights[name], self.passwords[name], self.limits[name] = rights, password, limits or {}
+
+    def add_devices(self, users: Sequence[User], exchanges: Sequence[str]) -> None:
+        self.before("add_devices")
+        for user in users:
+            self.rights[user.name], self.passwords[user.name] = user.rights, user.password
+            self.limits[user.name] = user.limits
+        self.exchanges |= set(exchanges)
 
     def delete_user(self, name: str) -> None:
         self.before("delete_user")

@@ -16,8 +16,8 @@ from fedmq.cli.commands import options
 from fedmq.schemas.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
+    from fedmq.broker_config.admin.admin import BrokerAdmin
     from fedmq.config.file import FederationConfig
-    from fedmq.fleet.broker import BrokerAdmin
     from fedmq.fleet.folder import FleetFolder
     from fedmq.fleet.inventory import Device, Inventory
     from fedmq.fleet.setup import Plan
@@ -30,17 +30,12 @@ Node = Annotated[
     Path | None,
     typer.Option(
         "--node",
-        help="Folder of a private node (`fedmq broker`). Default: the fleet's own, else the RabbitMQ of this machine.",
+        help="Folder of a private node (`fedmq broker --dir`). Default: the fleet's own node.",
     ),
 ]
+System = Annotated[bool, typer.Option("--system", help="The RabbitMQ of this machine, by rabbitmqctl.")]
 Management = Annotated[
-    str | None,
-    typer.Option(
-        "--management",
-        metavar="URL",
-        help="Management API of the broker, in the place of rabbitmqctl.",
-        show_default=False,
-    ),
+    bool, typer.Option("--management", help="The management API whose URL is in the variable FEDMQ_MANAGEMENT_URL.")
 ]
 CaKey = Annotated[
     Path | None, typer.Option("--ca-key", help="The authority's key, if it is not in the fleet's folder.")
@@ -75,7 +70,8 @@ def init(
         Path | None, typer.Option("--ca-key", help="Place for the authority's key, such as a stick that is kept apart.")
     ] = None,
     node: Node = None,
-    management: Management = None,
+    system: System = False,
+    management: Management = False,
     settings: options.Set = None,
     _debug: options.Debug = False,
 ) -> None:
@@ -94,7 +90,7 @@ def init(
         print(f"Made {told}.")
     with Inventory(folder.inventory) as inventory:
         try:
-            admin = _admin(folder, inventory, node, management)
+            admin = _admin(folder, inventory, node, system, management)
             setup.prepare_broker(admin, inventory, max_queues=max_queues, again=True)
         except (BrokerUnavailable, ConfigError) as error:
             print(f"\nThe broker is not prepared yet: {error}\nThe next `fedmq fleet` command does it.")
@@ -112,7 +108,8 @@ def enrol(
     again: Again = False,
     ca_key: CaKey = None,
     node: Node = None,
-    management: Management = None,
+    system: System = False,
+    management: Management = False,
     _debug: options.Debug = False,
 ) -> None:
     """Enrol a device and write the one file that it needs, its bundle.
@@ -123,7 +120,7 @@ def enrol(
     from fedmq.fleet.enrolment import enrol as do
 
     name = checked_id(device_id, "ID")
-    with _opened(fleet, node, management) as (folder, inventory, admin):
+    with _opened(fleet, node, system, management) as (folder, inventory, admin):
         told = do(
             name, out or Path(f"{name}.bundle"), folder=folder, inventory=inventory, admin=admin, now_s=time.time(),
             ca_key=ca_key, max_examples=max_examples, again=again,
@@ -140,7 +137,8 @@ def token(
     max_examples: MaxExamples = None,
     again: Again = False,
     node: Node = None,
-    management: Management = None,
+    system: System = False,
+    management: Management = False,
     _debug: options.Debug = False,
 ) -> None:
     """Write a token, with which one device joins once. It makes its own key, and a coordinator has to run.
@@ -151,7 +149,7 @@ def token(
     from fedmq.fleet.enrolment import token as do
 
     name, ttl_s = checked_id(device_id, "ID"), _seconds(ttl)
-    with _opened(fleet, node, management) as (_folder, inventory, admin):
+    with _opened(fleet, node, system, management) as (_folder, inventory, admin):
         told = do(
             name, out or Path(f"{name}.token"), ttl_s, inventory=inventory, admin=admin, now_s=time.time(),
             max_examples=max_examples, again=again,
@@ -179,7 +177,8 @@ def revoke(
     device_id: Id,
     fleet: Folder = Path("fleet"),
     node: Node = None,
-    management: Management = None,
+    system: System = False,
+    management: Management = False,
     _debug: options.Debug = False,
 ) -> None:
     """Revoke a device for good: nothing more is taken from it, and the broker lets it in no more.
@@ -188,7 +187,7 @@ def revoke(
     """
     from fedmq.fleet.revocation import revoke as do
 
-    with _opened(fleet, node, management) as (_folder, inventory, admin):
+    with _opened(fleet, node, system, management) as (_folder, inventory, admin):
         print(do(device_id, inventory=inventory, admin=admin, now_s=time.time()))
 
 
@@ -214,7 +213,7 @@ SUBCOMMANDS = {"init": init, "enrol": enrol, "token": token, "list": list_device
 
 @contextmanager
 def _opened(
-    fleet: Path, node: Path | None, management: str | None
+    fleet: Path, node: Path | None, system: bool, management: bool
 ) -> Iterator[tuple[FleetFolder, Inventory, BrokerAdmin]]:
     """Yield the fleet with its broker, once that is prepared and old tokens are gone."""
     from fedmq.fleet import enrolment, setup
@@ -223,17 +222,19 @@ def _opened(
 
     folder = FleetFolder(fleet.resolve())
     with Inventory(folder.inventory) as inventory:
-        admin = _admin(folder, inventory, node, management)
+        admin = _admin(folder, inventory, node, system, management)
         setup.prepare_broker(admin, inventory, max_queues=MOST_QUEUES)
         enrolment.sweep(inventory, admin, time.time())
         yield folder, inventory, admin
 
 
-def _admin(folder: FleetFolder, inventory: Inventory, node: Path | None, management: str | None) -> BrokerAdmin:
+def _admin(folder: FleetFolder, inventory: Inventory, node: Path | None, system: bool, management: bool) -> BrokerAdmin:
     from fedmq.fleet.backend import BackendChoice, backend
+    from fedmq.fleet.bundle import vhost_of
+    from fedmq.fleet.setup import shared
 
-    choice = BackendChoice.given(node, management) or BackendChoice.noted(inventory)
-    admin = backend(choice, folder)
+    choice = BackendChoice.given(node, system, management) or BackendChoice.noted(inventory)
+    admin = backend(choice, folder, vhost_of(shared(inventory)))
     choice.note(inventory)
     return admin
 
@@ -271,7 +272,8 @@ Next, the broker, which devices reach at {" and ".join(urls)}. One of these two:
   fedmq broker --fleet {folder.path} --port {port}
 
   For a RabbitMQ of this machine: copy {folder.ca.name} and {folder.server.name} to a place that its user may read,
-  enable the plugin rabbitmq_auth_mechanism_ssl, and write into rabbitmq.conf, with these paths:
+  enable the plugin rabbitmq_auth_mechanism_ssl, and write the following into rabbitmq.conf, with these paths. Then run
+  this command again with --system.
 
     listeners.tcp = none
     listeners.ssl.default = {port}

@@ -62,7 +62,7 @@ def test_an_enrolled_device_has_a_user_an_exchange_and_a_bundle(world):
     assert [row.key_id for row in world.inventory.certificates("sensor-1")] == [facts.key_id]
 
 
-@pytest.mark.parametrize("step", ["add_user", "declare_exchange"])
+@pytest.mark.parametrize("step", ["add_devices"])
 def test_a_step_that_failed_is_made_by_the_same_command(world, step):
     def fail(what):
         if what == step:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from fedmq.fleet import certificates, setup
-from fedmq.fleet.certificates import DAY_S
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import Inventory
 from fedmq.fleet.setup import OWN_LIFETIME_S
@@ -67,7 +66,7 @@ def test_own_certificates_are_renewed_after_a_third_of_their_lifetime(tmp_path):
     folder = made(tmp_path)
     before = contents(folder)
     with Inventory(folder.inventory) as inventory:
-        assert setup.renew_own(folder, inventory, NOW_S + OWN_LIFETIME_S / 3 - DAY_S) == []
+        assert setup.renew_own(folder, inventory, NOW_S + OWN_LIFETIME_S / 3 - 1) == []
         assert len(setup.renew_own(folder, inventory, NOW_S + OWN_LIFETIME_S / 3)) == 2
     changed = {name for name, content in contents(folder).items() if before[name] != content}
     assert changed == {"server.pem", "coordinator.pem"}

@@ -1,0 +1,62 @@
+"""`kill -9` of the operator's commands, on a real RabbitMQ. The same command goes on, and the device trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.chaos.harness import FULL, died_at
+from tests.integration.fleet.fleets import Fleet
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+FleetOf = Callable[..., Fleet]
+ENROL = ["fleet-row", "fleet-user", "fleet-certificate", "fleet-bundle", "fleet-enrolled"]
+TOKEN = ["fleet-old-tokens", "fleet-token-row", "fleet-token-user", "fleet-token", "fleet-token-open"]
+REVOKE = ["fleet-revoking", "fleet-user-deleted", "fleet-queues-deleted", "fleet-exchange-deleted"]
+
+
+def check_it_trains(fleet: Fleet, kind: str) -> None:
+    coordinator, device = fleet.coordinator(), fleet.device("a", kind)
+    assert coordinator.ended() == 0, coordinator.text
+    assert device.ended() == 0, device.text
+    assert {row.participant_id for row in fleet.check()} == {fleet.name("a")}
+
+
+@pytest.mark.parametrize("points", [[point] for point in ENROL] if FULL else [["fleet-user", "fleet-bundle"]], ids=str)
+def test_an_enrolment_that_was_killed_goes_on(fleet_of: FleetOf, points: list[str]) -> None:
+    fleet = fleet_of()
+    fleet.make()
+    for point in points:
+        killed = fleet.command("enrol", fleet.name("a"), fault=point)
+        assert died_at(killed, point), killed.text
+    again = fleet.command("enrol", fleet.name("a"))
+    assert again.ended() == 0, again.text
+    check_it_trains(fleet, "bundle")
+
+
+@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests kill at each step")
+@pytest.mark.parametrize("point", TOKEN)
+def test_a_token_whose_making_was_killed_is_made(fleet_of: FleetOf, point: str) -> None:
+    fleet = fleet_of()
+    fleet.make()
+    killed = fleet.command("token", fleet.name("a"), fault=point)
+    assert died_at(killed, point), killed.text
+    again = fleet.command("token", fleet.name("a"))
+    assert again.ended() == 0, again.text
+    check_it_trains(fleet, "token")
+
+
+@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests kill at each step")
+@pytest.mark.parametrize("point", REVOKE)
+def test_a_revocation_that_was_killed_goes_on_and_others_train(fleet_of: FleetOf, point: str) -> None:
+    fleet = fleet_of()
+    fleet.make()
+    fleet.enrol("a")
+    fleet.enrol("b")
+    killed = fleet.command("revoke", fleet.name("b"), fault=point)
+    assert died_at(killed, point), killed.text
+    again = fleet.command("revoke", fleet.name("b"))
+    assert again.ended() == 0, again.text
+    assert fleet.name("b") not in fleet.users()
+    check_it_trains(fleet, "bundle")
