@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 import fedmq
 from fedmq.coordinator.settings import StopSettings, TargetMetric
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.errors import StrategyError
 from tests.scenario.studies.federations import STEP, Given, fedbuff, population, softmax, until
 
 PAGE = (Path(__file__).parents[3] / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -84,3 +87,22 @@ except fedmq.InputError as e:
         "The package numba is not installed. It is needed for softmax regression in a study. "
         "Install it with: pip install 'fedmq[studies]'",
     ]
+
+
+@dataclass(frozen=True)
+class NeedsPerplexity(fedmq.WeightedMean):
+    def weight(self, update, staleness):
+        return 1.0 / update.metrics["perplexity"]
+
+
+def test_a_strategy_that_raises_stops_the_study_with_its_line():
+    with pytest.raises(
+        StrategyError, match=r"weight\(\) raised KeyError: 'perplexity'.*test_simulate.py:\d+: return 1"
+    ):
+        fedmq.simulate(NeedsPerplexity(buffer_size=2), Given(softmax(3)), population(3), until(4), STEP)
+
+
+def test_a_version_that_is_not_finite_ends_the_run_as_diverged():
+    steep = FedBuff(buffer_size=1, server_learning_rate=1e300)
+    outcome = fedmq.simulate(steep, Given(softmax(3)), population(3), until(40), STEP)
+    assert outcome.finished == "diverged"

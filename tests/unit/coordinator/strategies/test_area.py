@@ -148,3 +148,30 @@ def test_with_the_memory_on_the_participants_the_coordinator_needs_none_for_them
     Area(num_participants=10**6, memory="participant", memory_limit_bytes=16_000).init(large)
     with pytest.raises(ConfigError, match="memory_limit_bytes"):
         Area(num_participants=10**6, memory_limit_bytes=16_000).init(large)
+
+
+def test_a_lost_buffer_sets_its_participants_back_to_the_initial_parameters() -> None:
+    strategy = Area(num_participants=2, buffer_size=2)
+    parameters = model({"x": [10.0]})
+    state = strategy.init(parameters)
+    state = strategy.accumulate(state, update({"x": [14.0]}, who="a", number=1), 0)
+    state, parameters = strategy.aggregate(state, parameters)
+    assert parameters["x"].tolist() == [12.0]
+    state.changed_memories()
+    state = strategy.accumulate(state, update({"x": [20.0]}, who="b", number=2), 0)
+    state.drop(None)
+    assert state.count == 0
+    assert {who: kept["x"].tolist() for who, kept in state.changed_memories().items()} == {"b": [10.0]}
+    _, after = strategy.aggregate(state, parameters)
+    assert after["x"].tolist() == [12.0], "a's part of the model stays"
+
+
+def test_a_change_that_would_leave_the_range_of_float16_is_refused_before_it_is_added() -> None:
+    strategy = Area(num_participants=1, buffer_size=9, memory="participant")
+    state = strategy.init(model({"x": [0.0]}, dtype=np.float16))
+    state = strategy.accumulate(state, update({"x": [60_000.0]}, who="a", number=1), 0)
+    with pytest.raises(OverflowError, match="tensor 'x' of the model would leave the range of float16"):
+        strategy.accumulate(state, update({"x": [6_000.0]}, who="a", number=2), 0)
+    assert state.total["x"].tolist() == [60_000.0]
+    state.drop(None)
+    assert (state.count, state.total["x"].tolist()) == (0, [60_000.0]), "the participant has moved its memory"
