@@ -1,12 +1,14 @@
 """Speed of the coordinator with updates, against plain pika consumers on the same queue.
 
-    python -m bench.ingest [--sizes 0.1,1,10] [--quick]
+    python -m bench.ingest [--sizes 0.1,1,10] [--quick] [--identity user]
 
 For each size, four publisher processes without training publish the same updates to the same quorum queue of a private
 RabbitMQ node, three times. The first reader is a stock pika consumer that only acks (4 KiB socket reads). The second is
 the same consumer with 256 KiB reads. The third is the real coordinator, which accepts, validates, aggregates (FedBuff)
 and commits each update before it acks. The clock runs from the start of publishing to the last ack. The best of five
 rounds counts.
+
+With `--identity user` the coordinator checks the sender of each update, as `[security] identity = "user"` asks.
 
 The run is prepared in the state of a run before a restart: all tasks are out, and in the ledger.
 """
@@ -33,6 +35,7 @@ PUBLISHERS = 4
 REPEATS = 5
 STOCK_READ_BYTES, FAST_READ_BYTES = 4096, 262_144
 MB = 1_000_000
+MOST_BYTES = str(2**27)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def outcome_of(told: dict[str, Any], began_s: float) -> Outcome:
 class Rig:
     """One size on one node. Each measurement has queues and a run of its own, which are gone afterwards."""
 
-    def __init__(self, node: PrivateNode, plan: Plan, work_dir: Path) -> None:
+    def __init__(self, node: PrivateNode, plan: Plan, work_dir: Path, identity: str = "open") -> None:
+        self._identity = identity
         self._node = node
         self._num_bytes = str(int(plan.megabytes * MB))
         self._share = plan.count // PUBLISHERS
@@ -138,13 +142,13 @@ class Rig:
         prefix = f"bench-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(dir=self._work_dir) as run_dir:
             run_uid = _coordinator("prepare", run_dir, self._num_bytes, self._count)
-            serve = ["serve", self._node.url, prefix, run_dir, self._num_bytes, self._count]
+            serve = ["serve", self._node.url, prefix, run_dir, self._num_bytes, self._count, MOST_BYTES, self._identity]
             return self._measure(prefix, ["bench.ingest_coordinator", *serve], run_uid)
 
     def _measure(self, prefix: str, consumer: list[str], run_uid: str) -> Outcome:
         common = ["bench.publisher", self._node.url, prefix, "ingest", run_uid, self._num_bytes]
         firsts = range(1, PUBLISHERS + 1)
-        publishers = [[*common, str(first), str(self._share), str(PUBLISHERS)] for first in firsts]
+        publishers = [[*common, str(first), str(self._share), str(PUBLISHERS), self._identity] for first in firsts]
         try:
             return measure(consumer, publishers)
         finally:
@@ -201,17 +205,19 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the updates, and no 50 MB: proves that it runs"
     )
+    parser.add_argument("--identity", choices=("open", "user"), default="open")
     options = parser.parse_args()
     sizes = [float(text) for text in options.sizes.split(",") if not (options.quick and float(text) > 10)]
     rows: list[Row] = []
     commits: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder, PrivateNode(Path(folder) / "node") as node:
+        node.ctl("set_user_tags", "fedmq", "administrator", "impersonator")
         for size in sizes:
             plan = PLANS[size]
             if options.quick:
                 plan = Plan(**{**vars(plan), "count": max(PUBLISHERS, plan.count // 10)})
             count = plan.count // PUBLISHERS * PUBLISHERS
-            outcomes = run_size(Rig(node, plan, Path(folder)), 1 if options.quick else REPEATS)
+            outcomes = run_size(Rig(node, plan, Path(folder), options.identity), 1 if options.quick else REPEATS)
             rows += rows_of(plan, count, *outcomes)
             commits.append(f"  {count} × {plan.megabytes:g} MB: {commits_text(outcomes[-1])}")
     print_table("bench/ingest", rows)

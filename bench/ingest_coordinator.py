@@ -2,7 +2,7 @@
 
     python -m bench.ingest_coordinator declare URL PREFIX                        the topology, for a bare consumer
     python -m bench.ingest_coordinator prepare RUN_DIR MODEL_BYTES COUNT         a run whose COUNT tasks are all out
-    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES]
+    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES [IDENTITY]]
 
 `serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and one JSON line at its
 end: the time of the last update's ack (monotonic clock), CPU seconds until then, peak RSS, and the time of each commit.
@@ -119,12 +119,15 @@ def _hello(participant_id: str, **fields: Any) -> Hello:
     return Hello(participant_id=participant_id, session_id="s", num_examples=10, **fields)
 
 
-def serve(url: str, prefix: str, run_dir: str, num_bytes: str, count: str, most: str = str(MAX_MESSAGE_BYTES)) -> None:
+def serve(
+    url: str, prefix: str, run_dir: str, num_bytes: str, count: str, most: str = str(MAX_MESSAGE_BYTES),
+    identity: Any = "open",
+) -> None:  # fmt: skip
     transport = TimedTransport(url, name="coordinator", max_message_bytes=int(most))
     service = CoordinatorService(
         run_dir=Path(run_dir), run=settings(int(count)), commit=CommitSettings(), strategy=STRATEGY, training=TRAINING,
         connect=lambda: transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
-        max_message_bytes=int(most),
+        max_message_bytes=int(most), identity=identity,
     )  # fmt: skip
     times = CommitTimes()
     summary = service.run()

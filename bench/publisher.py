@@ -1,15 +1,17 @@
 """One publisher process of bench.ingest: it publishes the updates of tasks that are already out, without training.
 
-    python -m bench.publisher URL PREFIX RUN_ID RUN_UID MODEL_BYTES FIRST COUNT STEP
+    python -m bench.publisher URL PREFIX RUN_ID RUN_UID MODEL_BYTES FIRST COUNT STEP [IDENTITY]
 
-Task number s belongs to participant p<s>. Prints "ready", waits for a line on stdin, publishes the updates of tasks
-FIRST, FIRST+STEP, ... and exits once all of them are confirmed.
+Task number s belongs to participant p<s>. With IDENTITY "user" its update is of the user p<s>. The broker lets a user
+with the tag `impersonator` say so. Prints "ready", waits for a line on stdin, publishes the updates of tasks FIRST,
+FIRST+STEP, ... and exits once all of them are confirmed.
 """
 
 from __future__ import annotations
 
 import sys
 from concurrent.futures import Future, wait
+from typing import Any
 
 import numpy as np
 
@@ -54,11 +56,29 @@ def body(run_id: str, run_uid: str, seq: int, payload: Parameters) -> tuple[str,
     return identity, task_id, encode(update, payload)
 
 
+class Impersonator(AmqpTransport):
+    """A transport whose every message is of the user that the header "user" names."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(url, name=name, max_message_bytes=2**27)
+        plain = self._driver.properties
+
+        def properties(message: Message) -> Any:
+            found = plain(message)
+            found.user_id = str(message.headers["user"])
+            return found
+
+        self._publisher._properties = properties
+
+
 def main() -> None:
     url, prefix, run_id, run_uid = sys.argv[1:5]
     num_bytes, first, count, step = map(int, sys.argv[5:9])
     topology = Topology(prefix)
-    transport = AmqpTransport(url, name=f"publisher-{first}", max_message_bytes=2**27)
+    if sys.argv[9:] == ["user"]:
+        transport: AmqpTransport = Impersonator(url, f"publisher-{first}")
+    else:
+        transport = AmqpTransport(url, name=f"publisher-{first}", max_message_bytes=2**27)
     transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
     payload = model(num_bytes, 1e-3)
     print("ready", flush=True)
@@ -72,7 +92,7 @@ def main() -> None:
             body=encoded,
             message_id=identity,
             correlation_id=task_id,
-            headers={"schema_version": SCHEMA_VERSION, "kind": "update"},
+            headers={"schema_version": SCHEMA_VERSION, "kind": "update", "user": participant(seq)},
         )
         pending.add(transport.publish(message, timeout_s=120))
         while len(pending) >= UNCONFIRMED:
