@@ -24,7 +24,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.node.node import PrivateNode
-from fedmq.broker_config.node.processes import free_port
+from fedmq.broker_config.node.tls import NodeTls
 from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Message
 from fedmq.coordinator.state.ledger.reader import LedgerReader
@@ -56,36 +56,15 @@ QUICK = Backoff(base_s=0.05, cap_s=0.2)
 SMALL = Parameters({"000/w": np.ones(4, np.float32)})
 
 
-class SecureNode(PrivateNode):
-    """A node that serves TLS beside its own port, and takes certificates for logins."""
-
-    def __init__(self, folder: Path, authority: Authority, *, passwords: bool = False) -> None:
-        self.tls_port = free_port()
-        server = authority.certify("broker", server=True)
-        overrides = {
-            "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
-            "ssl_options.cacertfile": str(authority.file),
-            "ssl_options.certfile": str(server.certificate),
-            "ssl_options.keyfile": str(server.key),
-            "ssl_options.verify": "verify_peer",
-            "ssl_options.fail_if_no_peer_cert": "false" if passwords else "true",
-            "ssl_cert_login_from": "common_name",
-            "auth_mechanisms.1": "EXTERNAL",
-            "auth_mechanisms.2": "PLAIN",
-        }
-        super().__init__(folder / "node", overrides=overrides)
-
-    def _write_files(self) -> None:
-        super()._write_files()
-        (self.data_dir / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
-
-
 class Site:
     """A node, its authority, and users without passwords that may do everything."""
 
-    def __init__(self, folder: Path, *, passwords: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder / "ca")
-        self.node = SecureNode(folder, self.authority, passwords=passwords)
+        server = self.authority.certify("broker", server=True)
+        tls = NodeTls(self.authority.file, server.certificate, server.key)
+        # A password is refused because the user has none, and not because nobody may give one.
+        self.node = PrivateNode(folder / "node", tls=tls, overrides={"auth_mechanisms.2": "PLAIN"})
         self.node.start(timeout_s=110)
         self._pem = {name: self.authority.certify(name) for name in USERS}
         definitions = folder / "users.json"
@@ -103,7 +82,7 @@ class Site:
 
     @property
     def url(self) -> str:
-        return f"amqps://127.0.0.1:{self.node.tls_port}/"
+        return self.node.url
 
     def files(self, pem: Pem | None) -> dict[str, str]:
         ours = {} if pem is None else {"cert_file": str(pem.certificate), "key_file": str(pem.key)}
@@ -119,7 +98,7 @@ class Site:
         if certificate:
             context.load_cert_chain(self._pem[user].certificate, self._pem[user].key)
         parameters = pika.ConnectionParameters(
-            "127.0.0.1", self.node.tls_port, credentials=credentials or pika.credentials.ExternalCredentials(),
+            "127.0.0.1", self.node.port, credentials=credentials or pika.credentials.ExternalCredentials(),
             ssl_options=pika.SSLOptions(context, "127.0.0.1"),
         )  # fmt: skip
         connection = pika.BlockingConnection(parameters)
@@ -359,8 +338,8 @@ def test_no_password_lets_anybody_in_as_a_user_that_has_none(site: Site, passwor
 def test_a_connection_without_a_certificate_is_refused(site: Site) -> None:
     with pytest.raises(AMQPError), site.raw("mallory", certificate=False):
         pass
-    transport = AmqpTransport(site.node.url_for(port=site.node.tls_port).replace("amqp:", "amqps:"), name="t",
-                              backoff=QUICK, **site.files(None))  # fmt: skip
+    url = site.node.url_for("alice", "sesame")
+    transport = AmqpTransport(url, name="t", backoff=QUICK, **site.files(None))
     with pytest.raises(BrokerRefused, match="asks for a client's certificate"):
         transport.open((), (), timeout_s=DEADLINE_S)
 
