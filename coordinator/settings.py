@@ -91,11 +91,30 @@ class RunSettings(Settings):
     """A participant that was not heard from for this long is away. It gets no tasks until its next hello."""
     decline_backoff_s: float = Field(default=30.0, ge=0)
     """A participant that declined is asked again after this long, or at its next accepting hello."""
+    lapse_backoff_s: float = Field(default=30.0, ge=0)
+    """A participant that let a task lapse is asked again after this long, and after twice as long each time in a row,
+    up to ten minutes. 0 asks it again at its next hello."""
+    max_participants: int = Field(default=10_000, ge=1)
+    """Number of participants that are known at the same time. Further ones are turned away."""
+    max_per_user: int | None = Field(default=None, ge=1)
+    """Number of participants of one user of the broker. None sets no limit while there is one user; if there are
+    several, no user holds more slots than the median one has participants (decisions.users)."""
+    hellos_per_s: float = Field(default=100.0, gt=0)
+    """Hellos and declines of one user of the broker that are read per second (service.control_rate)."""
     evaluate_interval_s: float = Field(default=1.0, ge=0)
     """Least time between the starts of two central evaluations. Each is of the newest version."""
     steps: StepAssignment | None = None
     """None asks all participants for the same training."""
     stop: StopSettings
+
+    @model_validator(mode="after")
+    def _enough_can_come(self) -> Self:
+        if self.min_participants > self.max_participants:
+            raise ValueError(
+                f"min_participants = {self.min_participants} is more than max_participants = {self.max_participants}, "
+                "so the run would never begin: raise max_participants"
+            )
+        return self
 
 
 class CommitSettings(Settings):

@@ -28,8 +28,11 @@ Rules
     kept out (rule 9 replaces this for synchronous strategies) until the run stops. Tasks that are out at that moment
     are withdrawn, so that no run waits for its slowest participant.
  8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A failure
-    (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes, and only a
-    new session ends that.
+    (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A task
+    that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant has
+    lost it, if a round's deadline passes and the participant never gave an update, and if it could not be delivered for
+    the second time in a row. Only an accepted update or a new session ends a failure's back-off. A new session does so
+    once in ten minutes, because a silent participant can make any number of them.
  9. A synchronous round (rounds.py) opens as soon as `min_updates` participants are free. It keeps
     ceil(size·over_selection) tasks out or answered, with one update from each participant; participants that become
     free later fill it up. The first `size` updates make the version, and all other tasks of the round are withdrawn. At
@@ -44,6 +47,9 @@ Rules
     except for those that were accepted before. These stay in the model.
 13. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
     The final version is evaluated if there is an evaluator. Then Finish is emitted, once.
+14. Slots go to participants as roster.py and users.py say: those on trial hold half of the slots while others are
+    free, and no user holds more than its share. Ids that gave nothing are forgotten when they are away, at the end of
+    a step.
 """
 
 from __future__ import annotations
@@ -80,7 +86,7 @@ from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.requirements import check_requirements
-from fedmq.coordinator.decisions.rounds import Rounds
+from fedmq.coordinator.decisions.rounds import Rounds, asked
 from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.decisions.validation import Judge, Rejection
@@ -122,6 +128,7 @@ class Core:
             settings, strategy.reply, training, run_uid, self._rng, max_participants=room, arrivals=groups
         )
         self._groups = self._desk.groups
+        self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
         self._rounds = None if strategy.cohort is None else Rounds(strategy.cohort, self._desk, self._model)
         self._ending = Ending(settings, self._desk, self._rounds, evaluates=evaluates)
         self._accepted = 0
@@ -230,17 +237,21 @@ class Core:
         """Encoded length of an update's tensors, in bytes."""
         return packed_bytes(self._judge.spec)
 
+    def knows(self, participant_id: str) -> bool:
+        """Return True if the participant has said hello, and was neither turned away nor forgotten since."""
+        return self._desk.roster.get(participant_id) is not None
+
+    def proven_of(self, user: str | None) -> int:
+        """Return the number of this user's participants with an accepted update."""
+        return self._desk.roster.users.proven(user)
+
     def has_room_for(self, participant_id: str) -> bool:
-        """Return False for a known participant that the strategy has no room for (strategies.protocol)."""
+        """Return False for a known participant that holds none of the strategy's places (decisions.places)."""
         return self._desk.roster.has_room_for(participant_id)
 
     def participant_ids(self) -> list[str]:
         """Return the ids of all known participants, in order of first hello."""
         return self._desk.roster.ids()
-
-    def knows(self, participant_id: str) -> bool:
-        """Return True for a participant that has said hello to this run."""
-        return self._desk.roster.get(participant_id) is not None
 
     def is_revoked(self, participant_id: str) -> bool:
         """Return True for a known participant whose ParticipantRevoked has come."""
@@ -283,6 +294,7 @@ class Core:
             self._handlers[type(event)](event)
             if self._groups is not None:
                 self._end_groups(self._groups)
+            desk.tidy()
             self._ending.check(self._accepted)
             self._ending.evaluate_if_due()
             if self._ending.stopping is None:
@@ -321,12 +333,12 @@ class Core:
         else:
             wanted = self._rounds.tasks_wanted()
         if self._groups is not None:
-            chosen = [self._desk.roster.pick() for _ in range(min(wanted, self._desk.roster.free))]
+            chosen = [self._desk.roster.pick(self._slots) for _ in range(min(wanted, self._desk.roster.free))]
             for p in sorted(chosen, key=lambda p: (p.step_s or 0.0, p.seq)):
                 self._desk.issue_to(p)
             return
         while wanted > 0 and self._desk.roster.free:
-            self._desk.issue_to(self._desk.roster.pick())
+            self._desk.issue_to(self._desk.roster.pick(self._slots))
             wanted -= 1
 
     # Updates
@@ -399,7 +411,7 @@ class Core:
         self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted, group, clamped))
         self._desk.close(task, "accepted", "")
         p.accepted += 1
-        p.failures = 0
+        p.failures, p.pardoned_s = 0, None
         if p.out is None:
             p.accepting, p.asked_again_at_s = True, None
         if self._rounds is not None:
@@ -520,6 +532,8 @@ class Core:
             "now": self._desk.now,
             "version": self._desk.version,
             "last_task_seq": self._desk.last_task_seq,
+            "participants": len(self._desk.roster),
+            "next_seq": self._desk.roster.next_seq,
             "accepted": self._accepted,
             "buffer_ids": list(self._buffer_ids),
             "gate_open": self._gate_open,
@@ -531,7 +545,8 @@ class Core:
 
     def changes(self) -> Changes:
         """Return the ledger rows that changed since the last call."""
-        return Changes(self._desk.roster.changes(), self._desk.tasks.changes(), self._model.changed_memories())
+        participants, forgotten = self._desk.roster.changes()
+        return Changes(participants, self._desk.tasks.changes(), self._model.changed_memories(), forgotten)
 
     def forget_changes(self) -> None:
         """Drop the changed rows. It has the effect of `changes` on the core, for a caller that reads no rows."""

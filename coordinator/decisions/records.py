@@ -40,7 +40,7 @@ class ParticipantRecord:
     asked_again_at_s: float | None = None
     """Run time before which it gets no task, after a decline or a failure."""
     failures: int = 0
-    """Number of failed tasks in a row (trainer errors, unusable updates)."""
+    """Number of failed tasks in a row (trainer errors, unusable updates, lapsed leases)."""
     answered_version: int | None = None
     """Version whose synchronous round has its update."""
     client_loss: float | None = None
@@ -62,6 +62,12 @@ class ParticipantRecord:
     """Number of examples of its last accepted update, as it counted; None before the first."""
     clamped: int = 0
     """Number of accepted updates with a claim that was clamped (coordinator.decisions.claims)."""
+    newcomer: bool = False
+    """True if it first said hello after the run had accepted an update."""
+    placed: bool = False
+    """True if it holds one of the strategy's places (strategies.protocol.max_participants)."""
+    pardoned_s: float | None = None
+    """Run time at which a new session last ended its back-off after failures."""
 
     @property
     def weighed_examples(self) -> int:
@@ -107,3 +113,5 @@ class Changes:
     tasks: Mapping[str, TaskRecord]
     memories: Mapping[str, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
     """The strategy's memories: participant -> tensor -> array (strategies.protocol.RemembersParticipants)."""
+    forgotten: frozenset[str] = frozenset()
+    """Participants whose rows go. One that came again since is also among `participants`: its new row stays."""

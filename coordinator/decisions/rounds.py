@@ -10,6 +10,11 @@ from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.strategies.protocol import Cohort
 
 
+def asked(cohort: Cohort) -> int:
+    """Return the number of participants that a round asks."""
+    return math.ceil(cohort.size * cohort.over_selection - 1e-9)  # 10·1.1 is 11, not 12
+
+
 class Rounds:
     """The open round, if there is one. A round is open from its first tasks until it makes its version."""
 
@@ -25,8 +30,7 @@ class Rounds:
                 return 0
             self._desk.client_weights.pin()
             self._begin_deadline()
-        asked = math.ceil(self._cohort.size * self._cohort.over_selection - 1e-9)  # 10·1.1 is 11, not 12
-        return asked - self._model.state.count - self._desk.tasks.out
+        return asked(self._cohort) - self._model.state.count - self._desk.tasks.out
 
     def on_accepted(self, p: Participant) -> None:
         """Note an accepted update: its participant gives no other to this round. The caller settles the participant."""
@@ -44,7 +48,8 @@ class Rounds:
         if deadline_s is not None and self._desk.now >= deadline_s:
             for task in self._desk.tasks.open():
                 if task.state == "out":
-                    self._desk.lapse(task, "round deadline")
+                    # A slow participant may be honest. One that never gave an update is not asked in every round.
+                    self._desk.lapse(task, "round deadline", silent=not self._desk.owner(task).accepted)
             self._begin_deadline()
 
     def on_version(self) -> None:

@@ -7,7 +7,6 @@ Participants are known by their `seq`, the order of their first hello. No operat
 
 from __future__ import annotations
 
-import heapq
 from typing import Literal, Protocol
 
 import numpy as np
@@ -55,15 +54,11 @@ class Uniform:
 
 
 class LeastUsed:
-    """The participant that was issued the fewest tasks; among equals, the one that came first.
-
-    A heap with lazy deletion.
-    """
+    """The participant that was issued the fewest tasks; among equals, the one that came first."""
 
     def __init__(self) -> None:
         self._used: dict[int, int] = {}
-        self._heap: list[tuple[int, int]] = []
-        self._queued: dict[int, int] = {}
+        self._free = SortedSet()
 
     def __len__(self) -> int:
         return len(self._used)
@@ -72,22 +67,20 @@ class LeastUsed:
         return seq in self._used
 
     def add(self, seq: int, used: int) -> None:
-        self._used[seq] = used
-        if self._queued.get(seq) != used:
-            self._queued[seq] = used
-            heapq.heappush(self._heap, (used, seq))
+        if self._used.get(seq) != used:
+            self.discard(seq)
+            self._used[seq] = used
+            self._free.add((used, seq))
 
     def discard(self, seq: int) -> None:
-        self._used.pop(seq, None)
+        used = self._used.pop(seq, None)
+        if used is not None:
+            self._free.discard((used, seq))
 
     def pick(self, rng: np.random.Generator) -> int:  # noqa: ARG002
-        while True:
-            used, seq = heapq.heappop(self._heap)
-            if self._queued.get(seq) == used:
-                del self._queued[seq]
-            if self._used.get(seq) == used:
-                del self._used[seq]
-                return seq
+        _, seq = self._free.pop(0)
+        del self._used[seq]
+        return int(seq)
 
 
 def make_picker(selection: Literal["uniform", "least_used"]) -> Picker:

@@ -20,8 +20,9 @@ from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
 from fedmq.coordinator.decisions.claims import Elapsed
 from fedmq.coordinator.decisions.commands import CloseTask, Command, IssueTask, RepeatReceipts, Withdraw
 from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
-from fedmq.coordinator.decisions.participants import Participant, Roster
+from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
+from fedmq.coordinator.decisions.roster import Roster
 from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
@@ -36,6 +37,10 @@ GRACE_OF_LEASE = 0.1
 MAX_LAPSED = 4
 """Most lapsed tasks of one participant whose updates are still welcome."""
 MAX_BACKOFF_S = 600.0
+"""Longest back-off after failures, and the shortest time between two that a new session ends (seconds)."""
+MAX_REPEATED = 8
+"""Most receipts that one hello asks for. Each is looked up in the ledger, and a participant's queue holds 16 messages.
+The next hello asks for the next ones."""
 FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable"})
 """Reasons of declines that will come again. To ask at once would spin."""
 
@@ -79,7 +84,7 @@ class TaskDesk:
     def pass_time(self) -> None:
         """Apply the leases, absences and back-offs that are over by now."""
         for task in self.tasks.leases_over(self.now):
-            self.lapse(task, "lease over")
+            self.lapse(task, "lease over", silent=True)
         self.roster.pass_time(self.now, self.version)
 
     def next_due(self) -> float | None:
@@ -99,30 +104,33 @@ class TaskDesk:
     # What participants say
 
     def on_hello(self, hello: Hello, user: str | None = "") -> None:
+        leaving = self.roster.make_room(hello.participant_id, user)
+        if leaving is None:
+            return
+        for gone in leaving:
+            self.forget(gone, "forgotten: it was away, and another participant came")
         p = self.roster.get(hello.participant_id)
+        new_session = p is None or hello.session_id != p.session_id
         if p is None:
-            p = self.roster.add(hello, self.now)
-            new_session = True
+            p = self.roster.add(hello, self.now, user)
         else:
-            new_session = hello.session_id != p.session_id
             p.session_id, p.replies, p.reachable = hello.session_id, hello.replies, True
             p.last_seen_s = self.now
-            if new_session or (hello.accepting and not p.failures):
-                p.asked_again_at_s = None
-        p.user = user
+            self.roster.set_user(p, user)
         p.num_examples = min(hello.num_examples, self.most_examples(p))
         if p.out is not None:
             doubted = p.out.task_id in self._doubted
             self._doubted.discard(p.out.task_id)
             if p.out.task_id not in hello.task_ids:
-                self._on_lost(p, p.out, new_session or doubted, hello.accepting)
+                self._on_lost(p, p.out, new_session, doubted, hello.accepting)
+        self._end_back_off(p, new_session, hello.accepting)
         p.accepting = hello.accepting and p.out is None
         if METHODS[self._reply].remembers:
             self._settle_overdue(p, hello)
         self.settle(p)
         over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
         if over:
-            self.commands.append(RepeatReceipts(p.participant_id, over))
+            self.commands.append(RepeatReceipts(p.participant_id, over[:MAX_REPEATED]))
 
     def _settle_overdue(self, p: Participant, hello: Hello) -> None:
         """Withdraw tasks whose verdict is overdue, if participants keep the method's memory.
@@ -133,11 +141,22 @@ class TaskDesk:
             if task.task_id in hello.task_ids and self.now >= task.lease_until_s + self.settings.lease_s:
                 self.withdraw(task, "lapsed for a second lease, and its participant waits for a verdict")
 
-    def _on_lost(self, p: Participant, task: HeldTask, certain: bool, accepting: bool) -> None:
-        if not certain and (task.repeats or self.now - task.sent_s < self._grace_s()):
+    def _end_back_off(self, p: Participant, new_session: bool, accepting: bool) -> None:
+        """End a back-off that this hello may end (core.py, rule 8)."""
+        if not p.failures:
+            if new_session or accepting:
+                p.asked_again_at_s = None
+        elif new_session and p.asked_again_at_s is not None and not self._pardoned_lately(p):
+            p.asked_again_at_s, p.pardoned_s = None, self.now
+
+    def _pardoned_lately(self, p: Participant) -> bool:
+        return p.pardoned_s is not None and self.now - p.pardoned_s < MAX_BACKOFF_S
+
+    def _on_lost(self, p: Participant, task: HeldTask, new_session: bool, doubted: bool, accepting: bool) -> None:
+        if not (new_session or doubted) and (task.repeats or self.now - task.sent_s < self._grace_s()):
             return
         if not accepting or task.base_version != self.version or self._reply not in p.replies:
-            self.lapse(task, "lost by its participant")
+            self.lapse(task, "lost by its participant", silent=not doubted)
             return
         task.repeats += 1
         task.sent_s = self.now
@@ -179,6 +198,7 @@ class TaskDesk:
             p.reachable = False
             if task.state == "out":
                 self.lapse(task, f"undeliverable: {event.detail}")
+                self._count_silence(p, forgiven=1)
             self.settle(p)
 
     def most_examples(self, p: Participant) -> int:
@@ -240,8 +260,20 @@ class TaskDesk:
     def _failed(self, p: Participant, at_least_s: float = 0.0) -> None:
         """Back off after a task that failed in a way that will come again."""
         p.failures += 1
-        wait_s = max(self.settings.decline_backoff_s, 1.0) * 2.0 ** min(p.failures - 1, 20)
-        self.roster.back_off(p, self.now + max(min(wait_s, MAX_BACKOFF_S), at_least_s))
+        wait_s = self._doubled(max(self.settings.decline_backoff_s, 1.0), p.failures)
+        self.roster.back_off(p, self.now + max(wait_s, at_least_s))
+
+    def _count_silence(self, p: Participant, forgiven: int = 0) -> None:
+        """Back off after a task that lapsed, if it is not among the first `forgiven` failures in a row."""
+        if self.settings.lapse_backoff_s:
+            p.failures += 1
+            if p.failures > forgiven:
+                wait_s = self._doubled(self.settings.lapse_backoff_s, p.failures - forgiven)
+                self.roster.back_off(p, self.now + wait_s)
+
+    @staticmethod
+    def _doubled(first_s: float, failures: int) -> float:
+        return min(first_s * 2.0 ** min(failures - 1, 20), MAX_BACKOFF_S)
 
     def _grace_s(self) -> float:
         return max(MIN_GRACE_S, GRACE_OF_LEASE * self.settings.lease_s)
@@ -290,16 +322,19 @@ class TaskDesk:
         steps = self.settings.steps.steps(self.owner(task).step_s)
         return steps if limit is None else min(steps, limit)
 
-    def lapse(self, task: HeldTask, detail: str) -> None:
-        """Free the task's slot; its update stays welcome."""
+    def lapse(self, task: HeldTask, detail: str, silent: bool = False) -> None:
+        """Free the task's slot; its update stays welcome. `silent`: its participant has not kept to its lease."""
         p = self.owner(task)
         p.out = None
+        self._doubted.discard(task.task_id)
         p.lapsed.append(task)
         self.tasks.lapse(task, detail)
         if self.groups is not None:
             self.groups.leave(task.task_id, open_still=True)
         if len(p.lapsed) > MAX_LAPSED:
             self.withdraw(p.lapsed[0], f"more than {MAX_LAPSED} lapsed tasks")
+        if silent:
+            self._count_silence(p)
         self.settle(p)
 
     def withdraw(self, task: HeldTask, detail: str) -> None:
@@ -312,6 +347,7 @@ class TaskDesk:
         p = self.owner(task)
         if p.out is task:
             p.out = None
+            self._doubted.discard(task.task_id)
         else:
             p.lapsed.remove(task)
         self.tasks.close(task, state, detail)
@@ -329,6 +365,28 @@ class TaskDesk:
                 self._failed(p)
         self.settle(p)
 
+    # Who is known, and who has a place
+
+    def forget(self, p: Participant, detail: str) -> None:
+        """Forget a participant that has no task out; its lapsed tasks are withdrawn."""
+        for task in list(p.lapsed):
+            self.withdraw(task, detail)
+        self.client_weights.forget(p.participant_id)
+        self.roster.forget(p)
+
+    def tidy(self) -> None:
+        """Forget those that left nothing behind, and hand out the strategy's places. It is the end of each step."""
+        for p in self.roster.take_leaving():
+            self.forget(p, "forgotten: it was away")
+        places = self.roster.places
+        while places is not None and (move := places.next_move()) is not None:
+            places.move(move)
+            if move.loser is not None:
+                for task in list(move.loser.lapsed):
+                    self.withdraw(task, "its participant lost its place to another one")
+                self.settle(move.loser)
+            self.settle(move.winner)
+
     def owner(self, task: HeldTask) -> Participant:
         p = self.roster.get(task.participant_id)
         assert p is not None, "a task's participant is known"
@@ -344,8 +402,14 @@ class TaskDesk:
         self.now, self.version = scalars["now"], scalars["version"]
         self.last_task_seq = scalars["last_task_seq"]
         rows = sorted(participants, key=lambda r: r.seq)
+        if len(rows) != scalars.get("participants", len(rows)):
+            raise ValueError(
+                f"the ledger has {len(rows)} participants, the last one with seq {rows[-1].seq if rows else None}; "
+                f"the checkpoint counts {scalars['participants']}: the two do not belong together"
+            )
         for row in rows:
             self.roster.load(row)
+        self.roster.next_seq = scalars.get("next_seq", self.roster.next_seq)
         for record in sorted(open_tasks, key=lambda r: r.seq):
             task = self.tasks.load(record)
             p = self.owner(task)

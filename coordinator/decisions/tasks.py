@@ -9,6 +9,9 @@ from operator import attrgetter
 
 from fedmq.coordinator.decisions.records import OPEN_STATES, ClosedState, TaskRecord, TaskState
 
+_FEW = 1024
+"""Leases of closed tasks that are not worth a search."""
+
 _of_record = attrgetter(*TaskRecord.__dataclass_fields__)
 
 
@@ -70,6 +73,9 @@ class TaskBook:
         self._open[task.task_id] = task
         if task.state == "out":
             self.out += 1
+            if len(self._leases) > 2 * self.out + _FEW:  # most of these tasks are over
+                self._leases = [entry for entry in self._leases if entry[2].state == "out"]
+                heapq.heapify(self._leases)
             heapq.heappush(self._leases, (task.lease_until_s, task.seq, task))
         else:
             self._enter_lapsed(task)

@@ -137,6 +137,9 @@ class Committer:
         if pending.arrays_changed:
             core.check_finite()
         changes = core.changes()
+        for participant_id in changes.forgotten:
+            pending.group.participants.pop(participant_id, None)
+        pending.group.forgotten |= changes.forgotten
         pending.group.participants.update(changes.participants)
         pending.group.tasks.update(changes.tasks)
         pending.group.memories.update(changes.memories)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from fedmq.broker_config.transport import Delivery
@@ -69,17 +70,35 @@ def read_control(
     return TaskDeclined(m.participant_id, m.task_id, m.run_id, m.reason, detail, m.retry_after_s)
 
 
+MOST_TOLD = 1000
+"""Number of log lines that are remembered, so that they are not repeated."""
+
+
 class LeftOut:
-    """Tells, once a session, of each participant that gets no task because the strategy has no room for it."""
+    """Tells, once a session, of each participant that gets no task because the strategy has no room for it.
+
+    It also tells, once a user, of participants that are turned away because too many are known.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._told: set[tuple[str, str]] = set()
+        self._told: OrderedDict[tuple[str | None, str], None] = OrderedDict()
 
-    def on_hello(self, hello: Hello) -> None:
-        """Log if the core has no room for the participant: nothing else would say why it never gets a task."""
-        session = (hello.participant_id, hello.session_id)
-        if session not in self._told and not self._core.has_room_for(hello.participant_id):
-            self._told.add(session)
-            detail = "it gets no tasks: the strategy has room for num_participants, and these came before it"
-            log.warning("participant_left_out", participant=hello.participant_id, detail=detail)
+    def on_hello(self, hello: Hello, user: str | None) -> None:
+        """Log if the participant gets no tasks: nothing else would say why."""
+        participant = hello.participant_id
+        if not self._core.knows(participant):
+            if self._is_new((user, "turned away")):
+                detail = "too many participants are known: raise run.max_participants or run.max_per_user"
+                log.warning("participant_turned_away", participant=participant, user=user, detail=detail)
+        elif not self._core.has_room_for(participant) and self._is_new((participant, hello.session_id)):
+            detail = "it gets no tasks: the strategy has room for num_participants, and others have these places"
+            log.warning("participant_left_out", participant=participant, detail=detail)
+
+    def _is_new(self, told: tuple[str | None, str]) -> bool:
+        if told in self._told:
+            return False
+        self._told[told] = None
+        if len(self._told) > MOST_TOLD:
+            self._told.popitem(last=False)
+        return True

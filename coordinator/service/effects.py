@@ -51,7 +51,6 @@ log = EventLog(__name__)
 SOMEBODY_WAITS = (IssueTask, Withdraw, RepeatReceipts, SayHello, Finish)
 """Commands that leave only after their commit. Updates that only have to be acked can wait for `commit_interval_s`:
 each commit writes the model, on a disk that the broker may need too."""
-
 MOST_WARNED = 10_000
 """Most participants that are remembered as logged."""
 

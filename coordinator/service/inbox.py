@@ -58,8 +58,8 @@ class Inbox:
         self.put(state)
 
     def arrived(self) -> Iterator[Any]:
-        """Yield the items that are here, and those that come meanwhile. Never blocks."""
-        while not self._items.empty():
+        """Yield the items that are here. Never blocks. Those that come meanwhile wait: there may be no end of them."""
+        for _ in range(self._items.qsize()):
             yield self._items.get()
 
     def wait(self, timeout_s: float) -> Any | None:
@@ -84,6 +84,10 @@ class Inbox:
             self._transport.nack(delivery)
         self.updates.clear()
         self.control.clear()
+
+    def is_control(self, delivery: Delivery) -> bool:
+        """Return True for a hello or a decline."""
+        return delivery.queue == self._control_queue
 
     def add(self, delivery: Delivery) -> None:
         """Let a delivery of one of the two queues wait for the loop."""

@@ -40,6 +40,7 @@ from fedmq.coordinator.service.chunked_updates import (
 )
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
 from fedmq.coordinator.service.control import COUNTED, CertificateNews, ControlPoison, LeftOut, read_control
+from fedmq.coordinator.service.control_rate import ControlRate
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
@@ -69,6 +70,9 @@ STOOD_STILL_S = 2.0
 MOST_VERSIONS_WAITING = 1
 """Model versions that are kept for tasks to be sent, before updates wait as well: each is a model in RAM."""
 
+CONTROL_IN_A_ROW = 16
+"""Hellos and declines that are worked on before an update that waits. They are quick, and tasks depend on them."""
+
 
 class Loop:
     """The work of one active coordinator, from its start to its end. `run` is called once."""
@@ -90,13 +94,14 @@ class Loop:
         inbox: Inbox,
         senders: Senders,
         limits: Limits,
+        hellos_per_s: float,
         run_s: Callable[[], float],
         wall_s: Callable[[], float],
         downtime: Downtime,
         certificates: CertificateDesk | None = None,
     ) -> None:
-        """`run_s` gives run time in seconds (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None
-        without a fleet."""
+        """`hellos_per_s` is one user's rate (coordinator.service.control_rate). `run_s` gives run time in seconds
+        (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None without a fleet."""
         self._run_id = run_id
         self._core = core
         self._ledger = ledger
@@ -116,6 +121,8 @@ class Loop:
         self._chunked = chunked
         self._certificates = certificates
         self._left_out = LeftOut(core)
+        self._control_rate = ControlRate(hellos_per_s, core.proven_of)
+        self._control_in_a_row = 0
         self._wakeup_s = float("inf")
         self._stopping = False
         self._blocked = False
@@ -185,6 +192,8 @@ class Loop:
         if isinstance(item, Delivery):
             if self._leadership.owns(item):
                 self._leadership.on_token(item)
+            elif self._inbox.is_control(item) and not self._control_rate.allows(item.user_id, self._run_s()):
+                self._transport.ack(item)
             else:
                 self._inbox.add(item)
         elif isinstance(item, TaskPublished):
@@ -206,9 +215,14 @@ class Loop:
 
     def _work(self) -> bool:
         """Work on one delivery or payload; False if there is none, or RAM has no room for another version."""
-        if self._inbox.control:
+        if self._inbox.control and self._control_in_a_row < CONTROL_IN_A_ROW:
+            self._control_in_a_row += 1
             self._on_control(self._inbox.control.popleft())
             return True
+        self._control_in_a_row = 0
+        return self._work_on_update() or (bool(self._inbox.control) and self._work())
+
+    def _work_on_update(self) -> bool:
         if self._inbox.updates and self._publisher.versions_waiting <= MOST_VERSIONS_WAITING + self._blocked:
             self._on_update(self._inbox.updates.popleft())
             return True
@@ -292,7 +306,7 @@ class Loop:
             return
         self._step(event)
         if isinstance(event, ParticipantSeen):
-            self._left_out.on_hello(event.hello)
+            self._left_out.on_hello(event.hello, event.user)
             if self._core.awaits_from(event.hello.participant_id, event.hello.task_ids):
                 self._publisher.prepare_uploads(event.hello.participant_id)
         self._effects.settle_control(delivery)

@@ -377,6 +377,7 @@ class CoordinatorService:
             inbox=inbox,
             senders=senders,
             limits=limits,
+            hellos_per_s=self._run_settings.hellos_per_s,
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
             downtime=Downtime(run.elapsed_s, run.committed_wall_s),

@@ -100,7 +100,8 @@ class DropsBuffer(Protocol):
 def max_participants(strategy: Strategy[Any]) -> int | None:
     """Return the number of participants that a strategy has room for: its optional attribute of this name.
 
-    None means any number. The first participants to say hello get the room, and later ones get no tasks.
+    None means any number. The first participants to say hello get the places (decisions.places); others get no
+    tasks.
     """
     return getattr(strategy, "max_participants", None)
 

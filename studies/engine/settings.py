@@ -49,6 +49,8 @@ class StudyRun(Value):
             steps=self.steps,
             lease_s=NEVER_S if self.lease_s is None else self.lease_s,
             participant_timeout_s=NEVER_S,
+            lapse_backoff_s=0.0,
+            max_participants=participants,
             evaluate_interval_s=self.evaluate_interval_s,
             stop=self.stop,
         )

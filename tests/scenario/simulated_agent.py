@@ -35,6 +35,12 @@ class Plan:
     clones: int = 1
     """Number of processes under this id."""
     num_examples: int = 10
+    user: str | None = ""
+    """The broker's user that it has."""
+    silent: bool = False
+    """True if it takes tasks and says nothing of them."""
+    leaves_after_s: float | None = None
+    """Time from its arrival to its end, if it does not stay."""
 
 
 def train(parameters: Parameters, target: float, seed: int, reply: str) -> Parameters:
@@ -71,6 +77,8 @@ class Agent:
             return
         self.online = True
         self.hello()
+        if self.plan.leaves_after_s is not None:
+            self.sim.after(self.plan.leaves_after_s, self.leave)
         for update, payload in list(self.outbox.values()):
             self.sim.publish_update(update, payload)
         if self.training is None and self.spool:
@@ -87,7 +95,8 @@ class Agent:
                     num_examples=self.plan.num_examples,
                     accepting=not self.spool,
                     task_ids=held[:64],
-                )
+                ),
+                self.plan.user,
             )
         )
 
@@ -121,6 +130,8 @@ class Agent:
             self.online, self.done = False, True
 
     def on_task(self, task: IssueTask, parameters: Parameters) -> None:
+        if self.plan.silent:
+            return
         if task.task_id in self.spool or task.task_id in self.outbox:
             return
         if self.spool or self.rng.random() < self.plan.declines:
@@ -162,6 +173,9 @@ class Agent:
             if self.rng.random() < self.plan.sends_twice:
                 self.sim.publish_update(update, payload)
             self.hello()
+
+    def leave(self) -> None:
+        self.online, self.done = False, True
 
     def vanish(self) -> None:
         if not self.online:

@@ -247,6 +247,8 @@ class Simulation:
         self._commit_due = False
         changes, snapshot = self.core.changes(), self.core.snapshot()
         ledger = self.ledger
+        for gone in changes.forgotten:
+            ledger.participants.pop(gone, None)
         ledger.participants.update(changes.participants)
         ledger.tasks.update(changes.tasks)
         ledger.elapsed_s = self.now

@@ -93,6 +93,8 @@ class CommitGroup:
     drops: list[tuple[DropBuffer, Stamp]] = field(default_factory=list)
     evaluations: list[tuple[EvaluationArrived, Stamp]] = field(default_factory=list)
     participants: dict[str, ParticipantRecord] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    """Participants whose rows are deleted, before `participants` are written."""
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
     memories: dict[str, Mapping[str, Array]] = field(default_factory=dict)
     archived: list[ArchivedUpdate] = field(default_factory=list)

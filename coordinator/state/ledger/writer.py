@@ -147,6 +147,7 @@ class Ledger(LedgerReader, ArchiveWriter):
                 ":lease_until_s, :state, :detail, :sent_s, :repeats)",
                 [{name: getattr(task, name) for name in _TASK_FIELDS} for task in group.tasks.values()],
             )
+            db.executemany("DELETE FROM participants WHERE participant_id = ?", [(gone,) for gone in group.forgotten])
             db.executemany(
                 "INSERT OR REPLACE INTO participants VALUES (?, ?, ?)",
                 [

@@ -63,6 +63,10 @@ class ClientWeights:
         else:
             self._set(participant_id, by_examples(self.kind, num_examples))
 
+    def forget(self, participant_id: str) -> None:
+        """Take a participant out of the mean."""
+        self._set(participant_id, 0.0)
+
     def weight(self, participant_id: str, num_examples: int, metrics: Mapping[str, float]) -> float:
         """Call `observe`, and return q_i = value/mean; 1 for a participant without a value, as one without a loss."""
         self.observe(participant_id, num_examples, metrics)

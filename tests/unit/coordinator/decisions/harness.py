@@ -56,11 +56,13 @@ class Bench:
     def tick(self, t: float) -> list[Command]:
         return self.step(Tick(), t)
 
-    def hello(self, *names: str, t: float | None = None, session: str = "s0", holds=(), **fields) -> list[Command]:
+    def hello(
+        self, *names: str, t: float | None = None, session: str = "s0", holds=(), user: str | None = "", **fields
+    ) -> list[Command]:
         commands = []
         for name in names:
             values = {"participant_id": name, "session_id": session, "num_examples": 10, "task_ids": tuple(holds)}
-            commands += self.step(ParticipantSeen(Hello(**(values | fields))), t)
+            commands += self.step(ParticipantSeen(Hello(**(values | fields)), user), t)
         return commands
 
     def update(self, task: IssueTask, t: float | None = None, tensors: Parameters | None = None, **fields):
@@ -93,6 +95,8 @@ class Bench:
 
     def commit(self) -> Any:
         changes = self.core.changes()
+        for gone in changes.forgotten:
+            self.participants.pop(gone, None)
         self.participants.update(changes.participants)
         self.tasks.update(changes.tasks)
         self.memories.update(changes.memories)

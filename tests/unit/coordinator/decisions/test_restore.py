@@ -40,9 +40,14 @@ STRATEGIES = [
 ]  # fmt: skip
 
 
-def some_event(rng: np.random.Generator, tasks: list[IssueTask], reply: Any, delivery: int, version: int) -> Event:
+USERS = ["many", "many", "one", "two", None]
+
+
+def some_event(
+    rng: np.random.Generator, tasks: list[IssueTask], reply: Any, delivery: int, version: int, users: bool
+) -> Event:
     """Return an event of any kind, more often one that makes progress."""
-    name = f"p{rng.integers(8)}"
+    name = f"p{rng.integers(12)}"
     task = tasks[-1 - int(rng.integers(min(len(tasks), 12)))] if tasks else None
     kind = rng.choice(["hello", "update", "decline", "undeliverable", "evaluation", "tick", "poison"],
                       p=[0.25, 0.45, 0.08, 0.04, 0.08, 0.08, 0.02])  # fmt: skip
@@ -52,7 +57,7 @@ def some_event(rng: np.random.Generator, tasks: list[IssueTask], reply: Any, del
             participant_id=name, session_id=f"s{rng.integers(2)}", num_examples=int(rng.integers(0, 50)),
             accepting=bool(rng.random() < 0.8), task_ids=held,
         )  # fmt: skip
-        return ParticipantSeen(hello)
+        return ParticipantSeen(hello, USERS[int(rng.integers(len(USERS)))] if users else "")
     if kind == "update":
         update = Update(
             update_id=update_id("run", task.task_id, task.participant_id), task_id=task.task_id, run_id="run",
@@ -88,14 +93,16 @@ def with_closed(bench: Bench, event: Event) -> Event:
     selection=st.sampled_from(["uniform", "least_used"]),
     max_staleness=st.sampled_from([None, 2]),
     client_weights=st.sampled_from(["equal", "examples", "quality"]),
+    users=st.booleans(),
+    most=st.sampled_from([(10_000, None), (5, None), (8, 3)]),
 )
 def test_a_restored_core_goes_on_as_if_nothing_had_happened(
-    seed, strategy, before, selection, max_staleness, client_weights
+    seed, strategy, before, selection, max_staleness, client_weights, users, most
 ):
     run = {
         "selection": selection, "max_staleness": max_staleness, "client_weights": client_weights, "concurrency": 3,
         "lease_s": 30.0, "seed": 5, "stop": StopSettings(max_updates=100), "min_participants": 2,
-        "evaluate_interval_s": 5.0,
+        "evaluate_interval_s": 5.0, "max_participants": most[0], "max_per_user": most[1], "participant_timeout_s": 40.0,
     }  # fmt: skip
     model = Parameters({"w": np.zeros(3, np.float32), "steps": np.ones((2,), np.int64)}, {"steps"})
     one = Bench(strategy, evaluates=True, model=model, **run)
@@ -107,7 +114,7 @@ def test_a_restored_core_goes_on_as_if_nothing_had_happened(
         if i == before:
             two = Bench(strategy, evaluates=True, model=model, **run).restore(one.save())
         t += float(rng.exponential(3.0))
-        event = some_event(rng, tasks, strategy.reply, i, one.core.version)
+        event = some_event(rng, tasks, strategy.reply, i, one.core.version, users)
         commands = one.step(with_closed(one, event), t)
         tasks += [c for c in commands if isinstance(c, IssueTask)]
         commit = rng.random() < 0.3

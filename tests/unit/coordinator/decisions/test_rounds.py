@@ -12,7 +12,8 @@ from tests.unit.coordinator.decisions.harness import Bench, of, only, parameters
 
 def rounds(**changes):
     values = {"cohort_size": 2, "over_selection": 1.5, "round_deadline_s": 50.0, "min_updates": 2}
-    return Bench(FedAvg(**(values | changes)), concurrency=1, lease_s=1000.0, participant_timeout_s=1e6)
+    run = {"concurrency": 1, "lease_s": 1000.0, "participant_timeout_s": 1e6, "lapse_backoff_s": 0.0}
+    return Bench(FedAvg(**(values | changes)), **run)
 
 
 def open_round(bench, *names):

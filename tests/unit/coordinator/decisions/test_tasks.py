@@ -99,7 +99,7 @@ def test_a_lease_that_is_over_gives_the_slot_to_somebody_else_and_the_late_updat
 
 
 def test_the_silent_holder_of_a_lapsed_task_gets_no_other_until_it_speaks():
-    bench = Bench(participant_timeout_s=1000.0)
+    bench = Bench(participant_timeout_s=1000.0, lapse_backoff_s=0.0)
     task = only(IssueTask, bench.hello("a"))
     assert bench.tick(100.0) == []
     assert bench.hello("a", accepting=False, holds=[task.task_id]) == []
@@ -107,7 +107,7 @@ def test_the_silent_holder_of_a_lapsed_task_gets_no_other_until_it_speaks():
 
 
 def test_of_many_lapsed_tasks_of_one_participant_the_oldest_are_withdrawn():
-    bench = Bench(concurrency=1)
+    bench = Bench(concurrency=1, lapse_backoff_s=0.0)
     first = only(IssueTask, bench.hello("a", t=0.0))
     for i in range(1, 5):
         assert of(CloseTask, bench.hello("a", t=100.0 * i)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,18 +11,19 @@ import pytest
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.decisions.events import ClosedTask, UpdateArrived
+from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, UpdateArrived
 from fedmq.coordinator.members import Everybody
 from fedmq.coordinator.service.chunked_updates import Superseded
+from fedmq.coordinator.service.control import MOST_TOLD, LeftOut
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
-from fedmq.coordinator.service.loop import Loop
+from fedmq.coordinator.service.loop import CONTROL_IN_A_ROW, Loop
 from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import NO_PAYLOAD
 from fedmq.schemas.codec import Limits, encode
-from fedmq.schemas.messages import Update, update_id
+from fedmq.schemas.messages import Hello, Update, update_id
 from fedmq.schemas.parameters import Parameters
 
 TOPOLOGY = Topology()
@@ -35,12 +37,13 @@ DELIVERY = Delivery(TOPOLOGY.updates.name, encode(SENT, Parameters({})), "m", "t
 class Desk:
     """A loop that stops at the first update, with a core that notes it and a ledger that has the end of task t-a."""
 
-    def __init__(self, holds: bool) -> None:
+    def __init__(self, holds: bool, hellos_per_s: float = 100.0) -> None:
         self.events: list[UpdateArrived] = []
         self.core = SimpleNamespace(
             accepted=0, finished=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
             stranger=lambda _participant_id, _user: None, next_wakeup=lambda: None,
             step=self._step, participant_ids=list, knows=lambda _id: True, is_revoked=lambda _id: False,
+            proven_of=lambda _user: 0, has_room_for=lambda _participant_id: True, awaits_from=lambda *_: False,
         )  # fmt: skip
         ledger = SimpleNamespace(
             closed_task=lambda task_id: ClosedTask(task_id, "a", "withdrawn"), check_epoch=lambda: None
@@ -72,7 +75,8 @@ class Desk:
         senders = Senders(cast(Any, self.core), "open", Everybody())
         self.loop = Loop(
             run_id="r", senders=senders, dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
-            run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0), **collaborators,
+            hellos_per_s=hellos_per_s, run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0),
+            **collaborators,
         )  # fmt: skip
 
     def _on_news(self, _chunk: object, _now: float) -> list[UpdateArrived]:
@@ -112,3 +116,55 @@ def test_a_manifest_with_a_later_copy_is_acked_at_once() -> None:
     desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None))
     desk.loop.run()
     assert acked == [DELIVERY]
+
+
+def hello_of(name: str, user: str | None = "u") -> Delivery:
+    body = encode(Hello(participant_id=name, session_id="s", num_examples=1))
+    return Delivery(TOPOLOGY.control.name, body, None, None, user, {}, False, 0, name)
+
+
+def test_a_flood_of_hellos_lets_an_update_through_after_sixteen_of_them() -> None:
+    desk = Desk(holds=True)
+    seen: list[object] = []
+    step = desk.core.step
+
+    def noted(event: object, now: float) -> list[Any]:
+        seen.append(type(event).__name__)
+        return step(event, now)
+
+    desk.core.step = noted
+    for number in range(100):
+        desk.inbox.put(hello_of(f"p{number}"))
+    desk.inbox.put(DELIVERY)
+    desk.loop.run()
+    assert seen[1:].index("UpdateArrived") == CONTROL_IN_A_ROW
+
+
+def test_hellos_beyond_the_rate_are_acked_and_never_decoded() -> None:
+    desk = Desk(holds=True, hellos_per_s=0.1)
+    acked: list[object] = []
+    seen: list[object] = []
+    desk.transport.ack = lambda delivery: acked.append(delivery.token)
+    step = desk.core.step
+    desk.core.step = lambda event, now: (seen.append(event), step(event, now))[1]
+    for number in range(10):
+        desk.inbox.put(hello_of(f"p{number}"))
+    desk.inbox.put(DELIVERY)
+    desk.loop.run()
+    assert [event.hello.participant_id for event in seen if isinstance(event, ParticipantSeen)] == ["p0", "p1"]
+    assert acked[:8] == [f"p{number}" for number in range(2, 10)]
+
+
+def test_log_lines_about_those_left_out_are_told_once_and_their_memory_is_bounded(caplog: Any) -> None:
+    core = SimpleNamespace(knows=lambda name: name != "stranger", has_room_for=lambda _: False)
+    left_out = LeftOut(cast(Any, core))
+    with caplog.at_level(logging.WARNING, "fedmq"):
+        for name in ("a", "a", "stranger", "stranger"):
+            left_out.on_hello(Hello(participant_id=name, session_id="s", num_examples=1), "u")
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        "event=participant_left_out",
+        "event=participant_turned_away",
+    ]
+    for number in range(2 * MOST_TOLD):
+        left_out.on_hello(Hello(participant_id="a", session_id=f"s{number}", num_examples=1), "u")
+    assert len(left_out._told) == MOST_TOLD
