@@ -91,7 +91,8 @@ def test_a_run_can_be_verified_while_it_goes_on(federation):
         ("UPDATE updates SET task_id = 'other' WHERE accepted_order = 4", "each update once, for its own task"),
         ("UPDATE tasks SET state = 'withdrawn' WHERE task_id = (SELECT task_id FROM updates LIMIT 1)",
          "each update once, for its own task"),
-        ("INSERT INTO discards SELECT NULL, 'too_stale', '', update_id, task_id, '', 0, 0, 0, 0 FROM updates",
+        ("INSERT INTO discards SELECT NULL, 'too_stale', '', update_id, task_id, participant_id, 0, 0, 0, 0 "
+         "FROM updates",
          "each update once, for its own task"),
         ("UPDATE updates SET staleness = staleness + 1 WHERE accepted_order = 9",
          "staleness follows from the versions"),
