@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,15 @@ class Request:
 class Inventory:
     """An open inventory. Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file. Raises FleetError if there is none, or if it cannot be used."""
+    def __init__(self, path: Path, look_s: float = 0.0) -> None:
+        """Open the file. `standing` and `max_examples` look at it for changes of other processes at most once in
+        `look_s`, because a look takes as long as a small message.
+
+        Raises FleetError if there is none, or if it cannot be used.
+        """
         self.path = path
+        self._look_s = look_s
+        self._look_at = float("-inf")
         self._lock = threading.RLock()
         if not path.is_file():
             raise FleetError(f"There is no inventory {path}: make a fleet with `fedmq fleet init`, or name its folder.")
@@ -250,7 +257,7 @@ class Inventory:
     # The coordinator's questions
 
     def standing(self, participant_id: str) -> Standing:
-        """Return whether a participant is one of the fleet now. Reads the file only if another process changed it."""
+        """Return whether a participant is one of the fleet. Reads the rows only if another process changed the file."""
         found = self._standing_of(participant_id)
         if found is None:
             return "unknown"
@@ -262,6 +269,13 @@ class Inventory:
         return None if found is None else found[1]
 
     def _standing_of(self, participant_id: str) -> tuple[State, int | None] | None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look()
+            self._look_at = now + self._look_s
+        return self._standings.get(participant_id)
+
+    def _look(self) -> None:
         with self._guarded() as db:
             # Counts the commits of other connections; those of ours set _seen_version back.
             version = db.execute("PRAGMA data_version").fetchone()[0]
@@ -269,7 +283,6 @@ class Inventory:
                 rows = db.execute("SELECT id, state, max_examples FROM devices").fetchall()
                 self._standings = {row["id"]: (row["state"], row["max_examples"]) for row in rows}
                 self._seen_version = version
-        return self._standings.get(participant_id)
 
     # Certificates
 
@@ -398,6 +411,7 @@ class Inventory:
                 raise
             db.execute("COMMIT")
             self._seen_version = -1
+            self._look_at = float("-inf")
 
 
 def _device(row: sqlite3.Row) -> Device:

@@ -25,6 +25,8 @@ from fedmq.schemas.local.event_log import EventLog
 
 log = EventLog(__name__)
 
+LOOK_S = 0.05
+"""Time after which a change of the inventory holds for the next message, a revocation for example."""
 SAME = ("max_message_bytes", "max_payload_bytes", "participant_queues")
 """Settings that the devices know from their bundles."""
 
@@ -57,7 +59,7 @@ def open_fleet(config: FederationConfig) -> Iterator[OpenFleet]:
     assert config.security.fleet is not None
     folder = FleetFolder(Path(config.security.fleet))
     # Two, because the loop asks the one, and must not wait for a write of the other.
-    with Inventory(folder.inventory) as members, Inventory(folder.inventory) as own:
+    with Inventory(folder.inventory, LOOK_S) as members, Inventory(folder.inventory) as own:
         admin = _admin(own, folder)
         registrar = Registrar(folder, own, wall_s=time.time, admin=admin)
         yield OpenFleet(_applied(config, folder, shared(own)), members, registrar)

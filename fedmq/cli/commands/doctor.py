@@ -31,6 +31,10 @@ def command(
 
     federation = options.configured(config, broker, settings)
     name = checked_id(participant_id)
+    if federation.security.fleet is not None:
+        from fedmq.run.enrolled import as_coordinator  # it takes the extra `fleet`
+
+        federation = as_coordinator(federation)
     if not debugging():
         logging.getLogger("fedmq").setLevel(logging.WARNING)  # the findings say the same
     from fedmq.views.doctor import examine

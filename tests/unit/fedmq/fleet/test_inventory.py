@@ -69,6 +69,17 @@ def test_another_process_sees_a_change_at_its_next_question(inventory):
         assert (inventory.standing("sensor-1"), inventory.max_examples("nobody")) == ("revoked", None)
 
 
+def test_a_look_at_the_file_comes_once_in_a_while_if_that_is_asked_for(inventory):
+    with Inventory(inventory.path, look_s=3600.0) as other:
+        assert other.standing("sensor-1") == "unknown"
+        inventory.begin_enrolment("sensor-1", NOW_S)
+        assert other.standing("sensor-1") == "unknown"
+        other._look_at = float("-inf")  # an hour later
+        assert other.standing("sensor-1") == "enrolled"
+        other.begin_revocation("sensor-1", NOW_S)
+        assert other.standing("sensor-1") == "revoked"  # what it has written itself it knows at once
+
+
 def test_the_first_key_has_the_token_and_a_second_one_does_not(inventory):
     inventory.begin_enrolment("sensor-1", NOW_S)
     inventory.begin_token("join-1", "sensor-1", NOW_S, NOW_S + 60)

@@ -75,6 +75,7 @@ def test_a_fleet_at_work_knows_its_members_and_decides_on_requests(configured, t
         assert fleet.members.standing("sensor-1") == "unknown"
         with Inventory(folder.inventory) as other:
             other.begin_enrolment("sensor-1", NOW_S, max_examples=60)
+        fleet.members._look_at = float("-inf")  # a moment later
         assert (fleet.members.standing("sensor-1"), fleet.members.max_examples("sensor-1")) == ("enrolled", 60)
         answer = fleet.registrar.on_request(CertificateRequest(participant_id="x", request="text"), "sensor-1")
         assert answer.verdict == "refused"
