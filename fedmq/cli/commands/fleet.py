@@ -93,7 +93,7 @@ def init(
             admin = _admin(folder, inventory, node, system, management)
             setup.prepare_broker(admin, inventory, max_queues=max_queues, again=True)
         except (BrokerUnavailable, ConfigError) as error:
-            print(f"\nThe broker is not prepared yet: {error}\nThe next `fedmq fleet` command does it.")
+            print(f"\nThe broker is not prepared yet. The next `fedmq fleet` command does it. The reason: {error}")
         else:
             print(f"The broker has the user {plan.coordinator_user} with the coordinator's rights.")
     print(_what_next(folder, plan.urls))
