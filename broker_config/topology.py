@@ -124,7 +124,7 @@ class Topology:
 
     @property
     def control(self) -> Queue:
-        """The queue of hellos and declines, which are short-lived."""
+        """The queue of hellos and declines, which are small and short-lived. The oldest go first when it is full."""
         name = self.control_exchange.name
         return Queue(
             name=name,
@@ -132,6 +132,8 @@ class Topology:
             exchange=name,
             routing_key="control",
             max_length=100_000,
+            # A hello has about 600 bytes. Without this, as many of 16 MiB would fill the broker's disk.
+            max_length_bytes=64 * 1024**2,
             message_ttl_s=60.0,
             delivery_limit=1000,
         )
