@@ -24,6 +24,8 @@ COORDINATOR = "coordinator"
 DEVICES = ("sensor", "sensor-2", "a.b", "aXb")
 """Ids that are told apart only by expressions that are escaped and anchored."""
 PASSWORD = "only for this test"
+DEVICE_LIMITS = {"max-connections": 6, "max-channels": 16}
+"""The limits of a device's user (docs/operations.md)."""
 QUICK = Backoff(base_s=0.05, cap_s=0.2)
 WAIT_S = 30.0
 
@@ -40,8 +42,11 @@ class Site:
         self.grant({COORDINATOR: coordinator_rights(self.topology.prefix), **rights})
 
     def grant(self, rights: dict[str, Rights]) -> None:
-        """Make users, or give them other rights, with one call of rabbitmqctl."""
-        users = [{"name": name, "tags": "", **_password_hash(PASSWORD)} for name in rights]
+        """Make users, or give them other rights, with one call of rabbitmqctl. Devices have their limits."""
+        limits = {name: DEVICE_LIMITS for name in rights if name in DEVICES}
+        users = [
+            {"name": name, "tags": "", "limits": limits.get(name, {}), **_password_hash(PASSWORD)} for name in rights
+        ]
         permissions = [
             {"user": name, "vhost": self.vhost, "configure": one.configure, "write": one.write, "read": one.read}
             for name, one in rights.items()
