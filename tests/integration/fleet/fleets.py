@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from fedmq.broker_config.admin.documents import User
 from fedmq.broker_config.node.node import PrivateNode
-from fedmq.broker_config.rights import Rights
+from fedmq.broker_config.rights import Rights, coordinator_rights
 from fedmq.fleet import bundle, certificates, enrolment, setup
 from fedmq.fleet.backend import BackendChoice, backend
 from fedmq.fleet.bundle import TokenFile
@@ -48,7 +49,8 @@ class Fleet(Federation):
         witness = f"{prefix}-w"
         own = certificates.client_certificate(self.fleet.authority(), witness, time.time(), DAY_S)
         (folder / "witness.pem").write_text(own.pem)
-        self.admin.add_user(witness, EVERYTHING)
+        coordinator = User(self.coordinator_user, coordinator_rights(prefix))
+        self.admin.add_devices([User(witness, EVERYTHING), coordinator], [])  # one call: each takes a second
         super().__init__(
             folder,
             node.url,
@@ -68,7 +70,7 @@ class Fleet(Federation):
         setup.make(self.fleet, plan, time.time())
         with self.inventory() as inventory:
             BackendChoice("node", str(self.node.data_dir)).note(inventory)
-            setup.prepare_broker(self.admin, inventory, max_queues=100_000)
+            inventory.set_fact("broker_prepared", "yes")  # the coordinator's user is there
 
     def inventory(self) -> Inventory:
         return Inventory(self.fleet.inventory)

@@ -10,9 +10,11 @@ import pytest
 
 from fedmq.fleet import bundle, certificates
 from fedmq.fleet.bundle import Bundle
+from tests.chaos.harness import FULL
 from tests.integration.fleet.fleets import Fleet, wait_until
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+IN_FULL = pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests have the same without a broker")
 FleetOf = Callable[..., Fleet]
 
 
@@ -52,6 +54,7 @@ def test_a_device_joins_by_a_token_and_its_temporary_user_goes(fleet_of: FleetOf
     assert token.password not in coordinator.text + device.text
 
 
+@IN_FULL
 def test_a_device_that_was_killed_while_it_joined_goes_on_with_the_same_key(fleet_of: FleetOf) -> None:
     fleet = fleet_of()
     fleet.make()
@@ -98,6 +101,7 @@ def test_a_token_lets_in_one_of_two_devices_at_once_and_nobody_later(fleet_of: F
         assert found.key_id == inventory.certificates(fleet.name("a"))[0].key_id
 
 
+@IN_FULL
 def test_a_token_that_is_out_of_time_lets_nobody_in(fleet_of: FleetOf) -> None:
     fleet = fleet_of()
     fleet.make()
