@@ -111,7 +111,10 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
     if mismatch:
         raise ValueError(mismatch)
     in_chunks = isinstance(message, Task | Update) and message.chunks is not None
-    fields = message.model_dump(exclude={"kind"} if in_chunks else {"kind", "chunks"})
+    absent = {"kind"} if in_chunks else {"kind", "chunks"}
+    if isinstance(message, Task) and message.signature is None:
+        absent.add("signature")
+    fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []
     if parameters is not None:

@@ -13,7 +13,8 @@ FedmqError
 │   ├── LimitExceeded         larger than the limits allow (checked before allocation)
 │   ├── NotFinite             NaN or Inf among the values
 │   ├── Overflow              a finite number that is far too large for any sum of updates
-│   └── SpecMismatch          tensor names, dtypes or shapes that differ from the model's
+│   ├── SpecMismatch          tensor names, dtypes or shapes that differ from the model's
+│   └── BadSignature          a task that the fleet's coordinator has not signed as it is
 ├── BrokerError               RabbitMQ's, or the network's on the way to it
 │   ├── BrokerUnavailable     no connection now; trying again may help
 │   ├── BrokerRefused         credentials, virtual host, permissions: trying again cannot help
@@ -127,6 +128,12 @@ class SpecMismatch(PeerError):
     """Tensor names, dtypes or shapes that differ from the model's."""
 
     reason = "wrong_shape"
+
+
+class BadSignature(PeerError):
+    """A task without the coordinator's signature, or with one for something else."""
+
+    reason = "bad_signature"
 
 
 class BrokerError(FedmqError):

@@ -34,9 +34,11 @@ RUN_ID_HEADER = "run_id"
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
 
 DeclineReason = Literal[
-    "busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost", "unreadable"
-]
-"""`unreadable`: the task's message, which its correlation_id names, could not be read."""
+    "busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost", "unreadable",
+    "bad_signature",
+]  # fmt: skip
+"""`unreadable`: the task's message, which its correlation_id names, could not be read. `bad_signature`: the task is not
+signed by the fleet's coordinator, as the device's bundle demands."""
 
 
 _set = object.__setattr__
@@ -136,6 +138,8 @@ class Task(Message):
     lease_s: float = Field(gt=0, allow_inf_nan=False)
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
+    """The coordinator's Ed25519 signature (schemas.signing); None if the coordinator has no fleet."""
 
 
 class Update(Message):
@@ -277,6 +281,11 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
 def is_identifier(value: object) -> bool:
     """Return True if a foreign value, such as a header's, is an Identifier."""
     return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
+def run_uid(task_id: str) -> str:
+    """Return the run's own id (docs/decisions/0007), which begins the ids of its tasks."""
+    return task_id.rpartition("-")[0] or task_id
 
 
 @lru_cache(maxsize=64)  # the maker of an update asks first, its checker in the same process asks next

@@ -24,7 +24,7 @@ class Parameters(Mapping[str, Array]):
     tensors and lie in one array. Else both are None.
     """
 
-    __slots__ = ("_tensors", "block", "layout", "non_trainable")
+    __slots__ = ("__weakref__", "_tensors", "block", "layout", "non_trainable")
 
     def __init__(self, tensors: Mapping[str, Array], non_trainable: frozenset[str] | set[str] = frozenset()) -> None:
         self._tensors = dict(tensors)

@@ -41,7 +41,7 @@ MAX_BACKOFF_S = 600.0
 MAX_REPEATED = 8
 """Most receipts that one hello asks for. Each is looked up in the ledger, and a participant's queue holds 16 messages.
 The next hello asks for the next ones."""
-FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable"})
+FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable", "bad_signature"})
 """Reasons of declines that will come again. To ask at once would spin."""
 
 

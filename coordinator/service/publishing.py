@@ -4,12 +4,15 @@ A task is encoded only when the window has room. Until then it is a reference to
 of a large model cost one model, not a thousand. A task that is too large for one message goes out in chunks, one task
 after the other, into a queue of its own. The task itself follows as their manifest, so no participant waits for chunks
 that never come. Nothing here decides, and nothing waits but `flush`.
+
+A coordinator with a fleet signs each task just before it is encoded. The tensors of a version are hashed once.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent import futures
@@ -37,6 +40,7 @@ from fedmq.schemas.messages import (
     Task,
 )
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import Sign, signed, tensors_digest
 
 log = EventLog(__name__)
 
@@ -91,8 +95,9 @@ class CoordinatorPublisher:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         chunk_bytes: int = CHUNK_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        sign: Sign | None = None,
     ) -> None:
-        """`update_bytes`: the length of every update's tensors."""
+        """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -115,6 +120,9 @@ class CoordinatorPublisher:
         """True if a participant may have to send its updates in chunks, by its own settings."""
         self._prepared: dict[str, tuple[float, Future[int]]] = {}
         """Time at which the exchange of a participant's uploads was last asked for, and the answer."""
+        self._sign = sign
+        self._hashed: tuple[weakref.ref[Parameters], bytes] | None = None
+        """The tensors that were hashed last, without keeping them in RAM, and their digest."""
 
     @property
     def versions(self) -> set[int]:
@@ -201,11 +209,18 @@ class CoordinatorPublisher:
             training=command.training,
             lease_s=command.lease_s,
         )
+        if self._sign is not None:
+            task = signed(task, self._digest(parameters), self._sign)
         pieces = Pieces(encode_in_pieces(task, parameters))
         if pieces.num_bytes > self._max_message_bytes:
             self._send_chunks(command, task, pieces)
         else:
             self._publish(task, pieces.read(0, pieces.num_bytes))
+
+    def _digest(self, parameters: Parameters) -> bytes:
+        if self._hashed is None or self._hashed[0]() is not parameters:
+            self._hashed = weakref.ref(parameters), tensors_digest(parameters)
+        return self._hashed[1]
 
     def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces) -> None:
         """Send the parameters first, then the task itself."""

@@ -52,6 +52,7 @@ from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import Sign
 from fedmq.schemas.tensors import ModelSpec, spec_of
 
 log = EventLog(__name__)
@@ -103,12 +104,14 @@ class CoordinatorService:
         identity: IdentityKind = "open",
         members: Members | None = None,
         registrar: Registrar | None = None,
+        sign: Sign | None = None,
     ) -> None:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
         `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes
-        final.keras beside it. `registrar` decides on certificates; None without a fleet."""
+        final.keras beside it. `registrar` decides on certificates, and `sign` signs
+        tasks; both are None without a fleet."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -130,6 +133,7 @@ class CoordinatorService:
         self._identity = identity
         self._members = members or Everybody()
         self._registrar = registrar
+        self._sign = sign
         self._inbox: Inbox | None = None
         self._failures = Failures()
         self._stopping = False
@@ -361,6 +365,7 @@ class CoordinatorService:
                 update_bytes=core.payload_bytes,
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
+                sign=self._sign,
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,

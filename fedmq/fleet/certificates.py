@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 from fedmq.schemas.errors import ConfigError, MalformedMessage, shown
 from fedmq.schemas.local.extras import require
+from fedmq.schemas.signing import Sign, Verify
 
 require("cryptography", "the certificates of a fleet")
 
@@ -97,6 +98,34 @@ def public_signing_key(private: str) -> str:
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise ConfigError("the signing key is not an Ed25519 key")
     return key.public_key().public_bytes_raw().hex()
+
+
+def signer(private: str) -> Sign:
+    """Return the function that signs tasks with this key. Raises ConfigError if the text is no Ed25519 key."""
+    key = _private_key(private, "the signing key")
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise ConfigError("the signing key is not an Ed25519 key")
+    return lambda content: key.sign(content).hex()
+
+
+def verifier(public: str) -> Verify:
+    """Return the function that checks the signatures of tasks. `public` has the key's 64 hexadecimal digits.
+
+    Raises ConfigError if it is no Ed25519 key.
+    """
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+    except _NOT_READABLE:
+        raise ConfigError("the coordinator's public key is not an Ed25519 key") from None
+
+    def verify(content: bytes, signature: str) -> bool:
+        try:
+            key.verify(bytes.fromhex(signature), content)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    return verify
 
 
 # Certificates

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedmq.config.device import load_device
 from fedmq.fleet import bundle
 from fedmq.fleet.bundle import Bundle
+from fedmq.fleet.certificates import verifier
 from fedmq.fleet.device import Device, tighten
 from fedmq.fleet.joining import bundle_path, join
 from fedmq.participant.service.service import ParticipantService
@@ -26,7 +27,8 @@ def device_service(path: Path, config: Path | None, app: Path | None, flags: Seq
     settings = load_device(
         config, app, flags, broker=device.broker_settings(), coordinator_user=device.bundle.coordinator_user
     )
-    return participant_for(settings, device.participant_id, credentials=device)
+    verify = verifier(device.bundle.coordinator_key)
+    return participant_for(settings, device.participant_id, credentials=device, verify=verify)
 
 
 def open_device(path: Path) -> Device:

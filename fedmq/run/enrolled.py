@@ -14,14 +14,16 @@ from pydantic import SecretStr
 from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
+from fedmq.fleet import certificates
 from fedmq.fleet.backend import BackendChoice, backend
 from fedmq.fleet.bundle import Shared, vhost_of
-from fedmq.fleet.folder import FleetFolder
+from fedmq.fleet.folder import FleetFolder, read_text
 from fedmq.fleet.inventory import Inventory
 from fedmq.fleet.registrar import Registrar
 from fedmq.fleet.setup import shared
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.signing import Sign
 
 log = EventLog(__name__)
 
@@ -39,6 +41,8 @@ class OpenFleet:
     """The federation, with the fleet's address and certificates where the file has none."""
     members: Members
     registrar: Registrar
+    sign: Sign
+    """Signs tasks, with the key in the fleet's folder."""
 
 
 def as_coordinator(config: FederationConfig) -> FederationConfig:
@@ -62,7 +66,8 @@ def open_fleet(config: FederationConfig) -> Iterator[OpenFleet]:
     with Inventory(folder.inventory, LOOK_S) as members, Inventory(folder.inventory) as own:
         admin = _admin(own, folder)
         registrar = Registrar(folder, own, wall_s=time.time, admin=admin)
-        yield OpenFleet(_applied(config, folder, shared(own)), members, registrar)
+        fleet = shared(own)
+        yield OpenFleet(_applied(config, folder, fleet), members, registrar, _signer(folder, fleet))
 
 
 def _admin(inventory: Inventory, folder: FleetFolder) -> BrokerAdmin | None:
@@ -72,6 +77,18 @@ def _admin(inventory: Inventory, folder: FleetFolder) -> BrokerAdmin | None:
     except ConfigError as error:
         log.info("no_administration", detail=f"{error}. Users of tokens stay until the next `fedmq fleet` command")
         return None
+
+
+def _signer(folder: FleetFolder, fleet: Shared) -> Sign:
+    """Return the signing of tasks. Raises ConfigError if the devices know another key, and FleetError."""
+    private = read_text(folder.signing_key)
+    if certificates.public_signing_key(private) != fleet.coordinator_key:
+        raise ConfigError(
+            f"{folder.signing_key} is not the key that the devices' bundles have: every device would refuse every "
+            "task. Put the fleet's own key back. A standby coordinator has a copy of the same folder."
+        )
+    log.info("tasks_are_signed", key=fleet.coordinator_key[:16])
+    return certificates.signer(private)
 
 
 def _applied(config: FederationConfig, folder: FleetFolder, fleet: Shared) -> FederationConfig:

@@ -28,6 +28,7 @@ from fedmq.schemas.errors import AppError, ConfigError, SpecMismatch
 from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import Sign, Verify
 from fedmq.schemas.tensors import check_spec, spec_of
 
 log = EventLog(__name__)
@@ -94,12 +95,13 @@ def coordinator_for(
     """
     with ExitStack() as stack:
         registrar: Registrar | None = None
+        sign: Sign | None = None
         if members is None and config.security.fleet is not None:
             from fedmq.run.enrolled import open_fleet  # it takes the extra `fleet`
 
             fleet = stack.enter_context(open_fleet(config))
-            config, members, registrar = fleet.config, fleet.members, fleet.registrar
-        yield from _coordinator_for(config, connect, members, registrar)
+            config, members, registrar, sign = fleet.config, fleet.members, fleet.registrar, fleet.sign
+        yield from _coordinator_for(config, connect, members, registrar, sign)
 
 
 def _coordinator_for(
@@ -107,6 +109,7 @@ def _coordinator_for(
     connect: Callable[[], Transport] | None,
     members: Members | None,
     registrar: Registrar | None,
+    sign: Sign | None,
 ) -> Iterator[CoordinatorService]:
     user = config.security.coordinator_user
     kind = config.security.kind(config.broker.auth, fleet=members is not None)
@@ -139,6 +142,7 @@ def _coordinator_for(
             identity=kind,
             members=members,
             registrar=registrar,
+            sign=sign,
         )
     finally:
         child.close()
@@ -149,8 +153,10 @@ def participant_for(
     participant_id: str,
     transport: Transport | None = None,
     credentials: Credentials | None = None,
+    verify: Verify | None = None,
 ) -> ParticipantService:
-    """Return the service around the app's trainer. `credentials` are those of a device of a fleet.
+    """Return the service around the app's trainer. `credentials` are those of a device of a fleet, and `verify` checks
+    that its tasks are signed.
 
     Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
     """
@@ -177,6 +183,7 @@ def participant_for(
         publish_timeout_s=config.broker.publish_timeout_s,
         coordinator_user=config.security.coordinator_user if kind == "user" else None,
         credentials=credentials,
+        verify=verify,
     )
 
 

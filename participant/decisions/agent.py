@@ -11,7 +11,8 @@ Rules
 3.  A task that is over, or whose update is in the outbox or on its way, is acked and not trained again. A task that was
     declined is declined again in the same words.
 4.  A task for another participant is acked and ignored, with a warning. A message that cannot be read is acked. If it
-    names a task that is neither in hand nor over, the task is declined as unreadable.
+    names a task that is neither in hand nor over, the task is declined as unreadable. The same goes for a task without
+    the coordinator's signature, if the device's bundle demands one; it is declined as bad_signature.
 5.  Losing the broker never stops training.
 6.  A finished update is on disk before it is published, and leaves the disk after the broker's confirm. An update that
     went in chunks stays on disk until its receipt, and all of it is sent again when the coordinator asks for that. The
@@ -247,7 +248,7 @@ class Agent:
             return self._declines.send(task_id, connected=self._connected)
         if task_id in self.held() or self._outbox.is_over(task_id):
             return []
-        return self._declines.decline_unreadable(task_id, event.run_id, event.detail, connected=self._connected)
+        return self._declines.decline_unreadable(event, connected=self._connected)
 
     def _on_spooled(self, event: ev.TaskSpooled, _now: float) -> list[ev.Command]:
         current = self._current_in(event.task_id, "spooling")

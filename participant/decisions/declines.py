@@ -34,9 +34,9 @@ class Declines:
     ) -> list[ev.Command]:
         return self._make(task.task_id, task.run_id, reason, detail, retry_after_s, connected=connected)
 
-    def decline_unreadable(self, task_id: str, run_id: str, detail: str, *, connected: bool) -> list[ev.Command]:
-        """Decline a task of which only the ids are known."""
-        return self._make(task_id, run_id, "unreadable", detail, None, connected=connected)
+    def decline_unreadable(self, event: ev.TaskUnreadable, *, connected: bool) -> list[ev.Command]:
+        """Decline a task of which only the ids are known, or believed."""
+        return self._make(event.task_id, event.run_id, event.reason, event.detail, None, connected=connected)
 
     def _make(
         self,

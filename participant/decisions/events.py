@@ -59,11 +59,12 @@ class TaskReceived:
 
 @dataclass(frozen=True, slots=True)
 class TaskUnreadable:
-    """A message arrived that names a task and cannot be read. It is acked."""
+    """A message arrived that names a task, and that cannot be read or is not signed. It is acked."""
 
     task_id: str
     run_id: str
     detail: str
+    reason: Literal["unreadable", "bad_signature"] = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)

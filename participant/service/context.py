@@ -10,6 +10,7 @@ from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import Limits
+from fedmq.schemas.signing import Verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class ServiceContext:
     """Hand an item to the service's inbox. Any thread may call it, and it does not block."""
     coordinator_user: str | None = None
     """The only user whose chunks are taken; None takes anybody's."""
+    verify: Verify | None = None
+    """The check of tasks' signatures; None takes tasks without one."""
 
     def upload_queue(self, update_id: str) -> Queue:
         """Return the queue for the chunks of one of this participant's updates."""

@@ -40,14 +40,15 @@ from fedmq.participant.service.strangers import Strangers
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.spool.spool import SentRecord, Spool
-from fedmq.participant.training.methods import replies_of, run_uid
+from fedmq.participant.training.methods import replies_of
 from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
-from fedmq.schemas.errors import AppError, MalformedMessage, PeerError, SpoolError
+from fedmq.schemas.errors import AppError, BadSignature, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, header_bytes
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import RUN_ID_HEADER, Certificate, Notice, Receipt, Task, is_identifier
+from fedmq.schemas.messages import RUN_ID_HEADER, Certificate, Notice, Receipt, Task, is_identifier, run_uid
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import Verify
 
 log = EventLog(__name__)
 
@@ -97,8 +98,10 @@ class ParticipantService:
         publish_timeout_s: float = 60.0,
         coordinator_user: str | None = None,
         credentials: Credentials | None = None,
+        verify: Verify | None = None,
     ) -> None:
-        """`coordinator_user`: the only user whose messages and chunks are believed; None believes everybody's."""
+        """`coordinator_user`: the only user whose messages and chunks are believed; None believes everybody's.
+        `verify` checks the signatures of tasks; None takes tasks without one."""
         self.participant_id = participant_id
         self._settings = settings
         self._trainer = trainer
@@ -116,6 +119,7 @@ class ParticipantService:
         self._coordinator_user = coordinator_user
         self._strangers = Strangers(participant_id, coordinator_user)
         self._credentials = credentials
+        self._verify = verify
         self._renewal: Renewal | None = None
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
@@ -144,6 +148,7 @@ class ParticipantService:
             chunk_bytes=self._chunk_bytes,
             publish_timeout_s=self._publish_timeout_s,
             coordinator_user=self._coordinator_user,
+            verify=self._verify,
             put=self._inbox.put,
         )
         self._intake = TaskIntake(context, self._training)
@@ -271,12 +276,15 @@ class ParticipantService:
             "task_received", participant=self.participant_id, task=task.task_id, run=task.run_id,
             base_version=task.base_version, bytes=len(delivery.body), redelivered=delivery.redelivered,
         )  # fmt: skip
+        try:
+            self._intake.arrived(task, parameters)
+        except BadSignature as error:
+            return self._refuse_task(task, delivery, error)
         left = self._look_at_conditions(FRESH_CONDITIONS_S)
         if left is not None:
             return left
         handle = next(self._handles)
         self._deliveries[handle] = delivery
-        self._intake.arrived(task, parameters)
         left = self._handle(ev.TaskReceived(task, handle))
         self._intake.decided(task, goes_back=self._agent.leaving and handle in self._deliveries)
         return left
@@ -289,6 +297,15 @@ class ParticipantService:
         left = None
         if is_identifier(task_id) and is_identifier(run_id):
             left = self._handle(ev.TaskUnreadable(str(task_id), str(run_id), f"{error.reason}: {error}"))
+        self._transport.ack(delivery)
+        return left
+
+    def _refuse_task(self, task: Task, delivery: Delivery, error: BadSignature) -> ev.Exit | None:
+        """Ack a task that the coordinator has not signed, and decline it unless that very task is in hand or over."""
+        log.error("task_refused", participant=self.participant_id, task=task.task_id, detail=error)
+        left = None
+        if task.participant_id == self.participant_id:
+            left = self._handle(ev.TaskUnreadable(task.task_id, task.run_id, str(error), "bad_signature"))
         self._transport.ack(delivery)
         return left
 

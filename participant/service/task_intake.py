@@ -1,6 +1,10 @@
 """Tasks from their arrival to the start of their training: onto the disk, with parameters that may come in chunks.
 
 The service's thread calls everything here. It carries out the agent's SpoolTask, CancelSpooling and StartTraining.
+
+No parameters go to the trainer before the task's signature is checked with them, if the bundle demands signatures.
+Those beside a task are checked as it arrives, before anything is written. Those that come in chunks are checked as they
+are read from disk, and so are those of a task that an earlier process spooled.
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ from fedmq.broker_config.faults import fault
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
-from fedmq.participant.training.methods import has_memory, run_uid
+from fedmq.participant.training.methods import has_memory
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.codec import decode
-from fedmq.schemas.errors import MalformedMessage, PeerError, SpoolError
+from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.local.clocks import moment_now
-from fedmq.schemas.messages import Task
+from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.messages import Task, run_uid
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import check_signature, check_signed
+
+log = EventLog(__name__)
 
 
 class TaskIntake:
@@ -33,9 +41,15 @@ class TaskIntake:
         self._download: Download | None = None
 
     def arrived(self, task: Task, parameters: Parameters | None) -> None:
-        """Hold the parameters of a task that the agent is about to see; None if they come in chunks."""
+        """Hold the parameters of a task that the agent is about to see; None if they come in chunks.
+
+        Raises BadSignature.
+        """
         if parameters is not None:
+            self._check(task, parameters)
             self._received[task.task_id] = parameters
+        elif self._context.verify is not None:
+            check_signed(task)
 
     def decided(self, task: Task, goes_back: bool) -> None:
         """Drop what a task brought, now that the agent has decided on it, unless it is being fetched.
@@ -108,6 +122,10 @@ class TaskIntake:
         if parameters is None:
             try:
                 parameters = self._read_parameters(task)
+                self._check(task, parameters)
+            except BadSignature as error:
+                log.error("task_refused", participant=self._context.participant_id, task=task.task_id, detail=error)
+                return ev.TrainingFailed(task.task_id, "bad_signature", str(error))
             except (PeerError, SpoolError) as error:
                 return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
         try:
@@ -116,6 +134,11 @@ class TaskIntake:
             return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
         self._training.start(task, parameters, memory)
         return None
+
+    def _check(self, task: Task, parameters: Parameters) -> None:
+        """Raise BadSignature unless the task is signed, if signatures are checked."""
+        if self._context.verify is not None:
+            check_signature(task, parameters, self._context.verify)
 
     def _write_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
         try:

@@ -58,11 +58,6 @@ class Made:
     """The method's memory once the update is accepted; None if the method has none."""
 
 
-def run_uid(task_id: str) -> str:
-    """Return the run's own id (docs/decisions/0007), to which a memory belongs."""
-    return task_id.rpartition("-")[0] or task_id
-
-
 def has_memory(task: Task) -> bool:
     """True if the task's method has a memory on the participant."""
     return task.work == "train" and METHODS[task.reply].remembers

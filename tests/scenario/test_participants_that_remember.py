@@ -24,8 +24,8 @@ from fedmq.coordinator.strategies import Area
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
 from fedmq.participant.settings import ParticipantSettings
-from fedmq.participant.training.methods import Memory, begin, make, run_uid
-from fedmq.schemas.messages import Notice, Receipt, Task, Update, update_id
+from fedmq.participant.training.methods import Memory, begin, make
+from fedmq.schemas.messages import Notice, Receipt, Task, Update, run_uid, update_id
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench
 

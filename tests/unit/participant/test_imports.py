@@ -84,3 +84,17 @@ def test_the_keras_trainer_without_keras_says_the_command_that_installs_it() -> 
         "The package keras is not installed. It is needed for an app with build_model. "
         "Install it with: pip install 'fedmq[keras]'"
     )
+
+
+def test_a_device_with_a_bundle_and_without_the_extra_is_told_so_at_its_start() -> None:
+    """The bundle has the coordinator's key, and only the extra can check signatures with it."""
+    said = in_a_new_process("""
+        import fedmq
+
+        try:
+            import fedmq.run.devices
+        except fedmq.MissingExtra as error:
+            print(json.dumps(str(error)))
+    """)
+    assert said.startswith("The package cryptography is not installed.")
+    assert said.endswith("Install it with: pip install 'fedmq[fleet]'")

@@ -1,12 +1,16 @@
 """A federation with a fleet beside its file."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from fedmq.config.device import load_device
 from fedmq.config.file import load_config
-from fedmq.fleet import setup
+from fedmq.fleet import certificates, setup
 from fedmq.fleet.bundle import Bundle, broker_settings
+from fedmq.fleet.folder import read_text, write_secret
 from fedmq.fleet.inventory import Inventory
+from fedmq.run import devices
 from fedmq.run.enrolled import as_coordinator, open_fleet
 from fedmq.schemas.errors import ConfigError, FleetError
 from fedmq.schemas.messages import CertificateRequest
@@ -81,6 +85,21 @@ def test_a_fleet_at_work_knows_its_members_and_decides_on_requests(configured, t
         assert answer.verdict == "refused"
 
 
+def test_a_coordinator_signs_with_the_key_that_the_bundles_know(configured, tmp_path):
+    folder = made(tmp_path)
+    with open_fleet(configured()) as fleet:
+        signature = fleet.sign(b"content")
+    verify = certificates.verifier(bundle_of(folder).coordinator_key)
+    assert verify(b"content", signature)
+    assert not verify(b"other", signature)
+
+
+def test_a_signing_key_that_the_bundles_do_not_know_is_refused(configured, tmp_path):
+    write_secret(made(tmp_path).signing_key, certificates.new_signing_key().private)
+    with pytest.raises(ConfigError, match="every device would refuse every task"), open_fleet(configured()):
+        pass
+
+
 # Devices
 
 
@@ -117,3 +136,17 @@ def test_a_devices_mistakes_are_told_together(tmp_path):
         load_device(None, None, ("participant.hello=3", "run.seed=4"), broker=broker, coordinator_user="c", environ={})
     assert "participant.hello" in str(caught.value)
     assert "run" in str(caught.value)
+
+
+def test_a_device_checks_tasks_with_the_key_of_its_bundle(tmp_path, monkeypatch):
+    folder = made(tmp_path)
+    content = bundle_of(folder)
+    broker = broker_settings(content, "sensor-1", auth="external", cert_file="device.pem")
+    device = SimpleNamespace(bundle=content, participant_id="sensor-1", broker_settings=lambda: broker)
+    given = {}
+    monkeypatch.setattr(devices, "open_device", lambda _path: device)
+    monkeypatch.setattr(devices, "participant_for", lambda _settings, _id, **more: given.update(more))
+    devices.device_service(tmp_path / "sensor-1.bundle", None, tmp_path / "app.py", ())
+    sign = certificates.signer(read_text(folder.signing_key))
+    assert given["verify"](b"content", sign(b"content"))
+    assert not given["verify"](b"other", sign(b"content"))
