@@ -42,6 +42,7 @@ Verify = Callable[[bytes, str], bool]
 """Return True if the signature, 128 hexadecimal digits, is the coordinator's for these bytes."""
 
 PREFIX = b"fedmq task 1\0"
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "signature"})
 """Fields of a Task that are not part of `config`. The chunks are a way to send the tensors, and these are signed."""
 
@@ -62,8 +63,7 @@ def tensors_digest(parameters: Parameters) -> bytes:
 def config_digest(task: Task) -> bytes:
     """Return the 32 bytes of SHA-256 over the fields of a task that do not stand by themselves."""
     fields: dict[str, Any] = task.model_dump(exclude=set(BY_THEMSELVES))
-    written = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(written.encode()).digest()
+    return hashlib.sha256(_JSON.encode(fields).encode()).digest()
 
 
 def signed_bytes(task: Task, tensors: bytes) -> bytes:

@@ -193,7 +193,7 @@ def test_a_task_that_was_changed_anywhere_is_declined_and_never_trained(
 
 @both_ways
 def test_the_same_changes_are_trained_by_a_device_whose_bundle_has_no_key(site: Site, max_message_bytes: int) -> None:
-    """It proves that the attack of the test above would have worked."""
+    """Proof that the attack of the test above would have worked."""
     site.device(verify=None)
     for number, change in enumerate(CHANGES.values()):
         order = change(Order(number))
