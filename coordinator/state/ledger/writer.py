@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fedmq.schemas.local.files import FILE_MODE, tighten
 
 log = EventLog(__name__)
 
+_WAL_TRIES, _WAL_PAUSE_S = 100, 0.02
 _PARTICIPANT_FIELDS = tuple(ParticipantRecord.__dataclass_fields__)
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 
@@ -40,7 +42,7 @@ class Ledger(LedgerReader, ArchiveWriter):
         _prepare(self.path)
         db = sqlite3.connect(self.path, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            _turn_to_wal(db)
             db.execute("PRAGMA synchronous = FULL")
             if is_empty(db):
                 _fill(db)
@@ -212,6 +214,20 @@ def _prepare(path: Path) -> None:
                 tighten(path.with_name(path.name + suffix))
     except PermissionError as error:
         log.warning("ledger_open_to_others", file=path, error=error, detail="its owner should close it: chmod go-rwx")
+
+
+def _turn_to_wal(db: sqlite3.Connection) -> None:
+    """Turn WAL on. SQLite does not wait for this change as it does for others: if two coordinators make the ledger at
+    the same moment, one is told at once that it is locked. The other one's change then serves both."""
+    for tries_left in reversed(range(_WAL_TRIES)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not tries_left:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+        else:
+            return
 
 
 def _fill(db: sqlite3.Connection) -> None:
