@@ -83,7 +83,6 @@ class Session:
         channel.basic_qos(prefetch_count=4)
         channel.confirm_delivery(self._confirmed)
         channel.queue_declare(queue.name, durable=True, arguments=queue.arguments())
-        channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
         channel.basic_consume(queue.name, self._on_delivery, callback=lambda _: self._say_hello())
 
     def _say_hello(self) -> None:
