@@ -5,11 +5,14 @@ Rules
    If a label or a digest cannot be right, the payload is lost.
 2. The store holds the bytes, and decides when a chunk is acked. A repeated chunk, or a chunk of another payload, goes
    to the store as None, because it fills the window until it is acked.
-3. The payload is lost if its queue is gone, or if the queue is empty and no chunk has come for `PATIENCE_S`. A broker
-   that is away loses nothing: the receiver waits for it.
+3. The payload is lost if its queue is gone, or if the queue is empty and no wanted chunk has come for `PATIENCE_S`. A
+   broker that is away loses nothing: the receiver waits for it.
 4. A chunk of another user than `sender` is no chunk. It is acked and counted, and changes nothing else: the payload is
    not damaged by it, and not waited for any longer.
-5. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
+5. Only a wanted chunk is progress. An honest sender repeats a few chunks after a lost connection. So the payload is
+   lost after `most_unwanted` chunks that are not wanted. A new connection of ours brings its own repeats, and is
+   counted anew.
+6. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ log = EventLog(__name__)
 PATIENCE_S = 30.0
 """Time without chunks, longer than a broker takes to notice that a former connection of ours, which holds them, is
 dead."""
+MORE_UNWANTED = 64
+"""Unwanted chunks that a payload may bring beside two for each of its own: a short one has repeats as well."""
 QueueState = Literal["filled", "empty", "gone", "unknown"]
 
 
@@ -89,7 +94,7 @@ class ChunkReceiver:
         self.payload = payload
         self.queue = queue
         self.heard_s: float
-        """Time of the last chunk, or of the last look at the queue."""
+        """Time of the last wanted chunk, or of the last look at the queue."""
         self.silent_since_s: float | None = None
         """Time since when the queue has been empty; None if it was not at the last look."""
         self._assembly: Assembly
@@ -100,7 +105,23 @@ class ChunkReceiver:
         self._sender = sender
         self.foreign = 0
         """Number of chunks that other users put into the queue."""
+        self.ready: int | None = None
+        """Number of chunks that were in the queue at `begin`; None if the broker was away."""
+        self.came = 0
+        """Number of chunks that have come since, of any kind."""
+        self._unwanted = 0
         self._over = False
+
+    @property
+    def most_unwanted(self) -> int:
+        """Number of unwanted chunks beyond which the payload is lost (rule 5)."""
+        return 2 * self.payload.count + MORE_UNWANTED
+
+    @property
+    def has_all_that_was_ready(self) -> bool:
+        """True if all chunks that were in the queue at `begin` have come. If chunks are still missing then, they were
+        not there."""
+        return self.ready is not None and self.came >= self.ready
 
     @property
     def missing(self) -> int:
@@ -124,7 +145,11 @@ class ChunkReceiver:
         self.heard_s, self.silent_since_s = now, silent_since_s
         if not self.missing:
             return self._whole()
-        if self._queue_state() == "gone":
+        try:
+            self.ready = self._transport.depth(self.queue)
+        except BrokerUnavailable:
+            self.ready = None
+        except BrokerError:
             return self._lost(f"its queue {self.queue} does not exist")
         self._transport.consume(self.queue, self._arrived, self._prefetch)
         return None
@@ -133,22 +158,36 @@ class ChunkReceiver:
         """Check a chunk and keep it."""
         if self._over or chunk.receiver is not self:
             return None
+        self.came += 1
         if chunk.foreign:
             self._on_foreign(chunk.delivery)
             return None
-        self.heard_s = now
         if chunk.problem is not None:
             return self._lost(chunk.problem)
-        index, digest = chunk.index, b""
-        if index is not None:
-            start, length = self._assembly.offset(index), self._assembly.length(index)
-            digest = digest_of(self._store.bytes_of(start, length, chunk.delivery))
-            try:
-                self._assembly.check(index, digest)
-            except MalformedMessage as error:
-                return self._lost(str(error))
-        self._store.keep(index, digest, chunk.delivery)
+        if chunk.index is None:
+            return self._on_unwanted(chunk.delivery)
+        self.heard_s = now
+        start, length = self._assembly.offset(chunk.index), self._assembly.length(chunk.index)
+        digest = digest_of(self._store.bytes_of(start, length, chunk.delivery))
+        try:
+            self._assembly.check(chunk.index, digest)
+        except MalformedMessage as error:
+            return self._lost(str(error))
+        self._store.keep(chunk.index, digest, chunk.delivery)
         return None if self.missing else self._whole()
+
+    def reconnected(self) -> None:
+        """Expect repeats anew: the broker delivers what was not acked once more."""
+        self._unwanted = 0
+
+    def _on_unwanted(self, delivery: Delivery) -> Lost | None:
+        self._unwanted += 1
+        self._store.keep(None, b"", delivery)
+        if self._unwanted <= self.most_unwanted:
+            return None
+        missing = f"{self.missing} of {self.payload.count} chunks are missing"
+        came = f"{self._unwanted} chunks came that are repeats or of another payload"
+        return self._lost(f"{came}, at most {self.most_unwanted} expected; {missing}")
 
     def _on_foreign(self, delivery: Delivery) -> None:
         self.foreign += 1

@@ -88,6 +88,7 @@ class ChunkedUpdates:
         self._owned = owned
         self._dropping: dict[str, Manifest] = {}
         """Manifests of broken payloads whose queues are not deleted yet, by update_id."""
+        self._has_room = True
 
     @property
     def idle(self) -> bool:
@@ -104,23 +105,29 @@ class ChunkedUpdates:
             self._intake.check(update.chunks)
         except PeerError as error:
             return self._poison(handle, update, error)
+        # So a participant has no more manifests waiting than open tasks: one, and the few lapsed ones.
+        over = [one for one in self._intake.waiting_of(update.participant_id) if not self._core.awaits(one.update)]
+        for manifest in over:
+            self._intake.withdraw(manifest)
+        ended = [self._without_payload(manifest.handle, manifest.update) for manifest in over]
         former: DeliveryHandle | None
         if update.update_id in self._dropping:
             former = self._dropping[update.update_id].handle
             self._dropping[update.update_id] = Manifest(handle, update, update.chunks)
         else:
             former = self._intake.offer(handle, update)
-        return [] if former is None else [Superseded(former)]
+        return ended if former is None else [*ended, Superseded(former)]
 
     def work(self, now: float, has_room: bool) -> Sequence[Outcome] | None:
         """Fetch the next payload if RAM has room for it. Return None if there was nothing to do."""
+        self._has_room = has_room
         reading = self._intake.reading
         if reading is not None and not self._core.awaits(reading.update):
             self._intake.abandon()
             return [self._without_payload(reading.handle, reading.update)]
         if outcomes := self._on_broken(self._intake.tick(now)):
             return outcomes
-        manifest = self._intake.next() if has_room else None
+        manifest = self._intake.next(now) if has_room else None
         if manifest is None:
             return None
         if not self._core.awaits(manifest.update):
@@ -140,7 +147,7 @@ class ChunkedUpdates:
 
     def due_s(self) -> float:
         """Run time at which `work` has something to look at although nothing came."""
-        return self._intake.due_s()
+        return self._intake.due_s(self._has_room)
 
     def clear(self) -> list[DeliveryHandle]:
         """Give up all manifests that are not at their end. Return their handles, in their order."""

@@ -8,26 +8,37 @@ Rules
    the commit that holds the update. A coordinator that crashes before the commit finds all of the chunks there.
 4. A payload that its receiver calls lost is broken. Its participant, which keeps the update until the receipt, is asked
    to send it again. The try number `MOST_TRIES` is the last one. Failures within `ONE_TRY_S` are one try, because the
-   manifest of a broken payload may come several times before its participant has heard of it. While a queue is empty
-   for `GIVE_WAY_S`, the other payloads go first.
+   manifest of a broken payload may come several times before its participant has heard of it.
 5. A manifest may come twice. The latest copy stands for all of them: they say the same, and if a consumer was lost only
    the latest one can still be acked.
 6. A manifest's claims are compared with the model before anything of that size is allocated.
+
+While others wait that can be read, nobody holds the intake:
+
+7. A participant announces a payload when all of its chunks are in the queue. A payload with fewer is *short*: another
+   consumer holds chunks for a while, or they were never sent. It is not begun, and looked at from time to time. If it
+   is short for `PATIENCE_S`, it is broken.
+8. A payload gives way if its queue is empty and no wanted chunk has come for `GIVE_WAY_S`. It gives way at once if all
+   chunks that were in the queue have come and some are still missing. If there were enough chunks in the queue then,
+   they were other ones, and the third time breaks the payload.
+9. A payload also gives way when its budget is used up: `BUDGET_S`, and the time for its bytes at `SLOW_BYTES_PER_S`.
+   Its next budget is twice as long, so it gets through in the end over any link.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from fedmq.broker_config.chunks.receiver import ChunkArrived, ChunkReceiver, Lost
+from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived, ChunkReceiver, Lost
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Transport
 from fedmq.coordinator.decisions.events import DeliveryHandle
-from fedmq.schemas.errors import LimitExceeded, SpecMismatch
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.limits import DEFAULT_LIMITS
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
@@ -35,6 +46,11 @@ from fedmq.schemas.messages import ChunkedPayload, Update, update_id
 log = EventLog(__name__)
 
 GIVE_WAY_S = 1.0
+BUDGET_S = 10.0
+SLOW_BYTES_PER_S = 4 * 1024**2
+"""A slow link between the broker and the coordinator."""
+MOST_HOLLOW = 3
+"""Readings of a payload that had chunks enough in its queue, and not the right ones, before it is broken."""
 MOST_TRIES = 3
 ONE_TRY_S = 30.0
 _ENVELOPE_BYTES = DEFAULT_LIMITS.max_header_bytes + 256
@@ -74,12 +90,30 @@ class Broken:
     final: bool
 
 
+@dataclass(slots=True)
+class _History:
+    """An update's turns so far."""
+
+    tries: int = 0
+    tried_at_s: float = float("-inf")
+    silent_since_s: float | None = None
+    """Time since when chunks have been missing in its queue; None if they were not at the last look."""
+    look_s: float = float("-inf")
+    """Time before which it is not looked at again."""
+    budgets: int = 0
+    """Number of budgets that were used up."""
+    hollow: int = 0
+    """Number of turns in which its queue had chunks enough, and not the right ones."""
+
+
 class _Reading:
     """The payload that is read now, and its receiver's store: one buffer; only repeated chunks are acked (rule 3)."""
 
     def __init__(self, manifest: Manifest, transport: Transport) -> None:
         self.manifest = manifest
         self.receiver: ChunkReceiver
+        self.until_s = float("inf")
+        """End of the budget."""
         self._transport = transport
         # A bytearray would write zeros first.
         self._buffer: memoryview | None = np.empty(manifest.chunks.num_bytes, np.uint8).data
@@ -130,11 +164,8 @@ class Intake:
         self._sender_of = sender_of
         self._waiting: deque[Manifest] = deque()
         self._current: _Reading | None = None
-        self._tries: Counter[str] = Counter()
-        """Tries by update_id, as the two below."""
-        self._tried_at_s: dict[str, float] = {}
-        self._silent_since_s: dict[str, float] = {}
-        """Time since when the queue of an update that gave way has been empty."""
+        self._histories: dict[str, _History] = {}
+        """Histories by update_id, of the updates that are not over."""
 
     def check(self, chunks: ChunkedPayload) -> None:
         """Raise a PeerError unless this can be an update of the model (rule 6)."""
@@ -182,28 +213,52 @@ class Intake:
         """The manifest of the payload that is put together now."""
         return None if self._current is None else self._current.manifest
 
-    def next(self) -> Manifest | None:
-        """Remove and return the next manifest, to be begun or not; None while a payload is put together."""
-        return self._waiting.popleft() if self._waiting and self._current is None else None
+    def waiting_of(self, participant_id: str) -> list[Manifest]:
+        """Return a participant's manifests that wait for their turn."""
+        return [manifest for manifest in self._waiting if manifest.update.participant_id == participant_id]
+
+    def withdraw(self, manifest: Manifest) -> None:
+        """Take a manifest out of those that wait."""
+        self._waiting.remove(manifest)
+
+    def next(self, now: float) -> Manifest | None:
+        """Remove and return the next manifest, to be begun or not; None while a payload is put together, or if it is
+        not yet time to look at any."""
+        if self._current is not None:
+            return None
+        for manifest in self._waiting:
+            if self._look_s(manifest) <= now:
+                self._waiting.remove(manifest)
+                return manifest
+        return None
 
     def begin(self, manifest: Manifest, now: float) -> Broken | None:
-        """Read its queue from now on. Broken if there is none."""
-        update, chunks, current = manifest.update, manifest.chunks, _Reading(manifest, self._transport)
-        queue = self.queue_of(update.run_id, update.task_id, update.participant_id)
+        """Read its queue from now on, or let it wait because it is short. Broken if there is no queue, or if it has
+        been short for too long."""
+        update, chunks = manifest.update, manifest.chunks
+        if self._waiting:
+            look = self._look(manifest, now)
+            if look == "short":
+                self._waiting.append(manifest)
+                return None
+            if isinstance(look, Broken):
+                return look
+        history, current = self._history(update), _Reading(manifest, self._transport)
         prefetch = min(2 * chunks.count + 16, _AMQP_MOST_PREFETCH)
         current.receiver = ChunkReceiver(
             self._transport,
-            queue,
+            self._queue(manifest),
             chunks,
             current,
             put=self._put,
             prefetch=prefetch,
             sender=self._sender_of(update.participant_id),
         )
-        lost = current.receiver.begin(now, silent_since_s=self._silent_since_s.get(update.update_id))
+        lost = current.receiver.begin(now, silent_since_s=history.silent_since_s)
         if isinstance(lost, Lost):
             current.let_go()
             return self._broken(manifest, lost.detail, now)
+        current.until_s = now + (BUDGET_S + chunks.num_bytes / SLOW_BYTES_PER_S) * 2**history.budgets
         self._current = current
         log.info(
             "payload_begun", participant=update.participant_id, task=update.task_id, bytes=chunks.num_bytes,
@@ -221,31 +276,110 @@ class Intake:
             return self._give_up(current, outcome, now)
         return Whole(current.manifest, self._stop(current))
 
-    def due_s(self) -> float:
-        """Time at which `tick` has something to look at."""
-        if self._current is None:
-            return float("inf")
-        receiver = self._current.receiver
-        soonest_s = receiver.heard_s + GIVE_WAY_S
-        return soonest_s if self._waiting else max(soonest_s, receiver.patience_ends_s)
+    def due_s(self, has_room: bool = True) -> float:
+        """Time at which there is something to look at. `has_room` is False if no payload can be begun now."""
+        others_s = min((self._look_s(manifest) for manifest in self._waiting), default=float("inf"))
+        current = self._current
+        if current is None:
+            return others_s if has_room else float("inf")
+        receiver = current.receiver
+        quiet_s = receiver.heard_s + GIVE_WAY_S
+        patience_s = max(quiet_s, receiver.patience_ends_s)
+        return min(patience_s, max(others_s, self._gives_way_s(current)))
 
     def tick(self, now: float) -> Broken | None:
         """Look at the queue if it is time: give the payload up, or let the others go first."""
         current = self._current
         if current is None or now < self.due_s():
             return None
-        lost = current.receiver.look(now)
+        receiver, history = current.receiver, self._history(current.manifest.update)
+        quiet = now >= receiver.heard_s + GIVE_WAY_S
+        lost = receiver.look(now) if quiet else None
         if lost is not None:
             return self._give_up(current, lost, now)
-        silent_since_s, update = current.receiver.silent_since_s, current.manifest.update
-        if silent_since_s is None:
-            self._silent_since_s.pop(update.update_id, None)
-        else:  # it is due before its patience ends only if others wait
-            self._silent_since_s[update.update_id] = silent_since_s
-            self._stop(current)
-            self._waiting.append(current.manifest)
-            log.info("payload_gives_way", task=update.task_id, detail="it waits for its chunks, and others go first")
+        if quiet:
+            history.silent_since_s = receiver.silent_since_s
+        silent = quiet and receiver.silent_since_s is not None
+        if not self._waiting or not (silent or now >= min(current.until_s, self._all_came_s(current))):
+            return None
+        other = self._other(now)
+        if isinstance(other, Broken) or other is None:
+            return other
+        return self._let_others_go_first(current, history, now)
+
+    def _let_others_go_first(self, current: _Reading, history: _History, now: float) -> Broken | None:
+        receiver, manifest = current.receiver, current.manifest
+        detail = "it waits for its chunks"
+        if receiver.has_all_that_was_ready:
+            if (receiver.ready or 0) >= manifest.chunks.count:
+                history.hollow += 1
+                if history.hollow >= MOST_HOLLOW:
+                    missing = f"{receiver.missing} of {manifest.chunks.count} chunks are missing"
+                    detail = f"{missing}, and others are in its queue, {history.hollow} times"
+                    return self._give_up(current, Lost(detail), now)
+            elif history.silent_since_s is None:
+                history.silent_since_s = receiver.heard_s
+        elif now >= current.until_s:
+            history.budgets += 1
+            detail = "its time is used up, it gets twice as much"
+        self._stop(current)
+        self._waiting.append(manifest)
+        log.info("payload_gives_way", task=manifest.update.task_id, detail=f"{detail}; others go first")
         return None
+
+    def _gives_way_s(self, current: _Reading) -> float:
+        """Return the time at which the payload may have to let others go first."""
+        quiet_s = current.receiver.heard_s + GIVE_WAY_S
+        return min(quiet_s, current.until_s, self._all_came_s(current))
+
+    @staticmethod
+    def _all_came_s(current: _Reading) -> float:
+        return float("-inf") if current.receiver.has_all_that_was_ready else float("inf")
+
+    def _other(self, now: float) -> Manifest | Broken | None:
+        """Return the first manifest that can be read now, moved to the front; None if there is none. Broken if one
+        that waits is found broken."""
+        for manifest in [one for one in self._waiting if self._look_s(one) <= now]:
+            look = self._look(manifest, now)
+            if look == "short":
+                continue
+            self._waiting.remove(manifest)
+            if isinstance(look, Broken):
+                return look
+            self._waiting.appendleft(manifest)
+            return manifest
+        return None
+
+    def _look(self, manifest: Manifest, now: float) -> Literal["ready", "short"] | Broken:
+        """Look if all chunks of a payload that waits are in its queue, and note when to look again (rule 7)."""
+        history, count = self._history(manifest.update), manifest.chunks.count
+        try:
+            found = self._transport.depth(self._queue(manifest))
+        except BrokerUnavailable:
+            history.look_s = now + GIVE_WAY_S
+            return "short"
+        except BrokerError:
+            return self._broken(manifest, f"its queue {self._queue(manifest)} does not exist", now)
+        if found >= count:
+            history.silent_since_s, history.look_s = None, float("-inf")
+            return "ready"
+        if history.silent_since_s is None:
+            history.silent_since_s = now
+        if now >= history.silent_since_s + PATIENCE_S:
+            return self._broken(manifest, f"{count - found} of {count} chunks are missing in its queue", now)
+        history.look_s = now + max(GIVE_WAY_S, (now - history.silent_since_s) / 4)
+        return "short"
+
+    def _look_s(self, manifest: Manifest) -> float:
+        history = self._histories.get(manifest.update.update_id)
+        return float("-inf") if history is None else history.look_s
+
+    def _queue(self, manifest: Manifest) -> str:
+        update = manifest.update
+        return self.queue_of(update.run_id, update.task_id, update.participant_id)
+
+    def _history(self, update: Update) -> _History:
+        return self._histories.setdefault(update.update_id, _History())
 
     def abandon(self) -> Manifest | None:
         """Stop reading, and return the manifest that was read."""
@@ -260,14 +394,13 @@ class Intake:
         current = self.abandon()
         left = [*([current] if current else []), *self._waiting]
         self._waiting.clear()
-        self._silent_since_s.clear()
+        for history in self._histories.values():  # a new connection begins anew, but for the tries
+            history.silent_since_s, history.look_s = None, float("-inf")
         return left
 
     def forget(self, update_id: str) -> None:
-        """Forget the tries of an update that is over."""
-        self._tries.pop(update_id, None)
-        self._tried_at_s.pop(update_id, None)
-        self._silent_since_s.pop(update_id, None)
+        """Forget the turns and tries of an update that is over."""
+        self._histories.pop(update_id, None)
 
     def _stop(self, current: _Reading) -> memoryview | None:
         self._current = None
@@ -278,10 +411,10 @@ class Intake:
         return self._broken(current.manifest, lost.detail, now)
 
     def _broken(self, manifest: Manifest, detail: str, now: float) -> Broken:
-        update = manifest.update
-        if now >= self._tried_at_s.get(update.update_id, float("-inf")) + ONE_TRY_S:
-            self._tried_at_s[update.update_id] = now
-            self._tries[update.update_id] += 1
-        self._silent_since_s.pop(update.update_id, None)
+        update, history = manifest.update, self._history(manifest.update)
+        if now >= history.tried_at_s + ONE_TRY_S:
+            history.tried_at_s = now
+            history.tries += 1
+        history.silent_since_s, history.look_s, history.hollow, history.budgets = None, float("-inf"), 0, 0
         log.warning("payload_broken", participant=update.participant_id, task=update.task_id, detail=detail)
-        return Broken(manifest, detail, self._tries[update.update_id] >= MOST_TRIES)
+        return Broken(manifest, detail, history.tries >= MOST_TRIES)

@@ -74,6 +74,7 @@ class Download:
 
     def disconnected(self) -> None:
         """Sync and ack nothing: the broker delivers the chunks again, and they are known then."""
+        self._receiver.reconnected()
         with self._disk_errors():
             self._sync(ack=False)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived, ChunkReceiver, Lost
+from fedmq.broker_config.chunks.receiver import MORE_UNWANTED, PATIENCE_S, ChunkArrived, ChunkReceiver, Lost
 from fedmq.broker_config.transport import Delivery
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
@@ -167,3 +167,24 @@ def test_a_payload_that_nobody_but_a_stranger_sends_is_lost_in_its_time() -> Non
     one.send(0, user="mallory")
     receiver.on_chunk(one.arrived[0], PATIENCE_S - 1)
     assert receiver.look(PATIENCE_S + 1) == Lost("3 of 3 chunks are missing")
+
+
+def test_only_wanted_chunks_are_progress_and_a_lost_connection_brings_repeats_anew() -> None:
+    one = Case()
+    one.receiver.begin(0.0)
+    one.send(0)
+    assert one.receiver.on_chunk(one.arrived.pop(), 1.0) is None
+    most = one.receiver.most_unwanted
+    assert most == 2 * 3 + MORE_UNWANTED
+
+    def repeat() -> object:
+        one.send(0)
+        return one.receiver.on_chunk(one.arrived.pop(), 9.0)
+
+    assert {repeat() for _ in range(most)} == {None}
+    assert one.receiver.heard_s == 1.0
+    one.receiver.reconnected()
+    assert {repeat() for _ in range(most)} == {None}
+    lost = repeat()
+    assert isinstance(lost, Lost)
+    assert "at most 70 expected; 2 of 3 chunks are missing" in lost.detail

@@ -64,7 +64,13 @@ class FakeIntake:
         self.waiting[sent.update_id] = Manifest(handle, sent, sent.chunks)
         return None if former is None else former.handle
 
-    def next(self) -> Manifest | None:
+    def waiting_of(self, participant_id: str) -> list[Manifest]:
+        return [one for one in self.waiting.values() if one.update.participant_id == participant_id]
+
+    def withdraw(self, over: Manifest) -> None:
+        del self.waiting[over.update.update_id]
+
+    def next(self, _now: float) -> Manifest | None:
         return self.waiting.pop(next(iter(self.waiting))) if self.waiting and self.reading is None else None
 
     def begin(self, begun: Manifest, _now: float) -> Broken | None:
@@ -104,14 +110,15 @@ class Desk:
     def __init__(self) -> None:
         self.intake = FakeIntake()
         self.awaited = True
+        self.over: set[str] = set()
         self.deleted: list[tuple[str, Future[None]]] = []
         self.inbox: list[PayloadDropped] = []
         self.chunked = ChunkedUpdates(
             self.intake, self, self, Limits(), put=self.inbox.append, owned=True,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def awaits(self, _update: Update) -> bool:
-        return self.awaited
+    def awaits(self, update: Update) -> bool:
+        return self.awaited and update.task_id not in self.over
 
     def delete_queue(self, name: str) -> Future[None]:
         self.deleted.append((name, Future()))
@@ -211,3 +218,19 @@ def test_all_that_is_not_at_its_end_is_given_up_in_order(desk: Desk) -> None:
     assert desk.chunked.clear() == [1, 2, 3]
     desk.deleted[0][1].set_result(None)
     assert desk.chunked.on_news(desk.inbox[0], 1.0) == [], "its manifest comes again"
+
+
+def test_a_manifest_whose_task_is_over_waits_no_longer_than_to_its_participant_s_next_one(desk: Desk) -> None:
+    """A participant has one task and a few lapsed ones, so no more manifests of it wait."""
+
+    def offer(handle: int, task_id: str) -> Any:
+        sent = update("a").model_copy(update={"task_id": task_id, "update_id": update_id("r", task_id, "a")})
+        return desk.chunked.on_manifest(UpdateArrived(handle, sent, NO_PAYLOAD))
+
+    assert offer(1, "one") == []
+    assert offer(2, "two") == []
+    desk.over = {"one"}
+    (ended,) = offer(3, "three")
+    assert isinstance(ended, UpdateArrived)
+    assert (ended.delivery, ended.update.task_id) == (1, "one")
+    assert [one.handle for one in desk.intake.waiting.values()] == [2, 3]

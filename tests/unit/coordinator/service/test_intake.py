@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived
+from fedmq.broker_config.chunks.receiver import MORE_UNWANTED, PATIENCE_S, ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.service import intake
-from fedmq.coordinator.service.intake import GIVE_WAY_S, MOST_TRIES, ONE_TRY_S, Broken, Intake, Whole
+from fedmq.coordinator.service.intake import (
+    BUDGET_S,
+    GIVE_WAY_S,
+    MOST_TRIES,
+    ONE_TRY_S,
+    SLOW_BYTES_PER_S,
+    Broken,
+    Intake,
+    Whole,
+)
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
@@ -81,8 +90,8 @@ class Desk:
         return self.intake.offer(handle, update(name, payload_id))
 
     def begin(self, now: float = 0.0) -> Broken | None:
-        found = self.intake.next()
-        assert found is not None
+        found = self.intake.next(now)
+        assert found is not None, "nothing is due"
         return self.intake.begin(found, now)
 
     def chunk(
@@ -121,7 +130,7 @@ def test_chunks_in_any_order_make_the_body_and_none_is_acked() -> None:
 def test_one_payload_is_read_at_a_time_in_the_order_of_the_manifests() -> None:
     one = desk("a", "b")
     one.begin()
-    assert one.intake.next() is None
+    assert one.intake.next(0.0) is None
     assert list(one.queues.consumers) == [queue_of("a")]
     for index in range(3):
         one.chunk("a", index)
@@ -246,15 +255,136 @@ def test_one_that_gave_way_is_put_together_when_its_chunks_come_back() -> None:
     one = desk("a", "b")
     one.begin(now=0.0)
     one.chunk("a", 0)
-    one.queues.depths[queue_of("a")] = one.queues.depths[queue_of("b")] = 0
-    one.intake.tick(1.0)
+    one.queues.depths[queue_of("a")] = 0
+    assert one.intake.tick(1.0) is None
     one.begin(now=1.0)
-    one.intake.tick(2.0)
-    one.begin(now=2.0)
-    assert one.reading() == "a", "two without chunks take turns"
-    assert [type(one.chunk("a", index, now=40.0)) for index in range(3)][-1] is Whole
-    one.begin(now=40.0)
-    assert one.intake.tick(41.0) is not None, "the other one had its time"
+    assert one.reading() == "b"
+    one.queues.depths[queue_of("b")] = 0
+    assert one.intake.tick(2.0) is None
+    assert one.reading() == "b", "nobody could go first: a has no chunks either"
+    one.queues.depths[queue_of("a")] = 3
+    assert one.intake.tick(3.0) is None
+    one.begin(now=3.0)
+    assert [type(one.chunk("a", index, now=20.0)) for index in range(3)][-1] is Whole
+    one.begin(now=20.0)
+    assert one.reading() == "b"
+    assert one.intake.tick(32.0) is not None, "it had its time"
+
+
+def test_a_payload_without_all_its_chunks_in_the_queue_is_not_begun_while_others_wait() -> None:
+    one = desk("short", "b")
+    one.queues.depths[queue_of("short")] = 2
+    one.begin(now=0.0)
+    assert (one.reading(), one.queues.consumers) == (None, {})
+    one.begin(now=0.0)
+    assert one.reading() == "b"
+    for index in range(3):
+        one.chunk("b", index, now=0.5)
+    one.offer(9, "c")
+    one.begin(now=0.5)
+    assert one.reading() == "c", "the short one is not looked at before its time"
+
+
+def test_a_short_payload_is_looked_at_ever_more_rarely_and_broken_when_its_time_is_over() -> None:
+    one = desk("a", "b")
+    one.queues.depths[queue_of("a")] = one.queues.depths[queue_of("b")] = 2
+    looks, now = 0, 0.0
+    while True:
+        manifest = one.intake.next(now)
+        if manifest is None:
+            assert one.intake.due_s(has_room=False) == float("inf")
+            now = one.intake.due_s()
+            continue
+        broken = one.intake.begin(manifest, now)
+        looks += 1
+        if broken is not None:
+            break
+    assert (broken.detail, PATIENCE_S <= now <= PATIENCE_S + 9) == ("1 of 3 chunks are missing in its queue", True)
+    assert looks <= 2 * 15, "a look costs the broker a question"
+
+
+def test_a_short_payload_that_was_begun_gives_way_as_soon_as_another_one_can_be_read() -> None:
+    """The device drips chunks, each in time to count as progress."""
+    one = desk("slow")
+    one.queues.depths[queue_of("slow")] = 1
+    one.begin(now=0.0)
+    one.chunk("slow", 0, now=0.1)
+    one.offer(2, "b")
+    assert one.intake.due_s() <= 0.1
+    assert one.intake.tick(0.1) is None
+    one.begin(now=0.1)
+    assert one.reading() == "b"
+
+
+def test_a_filled_queue_of_other_chunks_gives_way_when_they_have_come_and_is_broken_the_third_time() -> None:
+    one = desk("junk", "b")
+    broken = None
+    for turn in range(3):
+        one.begin(now=float(turn))
+        assert one.reading() == "junk"
+        for _ in range(3):
+            one.chunk("junk", 0, now=float(turn))
+        broken = one.intake.tick(float(turn))
+        assert one.reading() is None
+        if turn < 2:
+            assert broken is None
+            one.begin(now=float(turn))
+            assert one.reading() == "b"
+            for index in range(3):
+                one.chunk("b", index, now=float(turn))
+            one.offer(7, "b")
+    assert broken is not None
+    assert broken.detail == "2 of 3 chunks are missing, and others are in its queue, 3 times"
+
+
+def test_chunks_that_are_not_wanted_are_no_progress_and_too_many_break_the_payload() -> None:
+    one = desk("a")
+    one.queues.depths[queue_of("a")] = 1000
+    one.begin(now=0.0)
+    one.chunk("a", 0, now=1.0)
+    for _ in range(2 * 3 + MORE_UNWANTED):
+        assert one.chunk("a", 0, now=5.0) is None
+    assert one.intake.due_s() == 1.0 + PATIENCE_S, "repeats are not heard"
+    broken = one.chunk("a", 0, now=5.0)
+    assert isinstance(broken, Broken)
+    assert broken.detail.startswith("71 chunks came that are repeats or of another payload, at most 70 expected")
+
+
+def test_a_budget_that_is_used_up_lets_the_others_go_first_and_doubles() -> None:
+    """The link between the broker and the coordinator may be slow: each payload gets through in the end."""
+    one, now = desk("a"), 0.0
+    first = BUDGET_S + len(BODY) / SLOW_BYTES_PER_S
+    one.queues.depths[queue_of("a")] = 100
+    one.begin(now)
+    for turn in range(3):
+        began, budget = now, first * 2**turn
+        one.offer(9, "b")
+        while (now := one.intake.due_s()) < began + budget:
+            assert one.intake.tick(now) is None
+            assert one.reading() == "a", "there are chunks in its queue"
+        assert now == began + budget
+        assert one.intake.tick(now) is None
+        one.begin(now)
+        assert one.reading() == "b"
+        for index in range(3):
+            one.chunk("b", index, now=now)
+        one.begin(now)
+        assert one.reading() == "a"
+    assert [type(one.chunk("a", index, now=now)) for index in range(3)][-1] is Whole
+
+
+def test_nobody_gives_way_to_a_payload_that_cannot_be_read() -> None:
+    one = desk("a", "short")
+    one.queues.depths[queue_of("a")] = 100
+    one.queues.depths[queue_of("short")] = 0
+    one.begin(now=0.0)
+    assert one.intake.tick(100.0) is None
+    assert one.reading() == "a"
+    assert one.intake.due_s() >= 101.0, "the loop does not spin"
+    broken = one.intake.tick(131.0)
+    assert broken is not None
+    assert broken.manifest.update.participant_id == "short"
+    assert one.reading() == "a"
 
 
 def test_a_payload_whose_queue_is_gone_holds_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
