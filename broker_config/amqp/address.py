@@ -19,7 +19,10 @@ from fedmq.schemas.errors import (
 from fedmq.schemas.redaction import keep_secret
 
 _EXPECTED = "expected amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS; special characters %-encoded, / is %2F)"
-_RIGHTS = "the three expressions of its role, and no more (docs/operations.md, Users and permissions)"
+_RIGHTS = (
+    "the three expressions of its role, and no more, which `fedmq doctor --role participant` (or `--role coordinator`) "
+    "shows"
+)
 _CERTIFIED = "expected amqps://HOST:PORT/VHOST"
 _BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 _WRONG_VHOST = re.compile(r"vhost .* not found|access to vhost .* refused for user [^:]*$")

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.schemas.errors import ConfigError
+
+T = TypeVar("T")
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _MOST_BYTES = 1024**2
@@ -24,6 +27,8 @@ _SEQUENCE, _SET, _OID, _VERSION = 0x30, 0x31, 0x06, 0xA0
 _COMMON_NAME = b"\x55\x04\x03"
 _TEXTS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
 """Encodings of UTF8String, PrintableString and IA5String."""
+_TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+"""Forms of UTCTime and GeneralizedTime. Two digits of a year are read as those of 1969 to 2068."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,19 @@ class TlsFiles:
 
     def user(self) -> str:
         """Return the common name of our certificate, the first one in `cert_file`. Raises ConfigError."""
+        names = self._of_certificate(lambda der: list(common_names(der)))
+        if len(names) != 1 or not names[0]:
+            raise ConfigError(
+                f"the certificate in {self.cert_file} has {len(names) or 'no'} common name(s): expected one, the name "
+                "of the broker's user"
+            )
+        return names[0]
+
+    def lifetime(self) -> tuple[datetime, datetime]:
+        """Return the first and the last moment of our certificate. Raises ConfigError."""
+        return self._of_certificate(validity)
+
+    def _of_certificate(self, read: Callable[[bytes], T]) -> T:
         if self.cert_file is None:
             raise ConfigError('auth = "external" needs our certificate: set [broker] cert_file (and key_file)')
         try:
@@ -61,15 +79,9 @@ class TlsFiles:
                 pem = _PEM.search(file.read(_MOST_BYTES))
             if pem is None:
                 raise ConfigError(f"{self.cert_file} holds no certificate: expected a PEM file, the certificate first")
-            names = list(common_names(ssl.PEM_cert_to_DER_cert(pem[0])))
+            return read(ssl.PEM_cert_to_DER_cert(pem[0]))
         except (OSError, ValueError) as error:
             raise ConfigError(f"the certificate in {self.cert_file} cannot be read: {error}") from error
-        if len(names) != 1 or not names[0]:
-            raise ConfigError(
-                f"the certificate in {self.cert_file} has {len(names) or 'no'} common name(s): expected one, the name "
-                "of the broker's user"
-            )
-        return names[0]
 
 
 NO_FILES = TlsFiles()
@@ -82,13 +94,7 @@ class _Value(NamedTuple):
 
 def common_names(certificate: bytes) -> Iterator[str]:
     """Yield the common names in the subject of a DER certificate (RFC 5280, 4.1). Raises ValueError for other bytes."""
-    signed, *_ = _inside(_only(certificate), _SEQUENCE)
-    fields = list(_inside(signed, _SEQUENCE))
-    if fields and fields[0].tag == _VERSION:
-        del fields[0]
-    if len(fields) < 5:  # serial number, signature, issuer, validity, subject
-        raise ValueError("it has no subject")
-    for name in _inside(fields[4], _SEQUENCE):
+    for name in _inside(_fields(certificate)[4], _SEQUENCE):
         for attribute in _inside(name, _SET):
             kind, value, *_ = [*_inside(attribute, _SEQUENCE), _Value(0, b"")]
             if kind != (_OID, _COMMON_NAME):
@@ -96,6 +102,30 @@ def common_names(certificate: bytes) -> Iterator[str]:
             if value.tag not in _TEXTS:
                 raise ValueError("its common name is no UTF-8, printable or IA5 text")
             yield value.content.decode(_TEXTS[value.tag])
+
+
+def validity(certificate: bytes) -> tuple[datetime, datetime]:
+    """Return the first and the last moment of a DER certificate (RFC 5280, 4.1.2.5). Raises ValueError for other
+    bytes."""
+    times = [
+        datetime.strptime(value.content.decode("ascii"), _TIMES[value.tag]).replace(tzinfo=UTC)
+        for value in _inside(_fields(certificate)[3], _SEQUENCE)
+        if value.tag in _TIMES
+    ]
+    if len(times) != 2:
+        raise ValueError("it has no validity of two times")
+    return times[0], times[1]
+
+
+def _fields(certificate: bytes) -> list[_Value]:
+    """Return serial number, signature, issuer, validity, subject and the rest of a certificate."""
+    signed, *_ = _inside(_only(certificate), _SEQUENCE)
+    fields = list(_inside(signed, _SEQUENCE))
+    if fields and fields[0].tag == _VERSION:
+        del fields[0]
+    if len(fields) < 5:
+        raise ValueError("it has no subject")
+    return fields
 
 
 def _only(data: bytes) -> _Value:

@@ -37,7 +37,7 @@ MOST_HEADER_BYTES = 16 * 1024 * 1024
 """Bytes that a file of initial parameters may take beside the model's own: about 100 for each tensor."""
 
 
-def _check_user(config: FederationConfig | DeviceConfig, kind: IdentityKind, name: str, role: str) -> None:
+def check_user(config: FederationConfig | DeviceConfig, kind: IdentityKind, name: str, role: str) -> None:
     """Raise ConfigError unless the broker's user is the one that this process must be.
 
     A certificate says who we are whatever `identity` says, so its name counts in any case.
@@ -115,7 +115,7 @@ def _coordinator_for(
     kind = config.security.kind(config.broker.auth, fleet=members is not None)
     _log_identity(kind, user, user)
     if connect is None:
-        _check_user(config, kind, user, "security.coordinator_user")
+        check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)
     log.info("app_loading", app=config.app)
     child = ModelChild(Path(config.app), config.run_dir / "model")
@@ -163,7 +163,7 @@ def participant_for(
     kind = config.security.kind(config.broker.auth)
     _log_identity(kind, participant_id, config.security.coordinator_user)
     if transport is None:
-        _check_user(config, kind, participant_id, "the participant's id (--id)")
+        check_user(config, kind, participant_id, "the participant's id (--id)")
     prepare_tensorflow()
     log.info("app_loading", app=config.app)
     app = load_app(config.app)

@@ -158,7 +158,8 @@ def test_the_doctor_finds_nothing_wrong_with_a_good_federation(terminal, federat
     doctor = terminal("doctor", *CONFIG, FEDMQ_BROKER_URL=amqp_url, FEDMQ_BROKER__PREFIX=prefix)
     assert doctor.ended() == 0, doctor.text
     assert "Ready." in doctor.text
-    assert f"login, permissions and queues: {prefix}.dead" in doctor.text
+    assert f"queues: {prefix}.dead, {prefix}.updates, {prefix}.control, {prefix}.leader can be declared" in doctor.text
+    assert "! identity: open." in doctor.text
     tight = terminal(
         "doctor",
         *CONFIG,
