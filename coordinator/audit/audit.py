@@ -26,7 +26,7 @@ from fedmq.coordinator.decisions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
-from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
+from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals
@@ -95,6 +95,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
                 _weights(run.settings["strategy"], rows, lost),
                 Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows, lost))),
             ]
+            checks += _discards(ledger)
             checks += [Check(_told(drop)) for drop in lost.drops]
             if sum(drop.count for drop in lost.drops) != len(lost.ids):
                 wrong = f"the state says {sum(drop.count for drop in lost.drops)}, the ledger {len(lost.ids)}"
@@ -109,6 +110,22 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
             with believed(ledger.path):
                 checks += _replayed(folder, ledger, kept, of_the_run)
         return checks
+
+
+def _discards(ledger: LedgerReader) -> Iterator[Check]:
+    """Compare the counts of discarded updates with their rows, which are fewer after a flood."""
+    counts, rows = ledger.discarded(), ledger.discard_rows()
+    wrong = tuple(
+        f"{rows.get(reason, 0)} rows of {reason}, the state counts {counts.get(reason, 0)}"
+        for reason in sorted(counts.keys() | rows.keys())
+        if not min(counts.get(reason, 0), MOST_DISCARD_ROWS) <= rows.get(reason, 0) <= counts.get(reason, 0)
+    )
+    yield Check("discarded updates are counted", wrong)
+    without = {reason: count - rows.get(reason, 0) for reason, count in counts.items()}
+    few = ", ".join(f"{number} {reason}" for reason, number in without.items() if number > 0)
+    if few and not wrong:
+        why = f"there are {few} beyond the first {MOST_DISCARD_ROWS} of a reason, which are counted and have no rows"
+        yield Check("each discarded update is told", left_out=why)
 
 
 def _told(drop: Drop) -> str:

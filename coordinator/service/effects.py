@@ -38,6 +38,7 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.decisions.records import OPEN_STATES
+from fedmq.coordinator.service.discards import FIRST_LINES, Traces
 from fedmq.coordinator.service.intake import Intake
 from fedmq.coordinator.service.receipts import notice, receipt
 from fedmq.coordinator.state.ledger.reader import LedgerReader
@@ -121,6 +122,9 @@ class Effects:
         """Deliveries that the core has not decided on."""
         self._warned: set[str] = set()
         """Participants whose clamped claims were logged: once for each is enough."""
+        self._traces = Traces()
+        self._closed: set[str] = set()
+        """Tasks that this step closes."""
         self._stragglers: set[str] = set()
         """Tasks that were withdrawn with the run: their updates may be on their way."""
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -173,6 +177,7 @@ class Effects:
     def on_step(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """Collect the effects of the core's step with this event at run time `now`."""
         self._now_s = now
+        self._closed = {command.task_id for command in commands if isinstance(command, CloseTask)}
         for command in commands:
             self._handlers[type(command)](command)
         if commands or not isinstance(event, Tick):
@@ -247,8 +252,10 @@ class Effects:
             pending.num_control += 1
         else:
             pending.num_updates += 1
-        pending.group.discards.append((command, self._stamp()))
-        if command.reason in POISON:
+        closes_task = update is not None and update.task_id in self._closed
+        if self._traces.has_row(self._core.discarded.get(command.reason, 0), closes_task):
+            pending.group.discards.append((command, self._stamp()))
+        if command.reason in POISON and self._traces.has_letter(delivery.user_id, self._now_s):
             pending.poison.append((delivery, command))
             pending.poison_bytes += len(delivery.body)
         else:
@@ -259,12 +266,15 @@ class Effects:
             pending.receipts.append(receipt(update, "discarded", command.reason))
         if update is not None:
             self.delete_payload(update)
-        log.log(
-            logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
-            "control_message_discarded" if control else "update_discarded",
-            participant=update and update.participant_id, task=update.task_id if update else delivery.correlation_id,
-            reason=command.reason, detail=command.detail,
-        )  # fmt: skip
+        number = self._traces.line(delivery.user_id, command.reason, self._now_s)
+        if number is not None:
+            log.log(
+                logging.INFO if command.reason in ("duplicate", "run_finished") else logging.WARNING,
+                "control_message_discarded" if control else "update_discarded",
+                participant=update and update.participant_id,
+                task=update.task_id if update else delivery.correlation_id,
+                reason=command.reason, detail=command.detail, **({"number": number} if number > FIRST_LINES else {}),
+            )  # fmt: skip
 
     def _new_version(self, command: NewVersion) -> None:
         self.pending.arrays_changed = True

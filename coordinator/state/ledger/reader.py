@@ -224,8 +224,14 @@ class LedgerReader(ArchiveReader):
         return dict(self._rows("SELECT participant_id, count(*) FROM updates GROUP BY participant_id ORDER BY 1"))
 
     def discarded(self) -> dict[str, int]:
-        """Count the discarded updates by reason, most frequent reason first."""
-        return dict(self._rows("SELECT reason, count(*) AS n FROM discards GROUP BY reason ORDER BY n DESC, reason"))
+        """Count the discarded updates by reason, most frequent reason first. Not each of them has a row."""
+        checkpoints = self.checkpoints()
+        counts = checkpoints[0].scalars.get("discarded", {}) if checkpoints else {}
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def discard_rows(self) -> dict[str, int]:
+        """Count the rows of discarded updates, by reason."""
+        return dict(self._rows("SELECT reason, count(*) FROM discards GROUP BY reason ORDER BY reason"))
 
     def clamped(self) -> dict[str, int]:
         """Count the accepted updates in which a claim was clamped, by the claim's name (decisions.claims)."""

@@ -12,6 +12,9 @@ from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, 
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.parameters import Array
 
+MOST_DISCARD_ROWS = 1000
+"""Discards of one reason that have a row each, from the first. Later ones have a row if they close a task."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRow:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,10 @@ def test_a_run_can_be_verified_while_it_goes_on(federation):
         ("INSERT INTO discards SELECT NULL, 'too_stale', '', update_id, task_id, participant_id, 0, 0, 0, 0 "
          "FROM updates",
          "each update once, for its own task"),
+        ("INSERT INTO discards VALUES (NULL, 'malformed', '', NULL, NULL, NULL, NULL, NULL, 0, 0)",
+         "discarded updates are counted"),
+        ("UPDATE checkpoints SET scalars = json_set(scalars, '$.discarded.malformed', 2)",
+         "discarded updates are counted"),
         ("UPDATE updates SET staleness = staleness + 1 WHERE accepted_order = 9",
          "staleness follows from the versions"),
         ("UPDATE updates SET weight = weight * 1.0000001 WHERE accepted_order = 9", "weights follow from the strategy"),
@@ -109,6 +114,24 @@ def test_a_ledger_that_was_altered_fails_the_check_that_says_how(federation, sta
     assert fails in wrong(federation)
 
 
+@pytest.mark.parametrize(
+    ("rows", "count", "wrong_ones", "left_out"),
+    [
+        (1000, 1000, 0, ""),
+        (1000, 20_000, 0, "there are 19000 malformed beyond the first 1000 of a reason"),
+        (1003, 20_000, 0, "there are 18997 malformed beyond the first 1000 of a reason"),
+        (999, 20_000, 1, ""),
+        (1001, 1000, 1, ""),
+    ],
+)
+def test_after_a_flood_the_check_of_the_discards_says_what_it_cannot_know(rows, count, wrong_ones, left_out):
+    ledger = SimpleNamespace(discarded=lambda: {"malformed": count}, discard_rows=lambda: {"malformed": rows})
+    checks = list(audit._discards(ledger))
+    assert len(checks[0].wrong) == wrong_ones
+    assert "".join(check.left_out for check in checks).startswith(left_out)
+    assert len(checks) == 1 + bool(left_out)
+
+
 def test_a_flipped_bit_in_a_checkpoint_or_the_final_model_is_found(federation, capsys):
     federation.join("p0")
     federation.run()
@@ -122,7 +145,7 @@ def test_a_flipped_bit_in_a_checkpoint_or_the_final_model_is_found(federation, c
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(federation.run_dir)])
     assert ended.value.code == 1
-    assert "2 of 10 checks failed" in " ".join(capsys.readouterr().out.split())
+    assert "2 of 11 checks failed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_explain_names_the_updates_of_a_version_with_staleness_and_weights(federation, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.decisions.commands import Accept, Discard, IssueTask, Withdraw
+from fedmq.coordinator.decisions.commands import Accept, CloseTask, Discard, IssueTask, Withdraw
 from fedmq.coordinator.decisions.events import (
     ClosedTask,
     EvaluationArrived,
@@ -19,8 +19,10 @@ from fedmq.coordinator.decisions.events import (
     Tick,
     UpdateArrived,
 )
+from fedmq.coordinator.service.discards import FIRST_LETTERS, FIRST_LINES, TELL_S
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.update_reader import NO_PAYLOAD
+from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS
 from fedmq.schemas.messages import ChunkedPayload, TrainingConfig, Update, update_id
 
 UPDATES, CONTROL = Topology().updates.name, Topology().control.name
@@ -39,7 +41,7 @@ def update(name: str, chunks: ChunkedPayload | None = None) -> Update:
 
 @pytest.fixture
 def core() -> Any:
-    return SimpleNamespace(task_tensors=NO_PAYLOAD, stopping=False)
+    return SimpleNamespace(task_tensors=NO_PAYLOAD, stopping=False, discarded={})
 
 
 @pytest.fixture
@@ -157,3 +159,36 @@ def test_the_end_of_a_task_is_what_is_to_be_committed_or_else_what_the_ledger_sa
         record = SimpleNamespace(task_id="t-1", participant_id="p", state=state)
         effects.pending.group.tasks["t-1"] = record  # type: ignore[assignment]
     assert effects.closed_task("t-1", ledger) == found  # type: ignore[arg-type]
+
+
+def bad(effects: Effects, core: Any, now: float, user: str, reason: Any = "malformed") -> None:
+    core.discarded[reason] = core.discarded.get(reason, 0) + 1
+    handle = effects.hold(replace(delivery("a"), user_id=user))
+    effects.on_step(PoisonArrived(handle, reason, "no"), [Discard(handle, reason, "no", None)], now)
+
+
+def test_a_flood_of_bad_updates_leaves_a_bounded_number_of_rows_lines_and_dead_letters(
+    effects: Effects, core: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20_000):
+        bad(effects, core, 5.0, "mallory")
+    bad(effects, core, 5.0, "honest")
+    pending = effects.pending
+    assert core.discarded == {"malformed": 20_001}
+    assert len(pending.group.discards) == MOST_DISCARD_ROWS
+    assert [one.user_id for one, _ in pending.poison] == ["mallory"] * FIRST_LETTERS + ["honest"]
+    assert len(pending.settle) == 20_000 - FIRST_LETTERS
+    assert {one.body for one in pending.settle} == {b""}
+    assert pending.num_updates == 20_001
+    lines = [message for message in caplog.messages if "event=update_discarded" in message]
+    assert len(lines) == FIRST_LINES + 1
+    bad(effects, core, 5.0 + TELL_S, "mallory")
+    assert "number=20001" in caplog.messages[-1]
+
+
+def test_an_update_that_closes_its_task_has_a_row_after_a_flood_too(effects: Effects, core: Any) -> None:
+    core.discarded["too_stale"] = 5000
+    for name, commands in (("a", [CloseTask("t-a", "discarded", "too_stale")]), ("b", [])):
+        handle = effects.hold(delivery(name))
+        effects.on_step(arrived(handle, name), [Discard(handle, "too_stale", "", update(name)), *commands], 1.0)
+    assert [one.update and one.update.participant_id for one, _ in effects.pending.group.discards] == ["a"]

@@ -92,7 +92,7 @@ def test_a_reader_sees_every_row_of_a_commit_while_the_writer_is_open(full: Ledg
         assert reader.updates(after=1) == [second]
         assert reader.accepted() == 2
         assert reader.accepted_by_participant() == {"p1": 2}
-        assert reader.discarded() == {"too_stale": 2, "malformed": 1}
+        assert reader.discard_rows() == {"too_stale": 2, "malformed": 1}
         assert reader.staleness() == {0: 1, 1: 1}
         assert [t.task_id for t in reader.open_tasks()] == ["t-4", "t-5"]
         assert reader.open_tasks()[0] == task(4)
@@ -163,7 +163,7 @@ def test_an_update_counted_twice_is_refused_and_nothing_of_that_commit_stays(ful
     with pytest.raises(LedgerError, match="UNIQUE"):
         full.commit(twice, CheckpointRow(2, "2.safetensors", "d2", 1, 3, {}), 9.0, 0.0)
     assert full.accepted() == 2
-    assert full.discarded()["malformed"] == 1
+    assert full.discard_rows()["malformed"] == 1
     assert full.run().elapsed_s == 2.0
     assert len(full.checkpoints()) == 2
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_os_error_and_the_same_commit_succeeds_later(full: Led
     assert full.run().elapsed_s == 2.0
     full._db.execute("PRAGMA max_page_count = 100000")
     full.commit(group, state, 9.0, 0.0)
-    assert full.discarded()["malformed"] == 2
+    assert full.discard_rows()["malformed"] == 2
 
 
 @pytest.mark.parametrize("kind", [Ledger, LedgerReader])
