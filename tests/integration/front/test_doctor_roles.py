@@ -15,6 +15,8 @@ import pytest
 from fedmq.broker_config.amqp.probe import Probe
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.broker_config.rights import Rights, coordinator_rights, device_rights
+from fedmq.broker_config.settings import BrokerSettings
+from fedmq.views.doctor import _broker
 from fedmq.views.finding import Finding, Role
 from fedmq.views.role_rights import asked, check
 from tests.integration.front.test_commands import APP, FEDERATION
@@ -106,6 +108,15 @@ def test_rights_that_are_too_wide_are_told_and_nothing_is_taken_with_them(site: 
     assert wide[0].advice.endswith(asked(_address(site), "participant", "fed.mq", "a.b").command())
     assert [one.level for one in findings(site, "coordinator", "anybody") if one.level != "ok"] == ["warning"]
     assert site.depths() == before
+
+
+def test_a_virtual_host_that_is_closed_to_a_device_is_told_with_the_devices_command(site: Site) -> None:
+    settings = BrokerSettings(url=site.node.url_for(user="a.b", password=PASSWORD, vhost="/"), prefix="fed.mq")
+    (refused,) = [one for one in _broker(settings, 0, "participant", "a.b") if one.level != "ok"]
+    assert "refused virtual host '/' to user 'a.b'" in refused.what
+    words = [EXACT["participant"].configure, EXACT["participant"].write, EXACT["participant"].read]
+    assert shlex.split(refused.advice) == ["rabbitmqctl", "set_permissions", "-p", "/", "a.b", *words]
+    assert PASSWORD not in refused.what
 
 
 def _address(site: Site):
