@@ -148,8 +148,9 @@ def connection_refusal(address: BrokerAddress, code: int, text: str) -> BrokerEr
     """Return the meaning of a connection.close; None if the code says nothing about our login or our limits."""
     if code == ACCESS_REFUSED and address.by_certificate:
         return BrokerRefused(
-            f"RabbitMQ at {address} refused the login of user {address.user!r} by its certificate ({text}): check that "
-            "the user is there (`rabbitmqctl list_users`) and was not revoked"
+            f"RabbitMQ at {address} refused the login of user {address.user!r} by its certificate ({text}): this user "
+            "was revoked (`fedmq fleet list`), or the broker has lost its users (`fedmq fleet init` brings them back), "
+            "or it is starting"
         )
     if code == ACCESS_REFUSED:
         advice = f"check the user {address.user!r} and the password in the broker's URL"

@@ -15,12 +15,12 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from fedmq.broker_config.admin.admin import DEVICE_LIMITS, BrokerAdmin
-from fedmq.broker_config.admin.documents import User
+from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.rights import device_rights, joining_rights
+from fedmq.broker_config.rights import joining_rights
 from fedmq.broker_config.topology import Topology
 from fedmq.fleet import bundle, certificates
+from fedmq.fleet.broker import add_devices
 from fedmq.fleet.bundle import Bundle, Shared, TokenFile
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import CertificateRow, Inventory, Token
@@ -173,7 +173,6 @@ def _prepared(device_id: str, inventory: Inventory, admin: BrokerAdmin, now_s: f
     device = inventory.begin_enrolment(device_id, now_s, max_examples)
     fault("fleet-row")
     if device.state == "enrolling":
-        user = User(device_id, device_rights(fleet.prefix, device_id), limits=DEVICE_LIMITS)
-        admin.add_devices([user], [Topology(fleet.prefix).upload_exchange(device_id).name])
+        add_devices(admin, fleet.prefix, [device_id])
         fault("fleet-user")
     return device.state

@@ -1,4 +1,4 @@
-"""The making of a fleet: its authority, the broker's and the coordinator's credentials, and the coordinator's user.
+"""The making of a fleet: its authority, and the broker's and the coordinator's credentials.
 
 Each step is done once: what is there already stays. So a command that was killed is run again and goes on.
 """
@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmq.broker_config.admin.admin import BrokerAdmin
 from fedmq.broker_config.faults import fault
-from fedmq.broker_config.rights import coordinator_rights
-from fedmq.broker_config.topology import Topology
 from fedmq.fleet import certificates
 from fedmq.fleet.bundle import Shared
 from fedmq.fleet.certificates import DAY_S, Credential
@@ -126,25 +123,6 @@ def renew_own(folder: FleetFolder, inventory: Inventory, now_s: float, ca_key: P
 def due(certificate: str, now_s: float) -> bool:
     """True if a third of the certificate's lifetime is over."""
     return now_s >= certificates.facts(certificate).passed(RENEWED_AFTER)
-
-
-def prepare_broker(admin: BrokerAdmin, inventory: Inventory, *, max_queues: int, again: bool = False) -> None:
-    """Give the coordinator its user and its rights, and set the limits that hold for all users.
-
-    It is done once for a fleet; `again` does it again, for a broker that has lost its users. Raises BrokerError.
-    """
-    if inventory.fact("broker_prepared") and not again:
-        return
-    fleet = shared(inventory)
-    admin.add_user(fleet.coordinator_user, coordinator_rights(fleet.prefix))
-    fault("fleet-coordinator-user")
-    admin.set_vhost_limits({"max-queues": max_queues})
-    example = Topology(fleet.prefix, payload_max_bytes=fleet.max_payload_bytes).upload("x", "0" * 32).arguments()
-    escaped = fleet.prefix.replace(".", r"\.")
-    bounds = {"max-length-bytes": example["x-max-length-bytes"], "expires": example["x-expires"]}
-    admin.set_operator_policy(f"{fleet.prefix}-payloads", rf"^{escaped}\.payload\.", bounds)
-    fault("fleet-limits")
-    inventory.set_fact("broker_prepared", "yes")
 
 
 def _own_credentials(folder: FleetFolder, plan: Plan, now_s: float, ca_key: Path | None) -> list[str]:

@@ -77,10 +77,11 @@ def init(
 ) -> None:
     """Make a fleet: an authority, the certificates of broker and coordinator, and the coordinator's user.
 
-    Run it again at any time. It keeps what is there, takes new settings, and prepares a broker that was not there yet.
+    Run it again at any time. It keeps what is there and takes new settings. A broker that is new, or has lost its
+    users, gets the users of all devices again.
     """
     federation = options.configured(config, None, settings)
-    from fedmq.fleet import setup
+    from fedmq.fleet import broker, setup
     from fedmq.fleet.folder import FleetFolder
     from fedmq.fleet.inventory import Inventory
 
@@ -89,13 +90,13 @@ def init(
     for told in setup.make(folder, plan, time.time(), ca_key):
         print(f"Made {told}.")
     with Inventory(folder.inventory) as inventory:
+        broker.prepare_again(inventory)
         try:
             admin = _admin(folder, inventory, node, system, management)
-            setup.prepare_broker(admin, inventory, max_queues=max_queues, again=True)
+            for told in broker.prepare(admin, inventory, max_queues=max_queues):
+                print(f"The broker has {told}.")
         except (BrokerUnavailable, ConfigError) as error:
             print(f"\nThe broker is not prepared yet. The next `fedmq fleet` command does it. The reason: {error}")
-        else:
-            print(f"The broker has the user {plan.coordinator_user} with the coordinator's rights.")
     print(_what_next(folder, plan.urls))
 
 
@@ -216,14 +217,15 @@ def _opened(
     fleet: Path, node: Path | None, system: bool, management: bool
 ) -> Iterator[tuple[FleetFolder, Inventory, BrokerAdmin]]:
     """Yield the fleet with its broker, once that is prepared and old tokens are gone."""
-    from fedmq.fleet import enrolment, setup
+    from fedmq.fleet import broker, enrolment
     from fedmq.fleet.folder import FleetFolder
     from fedmq.fleet.inventory import Inventory
 
     folder = FleetFolder(fleet.resolve())
     with Inventory(folder.inventory) as inventory:
         admin = _admin(folder, inventory, node, system, management)
-        setup.prepare_broker(admin, inventory, max_queues=MOST_QUEUES)
+        for told in broker.prepare(admin, inventory, max_queues=MOST_QUEUES):
+            print(f"The broker has {told}.")
         enrolment.sweep(inventory, admin, time.time())
         yield folder, inventory, admin
 

@@ -36,6 +36,33 @@ def test_two_commands_on_the_host_and_one_on_the_device_bring_a_device_in(fleet_
         assert key not in text
 
 
+@IN_FULL
+def test_a_broker_that_lost_its_users_gets_them_again_by_init_in_the_middle_of_a_run(fleet_of: FleetOf) -> None:
+    fleet = fleet_of()
+    a, gone = fleet.name("a"), fleet.name("b")
+    fleet.make()
+    fleet.enrol("a")
+    fleet.enrol("b")
+    init = ["init", "-c", "federation.toml", "--url", fleet.node.url, "--node", str(fleet.node.data_dir)]
+    assert fleet.command("revoke", gone).ended() == 0
+    fleet.hold(a, wait=False)
+    coordinator, device = fleet.coordinator(), fleet.device("a")
+    fleet.hold(a)  # it is in a training now
+    for user in (a, fleet.coordinator_user):
+        fleet.admin.delete_user(user)
+    fleet.admin.delete_exchange(f"{fleet.prefix}.up.{a}")
+    for one in (coordinator, device):
+        one.wait_for("has lost its users")
+    again = fleet.command(*init)
+    assert again.ended() == 0, again.text
+    assert "The broker has the users of 1 device." in again.text
+    assert fleet.users() == {fleet.coordinator_user, f"{fleet.prefix}-w", a}
+    fleet.release(a)
+    assert coordinator.ended() == 0, coordinator.text
+    assert device.ended() == 0, device.text
+    assert {row.participant_id for row in fleet.check()} == {a}
+
+
 def test_a_device_joins_by_a_token_and_its_temporary_user_goes(fleet_of: FleetOf) -> None:
     fleet = fleet_of()
     fleet.make()

@@ -6,9 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from fedmq.broker_config.amqp import retries as module
 from fedmq.broker_config.amqp.address import Addresses
 from fedmq.broker_config.amqp.retries import Retries
-from fedmq.schemas.errors import BrokerUnavailable
+from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from fedmq.schemas.local.backoff import Backoff
 
 GONE = BrokerUnavailable("gone")
@@ -88,3 +91,48 @@ def test_in_a_hurry_the_wait_that_is_under_way_begins_afresh() -> None:
     assert tried == ["a"] * 5
     retries.hurry()
     assert timers.waiting == [], "a try that is under way is not made twice"
+
+
+NO = BrokerRefused("revoked, or the broker has lost its users")
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[str, str]]:
+    """A function: at(retries, 60.0, NO) loses a session at this time, and returns the level and the line of the log."""
+
+    def lose(retries: Retries, now_s: float, why: BrokerError) -> tuple[str, str]:
+        monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+        caplog.clear()
+        retries.lost(why)
+        (record,) = caplog.records
+        return record.levelname, record.message
+
+    return lose
+
+
+def test_a_broker_that_refuses_for_ten_minutes_is_told_as_one_that_means_it(at: Callable[..., tuple[str, str]]) -> None:
+    retries, timers, _ = make()
+    for now_s in (0.0, 200.0, 400.0, 500.0, 599.0):
+        level, line = at(retries, now_s, NO)
+        assert (level, line.split(" ")[0]) == ("WARNING", "event=not_connected")
+    assert at(retries, 600.0, BrokerUnavailable("away"))[1].startswith("event=not_connected")
+    for now_s, said in ((600.0, "refused 6 times in 10 min"), (1200.0, "refused 7 times in 20 min")):
+        level, line = at(retries, now_s, NO)
+        assert (level, line.split(" ")[0]) == ("ERROR", "event=refused")
+        assert "revoked, or the broker has lost its users" in line
+        assert said in line
+        assert "nothing on this disk is lost; trying again in 8.0 s" in line
+    assert len(timers.waiting) == 8, "it goes on trying"
+
+
+def test_a_few_refusals_far_apart_mean_nothing(at: Callable[..., tuple[str, str]]) -> None:
+    retries, _, _ = make()
+    assert [at(retries, n * 1000.0, NO)[0] for n in range(5)] == ["WARNING"] * 4 + ["ERROR"]
+
+
+def test_a_session_ends_the_count_of_refusals(at: Callable[..., tuple[str, str]]) -> None:
+    retries, _, _ = make()
+    for n in range(6):
+        at(retries, n * 200.0, NO)
+    retries.ready()
+    assert at(retries, 1201.0, NO)[0] == "WARNING"

@@ -12,7 +12,7 @@ import traceback
 import pytest
 
 from fedmq.broker_config import faults
-from fedmq.fleet import bundle, certificates, enrolment, registrar, setup
+from fedmq.fleet import broker, bundle, certificates, enrolment, registrar, setup
 from fedmq.fleet.certificates import Credential
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import Inventory
@@ -28,6 +28,7 @@ INIT = [
     "fleet-inventory",
     "fleet-coordinator-user",
     "fleet-limits",
+    "fleet-devices",
 ]
 ENROL = ["fleet-row", "fleet-user", "fleet-certificate", "fleet-bundle", "fleet-enrolled"]
 TOKEN = [*ENROL[:2], "fleet-old-tokens", "fleet-token-row", "fleet-token-user", "fleet-token", "fleet-token-open"]
@@ -102,7 +103,8 @@ def init(world):
     def work(admin):
         setup.make(world.folder, PLAN, NOW_S)
         with Inventory(world.folder.inventory) as inventory:
-            setup.prepare_broker(admin, inventory, max_queues=500, again=True)
+            broker.prepare_again(inventory)
+            broker.prepare(admin, inventory, max_queues=500)
 
     return work
 
@@ -151,6 +153,18 @@ def test_a_fleet_whose_making_was_killed_is_made(tmp_path, point):
         assert inventory.fact("broker_prepared") == "yes"
     assert set(world.admin().rights) == {"coordinator"}
     assert list(world.folder.path.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("point", ["fleet-coordinator-user", "fleet-devices"])
+def test_a_lost_brokers_users_come_back_by_the_same_command_after_a_kill(tmp_path, point):
+    world = World(tmp_path)
+    assert world.in_a_process(init(world)) == 0
+    assert world.in_a_process(enrol(world)) == 0
+    (tmp_path / "broker.json").unlink()
+    assert world.in_a_process(init(world), point) == KILLED
+    assert world.in_a_process(init(world)) == 0
+    assert set(world.admin().rights) == {"coordinator", "sensor-1"}
+    assert world.admin().exchanges == {"fedmq.up.sensor-1"}
 
 
 @pytest.mark.parametrize("point", ENROL)

@@ -8,8 +8,8 @@ from fedmq.fleet import certificates, setup
 from fedmq.fleet.folder import FleetFolder
 from fedmq.fleet.inventory import Inventory
 from fedmq.fleet.setup import OWN_LIFETIME_S
-from fedmq.schemas.errors import BrokerUnavailable, ConfigError, FleetError
-from tests.support.fleet import NOW_S, PLAN, FakeAdmin, made
+from fedmq.schemas.errors import ConfigError, FleetError
+from tests.support.fleet import NOW_S, PLAN, made
 
 
 def contents(folder):
@@ -72,35 +72,3 @@ def test_own_certificates_are_renewed_after_a_third_of_their_lifetime(tmp_path):
     assert changed == {"server.pem", "coordinator.pem"}
     facts = certificates.facts(folder.coordinator.read_text())
     assert (facts.common_name, facts.not_after_s) == ("coordinator", NOW_S + OWN_LIFETIME_S * 4 / 3)
-
-
-def test_the_broker_is_prepared_once_unless_asked_for_again(tmp_path):
-    folder, admin = made(tmp_path), FakeAdmin()
-    with Inventory(folder.inventory) as inventory:
-        setup.prepare_broker(admin, inventory, max_queues=500)
-        assert admin.rights["coordinator"].write == r"^(amq\.default|fedmq\..*)$"
-        assert admin.passwords["coordinator"] is None
-        assert admin.vhost_limits == {"max-queues": 500}
-        pattern, bounds = admin.policies["fedmq-payloads"]
-        assert pattern == r"^fedmq\.payload\."
-        assert bounds == {"max-length-bytes": 4 * 1024**3 + 256 * 1024**2, "expires": 14 * 24 * 3600 * 1000}
-        admin.rights.clear()
-        setup.prepare_broker(admin, inventory, max_queues=500)
-        assert admin.rights == {}
-        setup.prepare_broker(admin, inventory, max_queues=500, again=True)
-        assert set(admin.rights) == {"coordinator"}
-
-
-def test_a_broker_that_is_not_there_is_prepared_by_the_next_command(tmp_path):
-    folder, admin = made(tmp_path), FakeAdmin()
-
-    def away(_what):
-        raise BrokerUnavailable("away")
-
-    admin.before = away
-    with Inventory(folder.inventory) as inventory:
-        with pytest.raises(BrokerUnavailable):
-            setup.prepare_broker(admin, inventory, max_queues=500)
-        admin.before = lambda _what: None
-        setup.prepare_broker(admin, inventory, max_queues=500)
-    assert set(admin.rights) == {"coordinator"}
