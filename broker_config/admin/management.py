@@ -149,7 +149,10 @@ class ManagementAdmin(ByDocuments):
         for secret in secrets:
             said = said.replace(secret, "***")
         kind = BrokerUnavailable if status >= 500 else BrokerError
-        return kind(f"{self._place} answered {status}, in virtual host {self.vhost!r}: {shown(said, _MAX_WORDS)}")
+        advice = "; make it (rabbitmqctl add_vhost)" if "no_such_vhost" in said else ""
+        return kind(
+            f"{self._place} answered {status}, in virtual host {self.vhost!r}: {shown(said, _MAX_WORDS)}{advice}"
+        )
 
 
 def _parsed(url: str) -> tuple[Any, int]:

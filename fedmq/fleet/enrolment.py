@@ -23,7 +23,8 @@ from fedmq.fleet import bundle, certificates
 from fedmq.fleet.broker import add_devices
 from fedmq.fleet.bundle import Bundle, Shared, TokenFile
 from fedmq.fleet.folder import FleetFolder
-from fedmq.fleet.inventory import CertificateRow, Inventory, Token
+from fedmq.fleet.inventory import Inventory
+from fedmq.fleet.rows import CertificateRow, Token
 from fedmq.fleet.setup import device_lifetime_s, shared
 from fedmq.schemas.errors import ConfigError, FedmqError
 from fedmq.schemas.local.event_log import EventLog

@@ -21,7 +21,8 @@ from fedmq.fleet import certificates
 from fedmq.fleet.certificates import DAY_S, Credential
 from fedmq.fleet.enrolment import JOIN_PREFIX, row_of, sweep
 from fedmq.fleet.folder import FleetFolder
-from fedmq.fleet.inventory import Inventory, Request
+from fedmq.fleet.inventory import Inventory
+from fedmq.fleet.rows import Request
 from fedmq.fleet.setup import device_lifetime_s
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.event_log import EventLog

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fedmq.broker_config.admin.admin import BrokerAdmin
     from fedmq.config.file import FederationConfig
     from fedmq.fleet.folder import FleetFolder
-    from fedmq.fleet.inventory import Device, Inventory
+    from fedmq.fleet.inventory import Inventory
+    from fedmq.fleet.rows import Device
     from fedmq.fleet.setup import Plan
 
 MOST_QUEUES = 100_000

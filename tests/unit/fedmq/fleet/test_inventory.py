@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from fedmq.fleet.inventory import CertificateRow, Inventory, Request
+from fedmq.fleet.inventory import Inventory
+from fedmq.fleet.rows import CertificateRow, Request
 from fedmq.schemas.errors import ConfigError, FleetError
 
 NOW_S = 1000.0
