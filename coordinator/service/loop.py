@@ -334,6 +334,9 @@ class Loop:
             elif isinstance(outcome, DeletePayload):
                 self._effects.delete_payload(outcome.update)
             else:
+                if isinstance(outcome, UpdateArrived):  # its chunks took a while
+                    self._senders.ask_again(outcome.update.participant_id)
+                    self._revoke()
                 self._step_update(outcome)
 
     # Steps

@@ -74,6 +74,10 @@ class Senders:
                 self._note(participant_id)
         self._next += MOST_LOOKS
 
+    def ask_again(self, participant_id: str) -> None:
+        """Ask about a participant whose message was judged a while ago: `news` tells if it was revoked since."""
+        self._outsider(participant_id)
+
     def news(self) -> list[str]:
         """Return the participants that the core does not know to be revoked, once."""
         news, self._news = self._news, []

@@ -11,7 +11,7 @@ import pytest
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, UpdateArrived
+from fedmq.coordinator.decisions.events import ClosedTask, ParticipantRevoked, ParticipantSeen, UpdateArrived
 from fedmq.coordinator.members import Everybody
 from fedmq.coordinator.service.chunked_updates import Superseded
 from fedmq.coordinator.service.control import MOST_TOLD, LeftOut
@@ -37,7 +37,8 @@ DELIVERY = Delivery(TOPOLOGY.updates.name, encode(SENT, Parameters({})), "m", "t
 class Desk:
     """A loop that stops at the first update, with a core that notes it and a ledger that has the end of task t-a."""
 
-    def __init__(self, holds: bool, hellos_per_s: float = 100.0) -> None:
+    def __init__(self, holds: bool, hellos_per_s: float = 100.0, members: Any = None) -> None:
+        self.revoked: list[str] = []
         self.events: list[UpdateArrived] = []
         self.core = SimpleNamespace(
             accepted=0, finished=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
@@ -72,7 +73,7 @@ class Desk:
                 active=True, pass_time=lambda: None, owns=lambda _: False, wait_s=lambda: 0.0
             ),
         }
-        senders = Senders(cast(Any, self.core), "open", Everybody())
+        senders = Senders(cast(Any, self.core), "open", members or Everybody())
         self.loop = Loop(
             run_id="r", senders=senders, dead_exchange="dead", effects=self.effects, inbox=self.inbox, limits=Limits(),
             hellos_per_s=hellos_per_s, run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0),
@@ -84,6 +85,9 @@ class Desk:
         return [UpdateArrived(self.effects.hold(DELIVERY), SENT, NO_PAYLOAD, owned=True)]
 
     def _step(self, event: object, _now: float) -> list[Any]:
+        if isinstance(event, ParticipantRevoked):
+            assert not self.events, "the core hears of it before it judges the update"
+            self.revoked.append(event.participant_id)
         if isinstance(event, UpdateArrived):
             self.events.append(event)
             self.inbox.put(Stop())
@@ -100,6 +104,14 @@ def test_the_core_hears_how_a_task_ended_that_it_holds_no_more(
     desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None) if in_chunks else DELIVERY)
     desk.loop.run()
     assert [(event.update, event.closed_task, event.owned) for event in desk.events] == [(SENT, closed, in_chunks)]
+
+
+def test_a_participant_that_is_revoked_while_its_chunks_come_is_so_before_its_update_is_judged() -> None:
+    desk = Desk(holds=True, members=SimpleNamespace(standing=lambda _: "revoked"))
+    desk.inbox.put(ChunkArrived(cast(Any, None), 0, DELIVERY, None))
+    desk.loop.run()
+    assert desk.revoked == ["a"]
+    assert len(desk.events) == 1
 
 
 def test_a_manifest_with_a_later_copy_is_acked_at_once() -> None:
