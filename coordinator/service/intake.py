@@ -22,7 +22,8 @@ While others wait that can be read, nobody holds the intake:
    chunks that were in the queue have come and some are still missing. If there were enough chunks in the queue then,
    they were other ones, and the third time breaks the payload.
 9. A payload also gives way when its budget is used up: `BUDGET_S`, and the time for its bytes at `SLOW_BYTES_PER_S`.
-   Its next budget is twice as long, so it gets through in the end over any link.
+   Its next budget is twice as long, so it gets through over a link of 128 KiB/s. The sixth budget that is used up
+   breaks it, and so does the second one in which nothing came: a participant can consume its own queue.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ GIVE_WAY_S = 1.0
 BUDGET_S = 10.0
 SLOW_BYTES_PER_S = 4 * 1024**2
 """A slow link between the broker and the coordinator."""
+MOST_BUDGETS, MOST_IDLE_BUDGETS = 6, 2
+"""Budgets of a payload that are used up before it is broken: with some chunks in the last one, and with none."""
 MOST_HOLLOW = 3
 """Readings of a payload that had chunks enough in its queue, and not the right ones, before it is broken."""
 MOST_TRIES = 3
@@ -192,9 +195,9 @@ class Intake:
             former = current.manifest
             if former.chunks == manifest.chunks:
                 current.manifest = manifest
-            else:  # it was trained, and uploaded, anew
+            else:  # it was trained, and uploaded, anew: behind the others, or it could have turn after turn
                 self._stop(current)
-                self._waiting.appendleft(manifest)
+                self._waiting.append(manifest)
             return former.handle
         for place, waiting in enumerate(self._waiting):
             if waiting.update.update_id == update.update_id:
@@ -321,6 +324,10 @@ class Intake:
                 history.silent_since_s = receiver.heard_s
         elif now >= current.until_s:
             history.budgets += 1
+            idle = receiver.missing == manifest.chunks.count
+            if history.budgets >= (MOST_IDLE_BUDGETS if idle else MOST_BUDGETS):
+                missing = f"{receiver.missing} of {manifest.chunks.count} chunks are missing"
+                return self._give_up(current, Lost(f"{missing} after {history.budgets} turns"), now)
             detail = "its time is used up, it gets twice as much"
         self._stop(current)
         self._waiting.append(manifest)

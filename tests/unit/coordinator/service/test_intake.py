@@ -18,6 +18,8 @@ from fedmq.coordinator.service import intake
 from fedmq.coordinator.service.intake import (
     BUDGET_S,
     GIVE_WAY_S,
+    MOST_BUDGETS,
+    MOST_IDLE_BUDGETS,
     MOST_TRIES,
     ONE_TRY_S,
     SLOW_BYTES_PER_S,
@@ -359,6 +361,7 @@ def test_a_budget_that_is_used_up_lets_the_others_go_first_and_doubles() -> None
     for turn in range(3):
         began, budget = now, first * 2**turn
         one.offer(9, "b")
+        one.chunk("a", 0, now=now)
         while (now := one.intake.due_s()) < began + budget:
             assert one.intake.tick(now) is None
             assert one.reading() == "a", "there are chunks in its queue"
@@ -371,6 +374,31 @@ def test_a_budget_that_is_used_up_lets_the_others_go_first_and_doubles() -> None
         one.begin(now)
         assert one.reading() == "a"
     assert [type(one.chunk("a", index, now=now)) for index in range(3)][-1] is Whole
+
+
+@pytest.mark.parametrize(("chunks_a_turn", "turns"), [(0, MOST_IDLE_BUDGETS), (1, MOST_BUDGETS)])
+def test_budgets_that_are_used_up_again_and_again_break_the_payload(chunks_a_turn: int, turns: int) -> None:
+    """A participant that consumes its own queue does this, for example."""
+    one, now = desk("a"), 0.0
+    one.queues.depths[queue_of("a")] = 100
+    one.begin(now)
+    for turn in range(turns):
+        one.offer(9, "b")
+        for index in range(chunks_a_turn):
+            one.chunk("a", index, now=now)
+        until = now + (BUDGET_S + len(BODY) / SLOW_BYTES_PER_S) * 2**turn
+        while now < until and (broken := one.intake.tick(now)) is None:
+            now = one.intake.due_s()
+        broken = one.intake.tick(now)
+        assert (broken is not None) == (turn == turns - 1)
+        one.begin(now)
+        assert one.reading() == "b"
+        for index in range(3):
+            one.chunk("b", index, now=now)
+        if broken is None:
+            one.begin(now)
+    assert broken is not None
+    assert broken.detail == f"{3 - chunks_a_turn} of 3 chunks are missing after {turns} turns"
 
 
 def test_nobody_gives_way_to_a_payload_that_cannot_be_read() -> None:
@@ -433,12 +461,16 @@ def test_the_latest_copy_of_a_manifest_stands_for_all(begun: bool) -> None:
     assert one.reading() == "b"
 
 
-def test_a_manifest_of_another_payload_for_the_same_task_takes_the_place_of_the_former() -> None:
+def test_a_manifest_of_another_payload_for_the_same_task_takes_the_place_of_the_former_behind_the_others() -> None:
     one = desk("a", "b")
     one.begin()
     one.chunk("a", 0)
     assert one.offer(7, "a", payload_id="two") == 1
     assert one.reading() is None
+    one.begin()
+    assert one.reading() == "b", "a new manifest is no new turn"
+    for index in range(3):
+        one.chunk("b", index)
     one.begin()
     for index in range(2):
         assert one.chunk("a", index, payload_id="two") is None
