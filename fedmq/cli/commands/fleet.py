@@ -98,7 +98,7 @@ def init(
                 print(f"The broker has {told}.")
         except (BrokerUnavailable, ConfigError) as error:
             print(f"\nThe broker is not prepared yet. The next `fedmq fleet` command does it. The reason: {error}")
-    print(_what_next(folder, plan.urls))
+            print(_what_next(folder, plan.urls))
 
 
 def enrol(
