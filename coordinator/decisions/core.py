@@ -27,7 +27,9 @@ Rules
  7. No task goes out before `min_participants` have been here at the same time. From then on `concurrency` tasks are
     kept out (rule 9 replaces this for synchronous strategies) until the run stops. Tasks that are out at that moment
     are withdrawn, so that no run waits for its slowest participant.
- 8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A failure
+ 8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A participant
+    that has declined far more often than it trained waits a second at least: each task carries the whole model, and
+    for that reason a task is repeated at once to few new sessions (task_desk.py has the numbers). A failure
     (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A task
     that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant has
     lost it, if a round's deadline passes and the participant never gave an update, and if it could not be delivered for

@@ -41,6 +41,11 @@ MAX_BACKOFF_S = 600.0
 MAX_REPEATED = 8
 """Most receipts that one hello asks for. Each is looked up in the ledger, and a participant's queue holds 16 messages.
 The next hello asks for the next ones."""
+FREE_REPEATS = 3
+"""Times that a task is repeated at once to new sessions. Later ones wait MIN_GRACE_S: each carries the whole model."""
+FREE_DECLINES = 20
+"""Declines beyond the accepted updates after which a participant waits at least LEAST_WAIT_S after each."""
+LEAST_WAIT_S = 1.0
 FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable", "bad_signature"})
 """Reasons of declines that will come again. To ask at once would spin."""
 
@@ -144,16 +149,25 @@ class TaskDesk:
     def _end_back_off(self, p: Participant, new_session: bool, accepting: bool) -> None:
         """End a back-off that this hello may end (core.py, rule 8)."""
         if not p.failures:
-            if new_session or accepting:
-                p.asked_again_at_s = None
+            if (new_session or accepting) and p.asked_again_at_s is not None:
+                if self._declines_often(p):
+                    self.roster.back_off(p, min(p.asked_again_at_s, self.now + LEAST_WAIT_S))
+                else:
+                    p.asked_again_at_s = None
         elif new_session and p.asked_again_at_s is not None and not self._pardoned_lately(p):
             p.asked_again_at_s, p.pardoned_s = None, self.now
+
+    @staticmethod
+    def _declines_often(p: Participant) -> bool:
+        return p.declined > FREE_DECLINES + p.accepted
 
     def _pardoned_lately(self, p: Participant) -> bool:
         return p.pardoned_s is not None and self.now - p.pardoned_s < MAX_BACKOFF_S
 
     def _on_lost(self, p: Participant, task: HeldTask, new_session: bool, doubted: bool, accepting: bool) -> None:
         if not (new_session or doubted) and (task.repeats or self.now - task.sent_s < self._grace_s()):
+            return
+        if task.repeats >= FREE_REPEATS and self.now - task.sent_s < MIN_GRACE_S:
             return
         if not accepting or task.base_version != self.version or self._reply not in p.replies:
             self.lapse(task, "lost by its participant", silent=not doubted)
@@ -187,8 +201,9 @@ class TaskDesk:
                 if event.reason in FAILURES:
                     self._failed(p, event.retry_after_s or 0.0)
                 else:
-                    wait_s = event.retry_after_s
-                    self.roster.back_off(p, self.now + (self.settings.decline_backoff_s if wait_s is None else wait_s))
+                    asked_s = event.retry_after_s
+                    wait_s = self.settings.decline_backoff_s if asked_s is None else asked_s
+                    self.roster.back_off(p, self.now + max(wait_s, LEAST_WAIT_S if self._declines_often(p) else 0.0))
         self.settle(p)
 
     def on_undeliverable(self, event: TaskUndeliverable) -> None:

@@ -1,0 +1,59 @@
+"""A device that asks for the model over and over, by declines or by new sessions, gets it at a bounded rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fedmq.coordinator.decisions.commands import Command, IssueTask
+from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import Event, ParticipantSeen, TaskDeclined, Tick
+from fedmq.coordinator.decisions.task_desk import FREE_DECLINES, FREE_REPEATS
+from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.schemas.messages import Hello, TrainingConfig
+from fedmq.schemas.parameters import Parameters
+
+STEPS, STEP_S = 1000, 0.01
+
+
+def hello(session: int = 0) -> ParticipantSeen:
+    return ParticipantSeen(Hello(participant_id="m", session_id=f"s{session}", num_examples=1, accepting=True), "m")
+
+
+def declines_at_once(step: int, open_task: str | None) -> list[Event]:
+    return [Tick()] if open_task is None else [TaskDeclined("m", open_task, "r", "busy", "", 0.0)]
+
+
+def declines_and_accepts(step: int, open_task: str | None) -> list[Event]:
+    return [*declines_at_once(step, open_task), hello()]
+
+
+def begins_sessions(step: int, open_task: str | None) -> list[Event]:
+    return [hello(step)]
+
+
+@pytest.mark.parametrize(
+    ("act", "most"),
+    [
+        (declines_at_once, 1 + FREE_DECLINES + 11),
+        (declines_and_accepts, 1 + FREE_DECLINES + 11),
+        (begins_sessions, 1 + FREE_REPEATS + 5),
+    ],
+)
+def test_ten_seconds_of_asking_bring_few_tasks(act: Callable[[int, str | None], list[Event]], most: int) -> None:
+    core = Core(
+        RunSettings(run_id="r", stop=StopSettings(max_versions=1)), FedBuff(buffer_size=1), TrainingConfig(),
+        Parameters({"w": np.zeros(3, np.float32)}), "u",
+    )  # fmt: skip
+    commands: list[Command] = core.step(hello(), 0.0)
+    issued = 0
+    for step in range(1, STEPS):
+        tasks = [command.task_id for command in commands if isinstance(command, IssueTask)]
+        issued += len(tasks)
+        commands = []
+        for event in act(step, tasks[0] if tasks else None):
+            commands += core.step(event, step * STEP_S)
+    assert most - 3 <= issued <= most
