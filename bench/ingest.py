@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.connection import removal_options
 from bench.report import Row, print_table
 from fedmq.broker_config.amqp.transport import remove
 from fedmq.broker_config.node.node import PrivateNode
@@ -153,7 +154,8 @@ class Rig:
             return measure(consumer, publishers)
         finally:
             queues = [queue.name for queue in Topology(prefix).coordinator_queues]
-            remove(self._node.url, exchanges=[e.name for e in Topology(prefix).exchanges], queues=queues)
+            exchanges = [exchange.name for exchange in Topology(prefix).exchanges]
+            remove(self._node.url, exchanges=exchanges, queues=queues, **removal_options())
 
 
 def _coordinator(*args: str) -> str:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.connection import options
 from bench.publisher import model, participant
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import Topology
@@ -86,7 +87,7 @@ class CommitTimes(logging.Handler):
 
 def declare(url: str, prefix: str) -> None:
     topology = Topology(prefix)
-    transport = AmqpTransport(url, name="bench", max_message_bytes=MAX_MESSAGE_BYTES)
+    transport = AmqpTransport(url, name="bench", max_message_bytes=MAX_MESSAGE_BYTES, **options())
     transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
     transport.close()
 
@@ -123,7 +124,7 @@ def serve(
     url: str, prefix: str, run_dir: str, num_bytes: str, count: str, most: str = str(MAX_MESSAGE_BYTES),
     identity: Any = "open",
 ) -> None:  # fmt: skip
-    transport = TimedTransport(url, name="coordinator", max_message_bytes=int(most))
+    transport = TimedTransport(url, name="coordinator", max_message_bytes=int(most), **options())
     service = CoordinatorService(
         run_dir=Path(run_dir), run=settings(int(count)), commit=CommitSettings(), strategy=STRATEGY, training=TRAINING,
         connect=lambda: transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),

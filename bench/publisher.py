@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.connection import options
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Message
@@ -60,7 +61,7 @@ class Impersonator(AmqpTransport):
     """A transport whose every message is of the user that the header "user" names."""
 
     def __init__(self, url: str, name: str) -> None:
-        super().__init__(url, name=name, max_message_bytes=2**27)
+        super().__init__(url, name=name, max_message_bytes=2**27, **options())
         plain = self._driver.properties
 
         def properties(message: Message) -> Any:
@@ -78,7 +79,7 @@ def main() -> None:
     if sys.argv[9:] == ["user"]:
         transport: AmqpTransport = Impersonator(url, f"publisher-{first}")
     else:
-        transport = AmqpTransport(url, name=f"publisher-{first}", max_message_bytes=2**27)
+        transport = AmqpTransport(url, name=f"publisher-{first}", max_message_bytes=2**27, **options())
     transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
     payload = model(num_bytes, 1e-3)
     print("ready", flush=True)
