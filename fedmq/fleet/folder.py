@@ -82,10 +82,11 @@ def read_text(path: Path) -> str:
     try:
         # O_NONBLOCK: a FIFO would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):  # fdopen itself refuses a folder, and names no path
+            os.close(handle)
+            raise FleetError(f"{path} is no regular file.")
         with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise FleetError(f"{path} is no regular file.")
             if found.st_size > MOST_BYTES:
                 raise FleetError(f"{path} has {found.st_size} bytes, expected at most {MOST_BYTES}.")
             return file.read(MOST_BYTES).decode()

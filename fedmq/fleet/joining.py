@@ -84,7 +84,9 @@ def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle:
         transport.open((), (queue,))
     except BrokerRefused as error:
         raise BrokerRefused(
-            f"{error}. A token's user is deleted when the token has been used or has expired: ask for another token"
+            f"{token.participant_id} cannot join with this token. If the broker refuses the login, the token was used "
+            "or its time is over: ask for another one (`fedmq fleet token`). If the broker asks for a certificate, it "
+            f"does not let devices join now: start it with --joining (docs/operations.md). The reason: {error}"
         ) from error
     transport.consume(queue.name, arrived.put, 4)
     request = CertificateRequest(

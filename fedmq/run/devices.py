@@ -62,14 +62,17 @@ def device_to_look_at(
 
 
 def open_device(path: Path) -> Device:
-    """Read a bundle, or a token, with which the device joins now unless it has joined before."""
-    tighten(path)
+    """Read a bundle, or a token, with which the device joins now unless it has joined before.
+
+    The mode is changed after the reading: a path that was given by mistake stays as it is.
+    """
     content = bundle.read(path)
+    tighten(path)
     if not isinstance(content, Bundle):
         target = bundle_path(path)
         if target.exists():
-            tighten(target)
             found = bundle.read(target)
+            tighten(target)
             content = found if isinstance(found, Bundle) else join(path, content, amqp)
         else:
             content = join(path, content, amqp)

@@ -56,10 +56,13 @@ def check_user(config: FederationConfig | DeviceConfig, kind: IdentityKind, name
             )
 
 
-def _log_identity(kind: IdentityKind, name: str, coordinator_user: str) -> None:
-    """Write the first log line of a role: how sure it is of who sent a message."""
+def _log_identity(kind: IdentityKind, name: str, coordinator_user: str, *, fleet: bool = False) -> None:
+    """Write the first log line of a role: how sure it is of who sent a message. With a fleet, `open` is a warning."""
     if kind == "user":
         log.info("identity", identity=kind, user=name, coordinator_user=coordinator_user)
+    elif fleet:
+        detail = 'there is a fleet, but whoever may publish is believed: take identity = "open" out of [security]'
+        log.warning("identity", identity=kind, detail=detail)
     else:
         detail = (
             'whoever may publish on the broker is believed; set [security] identity = "user" outside of one machine'
@@ -113,7 +116,7 @@ def _coordinator_for(
 ) -> Iterator[CoordinatorService]:
     user = config.security.coordinator_user
     kind = config.security.kind(config.broker.auth, fleet=members is not None)
-    _log_identity(kind, user, user)
+    _log_identity(kind, user, user, fleet=members is not None)
     if connect is None:
         check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)

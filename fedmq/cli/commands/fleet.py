@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedmq.config.file import FederationConfig
     from fedmq.fleet.folder import FleetFolder
     from fedmq.fleet.inventory import Inventory
-    from fedmq.fleet.rows import Device
+    from fedmq.fleet.rows import Device, Token
     from fedmq.fleet.setup import Plan
 
 MOST_QUEUES = 100_000
@@ -157,6 +157,7 @@ def token(
             max_examples=max_examples, again=again,
         )  # fmt: skip
     print(f"{told}\nOn the device: fedmq participant --bundle {out or f'{name}.token'} --app app.py")
+    print("Meanwhile a coordinator has to run, and the broker has to let joining devices in (fedmq broker --joining).")
 
 
 def list_devices(fleet: Folder = Path("fleet"), _debug: options.Debug = False) -> None:
@@ -166,7 +167,11 @@ def list_devices(fleet: Folder = Path("fleet"), _debug: options.Debug = False) -
 
     with Inventory(FleetFolder(fleet).inventory) as inventory:
         devices = inventory.devices()
-        rows = [("device", "state", "certificate until", "at most"), *(_row(inventory, device) for device in devices)]
+        tokens = {token.device_id: token for token in inventory.tokens()}
+        rows = [
+            ("device", "state", "certificate until", "may claim at most"),
+            *(_row(inventory, one, tokens.get(one.id)) for one in devices),
+        ]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
             print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -293,9 +298,13 @@ Next, the broker, which devices reach at {" and ".join(urls)}. One of these two:
 Then, for each device: fedmq fleet enrol ID. The coordinator finds the fleet by itself."""
 
 
-def _row(inventory: Inventory, device: Device) -> tuple[str, str, str, str]:
+def _row(inventory: Inventory, device: Device, token: Token | None) -> tuple[str, str, str, str]:
+    """Return a line of the list. A device without a certificate has its newest token's time in the place of it."""
     certificates = inventory.certificates(device.id)
     until = _day(certificates[-1].not_after_s) if certificates else "none yet"
+    if not certificates and token is not None and device.state == "enrolled":
+        over = token.state == "closed" or token.expires_s <= time.time()
+        until = f"none, token {'ended' if over else 'until'} {_day(token.expires_s)}"
     limit = "" if device.max_examples is None else f"{device.max_examples} examples"
     return device.id, device.state, until, limit
 

@@ -44,11 +44,16 @@ def test_a_fleet_is_made_without_a_broker_and_says_what_to_do_next(fedmq, tmp_pa
     with Inventory(tmp_path / "fleet" / "inventory.sqlite") as inventory:
         assert "amqps://broker.test:5999/fl" in inventory.fact("shared")
         inventory.begin_enrolment("sensor-1", 0.0, max_examples=60)
+        inventory.begin_enrolment("sensor-2", 0.0)
+        inventory.begin_token("join-1", "sensor-2", 0.0, 1.0)
+        inventory.open_token("join-1")
+        inventory.enrolled("sensor-2")
     code, said = fedmq("fleet", "list")
     assert code == 0
     assert [line.split() for line in said.splitlines()][1] == [
         "sensor-1", "enrolling", "none", "yet", "60", "examples",
     ]  # fmt: skip
+    assert "sensor-2  enrolled   none, token ended 1970-01-01 00:00 UTC" in said
     code, said = fedmq("fleet", "renew")
     assert (code, "Renewed nothing" in said) == (0, True)
 

@@ -8,7 +8,8 @@ from fedmq.fleet import bundle, certificates
 from fedmq.fleet.bundle import Bundle
 from fedmq.fleet.certificates import DAY_S, Credential
 from fedmq.fleet.device import Device, files_of, tighten
-from fedmq.schemas.errors import ConfigError
+from fedmq.run.devices import open_device
+from fedmq.schemas.errors import ConfigError, FleetError
 from fedmq.schemas.messages import Certificate
 from tests.support.fleet import NOW_S, PLAN
 
@@ -161,4 +162,17 @@ def test_a_device_that_was_killed_with_its_new_bundle_on_disk_goes_on_with_it(wo
 def test_a_bundle_that_others_can_read_is_taken_from_them(world):
     world.path.chmod(0o644)
     tighten(world.path)
+    assert world.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_that_is_no_bundle_keeps_its_mode(world, tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text("x = 1\n")
+    for path in (app, tmp_path):
+        path.chmod(0o755)
+        with pytest.raises((ConfigError, FleetError), match=str(path)):
+            open_device(path)
+        assert path.stat().st_mode & 0o777 == 0o755
+    world.path.chmod(0o644)
+    open_device(world.path)
     assert world.path.stat().st_mode & 0o777 == 0o600
