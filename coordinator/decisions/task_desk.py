@@ -168,6 +168,7 @@ class TaskDesk:
         if not (new_session or doubted) and (task.repeats or self.now - task.sent_s < self._grace_s()):
             return
         if task.repeats >= FREE_REPEATS and self.now - task.sent_s < MIN_GRACE_S:
+            self._doubted.add(task.task_id)  # it may be lost all the same: the next hello decides
             return
         if not accepting or task.base_version != self.version or self._reply not in p.replies:
             self.lapse(task, "lost by its participant", silent=not doubted)

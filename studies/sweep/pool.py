@@ -27,7 +27,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-from fedmq.schemas.errors import ConfigError, FedmqError, InputError
+from fedmq.schemas.errors import ConfigError, FedmqError, InputError, StrategyError
 from fedmq.studies.problems.keras import path_choice as choices
 from fedmq.studies.sweep.cell import Cell, CellResult, check_cell, read_cell, run_cell
 
@@ -274,8 +274,12 @@ def _in_a_line(cell: Cell, kind: type[FedmqError]) -> Iterator[None]:
 
     Such an error mostly comes from a problem, a strategy or an app. The study's own process may not know its class.
     """
+    where = f"{cell.label} on {cell.population.name}, seed {cell.seed}"
     try:
         yield
+    except StrategyError as e:
+        traceback.print_exc()
+        raise StrategyError(f"{where}: {e}; {LOG} in the results' folder has the traceback") from None
     except FedmqError:
         raise
     except (Exception, SystemExit) as e:  # noqa: BLE001 - the user's code may raise anything
@@ -283,8 +287,8 @@ def _in_a_line(cell: Cell, kind: type[FedmqError]) -> Iterator[None]:
         at = traceback.extract_tb(e.__traceback__)[-1]
         what = " ".join(str(e).split())[:400]
         raise kind(
-            f"{cell.label} on {cell.population.name}, seed {cell.seed}: {type(e).__name__}: {what} "
-            f"({Path(at.filename).name}, line {at.lineno}: {at.line}); {LOG} in the results' folder has the traceback"
+            f"{where}: {type(e).__name__}: {what} ({Path(at.filename).name}, line {at.lineno}: {at.line}); "
+            f"{LOG} in the results' folder has the traceback"
         ) from None
 
 

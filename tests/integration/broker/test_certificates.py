@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +22,23 @@ from tests.integration.broker.traffic import WAIT_S
 from tests.support.certificates import Authority, Pem
 from tests.support.rabbitmq import require_server
 
-pytestmark = pytest.mark.broker
+pytestmark = [
+    pytest.mark.broker,
+    # pika leaves the socket of a refused login to the garbage collector.
+    pytest.mark.filterwarnings("ignore:.*SSLSocket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 PASSWORD = "a password that the broker knows"
 REFUSALS = (pika.exceptions.AMQPError, OSError)
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect pika's sockets here, and not in the middle of another file's test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

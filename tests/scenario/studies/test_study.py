@@ -207,7 +207,9 @@ class Undealt(Quadratics):
 
 def test_what_fails_in_code_of_ones_own_is_told_in_a_line_with_where_and_the_traceback_is_in_the_log(tmp_path):
     faulty = study(contenders=[fedmq.Contender("faulty", Faulty(buffer_size=2))])
-    with pytest.raises(FedmqError, match=r"^faulty on .*, seed 0: KeyError: 'p0.*raise KeyError\(update"):
+    with pytest.raises(
+        FedmqError, match=r"^faulty on .*, seed 0: strategy Faulty: .* KeyError: 'p0.*raise KeyError\(update"
+    ):
         faulty.run(tmp_path, workers=1)
     assert "Traceback" in (tmp_path / "processes.log").read_text()
     with pytest.raises(

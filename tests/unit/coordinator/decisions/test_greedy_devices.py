@@ -19,6 +19,13 @@ from fedmq.schemas.parameters import Parameters
 STEPS, STEP_S = 1000, 0.01
 
 
+def core_of_one() -> Core:
+    return Core(
+        RunSettings(run_id="r", stop=StopSettings(max_versions=1)), FedBuff(buffer_size=1), TrainingConfig(),
+        Parameters({"w": np.zeros(3, np.float32)}), "u",
+    )  # fmt: skip
+
+
 def hello(session: int = 0) -> ParticipantSeen:
     return ParticipantSeen(Hello(participant_id="m", session_id=f"s{session}", num_examples=1, accepting=True), "m")
 
@@ -44,10 +51,7 @@ def begins_sessions(step: int, open_task: str | None) -> list[Event]:
     ],
 )
 def test_ten_seconds_of_asking_bring_few_tasks(act: Callable[[int, str | None], list[Event]], most: int) -> None:
-    core = Core(
-        RunSettings(run_id="r", stop=StopSettings(max_versions=1)), FedBuff(buffer_size=1), TrainingConfig(),
-        Parameters({"w": np.zeros(3, np.float32)}), "u",
-    )  # fmt: skip
+    core = core_of_one()
     commands: list[Command] = core.step(hello(), 0.0)
     issued = 0
     for step in range(1, STEPS):
@@ -57,3 +61,17 @@ def test_ten_seconds_of_asking_bring_few_tasks(act: Callable[[int, str | None], 
         for event in act(step, tasks[0] if tasks else None):
             commands += core.step(event, step * STEP_S)
     assert most - 3 <= issued <= most
+
+
+def test_a_participant_that_lost_its_task_once_more_gets_it_at_a_later_hello() -> None:
+    """Both processes were started again and again within a moment, as a crash loop does it."""
+    core = core_of_one()
+    core.step(hello(), 0.0)
+    for session in range(1, FREE_REPEATS + 1):
+        assert tasks_in(core.step(hello(session), session * STEP_S)) == 1
+    assert tasks_in(core.step(hello(FREE_REPEATS + 1), 0.5)) == 0
+    assert tasks_in(core.step(hello(FREE_REPEATS + 1), 10.0)) == 1
+
+
+def tasks_in(commands: list[Command]) -> int:
+    return sum(isinstance(command, IssueTask) for command in commands)
