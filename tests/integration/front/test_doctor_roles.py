@@ -19,6 +19,7 @@ from fedmq.broker_config.settings import BrokerSettings
 from fedmq.views.doctor import _broker
 from fedmq.views.finding import Finding, Role
 from fedmq.views.role_rights import asked, check
+from tests.chaos.harness import FULL
 from tests.integration.front.test_commands import APP, FEDERATION
 from tests.security.site import COORDINATOR, PASSWORD, WAIT_S, Site
 
@@ -77,7 +78,7 @@ def test_exactly_the_rights_of_a_role_are_enough_and_leave_nothing_behind(site: 
          "make exchanges for uploads, make queues for downloads"),
         ("coordinator", "write", r"^fed\.mq\..*", "publish to the default exchange (amq.default)"),
         ("coordinator", "read", r"^fed\.mq\.(updates|control|dead|payload\..*)$", "read fed.mq.leader"),
-    ],
+    ][:: 1 if FULL else 5],
 )  # fmt: skip
 def test_a_missing_right_is_named_and_the_advice_is_enough_and_no_wider(
     site: Site, role: Role, right: str, less: str, acts: str
