@@ -245,6 +245,8 @@ class Certificate(Message):
     participant_id: Identifier
     verdict: Literal["issued", "waiting", "refused"]
     """"waiting": the authority's key is elsewhere, and a person has to sign. The device asks again."""
+    key_id: KeyId | None = None
+    """The key of the request, because two devices with one token read one queue. None if the request was none."""
     certificate: Pem | None = None
     detail: Text = ""
 

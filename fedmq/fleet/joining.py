@@ -3,7 +3,10 @@
 1. The key is on disk before anybody hears of it, and never leaves the device. A device that was killed asks again with
    the same key, and gets the same certificate.
 2. The request is sent again until there is an answer. Without a coordinator the device waits.
-3. The bundle is on disk before the coordinator hears that it is. The key's file goes last.
+3. Whoever has a copy of the token reads the same queue. An answer to another key tells that the token is used, and goes
+   back to the queue for the device that it is for. A connection that was lost is made anew, to hear whether the token's
+   user is gone.
+4. The bundle is on disk before the coordinator hears that it is. The key's file goes last.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from queue import Empty, SimpleQueue
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Delivery, Message, Transport
+from fedmq.broker_config.transport import Delivery, Message, Transport, TransportState
 from fedmq.fleet import bundle, certificates
 from fedmq.fleet.bundle import Bundle, TokenFile
 from fedmq.fleet.device import check_bundle, files_of, make_private
@@ -62,26 +65,35 @@ def join(path: Path, token: TokenFile, connect: Callable[[BrokerSettings, str], 
         fault("joining-key")
     key = read_text(key_file)
     settings = bundle.broker_settings(token, token.user, password=token.password, ca_file=str(files / "ca.pem"))
-    transport = connect(settings, f"joining {token.participant_id}")
-    try:
-        content = _asked(transport, token, key)
-        bundle.write(target, content)
-        fault("joining-bundle")
-        _tell(transport, token, key)
-    finally:
-        transport.close()
+    content = None
+    while content is None:
+        transport = connect(settings, f"joining {token.participant_id}")
+        try:
+            content = _asked(transport, token, key)
+            if content is not None:
+                bundle.write(target, content)
+                fault("joining-bundle")
+                _tell(transport, token, key)
+        finally:
+            transport.close()
     key_file.unlink(missing_ok=True)
     log.info("joined", participant=token.participant_id, bundle=target)
     return content
 
 
-def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle:
+def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle | None:
+    """Ask until there is a certificate for our key. Return None if the connection was lost."""
     topology = Topology(token.prefix, participant_queues=token.participant_queues)
     queue = topology.participant(token.user)
-    arrived: SimpleQueue[Delivery] = SimpleQueue()
+    arrived: SimpleQueue[Delivery | None] = SimpleQueue()
     log.info("joining", participant=token.participant_id, user=token.user)
+
+    def on_state(state: TransportState) -> None:
+        if state.name == "disconnected":
+            arrived.put(None)
+
     try:
-        transport.open((), (queue,))
+        transport.open((), (queue,), on_state)
     except BrokerRefused as error:
         raise BrokerRefused(
             f"{token.participant_id} cannot join with this token. If the broker refuses the login, the token was used "
@@ -92,6 +104,7 @@ def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle:
     request = CertificateRequest(
         participant_id=token.participant_id, request=certificates.request(key, token.participant_id)
     )
+    own = certificates.key_id(key)
     while True:
         _publish(transport, topology, request)
         fault("joining-asked")
@@ -100,9 +113,16 @@ def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle:
         except Empty:
             log.info("joining_waits", participant=token.participant_id, detail="no coordinator has answered yet")
             continue
+        if delivery is None:
+            return None
         answer = _answer_in(delivery, token)
+        if answer is not None and answer.key_id not in (own, None) and answer.verdict != "refused":
+            raise ConfigError(  # the answer is not settled: it goes back to the queue, for the other device
+                f"The coordinator refuses to let {token.participant_id} join: this token has been used by another key. "
+                "A token lets one device in, once. If it was not yours, tell whoever gave you the token."
+            )
         transport.ack(delivery)
-        if answer is None:
+        if answer is None or answer.key_id not in (own, None):
             continue
         if answer.verdict == "refused":
             raise ConfigError(f"The coordinator refuses to let {token.participant_id} join: {answer.detail}.")
@@ -120,7 +140,7 @@ def _asked(transport: Transport, token: TokenFile, key: str) -> Bundle:
         return content
 
 
-def _pause(arrived: SimpleQueue[Delivery]) -> None:
+def _pause(arrived: SimpleQueue[Delivery | None]) -> None:
     """Wait before the next request. An answer that comes meanwhile is read after it."""
     try:
         arrived.put(arrived.get(timeout=ASK_AGAIN_S))

@@ -61,10 +61,13 @@ class Registrar:
         if user is None:
             log.warning("certificate_request_dropped", participant=message.participant_id, reason="unknown_sender")
             return None
+        key_id = None
         try:
-            answer = self._decided(message, user)
-        except _Refused as refused:
+            key_id = certificates.key_id_of_request(message.request)
+            answer = self._decided(message, user, key_id)
+        except (_Refused, PeerError) as refused:
             answer = _answer(message.participant_id, "refused", detail=str(refused))
+        answer = answer.model_copy(update={"key_id": key_id})
         log.info(f"certificate_{answer.verdict}", participant=answer.participant_id, user=user, detail=answer.detail)
         return answer
 
@@ -85,11 +88,7 @@ class Registrar:
         if self._admin is not None:
             sweep(self._inventory, self._admin, now)
 
-    def _decided(self, message: CertificateRequest, user: str) -> Certificate:
-        try:
-            key_id = certificates.key_id_of_request(message.request)
-        except PeerError as error:
-            raise _Refused(str(error)) from None
+    def _decided(self, message: CertificateRequest, user: str, key_id: str) -> Certificate:
         joins = user.startswith(JOIN_PREFIX)
         device_id = self._joining(user, key_id) if joins else user
         standing = self._inventory.standing(device_id)

@@ -6,12 +6,13 @@ from fedmq.coordinator.audit import audit
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.studies.engine.replay import replay
-from tests.chaos.harness import FULL, died_at
+from tests.chaos.harness import died_at
 from tests.chaos.test_coordinator import POINTS
+from tests.support.full import in_full
 
 pytestmark = [
     pytest.mark.broker,
-    pytest.mark.skipif(not FULL, reason="only with FEDMQ_CHAOS=full: tests/integration covers it in one process"),
+    in_full("tests/integration covers it in one process"),
 ]
 COMPASS = """[strategy]
 name = "fedcompass"

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from fedmq.broker_config.node.node import PrivateNode
-from tests.chaos.harness import FULL, Federation
+from tests.chaos.harness import Federation
+from tests.support.full import FULL, in_full
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
@@ -50,6 +51,7 @@ def test_a_broker_killed_in_mid_run_loses_nothing(federation, node, killed_at):
     federation.check(versions=20)
 
 
+@in_full("test_links.py has peers that miss heartbeats")
 def test_a_broker_that_stands_still_for_longer_than_the_heartbeat_loses_nothing(federation, node):
     participants = [federation.participant(name) for name in ("p0", "p1")]
     coordinator = federation.coordinator()

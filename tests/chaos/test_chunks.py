@@ -3,7 +3,8 @@
 import pytest
 
 from fedmq.broker_config.node.node import PrivateNode
-from tests.chaos.harness import FULL, Federation, died_at
+from tests.chaos.harness import Federation, died_at
+from tests.support.full import FULL, in_full
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
@@ -62,6 +63,7 @@ if FULL:
         federation.check(versions=3)
 
 
+@in_full("integration/chunks/test_chunked_faults.py has a broker that lost an upload")
 def test_a_broker_killed_in_mid_upload_loses_nothing(tmp_path, prefix):
     require_server()
     with PrivateNode(tmp_path / "node") as node:

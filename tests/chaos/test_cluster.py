@@ -1,6 +1,5 @@
 """Three nodes with quorum queues: the leader dies in the middle of an upload, and the run goes on without it."""
 
-import os
 import re
 
 import pytest
@@ -8,12 +7,13 @@ import pytest
 from tests.chaos.harness import Federation
 from tests.chaos.proxy import Proxy
 from tests.support.cluster import SIZE, PrivateCluster
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(os.environ.get("FEDMQ_CHAOS") != "full", reason="three nodes take a minute: FEDMQ_CHAOS=full"),
+    in_full("three nodes take a minute"),
 ]
 NUMBERS = 2**18
 UPDATE_BYTES = 4 * NUMBERS

@@ -1,6 +1,5 @@
 """kill -9 of a participant around its receipt, with a method whose memory is on the participants (AREA)."""
 
-import os
 from collections import defaultdict
 
 import numpy as np
@@ -13,11 +12,11 @@ from fedmq.coordinator.strategies.protocol import ClientUpdate
 from fedmq.schemas.parameters import Parameters
 from tests.chaos import app
 from tests.chaos.harness import died_at
+from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker
 
 STRATEGY = Area(num_participants=2, buffer_size=3, memory="participant")
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 POINTS = ("before-memory-moved", "memory-moved", *(("next-memory-on-disk", "update-confirmed:2") if FULL else ()))
 """Fault points to kill at. tests/integration/front/test_memory.py has all of them, in one process."""
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.chaos.harness import FULL, Federation, died_at, seeds_of
+from tests.chaos.harness import Federation, died_at, seeds_of
 from tests.chaos.proxy import Proxy
+from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker
 

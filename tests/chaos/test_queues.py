@@ -10,6 +10,7 @@ import pytest
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from tests.chaos import unwitnessed
 from tests.chaos.harness import DEADLINE_S
+from tests.support.full import in_full
 
 pytestmark = pytest.mark.broker
 ALARMS = {
@@ -69,6 +70,7 @@ def test_memory_and_disk_alarms_hold_everybody_back_and_lose_nothing(federation,
     federation.check()
 
 
+@in_full("integration/broker/test_slow_links.py has messages that are confirmed late")
 def test_updates_that_are_never_confirmed_are_sent_again_and_counted_once(federation, rabbitmq_node):
     """The queue's process is suspended; the connection works."""
     everybody = begun(federation)

@@ -1,6 +1,5 @@
 """Two coordinators of one run: kill -9 of the active one, again and again, and one that is paused and wakes up."""
 
-import os
 import signal
 import time
 from itertools import pairwise
@@ -10,9 +9,9 @@ import pytest
 
 from tests.chaos.harness import Federation
 from tests.contract.world import ask_until
+from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 POINTS = ("before-ledger", "before-checkpoint", "after-ledger", "between-acks", "before-task-publish")
 
 

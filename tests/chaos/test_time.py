@@ -7,7 +7,7 @@ import pytest
 from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker
 
 from tests.chaos.gate import Gate
-from tests.chaos.harness import FULL
+from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker
 HEARTBEAT_S = 2

@@ -12,10 +12,11 @@ from fedmq.app.model_worker import write_parameters
 from fedmq.coordinator.settings import ArchiveSettings, StopSettings
 from fedmq.schemas.parameters import Parameters
 from tests.integration.coordinator.federation import Federation, initial
+from tests.support.full import FULL
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 100.0
-LEAST = {"spool": 300, "initial": 60, "trace": 30, "run": 700}
+LEAST = {"spool": 300, "initial": 60, "trace": 30, "run": 700 if FULL else 250}
 """Number of cases that each room has at least: a table that has shrunk is no success."""
 
 

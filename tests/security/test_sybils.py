@@ -6,7 +6,6 @@ All share one user of the broker, which is the worst case: nothing tells the flo
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import threading
 import time
@@ -18,10 +17,10 @@ import pytest
 from fedmq.schemas.codec import encode
 from fedmq.schemas.messages import Decline, Hello
 from tests.chaos.harness import Federation
+from tests.support.full import FULL
 
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
 NUMBER = 100_000 if FULL else 4_000
-VERSIONS = 300 if FULL else 40
+VERSIONS = 300 if FULL else 25
 PER_S = 100 if FULL else 20
 """run.hellos_per_s: 100 is the default."""
 MB = 1024**2

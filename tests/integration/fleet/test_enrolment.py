@@ -10,11 +10,11 @@ import pytest
 
 from fedmq.fleet import bundle, certificates
 from fedmq.fleet.bundle import Bundle
-from tests.chaos.harness import FULL
 from tests.integration.fleet.fleets import Fleet, wait_until
+from tests.support.full import in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
-IN_FULL = pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests have the same without a broker")
+IN_FULL = in_full("the unit tests have the same without a broker")
 FleetOf = Callable[..., Fleet]
 
 
@@ -112,8 +112,8 @@ def test_a_token_lets_in_one_of_two_devices_at_once_and_nobody_later(fleet_of: F
     wait_until(lambda: sum(one.status is not None for one in two) == 1, "one of the two is refused")
     (refused,) = [one for one in two if one.status is not None]
     (joined,) = [one for one in two if one is not refused]
-    assert refused.status == 2
-    assert "has been used by another key" in refused.text
+    assert refused.status in (2, 3), refused.text  # by the coordinator, or by the broker that has lost the user
+    assert "has been used by another key" in refused.text or "fedmq fleet token" in refused.text
     joined.wait_for("event=joined")
     late = fleet.device("a", file=copies[2])
     assert late.ended() in (2, 3), late.text  # refused by the coordinator, or its user is gone already

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.chaos.harness import FULL, died_at
+from tests.chaos.harness import died_at
 from tests.integration.fleet.fleets import Fleet
+from tests.support.full import FULL, in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 FleetOf = Callable[..., Fleet]
@@ -35,7 +36,7 @@ def test_an_enrolment_that_was_killed_goes_on(fleet_of: FleetOf, points: list[st
     check_it_trains(fleet, "bundle")
 
 
-@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests kill at each step")
+@in_full("the unit tests kill at each step")
 @pytest.mark.parametrize("point", TOKEN)
 def test_a_token_whose_making_was_killed_is_made(fleet_of: FleetOf, point: str) -> None:
     fleet = fleet_of()
@@ -47,7 +48,7 @@ def test_a_token_whose_making_was_killed_is_made(fleet_of: FleetOf, point: str) 
     check_it_trains(fleet, "token")
 
 
-@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests kill at each step")
+@in_full("the unit tests kill at each step")
 @pytest.mark.parametrize("point", REVOKE)
 def test_a_revocation_that_was_killed_goes_on_and_others_train(fleet_of: FleetOf, point: str) -> None:
     fleet = fleet_of()

@@ -9,8 +9,8 @@ import pytest
 from fedmq.fleet import bundle, certificates
 from fedmq.fleet.bundle import Bundle
 from fedmq.fleet.certificates import DAY_S
-from tests.chaos.harness import FULL
 from tests.integration.fleet.fleets import Fleet
+from tests.support.full import in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 FleetOf = Callable[..., Fleet]
@@ -43,7 +43,7 @@ def test_a_device_renews_its_certificate_and_nothing_is_lost_or_doubled(fleet_of
     assert "event=identity" in device.text
 
 
-@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: the unit tests have the same without a broker")
+@in_full("the unit tests have the same without a broker")
 @pytest.mark.parametrize("point", ["renewal-key", "renewal-bundle", "renewal-file"])
 def test_a_device_that_is_killed_while_it_renews_has_one_whole_certificate(fleet_of: FleetOf, point: str) -> None:
     fleet = fleet_of(pause_s=0.2)

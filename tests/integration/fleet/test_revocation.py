@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.chaos.harness import FULL, seeds_of
+from tests.chaos.harness import seeds_of
 from tests.integration.fleet.fleets import Fleet, wait_until
+from tests.support.full import in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
 FleetOf = Callable[..., Fleet]
@@ -46,7 +47,7 @@ def test_a_device_is_revoked_in_the_middle_of_a_training(fleet_of: FleetOf) -> N
     revoked.kill()
 
 
-@pytest.mark.skipif(not FULL, reason="FEDMQ_CHAOS=full: a unit test of the loop has the same without a broker")
+@in_full("a unit test of the loop has the same without a broker")
 def test_a_device_is_revoked_in_the_middle_of_an_upload(fleet_of: FleetOf) -> None:
     fleet = fleet_of(max_versions=3, size=150_000)
     fleet.make(max_message_bytes=65_536)

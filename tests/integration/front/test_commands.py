@@ -9,6 +9,7 @@ import pytest
 from fedmq.app.model_worker import write_parameters
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.schemas.parameters import Parameters
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 APP = """
@@ -60,6 +61,7 @@ def federation(tmp_path):
 
 
 @pytest.mark.broker
+@in_full("tests/chaos kills each process, and the next test stops the broker")
 def test_everything_can_be_killed_and_started_again_and_each_update_counts_once(terminal, federation):
     require_server()
     broker = terminal("broker")

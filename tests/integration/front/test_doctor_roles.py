@@ -19,9 +19,9 @@ from fedmq.broker_config.settings import BrokerSettings
 from fedmq.views.doctor import _broker
 from fedmq.views.finding import Finding, Role
 from fedmq.views.role_rights import asked, check
-from tests.chaos.harness import FULL
 from tests.integration.front.test_commands import APP, FEDERATION
 from tests.security.site import COORDINATOR, PASSWORD, WAIT_S, Site
+from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker
 USERS: dict[Role, str] = {"participant": "a.b", "coordinator": COORDINATOR}

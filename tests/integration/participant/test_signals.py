@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.full import FULL
+
 PROCESS = """
 import pathlib, sys, threading
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
@@ -34,7 +36,7 @@ print("ended", service.run(), flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if FULL else [signal.SIGTERM])
 def test_a_signal_ends_a_participant_whose_trainer_never_returns_and_keeps_its_task(
     number: signal.Signals, tmp_path: Path
 ) -> None:
