@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedmq.broker_config.amqp.tls import TlsFiles
+from fedmq.broker_config.node.node import PrivateNode
+from fedmq.broker_config.node.tls import NodeTls
+from fedmq.fleet import setup
 from fedmq.fleet.folder import FleetFolder
 
 FLEET = "FEDMQ_BENCH_FLEET"
@@ -33,3 +40,24 @@ def removal_options() -> dict[str, Any]:
     """Return the same for `remove`."""
     found = files()
     return {"auth": "external", "tls": TlsFiles(**found)} if found else {}
+
+
+USER = "coordinator"
+"""The one user of a fleet's processes here. The broker lets it say for whom a message is."""
+
+
+@contextmanager
+def fleet_node(work: Path) -> Iterator[tuple[PrivateNode, FleetFolder]]:
+    """Yield a node that lets in certificates alone, and the folder of its fleet."""
+    folder = FleetFolder(work / "fleet")
+    plan = setup.Plan(
+        urls=("amqps://127.0.0.1:5671/%2F",), prefix="bench", coordinator_user=USER, server_names=("127.0.0.1",),
+        max_message_bytes=2**27, max_payload_bytes=2**30, participant_queues="classic",
+    )  # fmt: skip
+    setup.make(folder, plan, time.time())
+    with PrivateNode(work / "tls", tls=NodeTls(folder.ca, folder.server, folder.server)) as node:
+        node.ctl("add_user", USER, secrets.token_hex(16))
+        node.ctl("clear_password", USER)
+        node.ctl("set_user_tags", USER, "impersonator")
+        node.ctl("set_permissions", USER, ".*", ".*", ".*")
+        yield node, folder

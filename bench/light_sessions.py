@@ -4,8 +4,9 @@
 
 Each session has an AMQP connection and a queue of its own, and sends the messages of a participant: a hello, and for
 each task an update of the size of its model, confirmed before the task is acked. Nothing is trained, and nothing is
-written to a disk. Prints "ready" once all have said hello. When the run has ended it prints one JSON line: the times at
-which the tasks' updates were published (monotonic clock).
+written to a disk. With a fleet (bench.connection) each connection has a certificate, and each message a sender. Prints
+"ready" once all have said hello. When the run has ended it prints one JSON line: the times at which the tasks' updates
+were published (monotonic clock).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any
 
 import pika
 from pika.adapters.select_connection import IOLoop
+from pika.credentials import ExternalCredentials
 
+from bench.connection import files, options
+from fedmq.broker_config.amqp.tls import TlsFiles
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Queue, Topology
 from fedmq.schemas.codec import decode, encode
@@ -35,6 +39,10 @@ class Host:
     def __init__(self, url: str, topology: Topology, names: list[str]) -> None:
         self.loop: Any = IOLoop()
         self.parameters = pika.URLParameters(url)
+        self.has_senders = bool(files())
+        if self.has_senders:
+            self.parameters.ssl_options = pika.SSLOptions(TlsFiles(**files()).context(), self.parameters.host)
+            self.parameters.credentials = ExternalCredentials()
         self.topology = topology
         self.published: dict[str, float] = {}
         self._waiting = list(names)
@@ -95,6 +103,8 @@ class Session:
         properties = pika.BasicProperties(
             delivery_mode=2, headers={"schema_version": SCHEMA_VERSION, "kind": message.kind}, **ids
         )
+        if self._host.has_senders:
+            properties.user_id = self._name
         self._channel.basic_publish(queue.exchange, queue.routing_key, encode(message, tensors), properties)
 
     def _confirmed(self, frame: Any) -> None:
@@ -136,7 +146,7 @@ class Session:
 def main() -> None:
     url, prefix, *names = sys.argv[1:]
     topology = Topology(prefix)
-    transport = AmqpTransport(url, name="light", max_message_bytes=MAX_MESSAGE_BYTES)
+    transport = AmqpTransport(url, name="light", max_message_bytes=MAX_MESSAGE_BYTES, **options())
     transport.open(topology.exchanges, topology.shared_queues, timeout_s=60)
     transport.close()
     host = Host(url, topology, names)

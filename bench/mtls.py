@@ -12,32 +12,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import tempfile
-import time
 from pathlib import Path
 
-from bench.connection import FLEET
+from bench.connection import FLEET, fleet_node
 from bench.ingest import PLANS, PUBLISHERS, REPEATS, Outcome, Plan, Rig, _best
 from bench.report import Row, print_table
 from fedmq.broker_config.node.node import PrivateNode
-from fedmq.broker_config.node.tls import NodeTls
-from fedmq.fleet import setup
 from fedmq.fleet.folder import FleetFolder
 
 TARGET = 0.9
-USER = "coordinator"
-
-
-def made_fleet(path: Path) -> FleetFolder:
-    """Make a fleet's certificates."""
-    folder = FleetFolder(path)
-    plan = setup.Plan(
-        urls=("amqps://127.0.0.1:5671/%2F",), prefix="bench", coordinator_user=USER, server_names=("127.0.0.1",),
-        max_message_bytes=2**27, max_payload_bytes=2**30, participant_queues="classic",
-    )  # fmt: skip
-    setup.make(folder, plan, time.time())
-    return folder
 
 
 class Certified:
@@ -75,14 +59,8 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as text:
         work = Path(text)
-        folder = made_fleet(work / "fleet")
-        tls = NodeTls(folder.ca, folder.server, folder.server)
-        with PrivateNode(work / "plain") as plain, PrivateNode(work / "tls", tls=tls) as secure:
+        with PrivateNode(work / "plain") as plain, fleet_node(work) as (secure, folder):
             plain.ctl("set_user_tags", "fedmq", "administrator", "impersonator")
-            secure.ctl("add_user", USER, secrets.token_hex(16))
-            secure.ctl("clear_password", USER)
-            secure.ctl("set_user_tags", USER, "impersonator")
-            secure.ctl("set_permissions", USER, ".*", ".*", ".*")
             for size in map(float, options.sizes.split(",")):
                 plan = PLANS[size]
                 if options.quick:

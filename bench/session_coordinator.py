@@ -14,7 +14,9 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from bench.connection import FLEET, options
 from bench.publisher import model
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
@@ -22,6 +24,10 @@ from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.strategies import FedBuff
+from fedmq.fleet import certificates
+from fedmq.fleet.folder import FleetFolder
+from fedmq.fleet.inventory import Inventory
+from fedmq.run.enrolled import LOOK_S
 from fedmq.schemas.messages import TrainingConfig
 
 UPDATE_BYTES = 10_000
@@ -58,9 +64,19 @@ def broker_rss_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def checks() -> dict[str, Any]:
+    """Return what a coordinator of a fleet does besides: it checks each sender, asks the inventory and signs tasks."""
+    path = os.environ.get(FLEET)
+    if path is None:
+        return {}
+    folder = FleetFolder(Path(path))
+    sign = certificates.signer(folder.signing_key.read_text())
+    return {"identity": "user", "members": Inventory(folder.inventory, LOOK_S), "sign": sign}
+
+
 def coordinator(url: str, prefix: str, run_dir: str, sessions: str, updates: str, broker_pid: str) -> None:
     count, pid = int(sessions), int(broker_pid)
-    transport = AckedTransport(url, name="coordinator")
+    transport = AckedTransport(url, name="coordinator", **options())
     transport.watch(count, int(updates), pid)
     service = CoordinatorService(
         run_dir=Path(run_dir),
@@ -75,6 +91,7 @@ def coordinator(url: str, prefix: str, run_dir: str, sessions: str, updates: str
         topology=Topology(prefix),
         initial_parameters=lambda: model(UPDATE_BYTES),
         max_message_bytes=MAX_MESSAGE_BYTES,
+        **checks(),
     )  # fmt: skip
     print("ready", flush=True)
     service.run()

@@ -1,11 +1,14 @@
 """Costs of a growing number of participants: updates a second, time from publish to commit, CPU and RAM.
 
-    python -m bench.sessions [--sessions 10,100,1000] [--quick]
+    python -m bench.sessions [--sessions 10,100,1000] [--fleet] [--quick]
 
 Prints a Markdown table. The sessions are light (bench.light_sessions): each has an AMQP connection and the messages of
 a participant, and HOSTS processes with one thread each hold them all. They train nothing, an update has 10 kB, and
 FedBuff makes a version of 10. The coordinator is the real one in a process of its own, with every guarantee on. All of
 them share this machine with the broker.
+
+With --fleet each session has a TLS connection by certificate and is enrolled, and the coordinator checks senders and
+signs tasks.
 
 The measurement begins once every session has had one update accepted. Publish to commit is the time from the
 participant's publish to the coordinator's ack, which follows the commit. 100 % CPU is one core.
@@ -15,15 +18,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from bench.connection import FLEET, fleet_node
 from bench.ingest import spawn
 from fedmq.broker_config.node.node import PrivateNode
+from fedmq.fleet.inventory import Inventory
 
 HOSTS = 4
 UPDATES = {10: 2000, 100: 4000, 1000: 6000}
@@ -70,6 +79,7 @@ def measure(node: PrivateNode, sessions: int, updates: int, work_dir: Path) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", default="10,100,1000")
+    parser.add_argument("--fleet", action="store_true")
     parser.add_argument("--quick", action="store_true", help="10 and 20 sessions, few updates: proves that it runs")
     options = parser.parse_args()
     counts = [10, 20] if options.quick else [int(text) for text in options.sessions.split(",")]
@@ -77,8 +87,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder:
         for sessions in counts:  # a node each, so that none pays for what an earlier one left behind
             updates = 100 if options.quick else UPDATES.get(sessions, 4 * sessions + 2000)
-            with PrivateNode(Path(folder) / f"node-{sessions}") as node:
+            work = Path(folder) / f"node-{sessions}"
+            with enrolled(work, sessions) if options.fleet else PrivateNode(work) as node:
                 print(measure(node, sessions, updates, Path(folder)), flush=True)
+
+
+@contextmanager
+def enrolled(work: Path, sessions: int) -> Iterator[PrivateNode]:
+    """Yield the node of a fleet that has all the sessions' participants."""
+    with fleet_node(work) as (node, folder):
+        with Inventory(folder.inventory) as inventory:
+            for number in range(sessions):
+                inventory.begin_enrolment(f"p{number}", time.time())
+        os.environ[FLEET] = str(folder.path)
+        yield node
 
 
 if __name__ == "__main__":
