@@ -6,6 +6,7 @@ The allowed keys and values come from the configuration's own JSON Schema, so th
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,13 +68,18 @@ class SchemaNode:
 
     def chosen(self, data: object) -> SchemaNode:
         """Return the alternative that the data's `name` picks, else a table, else the first that is not null."""
+        picked = self.picked(data)
+        if picked is not None:
+            return picked
         options = [o for o in self.options() if o.schema.get("type") != "null"]
         if isinstance(data, dict):
-            for option in options:
-                if "name" in data and data["name"] in option.child("name").values():
-                    return option
             options.sort(key=lambda option: option.schema.get("type") != "object")
         return options[0] if options else self
+
+    def picked(self, data: object) -> SchemaNode | None:
+        """Return the alternative that the data's `name` picks; None if it picks none."""
+        name = data.get("name") if isinstance(data, dict) else None
+        return next((o for o in self.options() if name is not None and name in o.child("name").values()), None)
 
     def child(self, key: str) -> SchemaNode:
         """Return the schema below `key`; an empty one if the key is unknown."""
@@ -107,8 +113,9 @@ def explain(error: ValidationError, tree: Tree, schema: Tree, origins: Origins) 
             keys, table, node = (*keys, "name"), node, _names(node)
             got = got.get("name", _ABSENT) if isinstance(got, dict) else got
         text = _text(
-            item["type"], item.get("ctx", {}), item["msg"], keys=keys, table=table, node=node, got=got, schema=schema
-        )
+            item["type"], item.get("ctx", {}), item["msg"], keys=keys, table=table, node=node, got=got, schema=schema,
+            tree=tree,
+        )  # fmt: skip
         mistake = Mistake(".".join(keys) or "the file", text).of(origins)
         found.append((keys, _says_little(item["type"]), mistake))
     return [mistake for keys, little, mistake in found if not little or not _said_better(keys, found)]
@@ -165,11 +172,13 @@ def _text(
     node: SchemaNode,
     got: object,
     schema: Tree,
+    tree: object,
 ) -> str:
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         # The value of a misspelt key beside a secret may be that secret.
         near_secret = any(table.child(key).secret() for key in table.properties)
-        return unknown_key(keys[-1], "" if near_secret else f" (got {show(got)})", table.properties, schema)
+        root = SchemaNode(schema, schema.get("$defs", {}))
+        return unknown_key(keys[-1], "" if near_secret else f" (got {show(got)})", table, root, tree)
     values = node.values()
     if got is _ABSENT:
         return f"missing, expected {one_of(values) if values else node.kind()}"
@@ -188,30 +197,65 @@ def _text(
     return f"got {shown}: {message.removeprefix('Value error, ').removeprefix('Assertion failed, ')}"
 
 
-def unknown_key(key: str, got: str, allowed: Iterable[str], schema: Tree) -> str:
-    """Return the text for an unknown key. It names the key that was probably meant, here or in another table."""
-    allowed = sorted(allowed)
-    hint = near(key, allowed)
-    if not hint:
-        elsewhere = [table for table, keys in tables(schema) if key in keys]
-        hint = f"; it belongs in [{elsewhere[0]}]" if elsewhere else ""
+def unknown_key(key: str, got: str, table: SchemaNode, root: SchemaNode, tree: object) -> str:
+    """Return the text for an unknown key. It names the place that has this key, else a key of the table with nearly
+    this name.
+
+    `tree` is the file's content, which says which form of a union a table has.
+    """
+    allowed = sorted(table.properties)
+    places = list(dict.fromkeys(path for path, keys in tables(root, tree) if key in keys))
+    depth = min(map(len, places), default=0)
+    words = [f"in [{'.'.join(path)}]" if path else AT_THE_TOP for path in places if len(path) == depth]
+    hint = f"; it belongs {' or '.join(words)}" if 0 < len(places) <= MOST_PLACES else near(key, allowed)
     return f"unknown key{got}, allowed: {', '.join(allowed)}{hint}"
 
 
-def tables(schema: Tree) -> Iterator[tuple[str, set[str]]]:
-    """Yield each table of the file with the keys that any of its forms takes."""
-    root = SchemaNode(schema, schema.get("$defs", {}))
-    for name in root.properties:
-        keys = {key for option in root.child(name).options() for key in option.properties}
-        if keys:
-            yield name, keys
+AT_THE_TOP = "at the top of the file, above all tables"
+MOST_PLACES = 3
+"""Largest number of tables with a key for a hint at the outermost. A key that more of them have, as `name`, says
+nothing."""
+
+
+def tables(node: SchemaNode, tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Yield the path of each table of the file, also inside other tables, with its keys.
+
+    These are the keys of the form that the table has in `tree`, and of all forms if it is not there.
+    """
+    picked = node.picked(tree)
+    forms = [form for form in ([picked] if picked else node.options()) if form.properties]
+    if not forms:
+        return
+    yield path, {key for form in forms for key in form.properties}
+    for form in forms:
+        for name in form.properties:
+            inner = tree.get(name) if isinstance(tree, dict) else None
+            yield from tables(form.child(name), inner, (*path, name))
+
+
+NEAR = 0.75
+"""Least likeness, by difflib's ratio, of two names of which one is taken for a misspelling of the other."""
 
 
 def near(got: object, allowed: Iterable[object]) -> str:
     """Return a suggestion to append, or an empty text."""
-    texts = {str(value).lower(): str(value) for value in allowed}
-    close = difflib.get_close_matches(str(got).lower(), list(texts), n=1, cutoff=0.6)
-    return f"; did you mean {texts[close[0]]}?" if close else ""
+    close = nearest(str(got), [str(value) for value in allowed])
+    return "" if close is None else f"; did you mean {close}?"
+
+
+def nearest(got: str, allowed: Iterable[str]) -> str | None:
+    """Return the name that was probably meant: nearly the same letters, else the only one with all of its words."""
+    texts = {text.lower(): text for text in allowed}
+    close = difflib.get_close_matches(got.lower(), list(texts), n=1, cutoff=NEAR)
+    if close:
+        return texts[close[0]]
+    words = _words(got)
+    longer = [text for text in texts.values() if words and words < _words(text)]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    return {word for word in re.split(r"[\W_]+", name.lower()) if word}
 
 
 def one_of(values: Iterable[object]) -> str:

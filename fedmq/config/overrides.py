@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedmq.config.mistakes import Mistake, SchemaNode, Tree, show
+from fedmq.config.mistakes import Mistake, SchemaNode, Tree, nearest, show
 
 PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
@@ -17,6 +16,9 @@ FLEET = {"FEDMQ_MANAGEMENT_URL", "FEDMQ_MANAGEMENT_CA"}
 """The way to the management API (fedmq/fleet/backend.py)."""
 PROCESS_LEVEL = {"FEDMQ_TF_THREADS", "FEDMQ_FAULT", "FEDMQ_RABBITMQ_SBIN", *COMPOSE, *FLEET}
 """Variables that set no key of a federation. Other code reads them."""
+MOST_MEANT = 2
+"""Largest number of variables that a hint names."""
+_FORM = "a key is written as in FEDMQ_RUN__CONCURRENCY."
 
 
 class Overrides:
@@ -63,9 +65,26 @@ def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
         if name in SHORT_NAMES or name.split("__")[0] in known:
             overrides.put(keys, environ[name], name)
             continue
-        close = difflib.get_close_matches(name, sorted((names - tables) | PROCESS_LEVEL), 1, 0.7)
-        hint = f"did you mean {close[0]}?" if close else "a key is written as in FEDMQ_RUN__CONCURRENCY."
+        meant = _meant(
+            name.removeprefix(PREFIX), {one.removeprefix(PREFIX) for one in (names - tables) | PROCESS_LEVEL}
+        )
+        hint = f"did you mean {' or '.join(PREFIX + one for one in meant)}?" if meant else _FORM
         overrides.mistakes.append(Mistake(name, f"unknown environment variable; {hint}"))
+
+
+def _meant(name: str, names: set[str]) -> list[str]:
+    """Return the variables that were probably meant: those that set a key of this name in an outermost table, else the
+    nearest one.
+
+    All names are without PREFIX, which would make any two of them alike.
+    """
+    ends = sorted(one for one in names if one.endswith(f"__{name}"))
+    depth = min((one.count("__") for one in ends), default=0)
+    outermost = [one for one in ends if one.count("__") == depth]
+    if 0 < len(outermost) <= MOST_MEANT:
+        return outermost
+    close = nearest(name, sorted(names))
+    return [] if close is None else [close]
 
 
 def from_flags(overrides: Overrides, flags: Sequence[str]) -> None:

@@ -68,6 +68,21 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
          "underscores or dashes, the first a letter or a digit"),
         ("[training]\ncommit_interval_s = 2", "training.commit_interval_s: unknown key (got 2), allowed: batch_size, "
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [commit]"),
+        ("learning_rate = 0.1", "strategy.learning_rate: unknown key (got 0.1), allowed: buffer_size, name, normalize, "
+         "server_learning_rate, server_optimizer, staleness; it belongs in [training]"),
+        ("alpha = 0.5", "strategy.alpha: unknown key (got 0.5), allowed: buffer_size, name, normalize, "
+         "server_learning_rate, server_optimizer, staleness"),
+        ("momentum = 0.5", "strategy.momentum: unknown key (got 0.5), allowed: buffer_size, name, normalize, "
+         "server_learning_rate, server_optimizer, staleness; it belongs in [strategy.server_optimizer]"),
+        ("[training]\nmax_versions = 3", "training.max_versions: unknown key (got 3), allowed: batch_size, "
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [run.stop]"),
+        ('[training]\nrunsdir = "x"', 'training.runsdir: unknown key (got "x"), allowed: batch_size, '
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed"),
+        ('[training]\nruns_dir = "x"', 'training.runs_dir: unknown key (got "x"), allowed: batch_size, '
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs at the top of the file, above all "
+         "tables"),
+        ('[training]\nname = "x"', 'training.name: unknown key (got "x"), allowed: batch_size, '
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed"),
         ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
          "initial, participant, run, runs_dir, security, strategy, training; did you mean training?"),
         ('[security]\nidentity = "users"', 'security.identity: got "users", allowed: "user", "open"; did you mean '
@@ -180,8 +195,12 @@ def test_a_strategy_can_be_replaced_as_a_whole(write):
 
 
 def test_mistakes_in_overrides_name_the_variable_or_flag(write):
-    environ = {"FEDMQ_RUN__CONCURRENCY": "many", "FEDMQ_RUN_SEED": "3", "FEDMQ_NONSENSE": "1"}
-    assert mistakes(write(GOOD), ["strategy.bufer_size=3", "nonsense", "app.x=1"], environ) == [
+    environ = {"FEDMQ_RUN__CONCURRENCY": "many", "FEDMQ_RUN_SEED": "3", "FEDMQ_NONSENSE": "1", "FEDMQ_FOO": "1",
+               "FEDMQ_LEARNING_RATE": "1"}  # fmt: skip
+    assert mistakes(write(GOOD), ["strategy.bufer_size=3", "nonsense", "app.x=1", "run_id=x"], environ) == [
+        "FEDMQ_FOO: unknown environment variable; a key is written as in FEDMQ_RUN__CONCURRENCY.",
+        "FEDMQ_LEARNING_RATE: unknown environment variable; did you mean FEDMQ_STRATEGY__LEARNING_RATE or "
+        "FEDMQ_TRAINING__LEARNING_RATE?",
         "FEDMQ_NONSENSE: unknown environment variable; a key is written as in FEDMQ_RUN__CONCURRENCY.",
         "FEDMQ_RUN_SEED: unknown environment variable; did you mean FEDMQ_RUN__SEED?",
         "--set nonsense: expected key.path=value, as in --set run.concurrency=4",
@@ -189,6 +208,8 @@ def test_mistakes_in_overrides_name_the_variable_or_flag(write):
         'run.concurrency (from FEDMQ_RUN__CONCURRENCY): got "many", expected a whole number',
         "strategy.bufer_size (from --set strategy.bufer_size): unknown key (got 3), allowed: buffer_size, name, "
         "normalize, server_learning_rate, server_optimizer, staleness; did you mean buffer_size?",
+        'run_id (from --set run_id): unknown key (got "x"), allowed: app, archive, broker, commit, initial, '
+        "participant, run, runs_dir, security, strategy, training; it belongs in [run]",
     ]  # fmt: skip
 
 
