@@ -39,6 +39,10 @@ from fedmq.schemas.messages import TrainingConfig
 
 log = EventLog(__name__)
 
+_making = threading.RLock()
+"""Held while a model is made or a step is traced. TensorFlow ends the process (SIGSEGV, in one of ten tries here) if
+several threads do so at once."""
+
 
 def limit_threads(threads: int) -> None:
     """Let TensorFlow use this many threads in an operation. After its first operation this only logs a warning."""
@@ -72,7 +76,8 @@ class KerasTrainer:
         self._data = LazyData(data, "data")
         self._evaluation_data = LazyData(evaluation_data, "evaluation_data")
         self._cancelled = threading.Event()
-        self.model = built_model(build_model)
+        with _making:
+            self.model = built_model(build_model)
         if not self.model.compiled or self.model.optimizer is None:
             raise AppError(
                 "build_model() returned a model that is not compiled: call "
@@ -151,7 +156,9 @@ class KerasTrainer:
     def _loop(self) -> _Loop:
         if self._trainer is None:
             source = self._data if self._data.source is not None else self._evaluation_data
-            self._trainer = _Loop(self.model, source.first())
+            first = source.first()
+            with _making:
+                self._trainer = _Loop(self.model, first)
         return self._trainer
 
 
@@ -221,8 +228,7 @@ class _Loop:
     def _traced(self, step: Callable[[Any], Any]) -> Callable[..., Any]:
         if self.model.run_eagerly:
             return step
-        traced: Callable[..., Any] = tf.function(step, input_signature=[self._signature], autograph=False)
-        return traced
+        return _Traced(tf.function(step, input_signature=[self._signature], autograph=False))
 
     def _train_plain(self, data: Any) -> Any:
         return self.model.train_step(data)
@@ -255,6 +261,22 @@ class _Loop:
 
     def _test(self, data: Any) -> Any:
         return self.model.test_step(data)
+
+
+class _Traced:
+    """A traced function. Its first call traces it, so it is made alone."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._is_traced = False
+
+    def __call__(self, batch: Any) -> Any:
+        if self._is_traced:
+            return self._function(batch)
+        with _making:
+            logs = self._function(batch)
+        self._is_traced = True
+        return logs
 
 
 def _threads_from_environment() -> int | None:

@@ -444,3 +444,24 @@ def test_a_number_of_threads_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FEDMQ_TF_THREADS", "all")
     with pytest.raises(ConfigError, match="FEDMQ_TF_THREADS is 'all', expected a whole number"):
         KerasTrainer(functional, (X, Y))
+
+
+def test_models_are_made_by_one_thread_at_a_time() -> None:
+    """TensorFlow ends the process now and then if several threads make their first models at once."""
+    made: list[str] = []
+
+    def second() -> None:
+        KerasTrainer(lambda: made.append("second") or linear())
+
+    other = threading.Thread(target=second)
+
+    def first() -> Any:
+        other.start()
+        other.join(0.2)
+        assert made == []
+        made.append("first")
+        return linear()
+
+    KerasTrainer(first)
+    other.join()
+    assert made == ["first", "second"]
