@@ -50,6 +50,12 @@ def command(
             )
         federation = options.configured(config, broker, settings)
         name = checked_id(participant_id or socket.gethostname())
+        if federation.security.fleet is not None and federation.broker.auth != "external":
+            raise ConfigError(
+                f"This federation has a fleet ({federation.security.fleet}), whose devices log in by certificate: "
+                f"start with --bundle {name}.bundle, the file of `fedmq fleet enrol {name}`. To log in by password all "
+                "the same, take `fleet` out of [security]."
+            )
         from fedmq.run.roles import participant_for
 
         service = participant_for(federation, name)

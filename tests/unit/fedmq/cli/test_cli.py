@@ -186,6 +186,14 @@ def test_an_impossible_participant_id_ends_with_2(cli):
     assert (done.returncode, done.stderr.split(",")[0]) == (2, 'fedmq: --id is "no spaces"')
 
 
+def test_a_participant_of_a_fleet_is_sent_to_its_bundle(cli, tmp_path):
+    with (tmp_path / "federation.toml").open("a") as file:
+        file.write('\n[security]\nfleet = "fleet"\n')
+    done = cli("participant", "--config", "federation.toml", "--id", "s1")
+    assert done.returncode == 2
+    assert "start with --bundle s1.bundle" in done.stderr
+
+
 def test_status_without_a_run_ends_with_1_and_says_so(cli):
     done = cli("status", "--config", "federation.toml")
     assert done.returncode == 1
