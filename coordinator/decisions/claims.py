@@ -48,7 +48,8 @@ class Elapsed:
 
     def since(self, then: float, now: float) -> float:
         """Return the seconds from run time `then` to run time `now`, downtime included."""
-        return max(0.0, now - then) + sum(seconds for at, seconds in self._gaps if at >= then)
+        since = max(0.0, now - then)
+        return since + sum(seconds for at, seconds in self._gaps if at >= then) if self._gaps else since
 
     def scalars(self) -> list[list[float]]:
         """Return the JSON values that the checkpoint stores."""
@@ -61,14 +62,16 @@ class Elapsed:
 
 def most_steps(num_examples: int, epochs: int, batch_size: int, max_steps: int | None) -> int:
     """Return the number of optimiser steps that a task asks of a participant with so many examples."""
-    asked = epochs * -(-max(num_examples, 1) // batch_size)
-    return asked if max_steps is None else min(asked, max_steps)
+    asked = epochs * -(-num_examples // batch_size) if num_examples > 1 else epochs
+    return asked if max_steps is None or asked < max_steps else max_steps
 
 
 def examples_between(claimed: int, most: int, last: int | None) -> int:
     """Return the number of examples that counts. `last` is the one of the last accepted update; None before it."""
-    within = min(claimed, most)
-    return within if last is None else min(max(within, -(-last // 2)), max(2 * last, 1))
+    within = claimed if claimed < most else most
+    if last is None or last // 2 < within <= 2 * last:  # the usual case
+        return within
+    return min(max(within, -(-last // 2)), max(2 * last, 1))
 
 
 def bounded(
@@ -86,19 +89,20 @@ def bounded(
     `elapsed_s` is the time since the task was made, in seconds. An update that keeps to the bounds is returned itself.
     """
     found: dict[str, Any] = {}
-    n = examples_between(update.num_examples, most_examples, last_examples)
-    if n != update.num_examples:
+    claimed, done, metrics = update.num_examples, update.num_steps, update.metrics
+    n = examples_between(claimed, most_examples, last_examples)
+    if n != claimed:
         found["num_examples"] = n
     # A data set that grew faster than rule 4 allows was trained on all the same.
-    asked = most_steps(min(update.num_examples, most_examples), epochs, batch_size, max_steps)
-    steps = min(max(update.num_steps, 1), asked)
-    if steps != update.num_steps:
-        found["num_steps"] = steps
+    asked = most_steps(claimed if claimed < most_examples else most_examples, epochs, batch_size, max_steps)
+    if not 1 <= done <= asked:
+        found["num_steps"] = min(max(done, 1), asked)
     if not update.train_s <= elapsed_s * CLOCKS_DIFFER:
         found["train_s"] = elapsed_s
-    metrics = update.metrics
-    if metrics and not all(-MOST_METRIC <= value <= MOST_METRIC for value in metrics.values()):
-        found["metrics"] = {name: _metric(value) for name, value in metrics.items()}
+    for value in metrics.values():
+        if not -MOST_METRIC <= value <= MOST_METRIC:
+            found["metrics"] = {name: _metric(value) for name, value in metrics.items()}
+            break
     return (update.model_copy(update=found), tuple(found)) if found else (update, ())
 
 

@@ -213,7 +213,12 @@ class Roster:
             p.tried = tried
         if self.places is not None:
             self.places.settle(p)
-        self.users.settle(p)
+        if p.of.limited:  # type: ignore[union-attr]
+            self.users.settle(p)
+        elif p.free:  # its user has room for all: this is what `users.settle` does then, at half the price
+            self._seat(p)
+        else:
+            self._unseat(p)
 
     def _seat(self, p: Participant) -> None:
         (self._on_trial if p.on_trial else self._free).add(p.seq, p.tasks_issued)

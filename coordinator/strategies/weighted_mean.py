@@ -122,17 +122,19 @@ class MeanOfDeltas(Buffered):
 
     def _number(self, function: str, most: float, *seen: Any) -> float:
         """Call `weight` or `divisor`. Raises AppError unless it gives a finite number from 0 to `most`."""
-        who, expected = f"strategy {type(self).__name__}: {function}()", "expected a finite number of 0 or more"
-        if math.isfinite(most):
-            expected += f", at most {most:g}"
         try:
             got = getattr(self, function)(*seen)
-            number = float(got) if isinstance(got, Real) else math.nan
+            number = got if type(got) is float else float(got) if isinstance(got, Real) else math.nan
         except Exception as e:
-            raise AppError(f"{who} raised {type(e).__name__}: {e}; {expected}.{self._advice(function)}") from e
-        if not (math.isfinite(number) and 0 <= number <= most):
-            raise AppError(f"{who} gave {shown(got)}, {expected}.{self._advice(function)}")
-        return number
+            raise self._wrong(function, most, f"raised {type(e).__name__}: {e};") from e
+        if 0 <= number <= most and number != math.inf:
+            return number
+        raise self._wrong(function, most, f"gave {shown(got)},")
+
+    def _wrong(self, function: str, most: float, what: str) -> AppError:
+        limit = f", at most {most:g}" if math.isfinite(most) else ""
+        expected = f"expected a finite number of 0 or more{limit}"
+        return AppError(f"strategy {type(self).__name__}: {function}() {what} {expected}.{self._advice(function)}")
 
     def _advice(self, function: str) -> str:
         """Return what a user can do about a wrong `function`; an empty text if the strategy is one of fedmq's own."""
