@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     own_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
+    if own_process:
+        from fedmq.cli.streams import prepare_streams
+
+        prepare_streams()
     if list(argv[:1]) == ["--version"]:
         print(f"fedmq {__version__}")
         sys.exit(0)

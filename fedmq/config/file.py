@@ -26,6 +26,7 @@ from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSetti
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.local.files import decoded
 from fedmq.schemas.messages import TrainingConfig
 
 
@@ -91,7 +92,7 @@ FEDERATION_HINT = "give its path with --config (examples/mnist/federation.toml i
 def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT) -> dict[str, Any]:
     """Return the file as a tree of tables. Raises ConfigError if it is missing or is not TOML."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"There is no {what} file {path}: {hint}.") from None
     except (OSError, UnicodeDecodeError) as e:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedmq.config.mistakes import Mistake, SchemaNode, Tree, nearest, show
+from fedmq.config.platforms import made_by_platform
 
 PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}
@@ -53,7 +54,8 @@ class Overrides:
 def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
     """Set keys from variables: `FEDMQ_RUN__CONCURRENCY=4` sets run.concurrency.
 
-    `FEDMQ_BROKER_URL` is short for FEDMQ_BROKER__URL.
+    `FEDMQ_BROKER_URL` is short for FEDMQ_BROKER__URL. What a platform has made is passed over
+    (`fedmq.config.platforms`).
     """
     names = set(overrides.environment_names())
     known = {name.split("__")[0] for name in names}
@@ -64,6 +66,8 @@ def from_environment(overrides: Overrides, environ: Mapping[str, str]) -> None:
         keys = SHORT_NAMES.get(name) or tuple(part.lower() for part in name.removeprefix(PREFIX).split("__"))
         if name in SHORT_NAMES or name.split("__")[0] in known:
             overrides.put(keys, environ[name], name)
+            continue
+        if made_by_platform(name, environ):
             continue
         meant = _meant(
             name.removeprefix(PREFIX), {one.removeprefix(PREFIX) for one in (names - tables) | PROCESS_LEVEL}

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedmq.fleet.certificates import Credential
 from fedmq.schemas.errors import FleetError
 from fedmq.schemas.local.durable import write_whole
+from fedmq.schemas.local.files import decoded
 
 MOST_BYTES = 256 * 1024
 """Size of the largest file that is read here."""
@@ -89,7 +90,7 @@ def read_text(path: Path) -> str:
         with os.fdopen(handle, "rb") as file:
             if found.st_size > MOST_BYTES:
                 raise FleetError(f"{path} has {found.st_size} bytes, expected at most {MOST_BYTES}.")
-            return file.read(MOST_BYTES).decode()
+            return decoded(file.read(MOST_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         why = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise FleetError(f"{path} cannot be read: {why}.") from None

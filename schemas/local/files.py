@@ -15,6 +15,7 @@ may write into the folder could change them.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -147,13 +148,22 @@ def read_bytes(path: Path, most_bytes: int, *, named_by_user: bool = False) -> b
 
 
 def read_text(path: Path, most_bytes: int, *, named_by_user: bool = False, errors: str = "strict") -> str:
-    """Return the file's content as UTF-8. Raises OSError, and UnicodeDecodeError (a ValueError)."""
-    return read_bytes(path, most_bytes, named_by_user=named_by_user).decode("utf-8", errors)
+    """Return the file's text. Raises OSError, and UnicodeDecodeError (a ValueError)."""
+    return decoded(read_bytes(path, most_bytes, named_by_user=named_by_user), errors)
 
 
 def read_json(path: Path, most_bytes: int, *, named_by_user: bool = False) -> Any:
     """Return the file's content. Raises OSError, and ValueError if it is no JSON."""
-    return parse_json(read_bytes(path, most_bytes, named_by_user=named_by_user))
+    return parse_json(decoded(read_bytes(path, most_bytes, named_by_user=named_by_user)))
+
+
+def decoded(written: bytes, errors: str = "strict") -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 if it begins with that byte order mark. A mark is no text.
+
+    Raises UnicodeDecodeError (a ValueError).
+    """
+    utf_16 = written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return written.decode("utf-16" if utf_16 else "utf-8-sig", errors)
 
 
 def tail(path: Path, most_bytes: int) -> str:

@@ -188,3 +188,11 @@ def test_the_end_of_a_log_is_read_whatever_its_length(tmp_path: Path) -> None:
     assert files.tail(tmp_path / "log", 8) == "the end\n"
     os.mkfifo(tmp_path / "fifo")
     assert files.tail(tmp_path / "fifo", 8) == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, encoding):
+    path = tmp_path / "file.json"
+    path.write_bytes('{"größe": 1}'.encode(encoding))
+    assert files.read_json(path, 100) == {"größe": 1}
+    assert files.read_text(path, 100) == '{"größe": 1}'
