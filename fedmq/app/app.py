@@ -18,7 +18,6 @@ and in both cases, if wanted,
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fedmq.app.module_names import module_name
 from fedmq.app.neighbours import import_neighbours_of
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.local.extras import missing_extra
@@ -100,13 +100,13 @@ def load_app(path: str | Path) -> App:
 
 
 def _run(path: Path) -> ModuleType:
-    name = f"fedmq_app_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    import_neighbours_of(path)
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise AppError(f"The app file {path} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles inside the app look themselves up here
-    import_neighbours_of(path)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as e:

@@ -7,8 +7,8 @@ Rules
    neighbour when the app is loaded.
 3. Every other name is looked for beside the app file before it is looked for anywhere else. A neighbour called
    schemas.py or utils.py is the app's own, whatever is installed under that name.
-4. The app's folder also stands at the end of sys.path: for processes that the app starts with multiprocessing, and for
-   folders without an __init__.py.
+4. The app's folder also stands at the end of sys.path: for processes that the app starts with multiprocessing
+   (`fedmq.app.module_names`), and for folders without an __init__.py.
 5. Nothing else puts a user's folder in front of what is installed. `python -m fedmq` moves the current folder to the
    end of sys.path (fedmq.__main__), and each process that fedmq starts runs under `python -P` (fedmq.app.children).
 """
