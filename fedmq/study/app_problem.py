@@ -184,18 +184,27 @@ class TrainerCohort:
 
     def __init__(self, trainers: Sequence[Any]) -> None:
         self._trainers = trainers
+        self._seed_themselves = [_seeds_itself(trainer) for trainer in trainers]
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         return [self._one(job) for job in jobs]
 
     def _one(self, job: Job) -> Trained:
-        with seeded(job.config.seed, TRAINING):
+        with seeded(job.config.seed, TRAINING, keras=not self._seed_themselves[job.participant]):
             result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
         arrays = {name: np.asarray(result.parameters[name]) for name in job.base if name in result.parameters}
         if len(arrays) != len(job.base):
             raise TrainerError(f"train returned the tensors {list(result.parameters)}, expected {list(job.base)}")
         trained = Parameters(arrays, job.base.non_trainable)
         return Trained(trained, int(result.num_examples), int(result.num_steps), dict(result.metrics))
+
+
+def _seeds_itself(trainer: Any) -> bool:
+    if "tensorflow" not in sys.modules:
+        return False
+    from fedmq.participant.training.keras.trainer import KerasTrainer
+
+    return isinstance(trainer, KerasTrainer)
 
 
 def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: Parameters | None) -> Any:

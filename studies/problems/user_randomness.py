@@ -1,8 +1,12 @@
-"""The process's own random numbers (Python's and numpy's), seeded while the user's code runs, which may draw some."""
+"""The process's own random numbers, seeded while the user's code runs, which may draw some.
+
+These are Python's and numpy's, and those of Keras and TensorFlow if the process has imported them.
+"""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,10 +17,18 @@ INITIAL_MODEL, DATA, TRAINING = 1004, 1005, 1006
 
 
 @contextmanager
-def seeded(seed: int, purpose: int) -> Iterator[int]:
-    """Seed both generators, and yield the number they were seeded with. Afterwards they go on from where they were."""
+def seeded(seed: int, purpose: int, *, keras: bool = True) -> Iterator[int]:
+    """Seed all generators, and yield the number they were seeded with.
+
+    Afterwards Python's and numpy's go on from where they were. Those of Keras and TensorFlow cannot be read, so they
+    stay seeded. That costs 10 ms, so `keras` leaves them alone for code that seeds them itself.
+    """
     own = int(np.random.SeedSequence(seed, spawn_key=(purpose,)).generate_state(1)[0])
     before = random.getstate(), np.random.get_state()
+    if keras and "keras" in sys.modules and "tensorflow" in sys.modules:
+        from fedmq.participant.training.keras.steps import seed_keras
+
+        seed_keras(own)
     random.seed(own)
     np.random.seed(own)
     try:

@@ -6,7 +6,9 @@ It calls the model's own `train_step`, so a compiled loss, metrics, optimizer, m
 
 Rules
 1. Nothing of one task is left in the next. Weights come from the task. The optimizer's state, the learning rate, the
-   metrics and the seed generators (Dropout) go back to fixed values by assignment: nothing is rebuilt or traced again.
+   metrics and the seed generators (Dropout) go back to fixed values by assignment: nothing is rebuilt or traced again,
+   unless a layer draws by tf.random's own kernels (participant.training.keras.steps). Whatever is drawn follows
+   from the task's seed, and in an evaluation from a fixed one.
 2. The same parameters, config (with its seed) and data give the same result, bit for bit, on one machine.
 3. The trainer never writes to the arrays that it is given. The arrays that it returns belong to the caller.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,15 +36,12 @@ from fedmq.participant.training.keras.model import (
     set_parameters,
     value_of,
 )
+from fedmq.participant.training.keras.steps import KERAS_STATE, Step, making, seeded_process
 from fedmq.schemas.errors import AppError, ConfigError, TrainerError
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 
 log = EventLog(__name__)
-
-_making = threading.RLock()
-"""Held while a model is made or a step is traced. TensorFlow ends the process (SIGSEGV, in one of ten tries here) if
-several threads do so at once."""
 
 
 def limit_threads(threads: int) -> None:
@@ -76,7 +76,7 @@ class KerasTrainer:
         self._data = LazyData(data, "data")
         self._evaluation_data = LazyData(evaluation_data, "evaluation_data")
         self._cancelled = threading.Event()
-        with _making:
+        with making:
             self.model = built_model(build_model)
         if not self.model.compiled or self.model.optimizer is None:
             raise AppError(
@@ -121,14 +121,15 @@ class KerasTrainer:
         loop.reset(config, correction)
         steps, seen = 0, 0
         logs: Mapping[str, Any] = {}
-        for batches in self._data.epochs(config):
-            self.model.reset_metrics()
-            for batch in batches:
-                if self._cancelled.is_set():
-                    raise TrainerError(f"training was cancelled after {steps} steps")
-                logs = loop.train_step(batch)
-                steps += 1
-                seen += length(batch)
+        with loop.drawing(config.seed):
+            for batches in self._data.epochs(config):
+                self.model.reset_metrics()
+                for batch in batches:
+                    if self._cancelled.is_set():
+                        raise TrainerError(f"training was cancelled after {steps} steps")
+                    logs = loop.train_step(batch)
+                    steps += 1
+                    seen += length(batch)
         self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         return TrainResult(parameters_of(self.model), min(seen, self.num_examples), steps, _metrics(logs))
 
@@ -143,10 +144,12 @@ class KerasTrainer:
             raise TrainerError("there are no examples to evaluate on: `evaluation_data` is empty")
         loop = self._loop()
         set_parameters(self.model, parameters)
+        loop.reset_for_evaluation()
         self.model.reset_metrics()
         logs: Mapping[str, Any] = {}
-        for batch in self._evaluation_data.in_order(batch_size):
-            logs = loop.test_step(batch)
+        with loop.drawing(0):
+            for batch in self._evaluation_data.in_order(batch_size):
+                logs = loop.test_step(batch)
         return _metrics(logs)
 
     def cancel(self) -> None:
@@ -157,7 +160,7 @@ class KerasTrainer:
         if self._trainer is None:
             source = self._data if self._data.source is not None else self._evaluation_data
             first = source.first()
-            with _making:
+            with making, seeded_process(0):  # the first step may draw what later ones keep
                 self._trainer = _Loop(self.model, first)
         return self._trainer
 
@@ -174,7 +177,7 @@ class _Loop:
         optimizer.build(model.trainable_variables)
         # Slots of zeros, which most are, cost no RAM: calloc's pages are never touched.
         self._initial = [(v, _compact(value_of(v))) for v in optimizer.variables]
-        self._seeds = [v for v in model.variables if v.name == "seed_generator_state"]
+        self._seeds = [v for v in model.variables if v.name == KERAS_STATE]
         self._mu = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._anchors: dict[int, tf.Variable] = {}
         self._corrections: dict[int, tf.Variable] = {}
@@ -184,7 +187,7 @@ class _Loop:
         model.train_step(example)
         self._signature = keras.tree.map_structure(_spec, example)
         self._plain = self._traced(self._train_plain)
-        self._pulled: Callable[..., Any] | None = None
+        self._pulled: Step | None = None
         self.test_step = self._traced(self._test)
         self.train_step = self._plain
 
@@ -199,10 +202,6 @@ class _Loop:
                     "remove one of the two"
                 )
             self.model.optimizer.learning_rate.assign(config.learning_rate)
-        # Neighbouring layers get different streams.
-        seeds = np.random.SeedSequence(config.seed, spawn_key=(1,)).generate_state(max(len(self._seeds), 1))
-        for variable, seed in zip(self._seeds, seeds, strict=False):
-            variable.assign(np.array([seed >> 1, 0], dtype=variable.dtype))
         self.train_step = self._plain
         if correction is not None:
             check_plain(self._inner)
@@ -210,6 +209,11 @@ class _Loop:
             self._pull_by(config.proximal_mu, correction)
             assert self._pulled is not None
             self.train_step = self._pulled
+        self._seed(config.seed, self.train_step)
+
+    def reset_for_evaluation(self) -> None:
+        """Seed what the model draws in an evaluation, always in the same way."""
+        self._seed(0, self.test_step)
 
     def _pull_by(self, mu: float, correction: Mapping[str, npt.NDArray[Any]] | None) -> None:
         """Keep the present weights as FedProx's w_base, and the correction of each gradient."""
@@ -225,10 +229,20 @@ class _Loop:
         if self._pulled is None:
             self._pulled = self._traced(self._train_pulled)
 
-    def _traced(self, step: Callable[[Any], Any]) -> Callable[..., Any]:
-        if self.model.run_eagerly:
-            return step
-        return _Traced(tf.function(step, input_signature=[self._signature], autograph=False))
+    def drawing(self, seed: int) -> AbstractContextManager[object]:
+        """Return a context in which a model that runs eagerly draws by `seed`; others draw in their traced steps."""
+        return seeded_process(seed, eager=True) if self.model.run_eagerly else nullcontext()
+
+    def _seed(self, seed: int, step: Step) -> None:
+        # Neighbouring layers get different streams.
+        seeds = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(max(len(self._seeds), 1))
+        for variable, own in zip(self._seeds, seeds, strict=False):
+            variable.assign(np.array([own >> 1, 0], dtype=variable.dtype))
+        step.begin(seed)
+
+    def _traced(self, step: Callable[[Any], Any]) -> Step:
+        signature = None if self.model.run_eagerly else self._signature
+        return Step(step, signature, self.model)
 
     def _train_plain(self, data: Any) -> Any:
         return self.model.train_step(data)
@@ -261,22 +275,6 @@ class _Loop:
 
     def _test(self, data: Any) -> Any:
         return self.model.test_step(data)
-
-
-class _Traced:
-    """A traced function. Its first call traces it, so it is made alone."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-        self._is_traced = False
-
-    def __call__(self, batch: Any) -> Any:
-        if self._is_traced:
-            return self._function(batch)
-        with _making:
-            logs = self._function(batch)
-        self._is_traced = True
-        return logs
 
 
 def _threads_from_environment() -> int | None:

@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy.typing as npt
 
-from fedmq.participant.training.keras.backend import keras, tf
+from fedmq.participant.training.keras.backend import tf
 from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.participant.training.keras.trainer import KerasTrainer
 from fedmq.schemas.errors import AppError
@@ -40,7 +40,7 @@ from fedmq.studies.problems.keras.path_choice import shared
 from fedmq.studies.problems.keras.rules import NotVectorised
 from fedmq.studies.problems.keras.vectorised import Program, VectorisedSteps, prepare_gpu, sees_gpu
 from fedmq.studies.problems.lazy_training import Job, Trained
-from fedmq.studies.problems.user_randomness import INITIAL_MODEL, seeded
+from fedmq.studies.problems.user_randomness import INITIAL_MODEL, TRAINING, seeded
 
 T = TypeVar("T")
 PathName = Literal["measure", "cohort", "plain"]
@@ -104,8 +104,7 @@ def drawn_model(build_model: Callable[[], Any], seed: int) -> Parameters:
 
 
 def _seeded(seed: int, make: Callable[[], T]) -> T:
-    with seeded(seed, INITIAL_MODEL) as own_seed:
-        keras.utils.set_random_seed(own_seed)
+    with seeded(seed, INITIAL_MODEL):
         return make()
 
 
@@ -217,6 +216,7 @@ class PlainSteps:
     def _one(self, job: Job) -> Trained:
         rows = self._rows[job.participant]
         self._trainer.use_data((self._x[rows], self._y[rows]))
-        result = self._trainer.train(job.base, job.config, job.correction)
+        with seeded(job.config.seed, TRAINING, keras=False):  # Python code in a step may draw, as tf.py_function's
+            result = self._trainer.train(job.base, job.config, job.correction)
         parameters = Parameters(result.parameters, job.base.non_trainable)
         return Trained(parameters, result.num_examples, result.num_steps, result.metrics)

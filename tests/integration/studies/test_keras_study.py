@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from fedmq.studies.simulate import simulate
 from fedmq.study.app_problem import AppProblem
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
+from tests.support.full import in_full
 
 
 def study_of(folder, path, seeds=(0,)):
@@ -211,3 +213,80 @@ def test_what_load_test_data_gives_is_looked_at_before_anything_is_trained(tmp_p
     problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
     with pytest.raises(AppError, match=rf"load_test_data\(\) in .* {message}"):
         problem.deal(population(2).members(0), 0)
+
+
+NOISY = """
+import keras
+import tensorflow as tf
+from tests.integration.studies.test_keras_study import part
+
+class Noisy(keras.layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal(tf.shape(x)) + tf.random.normal(tf.shape(x))
+
+def build_model():
+    model = keras.Sequential([keras.Input((6,)), Noisy(), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+def load_data(participant_id):
+    return part(0)
+
+def load_test_data():
+    return part(1)
+"""
+OWN_TRAINERS = """
+import keras
+import numpy as np
+import tensorflow as tf
+from fedmq import TrainResult
+
+class Trainer:
+    num_examples = 3
+
+    def train(self, parameters, config):
+        moved = parameters["x"] + keras.random.normal((3,)).numpy() + tf.random.normal((3,)).numpy()
+        return TrainResult({"x": moved}, 3, 1, {})
+
+def build_trainer(participant_id):
+    return Trainer()
+
+def initial_parameters():
+    return {"x": keras.random.normal((3,)).numpy()}
+
+def evaluate(parameters):
+    return {"sum": float(parameters["x"].sum())}
+"""
+
+
+@pytest.mark.parametrize("app", [NOISY, OWN_TRAINERS], ids=["a model's layers", "trainers"])
+def test_what_an_app_draws_of_keras_follows_from_the_seed_whatever_came_before(tmp_path, monkeypatch, app):
+    (tmp_path / "app.py").write_text(app)
+    problem = AppProblem(app=str(tmp_path / "app.py"), path="plain")
+
+    def digest(seed):
+        return simulate(fedbuff(2), problem, population(2), until(4), TrainingConfig(), seed=seed).digest()
+
+    first = digest(0)
+    assert digest(1) != first
+    keras.utils.set_random_seed(99)
+    monkeypatch.setattr(keras_kept, "_kept", {})  # as in another worker
+    assert digest(0) == first
+
+
+@in_full("the cells of one process, in any order")
+def test_what_a_models_layers_draw_does_not_depend_on_the_number_of_workers(tmp_path):
+    (tmp_path / "app.py").write_text(NOISY)
+    study = fedmq.Study(
+        "noisy",
+        AppProblem(app=str(tmp_path / "app.py"), path="plain"),
+        [fedmq.Contender("fedbuff", fedbuff(2))],
+        [population(2)],
+        until(4),
+        fedmq.TrainingConfig(),
+        tuning=None,
+        seeds=(0, 1, 2),
+    )
+    one, two = (study.run(tmp_path / str(workers), workers=workers) for workers in (1, 2))
+    assert [r.digest for r in one] == [r.digest for r in two]
+    assert len({r.digest for r in one}) == 3
