@@ -153,7 +153,7 @@ class PikaDriver:
                 self._on_all_closed()
 
         parameters = self.parameters(purpose, self._addresses.current)
-        connection = pika.SelectConnection(parameters, opened, ended, ended, custom_ioloop=self.loop)
+        connection = _Connection(parameters, opened, ended, ended, custom_ioloop=self.loop)
         connection.add_on_connection_blocked_callback(lambda _, frame: on_blocked(str(frame.method.reason)))
         connection.add_on_connection_unblocked_callback(lambda _, _frame: on_blocked(None))
         self._connections.add(connection)
@@ -279,6 +279,14 @@ class PikaDriver:
                 raise
             log.error("certificate_not_read", detail=f"{error}; the last one stays in use")
         return self._context
+
+
+class _Connection(pika.SelectConnection):  # type: ignore[misc]
+    """A connection that can be given up while it opens. pika 1.4 then hands over a class in place of an error, and
+    stumbles over it."""
+
+    def _on_connection_workflow_done(self, conn_or_exc: Any) -> None:
+        super()._on_connection_workflow_done(conn_or_exc() if isinstance(conn_or_exc, type) else conn_or_exc)
 
 
 def _read_in_large_pieces(connection: Any) -> None:

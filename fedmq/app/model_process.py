@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -31,6 +33,8 @@ from fedmq.schemas.tensors import DTYPES
 log = EventLog(__name__)
 
 CLOSE_S = 5.0
+BUSY_CLOSE_S = 0.2
+"""Time to leave for a child that is at work: it looks at its input only when it has answered."""
 LOG_TAIL_BYTES = 8192
 OnResult = Callable[[EvaluationArrived], None]
 
@@ -59,6 +63,8 @@ class ModelChild:
         self._waiting: _Evaluation | None = None
         self._closed = False
         self._ready: dict[str, Any] | None = None
+        self._busy = True
+        """True while the child owes an answer."""
         self._process = self._start()
         self._thread = threading.Thread(target=self._evaluate_forever, name="evaluator", daemon=True)
 
@@ -119,10 +125,10 @@ class ModelChild:
             self._closed = True
             self._waiting = None
             self._wake.notify()
-        self._end(CLOSE_S)
+        self._end(BUSY_CLOSE_S if self._busy else CLOSE_S)
 
     def _end(self, grace_s: float) -> None:
-        """Close the child's input, which tells it to leave; kill it after the grace."""
+        """Close the child's input, which tells it to leave; kill it after the grace, with all that the app started."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -130,7 +136,8 @@ class ModelChild:
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
             self._process.wait()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -167,7 +174,9 @@ class ModelChild:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        self._busy = True
         line = self._process.stdout.readline()
+        self._busy = False
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)

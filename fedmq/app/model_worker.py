@@ -30,6 +30,7 @@ from fedmq.coordinator.state import checkpoint
 from fedmq.participant.training.methods import replies_of
 from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, shown
 from fedmq.schemas.local.files import remove, tighten
+from fedmq.schemas.local.leaving import leave
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS, trained
 from fedmq.schemas.parameters import Parameters
@@ -178,4 +179,6 @@ def _say(lines: TextIO, answer: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    leave(status)
+    sys.exit(status)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_BROKER = 3
+EXIT_INTERRUPTED = 130
 
 COMMANDS = {
     "demo": "Train MNIST with participants of different speeds and unequal shares of the data, and watch.",
@@ -43,22 +44,44 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
-    own_process = argv is None
-    argv = sys.argv[1:] if argv is None else argv
-    if own_process:
-        from fedmq.cli.streams import prepare_streams
+    """Run one command and exit with its code. If it is this process's own, nothing that it started outlives it."""
+    sys.exit(_own_status(sys.argv[1:]) if argv is None else _status(argv))
 
-        prepare_streams()
+
+def _own_status(argv: Sequence[str]) -> int:
+    """Run one command in this process, which ends with it."""
+    from fedmq.cli.streams import prepare_streams
+
+    prepare_streams()
+    if list(argv[:1]) == ["--version"]:
+        return _status(argv)
+    from fedmq.cli.signals import ended_by_signal, terminate_as_interrupt
+    from fedmq.schemas.local.leaving import leave
+    from fedmq.schemas.local.log_filter import redact_uncaught
+
+    redact_uncaught()
+    status = EXIT_FAILED
+    try:
+        terminate_as_interrupt()
+        status = _status(argv)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    finally:
+        if status == EXIT_INTERRUPTED:
+            status = ended_by_signal() or status
+        leave(status)
+    return status
+
+
+def _status(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
     if list(argv[:1]) == ["--version"]:
         print(f"fedmq {__version__}")
-        sys.exit(0)
-    if own_process:
-        from fedmq.schemas.local.log_filter import redact_uncaught
-
-        redact_uncaught()
+        return 0
     try:
         command_line(argv)(args=argv)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
     except FedmqError as e:
         from fedmq.cli.console_log import debugging
 
@@ -67,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         print(f"fedmq: {escaped(str(e), keep=chr(10))}", file=sys.stderr)
-        sys.exit(exit_code(e))
+        return exit_code(e)
+    return 0
 
 
 def command_line(argv: Sequence[str]) -> Typer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmq.cli.commands import options
+from fedmq.cli.signals import stopped_by_signals
 from fedmq.schemas.errors import BrokerUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def command(
     from fedmq.broker_config.node.node import PrivateNode, find_server
     from fedmq.schemas.local.files import make_folder
 
-    options.terminate_as_interrupt()
     if joining and fleet is None:
         raise ConfigError("--joining is about a fleet's tokens: give --fleet too, or leave it out")
     tls = None if fleet is None else _tls(fleet, joining)
@@ -75,7 +75,7 @@ def command(
         print(f"Starting RabbitMQ from {find_server()} ...", flush=True)
         stack.enter_context(node)
         stop = threading.Event()
-        stack.enter_context(options.stopped_by_signals(stop.set, "the broker"))
+        stack.enter_context(stopped_by_signals(stop.set, "the broker"))
         if tls:
             print("It lets in the fleet's certificates" + (", and passwords while devices join." if joining else "."))
         print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In each terminal that uses it:\n")

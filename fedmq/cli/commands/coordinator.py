@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedmq.cli.commands import options
+from fedmq.cli.signals import stopped_by_signals
 
 
 def command(
@@ -16,9 +17,8 @@ def command(
     Ctrl-C commits and leaves. The same command goes on from there.
     """
     federation = options.configured(config, broker, settings)
-    options.terminate_as_interrupt()
     from fedmq.run.roles import coordinator_for, summary_text
 
-    with coordinator_for(federation) as service, options.stopped_by_signals(service.stop, "the coordinator"):
+    with coordinator_for(federation) as service, stopped_by_signals(service.stop, "the coordinator"):
         summary = service.run()
     print(summary_text(federation, summary))

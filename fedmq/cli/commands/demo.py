@@ -56,7 +56,6 @@ def command(
     # The screen is the live view's.
     lines = io.TextIOWrapper(open_log(folder / "logs" / "demo.log"), encoding="utf-8", write_through=True)
     log_to(logging.StreamHandler(lines), form=FORM_WITH_THREAD, debug=debugging())
-    options.terminate_as_interrupt()
     plan = DemoPlan(folder, participants, data, broker, embedded, prefix=f"fedmq-demo-{secrets.token_hex(3)}")
     raise typer.Exit(run_demo(plan, options.console()))
 

@@ -1,15 +1,10 @@
-"""Options that several commands take, and signals."""
+"""Options that several commands take."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,8 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmq.config.file import FederationConfig
-
-_SECOND_SIGNAL_EXIT = 130
 
 
 def _set_debug(wanted: bool) -> None:
@@ -70,33 +63,3 @@ def console(*, soft_wrap: bool = False, highlight: bool = True) -> Console:
     from rich.console import Console
 
     return Console(markup=False, emoji=False, soft_wrap=soft_wrap, highlight=highlight)
-
-
-@contextmanager
-def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C call `stop`. A second signal ends the process at once."""
-    seen = 0
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
-            os._exit(_SECOND_SIGNAL_EXIT)
-        os.write(2, f"\n{signal.Signals(number).name}: stopping {what} (again to leave at once)\n".encode())
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def terminate_as_interrupt() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, until `stopped_by_signals` takes over."""
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, handle)

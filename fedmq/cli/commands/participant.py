@@ -34,7 +34,6 @@ def command(
     A participant may be killed at any time: the same command goes on with its tasks and updates. Ctrl-C ends it
     cleanly.
     """
-    options.terminate_as_interrupt()
     if bundle is not None:
         if broker is not None or participant_id is not None:
             raise ConfigError("--bundle says who this device is and where its broker is: leave --id and --broker out.")

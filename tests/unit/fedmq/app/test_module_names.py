@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedmq.app.children import importable
+from fedmq.app.children import importable, without_settings
 from fedmq.app.files import name_of
 
 APP = """
@@ -65,7 +65,7 @@ def module_of(tmp_path):
         (tmp_path / "app" / name).write_text(APP.replace("METHOD", method))
         done = subprocess.run(
             [sys.executable, "-P", tmp_path / "train.py", tmp_path / "app" / name],
-            env=importable(os.environ),
+            env=importable(without_settings(os.environ)),
             capture_output=True,
             text=True,
             timeout=60,
@@ -102,7 +102,7 @@ def test_doctor_tries_a_trainer_with_workers(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-m", "fedmq", "doctor", "-c", "federation.toml"],
-        env=importable(os.environ),
+        env=importable(without_settings(os.environ)),
         cwd=tmp_path,
         capture_output=True,
         text=True,

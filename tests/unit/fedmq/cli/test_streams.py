@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedmq.app.children import importable
+from fedmq.app.children import importable, without_settings
 
 FEDERATION = """
 [run]
@@ -22,7 +22,7 @@ def shell(tmp_path):
     def run(line, **environ):
         return subprocess.run(
             ["/bin/sh", "-c", f'"{sys.executable}" -m fedmq {line}'],
-            env=importable(os.environ) | environ,
+            env=importable(without_settings(os.environ)) | environ,
             cwd=tmp_path,
             capture_output=True,
             timeout=60,
@@ -48,7 +48,7 @@ def test_closed_streams_are_taken_by_nothing_else(tmp_path):
     )
     subprocess.run(
         ["/bin/sh", "-c", f'exec "{sys.executable}" -c "$0" <&- >&- 2>&-', code],
-        env=importable(os.environ),
+        env=importable(without_settings(os.environ)),
         timeout=60,
         check=True,
     )
