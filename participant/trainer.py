@@ -22,11 +22,12 @@ leaves with that message. Any other exception declines the task as a trainer err
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from fedmq.schemas.errors import TrainerError, shown
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 
@@ -47,3 +48,19 @@ class Trainer(Protocol):
 
     def train(self, parameters: Parameters, config: TrainingConfig) -> TrainResult:
         """Train from `parameters` on the participant's own data."""
+
+
+def checked_result(returned: Any) -> Any:
+    """Return what a `train` returned. Raises TrainerError unless it has the attributes of a TrainResult."""
+    wanted = [f.name for f in fields(TrainResult)]
+    missing = [name for name in wanted if not hasattr(returned, name)]
+    if not missing:
+        return returned
+    if returned is None or isinstance(returned, tuple | Mapping):
+        got = "None" if returned is None else shown(returned)
+    else:
+        got = f"{shown(returned)} without {' and '.join(missing)}"
+    raise TrainerError(
+        f"train returned {got}, expected an object with the attributes {', '.join(wanted)}: end it with "
+        "`return fedmq.TrainResult(parameters, num_examples, num_steps, metrics)`"
+    )

@@ -35,6 +35,7 @@ FedmqError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sized
 from typing import ClassVar
 
@@ -54,6 +55,31 @@ def shown(value: object, max_chars: int = 80) -> str:
     except TypeError:  # an array without dimensions has a len() that raises
         size = ""
     return f"a {type(value).__name__}{size}"
+
+
+_MOST_SAID_CHARS = 1000
+_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\}|\[\[\{\{[^\]]*\]\]|\[Op:[^\]]*\]( name: ?)?")
+_FRAMES = re.compile(
+    r"(Exception encountered when calling |Graph execution error|Detected at node |File \")|Stack trace"
+)
+_ARGUMENTS = "Arguments received by "
+
+
+def in_short(error: BaseException) -> str:
+    """Return what an error says, in one line with its type, for a peer or a log.
+
+    Our own errors speak for themselves. Keras puts the sentence first and a list of arguments after it, TensorFlow puts
+    it after the places where an operation was made: both are left out.
+    """
+    if isinstance(error, FedmqError):
+        return str(error)
+    text = _SEQUENCE.sub("", str(error)).partition(_ARGUMENTS)[0]
+    lines = [line.strip() for line in text.splitlines()]
+    said = " ".join(line for line in lines if line and not _FRAMES.match(line)) or " ".join(filter(None, lines))
+    if len(said) > _MOST_SAID_CHARS:
+        half = _MOST_SAID_CHARS // 2
+        said = f"{said[:half]} ... {said[-half:]}"
+    return f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 class FedmqError(Exception):

@@ -30,7 +30,7 @@ from typing import Any
 
 from fedmq.app.module_names import module_name
 from fedmq.app.neighbours import import_neighbours_of
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, in_short
 from fedmq.schemas.local.extras import missing_extra
 
 FUNCTIONS = (
@@ -148,7 +148,7 @@ def _last_frame(path: Path, error: BaseException) -> str:
     """Return the error's text with the last line of the user's own file that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename) == path] or list(frames)
-    said = f"{type(error).__name__}: {error}"
+    said = in_short(error)
     if not own:
         return said
     return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})"
@@ -172,4 +172,7 @@ def trainer_of(app: App, participant_id: str) -> Any:
     load_data = app.need("load_data", "for a participant's examples")
     from fedmq.participant.training.keras.trainer import KerasTrainer
 
-    return KerasTrainer(build_model, load_data(participant_id))
+    data = load_data(participant_id)
+    if data is None:
+        raise AppError(f"load_data in {app.path} returned None, expected (x, y): end it with `return x, y`")
+    return KerasTrainer(build_model, data)

@@ -27,8 +27,9 @@ import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.coordinator.state import checkpoint
+from fedmq.participant.trainer import checked_result
 from fedmq.participant.training.methods import replies_of
-from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, shown
+from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.local.leaving import leave
 from fedmq.schemas.messages import Reply, TrainingConfig
@@ -92,9 +93,9 @@ class Helper:
                 raise AppError(f"initial_parameters in {self._app.path} gave {given!r:.80}, expected name -> array.")
             flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
             return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
-        from fedmq.participant.training.keras.model import parameters_of
+        from fedmq.participant.training.keras.model import built_model, parameters_of
 
-        return parameters_of(self._app.need("build_model", "for the first version of the model")())
+        return parameters_of(built_model(self._app.need("build_model", "for the first version of the model")))
 
     def _evaluator(self) -> Evaluate:
         if self._evaluate is None:
@@ -106,13 +107,15 @@ class Helper:
 
                 build_model = self._app.need("build_model", "to evaluate")
                 test_data = self._app.need("load_test_data", "to evaluate")()
+                if test_data is None:
+                    raise AppError(f"load_test_data in {self._app.path} returned None, expected (x, y)")
                 self._evaluate = KerasTrainer(build_model, evaluation_data=test_data).evaluate
         return self._evaluate
 
     def _export(self, parameters: Parameters, target: Path) -> None:
-        from fedmq.participant.training.keras.model import set_parameters
+        from fedmq.participant.training.keras.model import built_model, set_parameters
 
-        model = self._app.need("build_model", "to export a .keras file")()
+        model = built_model(self._app.need("build_model", "to export a .keras file"))
         set_parameters(model, parameters)
         beside = target.with_name(f"{target.stem}.part{target.suffix}")
         remove(beside)
@@ -131,9 +134,9 @@ class Helper:
             )
         if METHODS[reply].corrected:
             zeros = {name: np.zeros_like(initial[name]) for name in trained(initial)}
-            result = trainer.train(initial, step, correction=Parameters(zeros))
+            result = checked_result(trainer.train(initial, step, correction=Parameters(zeros)))
         else:
-            result = trainer.train(initial, step)
+            result = checked_result(trainer.train(initial, step))
         if list(result.parameters) != list(initial):
             raise AppError(
                 f"the trainer of {self._app.path} gave the tensors {list(result.parameters)}, "
@@ -157,7 +160,7 @@ def main(argv: list[str]) -> int:
         except FedmqError as e:
             _say(lines, _failed(e))
         except Exception as e:  # noqa: BLE001 (the user's model failed: the coordinator reports it and goes on)
-            _say(lines, {"error": f"{type(e).__name__}: {e}"})
+            _say(lines, {"error": in_short(e)})
     return 0
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from fedmq.participant.trainer import checked_result
 from fedmq.participant.training.methods import Memory, Start, begin, has_memory, make, takes_correction
-from fedmq.schemas.errors import AppError, FedmqError, NotFinite, Overflow, SpecMismatch, TrainerError, shown
+from fedmq.schemas.errors import AppError, NotFinite, Overflow, SpecMismatch, TrainerError, in_short, shown
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
 from fedmq.schemas.parameters import Parameters
@@ -90,20 +91,20 @@ def do_task(
         raise TaskFailed("unsupported", str(error), fatal=True) from error
     except (Exception, SystemExit) as error:
         if was_cancelled():
-            log.info("training_cancelled", task=task.task_id, detail=_in_short(error))
+            log.info("training_cancelled", task=task.task_id, detail=in_short(error))
         else:
             log.exception("trainer_error", task=task.task_id)
-        raise TaskFailed("trainer_error", _in_short(error)) from error
+        raise TaskFailed("trainer_error", in_short(error)) from error
     next_memory = None if made.next_memory is None or mark is None else Memory(mark, made.next_memory)
     return FinishedTask(update, made.tensors, next_memory)
 
 
 def _train(trainer: Any, task: Task, start: Start) -> Any:
     if start.correction is None:
-        return trainer.train(start.parameters, task.training)
+        return checked_result(trainer.train(start.parameters, task.training))
     if not takes_correction(trainer):
         raise TaskFailed("unsupported", f"{type(trainer).__name__}.train has no argument `correction` ({task.reply})")
-    return trainer.train(start.parameters, task.training, correction=start.correction)
+    return checked_result(trainer.train(start.parameters, task.training, correction=start.correction))
 
 
 def _checked(base: Parameters, returned: Any) -> Parameters:
@@ -178,10 +179,3 @@ def _metrics(returned: Any) -> dict[str, float]:
         else:
             log.warning("metric_left_out", name=shown(name), value=shown(value))
     return kept
-
-
-def _in_short(error: BaseException) -> str:
-    """Return the text of our own errors, which speak for themselves, and for others the type and the last line, where
-    Python says what happened."""
-    lines = str(error).strip().splitlines() or [""]
-    return str(error) if isinstance(error, FedmqError) else f"{type(error).__name__}: {lines[-1]}".rstrip(": ")

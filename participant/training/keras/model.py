@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.training.keras.backend import keras
+from fedmq.participant.training.keras.derived import computing_layers, digests, refresh, without_suffix
 from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import TensorSpec, check_spec
 
 Model = Any
-
-_AUTOMATIC_SUFFIX = re.compile(r"_\d+$")
 
 
 def built_model(build_model: Callable[[], Model], example: Any = None) -> Model:
@@ -31,31 +29,97 @@ def built_model(build_model: Callable[[], Model], example: Any = None) -> Model:
             "set KERAS_BACKEND=tensorflow before Keras is imported"
         )
     model = build_model()
+    if model is None:
+        raise AppError("build_model() returned None, expected a keras.Model: end it with `return model`")
     if not isinstance(model, keras.Model):
-        raise AppError(f"build_model() returned {type(model).__name__}, expected a keras.Model")
+        raise AppError(
+            f"build_model() returned {type(model).__name__}, expected a keras.Model, compiled: return the model alone"
+        )
     if example is not None and not (model.built and model.weights):
         model(example)
     return model
 
 
-def parameters_of(model: Model) -> Parameters:
+def parameters_of(model: Model, names: Mapping[str, str] | None = None) -> Parameters:
     """Return a copy of the model's weights as Parameters, in the order of `model.weights`.
 
     Names are "{index:03d}/{path}", without Keras's automatic _N suffix on each part of the path. So two builds of one
-    model agree, in one process or in two. Raises AppError for a model without weights.
+    model agree, in one process or in two. After the weights come digests of what layers learned beside their weights
+    (participant.training.keras.derived), as integer tensors. `names` (which `set_parameters` returned) renames the
+    tensors, and leaves out those that it does not have. Raises AppError for a model without weights.
     """
-    return Parameters({name: value_of(v) for name, v in named_variables(model).items()}, _non_trainable(model))
-
-
-def set_parameters(model: Model, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put `parameters` into the model, bit for bit. Raises AppError with the differences if they do not fit."""
     variables = named_variables(model)
+    arrays = {name: value_of(v) for name, v in variables.items()} | _named_digests(model, len(variables))
+    trainable = {id(v) for v in model.trainable_weights}
+    fixed = {name for name in arrays if name not in variables or id(variables[name]) not in trainable}
+    if names is not None:
+        arrays = {names[name]: array for name, array in arrays.items() if name in names}
+        fixed = {names[name] for name in fixed if name in names}
+    return Parameters(arrays, fixed)
+
+
+def set_parameters(
+    model: Model, parameters: Mapping[str, npt.NDArray[Any]], *, refreshes: bool = True
+) -> dict[str, str]:
+    """Put `parameters` into the model, bit for bit, and compute what layers derive from them.
+
+    With `refreshes=False` the caller does the latter. Returns their names by the model's own names
+    (`received_names`). Raises AppError with the differences if they do not fit.
+    """
+    theirs = received_names(model, parameters)
+    for name, variable in named_variables(model).items():
+        variable.assign(parameters[theirs[name]])
+    if refreshes:
+        refresh(computing_layers(model))
+    return theirs
+
+
+def received_names(model: Model, parameters: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
+    """Return the names in `parameters` by the model's own names. Raises AppError with the differences if they do not
+    fit.
+
+    A layer that was built before its model, as by `adapt`, has a shorter path. So two names of one place, shape and
+    dtype match if they end with the same layer and weight. Digests that are missing, as in runs of older versions,
+    are not compared.
+    """
+    variables = named_variables(model)
+    expected = {name: _tensor_spec(name, v) for name, v in variables.items()}
+    own_digests = _named_digests(model, len(variables))
+    given = dict(zip((name.partition("/")[0] for name in parameters), parameters, strict=False))
+    theirs = {own: _matching(own, given.get(own.partition("/")[0], own)) for own in (*expected, *own_digests)}
+    for name, digest in own_digests.items():
+        if theirs[name] not in parameters:
+            del theirs[name]
+        elif not np.array_equal(parameters[theirs[name]], digest):
+            raise AppError(_other_state(name))
+    back = {received: own for own, received in theirs.items()}
+    renamed = Parameters({back.get(name, name): array for name, array in parameters.items()})
+    specs = [*expected.values(), *(TensorSpec(n, "uint8", own_digests[n].shape) for n in own_digests if n in theirs)]
     try:
-        check_spec(Parameters(parameters), tuple(_tensor_spec(n, v) for n, v in variables.items()))
+        check_spec(renamed, tuple(specs))
     except SpecMismatch as error:
         raise AppError(f"this app's model is not the federation's: {error}") from None
-    for name, variable in variables.items():
-        variable.assign(parameters[name])
+    return theirs
+
+
+def _matching(own: str, given: str) -> str:
+    """Return `given` if it names the same weight of the same layer, else `own`."""
+    (_, *one), (_, *other) = own.split("/"), given.split("/")
+    shared = min(len(one), len(other), 2)
+    return given if shared and one[-shared:] == other[-shared:] else own
+
+
+def _other_state(name: str) -> str:
+    _, layer, what = name.split("/")
+    return (
+        f"this app's layer {layer} was adapted to other data than the federation's: its {what.replace('_', ' ')} "
+        f"differ, and Keras keeps them outside of the weights. Give all participants and the coordinator the same, "
+        f"as the argument `{what}` of the layer, in place of `adapt`"
+    )
+
+
+def _named_digests(model: Model, count: int) -> dict[str, npt.NDArray[np.uint8]]:
+    return {f"{count + i:03d}/{name}": digest for i, (name, digest) in enumerate(digests(model))}
 
 
 def named_variables(model: Model) -> dict[str, Any]:
@@ -66,7 +130,7 @@ def named_variables(model: Model) -> dict[str, Any]:
         )
     found = {}
     for index, variable in enumerate(model.weights):
-        parts = [_AUTOMATIC_SUFFIX.sub("", part) for part in variable.path.split("/")]
+        parts = [without_suffix(part) for part in variable.path.split("/")]
         found[f"{index:03d}/{'/'.join(parts)}"] = variable
     return found
 
@@ -87,11 +151,6 @@ def check_plain(optimizer: Any) -> None:
             f"this app compiles {type(optimizer).__name__}{' with ' + ', '.join(used) if used else ''}, and SCAFFOLD "
             "needs plain gradient steps: compile keras.optimizers.SGD without momentum, decay and clipping"
         )
-
-
-def _non_trainable(model: Model) -> frozenset[str]:
-    trainable = {id(v) for v in model.trainable_weights}
-    return frozenset(name for name, v in named_variables(model).items() if id(v) not in trainable)
 
 
 def _tensor_spec(name: str, variable: Any) -> TensorSpec:

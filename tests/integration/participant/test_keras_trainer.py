@@ -280,7 +280,7 @@ def test_a_schedule_and_a_learning_rate_of_the_task_exclude_each_other() -> None
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     trainer = KerasTrainer(lambda: linear(keras.optimizers.SGD(schedule)), (ONE_X, ONE_Y))
     assert weight_after(trainer, 1.0) == pytest.approx(1.4)
-    with pytest.raises(TrainerError, match="schedule"):
+    with pytest.raises(AppError, match="gives its SGD a schedule: remove one of the two"):
         weight_after(trainer, 1.0, learning_rate=0.1)
 
 
@@ -343,7 +343,8 @@ def test_a_model_that_differs_is_refused_with_the_difference() -> None:
     ("build", "text"),
     [
         (lambda: keras.Sequential([keras.Input((4,)), layers.Dense(2)]), "not compiled"),
-        (lambda: None, "returned NoneType, expected a keras.Model"),
+        (lambda: None, "returned None, expected a keras.Model: end it with `return model`"),
+        (lambda: (functional(), 1), "returned tuple, expected a keras.Model, compiled: return the model alone"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused_at_start(build: Callable[[], Any], text: str) -> None:

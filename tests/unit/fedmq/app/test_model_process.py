@@ -172,7 +172,9 @@ def test_an_export_that_dies_halfway_leaves_no_model_that_looks_finished(tmp_pat
 
     (tmp_path / "app.py").write_text("def build_model():\n    return None\n")
     monkeypatch.setitem(
-        sys.modules, "fedmq.participant.training.keras.model", SimpleNamespace(set_parameters=lambda *_: None)
+        sys.modules,
+        "fedmq.participant.training.keras.model",
+        SimpleNamespace(set_parameters=lambda *_: None, built_model=lambda build: build()),
     )
     helper = Helper(load_app(tmp_path / "app.py"))
     monkeypatch.setattr(helper, "_app", SimpleNamespace(need=lambda *_: Model))

@@ -98,11 +98,13 @@ def test_the_order_of_returned_tensors_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("trainer", "text"),
     [
-        (Returns(ValueError("first line\nbatch is empty")), "ValueError: batch is empty"),
+        (Returns(ValueError("first line\nbatch is empty")), "ValueError: first line batch is empty"),
         (Returns(SystemExit(3)), "SystemExit: 3"),
         (Returns(KeyError()), "KeyError"),
-        (Returns(None), "AttributeError: 'NoneType' object has no attribute 'parameters'"),
-        (Returns(SimpleNamespace(parameters=[1])), "returned parameters as list"),
+        (Returns(None), "train returned None, expected an object with the attributes parameters, num_examples"),
+        (Returns(([1], 7, {})), "train returned a tuple of 3, expected an object with the attributes parameters"),
+        (Returns(SimpleNamespace(parameters=[1], num_steps=1)), "without num_examples and metrics, expected an object"),
+        (Returns(SimpleNamespace(parameters=[1], num_examples=1, num_steps=1, metrics={})), "parameters as list"),
         (Returns(result(w=np.zeros(3, np.float32))), "other tensors than it was given"),
         (Returns(result(w=np.zeros(2, np.float64))), "other tensors than it was given"),
         (Returns(result(extra=np.zeros(2, np.float32))), "other tensors than it was given"),
