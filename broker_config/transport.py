@@ -12,7 +12,8 @@ Rules that both keep
 3. A delivery belongs to the connection that brought it. After a reconnect, ack and nack return False: the broker has
    taken the message back and delivers it again.
 4. After a reconnect every exchange, queue and consumer is declared again before anything is sent. A passive one is
-   looked at, and waited for until its maker has made it again.
+   looked at, and waited for until its maker has made it again. Whoever makes an exchange at `open` also declares all of
+   that again every few seconds, because a broker does not tell that somebody has deleted an exchange or a binding.
 5. Queues are declared and deleted in the order of the calls, and once more if a connection was lost meanwhile. The
    result is in doubt only if the future fails with BrokerUnavailable.
 6. What somebody else can put right ends nothing: a passive object that is missing, a queue with other arguments
@@ -29,6 +30,8 @@ from typing import Literal, Protocol
 
 from fedmq.broker_config.topology import Exchange, Queue
 
+KEEP_S = 3.0
+"""Time between two declarations of what is shared (rule 4)."""
 HeaderValue = str | int | bool
 """Value of a header. pika cannot write floating-point numbers into AMQP's header table."""
 

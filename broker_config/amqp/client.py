@@ -3,8 +3,9 @@ driver.
 
 One I/O thread owns everything below "The I/O thread's own". Callers hand over through an inbox. Other threads may call
 only `add_callback_threadsafe` of the driver's loop. The neighbours make the decisions: `session` (connect, declare),
-`publisher` (window, confirms, resends), `consumer` (deliveries, settling), `consumers` (bringing them back), `retries`
-(connecting again), `address` (URLs, refusals), and `broker_config.chores` (queues that come and go).
+`publisher` (window, confirms, resends), `consumer` (deliveries, settling), `consumers` (bringing them back), `keeper`
+(keeping what is shared), `retries` (connecting again), `address` (URLs, refusals), and `broker_config.chores` (queues
+that come and go).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, cast
 from fedmq.broker_config.amqp.address import Addresses, BrokerAddress, declaration_refusal, waits_in_place
 from fedmq.broker_config.amqp.consumer import Consumer, Token, Verdict
 from fedmq.broker_config.amqp.consumers import Consumers
+from fedmq.broker_config.amqp.keeper import Keeper
 from fedmq.broker_config.amqp.publisher import AmqpPublisher, Outgoing, Window, describe
 from fedmq.broker_config.amqp.retries import Retries
 from fedmq.broker_config.amqp.session import Driver, Refused, Session
@@ -89,6 +91,7 @@ class AmqpClient:
         self._loop = driver.loop
         self._exchanges: tuple[Exchange, ...] = ()
         self._queues: dict[str, Queue] = {}
+        self._keeper = Keeper((), ())
         self._on_state: OnState | None = None
         self._session: Session | None = None
         self._reported_connected = False
@@ -133,6 +136,7 @@ class AmqpClient:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
             self._exchanges, self._on_state, self._patient = tuple(exchanges), on_state, timeout_s is None
             self._queues.update((queue.name, queue) for queue in queues)
+            self._keeper = Keeper(self._exchanges, tuple(self._queues.values()))
             self._is_open = True
             self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()
@@ -332,6 +336,7 @@ class AmqpClient:
         self._chores.attach()
         if not self._closing:
             self._consumers.attach(session)
+            self._keeper.attach(session, self.address)
 
     def _lost(self, session: Session, error: Exception) -> None:
         if session is not self._session:

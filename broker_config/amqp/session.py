@@ -223,6 +223,40 @@ class Session:
         if not self.over:
             self.declare(then)
 
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call back on the I/O thread."""
+        self._driver.loop.call_later(delay_s, callback)
+
+    def keep(
+        self,
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        then: Callable[[], None],
+        refused: Callable[[str, int, str], None],
+    ) -> None:
+        """Declare these once more on a ready session, then call `then`. `refused` gets the name of what the broker does
+        not let us declare, its code and its words; the session goes on. A broker that does not answer is left alone:
+        who needs the answer waits for it elsewhere."""
+        steps = _steps(exchanges, queues, frozenset())
+        current = _Step("a channel", "", {})
+
+        def opened(channel: Any) -> None:
+            def advance(_frame: object = None) -> None:
+                nonlocal current
+                if self.over:
+                    return
+                step = next(steps, None)
+                if step is None:
+                    channel.close()
+                    then()
+                    return
+                current = step
+                getattr(channel, step.method)(**step.arguments, callback=advance)
+
+            advance()
+
+        self._driver.channel(self.consuming, opened, lambda code, text: refused(current.what, code, text))
+
     def begin_chore(self, chore: Chore, finish: Finish, refused: OnRefused) -> Callable[[], None]:
         """Declare or delete on a channel of its own, then call `finish`. A chore that hangs fails alone. Return
         a function that gives the try up."""

@@ -25,7 +25,7 @@ from fedmq.broker_config.embedded.connection import Arrived, Cancelled, Connecti
 from fedmq.broker_config.embedded.publisher import EmbeddedPublisher, Publish
 from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
-from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.broker_config.transport import KEEP_S, Delivery, Message, OnDelivery, OnState, TransportState
 from fedmq.schemas.errors import (
     BrokerError,
     BrokerRefused,
@@ -88,6 +88,9 @@ class EmbeddedTransport:
         # The dispatcher's own
         self._exchanges: tuple[Exchange, ...] = ()
         self._queues: dict[str, Queue] = {}
+        self._kept: tuple[Queue, ...] = ()
+        """Queues of `open` that are declared again and again, if this transport makes an exchange."""
+        self._keeping = False
         self._on_state: OnState | None = None
         self._opened: Future[None] = Future()
         self._connection: Connection | None = None
@@ -123,6 +126,7 @@ class EmbeddedTransport:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
             self._exchanges, self._on_state, self._patient = tuple(exchanges), on_state, timeout_s is None
             self._queues.update((queue.name, queue) for queue in queues)
+            self._kept = tuple(queue for queue in self._queues.values() if not queue.passive)
             self._is_open = True
             self._thread = threading.Thread(target=self._dispatch, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()
@@ -330,6 +334,17 @@ class EmbeddedTransport:
             for consumer in self._consumers.values():
                 self._start(consumer)
         self._chores.attach()
+        if not self._keeping and any(not exchange.passive for exchange in self._exchanges):
+            self._keeping = True
+            self._timers.call_later(KEEP_S, self._keep)
+
+    def _keep(self) -> None:
+        """Declare what is shared again: somebody may have deleted it."""
+        made = [exchange for exchange in self._exchanges if not exchange.passive]
+        if self._connection is not None:
+            with suppress(Disconnected, BrokerError):
+                self._broker.declare(self._connection, made, self._kept, again=True)
+        self._timers.call_later(KEEP_S, self._keep)
 
     def _start(self, consumer: _Consume) -> None:
         if self._connection is None:

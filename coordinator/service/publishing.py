@@ -52,7 +52,7 @@ the participant's queue elects a leader. Nobody else tells it. The tries take lo
 that refuses for ever is kept (broker_config.amqp.publisher, rule 7)."""
 HEADER_BYTES = 32 * 1024
 """More than an update holds beside its tensors: ids, metrics, and the names and shapes of its tensors."""
-PREPARED_S = 600.0
+PREPARED_S = 3.0
 """Seconds for which the exchange of a participant's uploads is taken to be there. Somebody may delete it."""
 _NEVER: tuple[float, Future[int]] = float("-inf"), Future()
 _NEVER[1].set_result(0)

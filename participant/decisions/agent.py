@@ -23,7 +23,8 @@ Rules
     the broker has taken another update, because a full queue has drained then.
 8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. A hello is sent on
     connecting, every `hello_interval_s`, and when the coordinator asks for one. It is also sent when the participant
-    becomes free after it said that it is not, and when its conditions fail after it said that it is free.
+    becomes free after it said that it is not, when its conditions fail after it said that it is free, and when there is
+    no place on the broker for an update.
 9.  A withdrawn task is dropped wherever it is. Training may not be interruptible: its result is discarded, and no other
     task is taken until it returns.
 10. After a restart the spooled task is trained, unless its lease is long over (`LEASE_GRACE`); it is also trained if
@@ -322,6 +323,8 @@ class Agent:
         return [*self._outbox.confirmed(event.update_id, event.kept), *self._publish_due(now)]
 
     def _on_publish_failed(self, event: ev.PublishFailed, now: float) -> list[ev.Command]:
+        if event.nowhere:  # the coordinator makes the place for what a hello names
+            self._hellos.say_at(now)
         return self._outbox.failed(event.update_id, event.detail, now)
 
     def _on_not_announced(self, event: ev.NotAnnounced, now: float) -> list[ev.Command]:

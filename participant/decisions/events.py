@@ -133,6 +133,8 @@ class PublishConfirmed:
 class PublishFailed:
     update_id: str
     detail: str
+    nowhere: bool = False
+    """True if there is no place on the broker for it: an exchange or a queue is gone, or was not made yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from fedmq.broker_config.transport import Message
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.service.context import ServiceContext
 from fedmq.schemas.codec import encode
+from fedmq.schemas.errors import BrokerUnavailable, Unroutable
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import SCHEMA_VERSION, Decline, Hello
 
@@ -46,7 +47,8 @@ def publish_update(context: ServiceContext, update_id: str, task_id: str, body: 
 
 def publish_failed(update_id: str, error: BaseException) -> ev.PublishFailed:
     """Return the event that tells the agent why an update was not published."""
-    return ev.PublishFailed(update_id, f"{type(error).__name__}: {error}")
+    nowhere = isinstance(error, Unroutable | BrokerUnavailable)
+    return ev.PublishFailed(update_id, f"{type(error).__name__}: {error}", nowhere)
 
 
 def publish(

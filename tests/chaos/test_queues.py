@@ -126,6 +126,19 @@ def test_with_a_deleted_updates_queue_only_what_was_in_it_is_lost(federation, ra
     unwitnessed.check(federation, NAMES, versions=8, may_be_lost=waiting)
 
 
+@in_full("tests/contract/test_somebody_else_s.py deletes an exchange and a queue")
+def test_a_deleted_exchange_is_made_again_with_its_binding_and_nothing_is_lost(federation, rabbitmq_node):
+    without_witness(federation, rabbitmq_node)  # its queue would lose its own binding
+    everybody = begun(federation)
+    name = f'rabbit_misc:r(<<"/">>, exchange, <<"{federation.topology.updates_exchange.name}">>)'
+    rabbitmq_node.ctl("eval", f'rabbit_exchange:delete({name}, false, <<"somebody">>).')
+    for participant in NAMES:
+        federation.release(participant)
+    assert [one.ended() for one in everybody] == [0, 0, 0]
+    unwitnessed.check(federation, NAMES, versions=8, may_be_lost=0)
+    assert 'detail="Unroutable' in everybody[1].text + everybody[2].text
+
+
 def refused(participants):
     """Return (participant, task) of the first update that the queue refused.
 

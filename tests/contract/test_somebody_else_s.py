@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from concurrent.futures import Future
 
 import pytest
@@ -185,4 +186,27 @@ def test_an_upload_s_exchange_that_is_gone_does_not_hold_the_participant_up(worl
     assert outcome(participant.publish(Message(queue.exchange, queue.routing_key, b"chunk", "m1"))) is Unroutable
     assert outcome(participant.publish(Message(topology.control.exchange, "control", b"hello", "m2"))) is None
     participant.delete_queue(queue.name).result(WAIT_S)
+    clear(world, topology, "p1")
+
+
+def test_an_exchange_that_was_deleted_is_there_again_with_its_binding(
+    world: World, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("amqp.keeper", "embedded.transport"):
+        monkeypatch.setattr(f"fedmq.broker_config.{module}.KEEP_S", 0.3)
+    coordinator = world.make_transport("coordinator")
+    coordinator.open(topology.exchanges, topology.shared_queues, timeout_s=WAIT_S)
+    participant = world.make_transport("participant")
+    participant.open(topology.seen_exchanges, topology.seen_queues, timeout_s=WAIT_S)
+
+    def sent() -> type[BaseException] | None:
+        return outcome(participant.publish(Message(topology.updates.exchange, "update", b"update", uuid.uuid4().hex)))
+
+    assert sent() is None
+    world.delete_exchange(topology.updates_exchange)
+    assert sent() is Unroutable
+    assert ask_until(sent, lambda error: error is None) is None
+    world.delete_queue(topology.dead)  # nobody consumes it, so nobody is told
+    copy = Message(topology.dead.exchange, "dead", b"bad", "m1")
+    assert ask_until(lambda: outcome(participant.publish(copy)), lambda error: error is None) is None
     clear(world, topology, "p1")

@@ -163,6 +163,16 @@ def test_a_failed_publish_is_tried_again_for_ever_with_growing_waits() -> None:
     assert agent.held() == (task.task_id,)
 
 
+@pytest.mark.parametrize("nowhere", [True, False])
+def test_an_update_without_a_place_on_the_broker_is_named_in_a_hello_at_once(nowhere: bool) -> None:
+    task = make_task()
+    agent = publishing(task)
+    agent.step(ev.Tick(), LATE)
+    commands = agent.step(ev.PublishFailed(uid(task), "Unroutable: no exchange", nowhere), LATE + 0.1)
+    said = [command for command in commands if isinstance(command, ev.SendHello)]
+    assert [command.hello.task_ids for command in said] == ([(task.task_id,)] if nowhere else [])
+
+
 def test_a_receipt_for_an_update_whose_confirm_was_lost_clears_the_outbox() -> None:
     task = make_task()
     agent = publishing(task)

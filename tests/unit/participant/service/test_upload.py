@@ -151,7 +151,7 @@ def test_an_upload_that_the_broker_refuses_is_a_failed_publish(one: Uploading) -
         for item in [item for item in one.inbox if isinstance(item, News)]:
             one.inbox.remove(item)
             one.uploads.on_news(item)
-    assert one.inbox == [ev.PublishFailed(UID, "Unroutable: no such queue")]
+    assert one.inbox == [ev.PublishFailed(UID, "Unroutable: no such queue", nowhere=True)]
 
 
 def test_an_upload_begins_again_although_the_disk_cannot_forget_the_first(
