@@ -185,6 +185,11 @@ class Core:
         return len(self._desk.roster)
 
     @property
+    def here(self) -> int:
+        """Number of participants that are here."""
+        return self._desk.roster.here
+
+    @property
     def clamped(self) -> dict[str, int]:
         """Number of accepted updates with a clamped claim, by the claim's name (claims.py)."""
         return dict(self._desk.clamped)

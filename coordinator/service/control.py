@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined
+from fedmq.coordinator.decisions.task_desk import FAILURES
 from fedmq.coordinator.service.senders import Senders
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
@@ -68,6 +69,47 @@ def read_control(
     m, detail = message, escaped(message.detail)[:MOST_DETAIL_CHARS]
     log.info("task_declined", participant=m.participant_id, task=m.task_id, reason=m.reason, detail=detail)
     return TaskDeclined(m.participant_id, m.task_id, m.run_id, m.reason, detail, m.retry_after_s)
+
+
+MOST_DECLINERS = 20_000
+"""Number of participants that are remembered for one reason."""
+
+
+class Refusals:
+    """Tells of a reason for which every participant declines: while nobody trains, the run stands still.
+
+    It tells again only when twice as many participants do, or after an accepted update.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._who: dict[str, set[str]] = {}
+        """Participants that declined a task since the last accepted update, by the reason."""
+        self._told: dict[str, int] = {}
+
+    def on_decline(self, event: TaskDeclined) -> None:
+        """Log if all participants that are here have declined for this reason since the last accepted update."""
+        if event.reason not in FAILURES or not self._core.holds(event.task_id):
+            return
+        who = self._who.setdefault(event.reason, set())
+        if len(who) >= MOST_DECLINERS:
+            return
+        who.add(event.participant_id)
+        if len(who) < max(self._core.here, 2 * self._told.get(event.reason, 0)):
+            return
+        self._told[event.reason] = len(who)
+        log.warning(
+            "every_participant_declines",
+            participants=len(who),
+            reason=event.reason,
+            detail=event.detail,
+            why="no update was accepted since: put this right in the app, the data or the federation file",
+        )
+
+    def on_accepted(self) -> None:
+        """Begin anew: somebody has trained."""
+        if self._who:
+            self._who, self._told = {}, {}
 
 
 MOST_TOLD = 1000

@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.events import (
     ParticipantSeen,
     PoisonArrived,
     Started,
+    TaskDeclined,
     TaskUndeliverable,
     Tick,
     TimeStoodStill,
@@ -39,7 +40,7 @@ from fedmq.coordinator.service.chunked_updates import (
     Superseded,
 )
 from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
-from fedmq.coordinator.service.control import COUNTED, CertificateNews, ControlPoison, LeftOut, read_control
+from fedmq.coordinator.service.control import COUNTED, CertificateNews, ControlPoison, LeftOut, Refusals, read_control
 from fedmq.coordinator.service.control_rate import ControlRate
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
@@ -121,6 +122,7 @@ class Loop:
         self._chunked = chunked
         self._certificates = certificates
         self._left_out = LeftOut(core)
+        self._refusals = Refusals(core)
         self._control_rate = ControlRate(hellos_per_s, core.proven_of)
         self._control_in_a_row = 0
         self._wakeup_s = float("inf")
@@ -305,6 +307,8 @@ class Loop:
             self._transport.dead_letter(delivery, self._dead_exchange, event.reason, event.detail)
             return
         self._step(event)
+        if isinstance(event, TaskDeclined):
+            self._refusals.on_decline(event)
         if isinstance(event, ParticipantSeen):
             self._left_out.on_hello(event.hello, event.user)
             if self._core.awaits_from(event.hello.participant_id, event.hello.task_ids):
@@ -350,6 +354,7 @@ class Loop:
             event = event._replace(closed_task=self._effects.closed_task(task_id, self._ledger))
         self._step(event)
         if self._core.accepted > accepted:
+            self._refusals.on_accepted()
             self._committer.keep_payload(self._core.accepted, event.payload)
 
     def _step(self, event: Event) -> None:

@@ -47,6 +47,8 @@ class ParticipantStatus:
     accepted: int
     discarded: int
     declined: int
+    decline: str = ""
+    """Reason for which it declined the last task that it answered; empty if it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def read_status(run_dir: Path) -> RunStatus:
         problems = [row for row in evaluations if row.metrics or not row.detail.startswith(SUPERSEDED)][-1:]
         tasks = {task.participant_id: task for task in ledger.open_tasks()}
         last_staleness = {update.participant_id: update.staleness for update in recent}
+        declines = ledger.last_declines()
         timeout_s = _setting(run.settings, "participant_timeout_s", AWAY_AFTER_S)
         participants = tuple(
             _participant(
@@ -111,6 +114,7 @@ def read_status(run_dir: Path) -> RunStatus:
                 run.elapsed_s,
                 last_staleness.get(row.record.participant_id),
                 _state_without_task(row.record, run.elapsed_s, timeout_s) if run.finished is None else "done",
+                declines.get(row.record.participant_id, ""),
             )
             for row in ledger.participants()
         )
@@ -181,8 +185,13 @@ def _state_without_task(record: ParticipantRecord, now_s: float, timeout_s: floa
     return "idle" if record.accepting else "busy"
 
 
-def _participant(
-    record: ParticipantRecord, task: TaskRecord | None, now_s: float, last_staleness: int | None, otherwise: str
+def _participant(  # noqa: PLR0917 (a row's parts, in the order of its columns)
+    record: ParticipantRecord,
+    task: TaskRecord | None,
+    now_s: float,
+    last_staleness: int | None,
+    otherwise: str,
+    decline: str,
 ) -> ParticipantStatus:
     state = otherwise if task is None else "training" if task.state == "out" else "late"
     return ParticipantStatus(
@@ -196,6 +205,7 @@ def _participant(
         accepted=record.accepted,
         discarded=record.discarded,
         declined=record.declined,
+        decline=decline,
     )
 
 

@@ -26,6 +26,8 @@ def status_view(status: RunStatus) -> RenderableType:
     if status.evaluation_problem:
         parts.append(Text(f"The last evaluation failed: {escaped(status.evaluation_problem)}", style="red"))
     parts.append(participants_table(status.participants))
+    if any(one.decline for one in status.participants):
+        parts += [Text("\nLast answer: declined", style="bold"), declines_view(status.participants)]
     if status.staleness:
         parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness)]
     if status.discarded:
@@ -100,6 +102,23 @@ def participants_table(participants: tuple[ParticipantStatus, ...]) -> Renderabl
             "–" if one.last_staleness is None else str(one.last_staleness),
         )
     return table
+
+
+def declines_view(participants: tuple[ParticipantStatus, ...], most: int = 5) -> RenderableType:
+    """Return a line for each reason for which participants declined their last task, the most frequent ones first."""
+    who: dict[str, list[str]] = {}
+    for one in participants:
+        if one.decline:
+            who.setdefault(one.decline, []).append(one.participant_id)
+    text = Text()
+    for decline, names in sorted(who.items(), key=lambda pair: -len(pair[1]))[:most]:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        text.append(f"  {', '.join(names[:3])}{more}: ", "yellow")
+        text.append(f"{escaped(decline)}\n")
+    if len(who) > most:
+        text.append(f"  and {len(who) - most} more reasons\n", "dim")
+    text.rstrip()
+    return text
 
 
 def state_text(one: ParticipantStatus) -> Text:

@@ -40,6 +40,8 @@ from fedmq.schemas.local.files import check_plain, parse_json
 from fedmq.schemas.parameters import Array
 
 ADVICE = "Restore the run folder from a backup, or start a new run_id."
+LAST_TASKS = 10_000
+"""Number of tasks, the newest ones, in which the participants' last answers are looked for."""
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 _UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
 
@@ -194,6 +196,16 @@ class LedgerReader(ArchiveReader):
         for participant_id, kind, count in rows:
             found.setdefault(participant_id, {})[kind] = count
         return found
+
+    def last_declines(self) -> dict[str, str]:
+        """Return why each participant declined the last task that it answered. Participants that did not are left out,
+        and so is whatever is older than the newest LAST_TASKS tasks."""
+        rows = self._rows(
+            "SELECT participant_id, state, detail, max(seq) FROM tasks WHERE state IN ('accepted', 'discarded', "
+            "'declined') AND seq > (SELECT max(seq) FROM tasks) - ? GROUP BY participant_id",
+            LAST_TASKS,
+        )
+        return {participant_id: detail for participant_id, state, detail, _ in rows if state == "declined"}
 
     def discarded_updates(self) -> list[tuple[str, str]]:
         """Return (update_id, reason) of the discarded updates that could be decoded, in the order of their arrival."""

@@ -242,8 +242,12 @@ def test_a_participant_whose_model_is_not_the_coordinators_ends_with_2_and_the_d
     assert "[3, 2]" in last
     assert "[4, 2]" in last
     coordinator.wait_for("event=task_declined participant=sensor-1 .* reason=unsupported")
+    coordinator.wait_for("event=every_participant_declines participants=1 reason=unsupported")
     coordinator.send(signal.SIGTERM)
     assert coordinator.ended() == 0
+    shown = terminal("status", *CONFIG)
+    assert shown.ended() == 0
+    assert "sensor-1: unsupported: this app's model is not the federation's" in " ".join(shown.text.split())
 
 
 def test_the_doctor_names_what_is_wrong_and_ends_with_1(terminal, federation, tmp_path):

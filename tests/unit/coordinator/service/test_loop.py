@@ -11,10 +11,16 @@ import pytest
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.decisions.events import ClosedTask, ParticipantRevoked, ParticipantSeen, UpdateArrived
+from fedmq.coordinator.decisions.events import (
+    ClosedTask,
+    ParticipantRevoked,
+    ParticipantSeen,
+    TaskDeclined,
+    UpdateArrived,
+)
 from fedmq.coordinator.members import Everybody
 from fedmq.coordinator.service.chunked_updates import Superseded
-from fedmq.coordinator.service.control import MOST_TOLD, LeftOut
+from fedmq.coordinator.service.control import MOST_TOLD, LeftOut, Refusals
 from fedmq.coordinator.service.downtime import Downtime
 from fedmq.coordinator.service.effects import Effects
 from fedmq.coordinator.service.inbox import Inbox
@@ -180,3 +186,30 @@ def test_log_lines_about_those_left_out_are_told_once_and_their_memory_is_bounde
     for number in range(2 * MOST_TOLD):
         left_out.on_hello(Hello(participant_id="a", session_id=f"s{number}", num_examples=1), "u")
     assert len(left_out._told) == MOST_TOLD
+
+
+def test_a_reason_for_which_everybody_declines_is_told_once_until_somebody_trains(caplog: Any) -> None:
+    core = SimpleNamespace(holds=lambda task_id: task_id != "forged", here=3)
+    refusals = Refusals(cast(Any, core))
+
+    def decline(*names: str, reason: Any = "trainer_error", task_id: str = "t") -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "fedmq"):
+            for name in names:
+                refusals.on_decline(TaskDeclined(name, task_id, "r", reason, "x has nan at [3, 1]", None))
+        return [record.getMessage() for record in caplog.records]
+
+    assert decline("a", "b", "a", "b") == []
+    assert decline("c", reason="no_data") == []
+    assert decline("c", task_id="forged") == []
+    (line,) = decline("c", "a", "b", "c")
+    assert "event=every_participant_declines participants=3 reason=trainer_error" in line
+    assert "x has nan at [3, 1]" in line
+    core.here = 1
+    assert decline("d", "e", "a") == []
+    assert "participants=6" in decline("f")[0]
+    refusals.on_accepted()
+    core.here = 2
+    assert decline("a") == []
+    assert len(decline("b")) == 1
+    assert decline("a", "b", reason="not_idle") == []

@@ -156,6 +156,17 @@ def test_a_task_that_is_over_has_an_end_and_a_verdict_and_one_that_is_open_has_n
     assert full.verdict("t-6") == Verdict("t-6", "p1", "withdrawn", None, None, "lost")
 
 
+def test_the_last_decline_of_a_participant_lasts_until_it_answers_otherwise(full: Ledger):
+    def last(tasks: dict[str, TaskRecord]) -> dict[str, str]:
+        full.commit(CommitGroup(tasks=tasks), CheckpointRow(1, "1.safetensors", "d1", 1, 2, {}), 3.0, 0.0)
+        return full.last_declines()
+
+    assert full.last_declines() == {}
+    assert last({"t-7": task(7, "declined", "trainer_error: nan"), "t-8": task(8)}) == {"p1": "trainer_error: nan"}
+    assert last({"t-8": task(8, "declined", "no_data")}) == {"p1": "no_data"}
+    assert last({"t-9": task(9, "accepted")}) == {}
+
+
 def test_an_update_counted_twice_is_refused_and_nothing_of_that_commit_stays(full: Ledger):
     twice = CommitGroup(
         accepted=[(Accept(9, update(1), 0, 1.0, 3), AT)], discards=[(Discard(9, "malformed", "x", None), AT)]

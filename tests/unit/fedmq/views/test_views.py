@@ -44,6 +44,15 @@ def drawn(renderable, **options):
     return console.file.getvalue()
 
 
+def test_the_reasons_of_declines_are_shown_once_each_with_who_gave_them():
+    names = [participant(f"p{i}", decline="trainer_error: x has nan at [3, 1]") for i in range(5)]
+    text = drawn(status_view(run(participants=(*names, participant("q", decline="no_data: none"), participant("r")))))
+    assert "p0, p1, p2 and 2 more: trainer_error: x has nan at [3, 1]" in text
+    assert "q: no_data: none" in text
+    assert "\n  r:" not in text
+    assert "Last answer" not in drawn(status_view(run()))
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3600, "1 h 0 min"),
