@@ -34,7 +34,7 @@ test: $(VENV)/.installed broker-installed
 	$(BIN)/pytest $(SHARED_OUT) $(ARGS)
 
 # The same with the long variants of the chaos tests: every fault point by itself, and a cluster of three nodes.
-test-full: export FEDMQ_CHAOS = full
+test-full: export FULL_TESTS = 1
 test-full: test
 
 # Tests that speak to a broker, on this machine's RabbitMQ and then on RabbitMQ 4 (unpacked once, into a cache folder).

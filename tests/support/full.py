@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-FULL = os.environ.get("FEDMQ_CHAOS") == "full"
+FULL = "FULL_TESTS" in os.environ
 """True runs also the variants that take much time and rarely show anything new."""
 
 
 def in_full(reason: str) -> pytest.MarkDecorator:
     """Mark a test that `make test-full` alone runs. `reason` says what `make test` has of it."""
-    return pytest.mark.skipif(not FULL, reason=f"FEDMQ_CHAOS=full: {reason}")
+    return pytest.mark.skipif(not FULL, reason=f"make test-full has it: {reason}")
