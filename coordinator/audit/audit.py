@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedmq.coordinator.audit import groups as audit_groups
 from fedmq.coordinator.audit.replay_check import Kept, stretches
+from fedmq.coordinator.audit.timeouts import other_moments
 from fedmq.coordinator.decisions.failures import FAILURES, Drop, drops_in
 from fedmq.coordinator.decisions.model import dropped
 from fedmq.coordinator.state import checkpoint
@@ -29,7 +30,7 @@ from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy
-from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals, buffer_timeout
 from fedmq.schemas.errors import CheckpointError, LedgerError
 from fedmq.schemas.messages import update_id
 from fedmq.schemas.methods import METHODS
@@ -95,6 +96,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
                 _weights(run.settings["strategy"], rows, lost),
                 Check("the newest checkpoint holds all of it", tuple(_newest_state(ledger, rows, lost))),
             ]
+            checks += _timeouts(run.settings["strategy"], rows, points)
             checks += _discards(ledger)
             checks += [Check(_told(drop)) for drop in lost.drops]
             if sum(drop.count for drop in lost.drops) != len(lost.ids):
@@ -223,6 +225,14 @@ def _weights(settings: Mapping[str, Any], rows: list[UpdateRow], lost: Lost) -> 
     if strategy is None:
         return Check(name, left_out=f"{settings.get('type')} is a user's own strategy")
     return Check(name, tuple(_other_weights(strategy, rows, lost)))
+
+
+def _timeouts(settings: Mapping[str, Any], rows: list[UpdateRow], points: list[VersionRow]) -> Iterator[Check]:
+    """Check the versions of a run whose buffer has a timeout, or whose ledger says that a timeout made one."""
+    strategy = built_in(settings)
+    timed = any(point.by_timeout for point in points)
+    if strategy is not None and (timed or buffer_timeout(strategy) is not None):
+        yield Check("versions by a timeout follow from its time", tuple(other_moments(strategy, rows, points)))
 
 
 def built_in(settings: Mapping[str, Any]) -> Strategy[Any] | None:

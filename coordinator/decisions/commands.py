@@ -89,6 +89,8 @@ class NewVersion:
     weights: tuple[float, ...]
     orders: tuple[int, ...] | None = None
     """Positions of the updates among all accepted ones, for arrival groups, which may skip some; otherwise None."""
+    by_timeout: bool = False
+    """True if the buffer was not full: its timeout made the version (coordinator.decisions.buffer_timer)."""
 
 
 @dataclass(frozen=True, slots=True)

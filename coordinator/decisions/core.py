@@ -52,6 +52,8 @@ Rules
 14. Slots go to participants as roster.py and users.py say: those on trial hold half of the slots while others are
     free, and no user holds more than its share. Ids that gave nothing are forgotten when they are away, at the end of
     a step.
+15. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
+    version.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ import numpy as np
 
 from fedmq.coordinator.decisions import identity
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.commands import Accept, Command, Discard, DropBuffer, NewVersion, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
@@ -93,7 +96,7 @@ from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.decisions.validation import Judge, Rejection
 from fedmq.coordinator.settings import RunSettings
-from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout, max_participants
 from fedmq.schemas.messages import TrainingConfig, Update
 from fedmq.schemas.methods import METHODS, update_spec
 from fedmq.schemas.parameters import Parameters
@@ -132,6 +135,8 @@ class Core:
         self._groups = self._desk.groups
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
         self._rounds = None if strategy.cohort is None else Rounds(strategy.cohort, self._desk, self._model)
+        timeout = buffer_timeout(strategy)
+        self._timer = None if timeout is None else BufferTimer(timeout)
         self._ending = Ending(settings, self._desk, self._rounds, evaluates=evaluates)
         self._accepted = 0
         self._discarded: Counter[str] = Counter()
@@ -282,6 +287,8 @@ class Core:
         deadline_s = None if self._rounds is None else self._rounds.deadline_s()
         if self._groups is not None:
             deadline_s = self._groups.next_due()
+        elif self._timer is not None:
+            deadline_s = self._timer.due_s(len(self._buffer_ids))
         for due in (self._settings.stop.max_time_s, self._ending.evaluations.due_s(self._desk.version), deadline_s):
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
@@ -317,6 +324,8 @@ class Core:
         elif self._ending.stopping is None:
             if self._model.state.count and self._ready():
                 self._make_version()
+            elif self._timer is not None:
+                self._make_version_by_timeout(self._timer)
             elif self._rounds is not None:
                 self._rounds.pass_time()
 
@@ -415,6 +424,8 @@ class Core:
             p.memory = update.next_memory
         self._accepted += 1
         self._buffer_ids.append(update.update_id)
+        if self._timer is not None:
+            self._timer.on_accepted(self._desk.now)
         self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted, group, clamped))
         self._desk.close(task, "accepted", "")
         p.accepted += 1
@@ -426,6 +437,8 @@ class Core:
         self._desk.settle(p)
         if self._ready():
             self._make_version()
+        elif self._timer is not None:
+            self._make_version_by_timeout(self._timer)
 
     def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:
         return self._desk.within_bounds(p, task, update)
@@ -450,11 +463,19 @@ class Core:
             raise
         return weights
 
-    def _make_version(self) -> None:
+    def _make_version_by_timeout(self, timer: BufferTimer) -> None:
+        """Make a version of a buffer that did not fill, if its time is over and enough is there."""
+        if timer.is_due(len(self._buffer_ids), self._desk.now):
+            self._make_version(by_timeout=True)
+
+    def _make_version(self, *, by_timeout: bool = False) -> None:
         weights = self._weights_of_version(self._buffer_ids)
         self._desk.version += 1
-        self._desk.commands.append(NewVersion(self._desk.version, tuple(self._buffer_ids), weights))
+        made_of = tuple(self._buffer_ids)
+        self._desk.commands.append(NewVersion(self._desk.version, made_of, weights, by_timeout=by_timeout))
         self._buffer_ids = []
+        if self._timer is not None:
+            self._timer.close()
         if self._rounds is not None:
             self._rounds.on_version()
         self._withdraw_too_stale()
@@ -519,6 +540,8 @@ class Core:
             self._desk.settle(p)
         if self._rounds is not None:
             self._rounds.on_dropped()
+        if self._timer is not None:
+            self._timer.close()
 
     # Checkpoints
 
@@ -545,6 +568,7 @@ class Core:
             "buffer_ids": list(self._buffer_ids),
             "gate_open": self._gate_open,
             "round_opened_s": None if self._rounds is None else self._rounds.opened_s,
+            "buffer_opened_s": None if self._timer is None else self._timer.opened_s,
             **self._ending.scalars(),
             "arrival_groups": None if self._groups is None else self._groups.scalars(),
         }
@@ -590,6 +614,8 @@ class Core:
         core._gate_open = scalars["gate_open"]
         if core._rounds is not None:
             core._rounds.opened_s = scalars["round_opened_s"]
+        if core._timer is not None:
+            core._timer.opened_s = scalars["buffer_opened_s"]
         core._ending.load(scalars)
         core._desk.load(scalars, participants, open_tasks)
         return core

@@ -284,6 +284,7 @@ class Effects:
             version=command.version,
             updates=len(command.update_ids),
             weights=lambda: ",".join(f"{weight:.6g}" for weight in command.weights),
+            **({"by": "timeout"} if command.by_timeout else {}),
         )
 
     def _drop_buffer(self, command: DropBuffer) -> None:

@@ -31,12 +31,12 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.protocol import MEMORY, Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered, MinUpdates, TimeoutS, check_timeout
 from fedmq.coordinator.strategies.states.buffer import check_coefficient, check_payload
 from fedmq.coordinator.strategies.states.per_participant import GIB, check_bytes_kept, memories_in, own_copy
 from fedmq.schemas.errors import CheckpointError
@@ -147,7 +147,12 @@ class Area(Buffered):
     """The side that keeps the m_i."""
     memory_limit_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     """Most bytes of RAM for the kept parameters; a run that needs more is refused at its start."""
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    min_updates: MinUpdates | None = field(default=None, kw_only=True)
+    """None means 1."""
     name: Literal["area"] = "area"
+
+    _timeout = model_validator(mode="after")(check_timeout)
 
     @property
     def reply(self) -> Reply:

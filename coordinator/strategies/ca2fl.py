@@ -24,12 +24,12 @@ from dataclasses import field
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.protocol import MEMORY, Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered, MinUpdates, TimeoutS, check_timeout
 from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.coordinator.strategies.states.per_participant import GIB, check_bytes_kept, memories_in, own_copy
 from fedmq.schemas.errors import CheckpointError
@@ -122,7 +122,12 @@ class Ca2fl(Buffered):
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     memory_limit_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     """Most bytes of RAM for the kept updates; a run that needs more is refused at its start."""
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    min_updates: MinUpdates | None = field(default=None, kw_only=True)
+    """None means 1."""
     name: Literal["ca2fl"] = "ca2fl"
+
+    _timeout = model_validator(mode="after")(check_timeout)
 
     @property
     def reply(self) -> Reply:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -26,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.server_optimizers import AmsGrad, Decay, Positive
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered, MinUpdates, TimeoutS, check_timeout
 from fedmq.coordinator.strategies.states.buffer import BufferState, scaled
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Parameters
@@ -65,7 +66,12 @@ class Fadas(Buffered):
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99
     epsilon: Positive = 1e-8
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    min_updates: MinUpdates | None = field(default=None, kw_only=True)
+    """None means 1."""
     name: Literal["fadas"] = "fadas"
+
+    _timeout = model_validator(mode="after")(check_timeout)
 
     @model_validator(mode="after")
     def _threshold_for_late_rate(self) -> Self:

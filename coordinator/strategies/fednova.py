@@ -32,7 +32,7 @@ from fedmq.coordinator.strategies.math.capped_sum import limit_of
 from fedmq.coordinator.strategies.math.server_optimizers import Decay
 from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer
+from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer, TimeoutS
 from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.schemas.messages import Reply
 from fedmq.schemas.parameters import Parameters
@@ -89,6 +89,8 @@ class FedNova(RoundsOrBuffer):
     local_momentum: Decay = 0.0
     """ρ of the participants' SGD, with which the app's model was compiled."""
     buffer_size: Annotated[int, Field(ge=1)] | None = None
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    """The timeout of the buffer, to which `min_updates` then belongs."""
     staleness: AnyStalenessWeight | None = None
     """s(τ) of the asynchronous form; None means 1."""
     name: Literal["fednova"] = "fednova"

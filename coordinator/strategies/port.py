@@ -28,6 +28,7 @@ from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.server_optimizers import Positive
 from fedmq.coordinator.strategies.math.staleness_weights import NonNegative
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
+from fedmq.coordinator.strategies.rounds_or_buffer import MinUpdates, TimeoutS, check_timeout
 from fedmq.coordinator.strategies.states.buffer import BufferState
 from fedmq.coordinator.strategies.weighted_mean import MeanOfDeltas
 from fedmq.schemas.errors import CheckpointError
@@ -80,7 +81,12 @@ class Port(MeanOfDeltas):
     """β: the staleness at which the second part has come down to a half."""
     history: Annotated[int, Field(ge=1)] = 5
     """Older versions that are kept."""
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    min_updates: MinUpdates | None = field(default=None, kw_only=True)
+    """None means 1."""
     name: Literal["port"] = "port"
+
+    _timeout = model_validator(mode="after")(check_timeout)
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

@@ -171,6 +171,22 @@ class Cohort:
     min_updates: int
 
 
+@dataclass(frozen=True, slots=True)
+class BufferTimeout:
+    """The time after which a buffer that does not fill makes a version (coordinator.decisions.buffer_timer)."""
+
+    timeout_s: float
+    """Run time since the buffer's first update (seconds)."""
+    min_updates: int
+    """Fewest updates of such a version."""
+
+
+def buffer_timeout(strategy: Strategy[Any]) -> BufferTimeout | None:
+    """Return the timeout of a strategy's buffer: its optional attribute of this name; None if the buffer has none."""
+    found = getattr(strategy, "buffer_timeout", None)
+    return found if isinstance(found, BufferTimeout) else None
+
+
 class Synchronous(Strategy[S], Protocol[S]):
     """The addition to a strategy that has a cohort."""
 

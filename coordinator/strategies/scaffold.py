@@ -33,7 +33,7 @@ from pydantic.dataclasses import dataclass
 from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.staleness_weights import AnyStalenessWeight
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer
+from fedmq.coordinator.strategies.rounds_or_buffer import RoundsOrBuffer, TimeoutS
 from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.messages import Reply
@@ -124,6 +124,8 @@ class Scaffold(RoundsOrBuffer):
     round_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     min_updates: Annotated[int, Field(ge=1)] = 1
     buffer_size: Annotated[int, Field(ge=1)] | None = None
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    """The timeout of the buffer, to which `min_updates` then belongs."""
     staleness: AnyStalenessWeight | None = None
     """s(τ) of the asynchronous form; None means 1."""
     name: Literal["scaffold"] = "scaffold"

@@ -20,12 +20,12 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from numbers import Real
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic_core import ErrorDetails
 
@@ -33,7 +33,7 @@ from fedmq.coordinator.strategies.math import arithmetic
 from fedmq.coordinator.strategies.math.next_version import next_version
 from fedmq.coordinator.strategies.math.server_optimizers import ServerOptimizer
 from fedmq.coordinator.strategies.protocol import Arrays, ClientUpdate
-from fedmq.coordinator.strategies.rounds_or_buffer import Buffered
+from fedmq.coordinator.strategies.rounds_or_buffer import Buffered, MinUpdates, TimeoutS, check_timeout
 from fedmq.coordinator.strategies.states.buffer import BufferState, check_coefficient, scaled
 from fedmq.schemas.errors import AppError, ConfigError, shown
 from fedmq.schemas.messages import Reply
@@ -162,6 +162,11 @@ class WeightedMean(MeanOfDeltas):
     """K: updates in a version."""
     server_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """η_g."""
+    buffer_timeout_s: TimeoutS | None = field(default=None, kw_only=True)
+    min_updates: MinUpdates | None = field(default=None, kw_only=True)
+    """None means 1."""
+
+    _timeout = model_validator(mode="after")(check_timeout)
 
     @property
     def _rate(self) -> float:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedmq.config.mistakes import Mistake
 from fedmq.coordinator.decisions.requirements import unmet
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.strategies.protocol import Strategy, buffer_timeout
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.settings import StudyRun
@@ -71,7 +73,7 @@ def _versionless(parts: Parts) -> Iterator[Mistake]:
     """Find runs that end before their first version: their results would be those of the initial model."""
     for i, c in parts.contenders.items():
         run, tuning = c.run or parts.run, parts.tuning
-        size = getattr(c.strategy, "buffer_size", None) if _can_be_built(c) else None
+        key, size = _fewest(c.strategy) if _can_be_built(c) else ("", None)
         stops = [("the run", "run.stop", None if run is None else run.stop)]
         if tuning is not None and not tuning.off and c.tune != {}:
             stops.append(("a trial", "tuning.stop", tuning.stop))
@@ -79,7 +81,15 @@ def _versionless(parts: Parts) -> Iterator[Mistake]:
             updates = None if stop is None else stop.max_updates
             if isinstance(size, int) and updates is not None and size > updates:
                 text = f"got {size}, and {what} ends after {updates} updates ({place}.max_updates): no version is made"
-                yield Mistake(f"strategies.{i}.strategy.buffer_size", text)
+                yield Mistake(f"strategies.{i}.strategy.{key}", text)
+
+
+def _fewest(strategy: Strategy[Any]) -> tuple[str, Any]:
+    """Return the key and the number of updates without which a buffer makes no version; None if there is no buffer."""
+    timeout = buffer_timeout(strategy)
+    if timeout is not None:
+        return "min_updates", timeout.min_updates
+    return "buffer_size", getattr(strategy, "buffer_size", None)
 
 
 def _without_rate(parts: Parts) -> Iterator[Mistake]:

@@ -79,6 +79,8 @@ class RunStatus:
     """Metrics of the newest version that its participants reported of their own training: means over their examples."""
     evaluation_problem: str
     participants: tuple[ParticipantStatus, ...]
+    versions_by_timeout: int = 0
+    """Number of versions that their buffer's timeout made."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -139,6 +141,7 @@ def read_status(run_dir: Path) -> RunStatus:
             federated_metrics=reported[-1].metrics if reported else {},
             evaluation_problem="".join(row.detail for row in problems if not row.metrics),
             participants=participants,
+            versions_by_timeout=ledger.timeouts(),
         )
 
 

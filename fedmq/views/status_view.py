@@ -59,6 +59,8 @@ def headline(status: RunStatus) -> Text:
         one = status.coordinator
         text.append(f"active coordinator: pid {one.pid} on {one.host}, epoch {one.epoch}\n", "dim")
     text.append(f"version {status.version}", "bold")
+    if status.versions_by_timeout:
+        text.append(f" ({status.versions_by_timeout} by the buffer's timeout)")
     text.append(f"  accepted {status.accepted}  discarded {sum(status.discarded.values())}")
     text.append(f"  tasks out {status.tasks_out}")
     if status.state == "running":

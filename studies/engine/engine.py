@@ -212,6 +212,8 @@ class Engine:
 
     def _new_version(self, command: NewVersion) -> None:
         self._outcome.version_s.append(self._now)
+        if command.by_timeout:
+            self._outcome.by_timeout.append(command.version)
         self._outcome.updates.weigh(command.weights, command.orders)
         if self._on_version is not None:
             self._on_version(self._now, command.version, self._core.accepted)

@@ -67,6 +67,8 @@ class Outcome:
     updates: Updates = field(default_factory=Updates)
     version_s: array[float] = field(default_factory=lambda: array("d"))
     """Virtual time (s) at which version 1, 2, ... was made."""
+    by_timeout: list[int] = field(default_factory=list)
+    """Versions that their buffer's timeout made."""
     evaluations: list[Evaluation] = field(default_factory=list)
     finished: str = ""
     """Reason of the run's end: the name of a limit or goal, "diverged" or "stuck"."""

@@ -2,7 +2,7 @@
 with arrival groups, of which updates. The classes here take the places of what decides that in the core.
 
 A synchronous round may have ended at its deadline, with fewer updates than its cohort has. Tasks that nobody answered
-in time are not in a replay, because they gave no accepted update.
+in time are not in a replay, because they gave no accepted update. A buffer may have made a version by its timeout.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from fedmq.coordinator.audit.replay import groups_of, version_follows
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups, Closed
+from fedmq.coordinator.decisions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.participants import Participant
@@ -20,7 +21,7 @@ from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
-from fedmq.coordinator.strategies.protocol import Cohort, State, Strategy, arrivals
+from fedmq.coordinator.strategies.protocol import BufferTimeout, Cohort, State, Strategy, arrivals, buffer_timeout
 from fedmq.schemas.messages import Update
 
 
@@ -111,6 +112,25 @@ class RecordedRounds(Rounds):
         super().on_version()
 
 
+class RecordedTimer(BufferTimer):
+    """The timer of a buffer as recorded: a buffer that is not full makes its version when it did in the run."""
+
+    def __init__(self, timeout: BufferTimeout, record: RecordedVersions) -> None:
+        super().__init__(timeout)
+        self._record = record
+
+    def on_accepted(self, now: float) -> None:
+        self._record.accepted += 1
+        super().on_accepted(now)
+
+    def due_s(self, count: int) -> float | None:  # noqa: ARG002 - the record knows how many were enough
+        return self._record.next_due()
+
+    def close(self) -> None:
+        self._record.version += 1
+        super().close()
+
+
 class _ReadyAsRecorded:
     """A synchronous strategy that is ready when it was in the run."""
 
@@ -143,9 +163,9 @@ class RecordedCore(Core):
         return update, ""  # the ledger has the numbers as they were clamped
 
     def follow(self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
-        """Take the client weights from the record, and the versions of rounds or arrival groups.
+        """Take the client weights from the record, and the versions of rounds, arrival groups or a buffer's timeout.
 
-        Return None if the strategy has neither rounds nor groups: its versions follow from its updates.
+        Return None if the strategy has none of them: its versions follow from its updates.
         """
         self._desk.client_weights = _RecordedWeights(rows)
         strategy = self._strategy
@@ -155,6 +175,8 @@ class RecordedCore(Core):
         elif strategy.cohort is not None:
             self._rounds = self._ending.rounds = RecordedRounds(strategy.cohort, self._desk, self._model, record)
             self._strategy = _ReadyAsRecorded(strategy, record)
+        elif (timeout := buffer_timeout(strategy)) is not None:
+            self._timer = RecordedTimer(timeout, record)
         else:
             return None
         return record

@@ -23,7 +23,7 @@ from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout
 from fedmq.schemas.errors import InputError, StateError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
@@ -77,8 +77,8 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
     # of each participant.
     members = [replace(m, participant_id=m.history.participant_id) for m in population.members(0) if m.history]
     streams = task_streams(0, len(members))
-    # With arrival groups or rounds the last version may have come after the last update, at a moment of its own.
-    own_moments = arrivals(strategy) is not None or strategy.cohort is not None
+    # With arrival groups, rounds or a timeout the last version may have come after the last update, at its own moment.
+    own_moments = any(one is not None for one in (arrivals(strategy), strategy.cohort, buffer_timeout(strategy)))
     ends_later = own_moments and bool(rows) and rows[-1].base_version + rows[-1].staleness < newest
     stop = StopSettings(max_versions=newest) if ends_later else StopSettings(max_updates=max(len(rows), 1))
     engine = _Replay(

@@ -16,6 +16,9 @@ from pydantic import BaseModel
 
 _OUR_OWN = frozenset({"fedmq"})
 """Packages whose changes are covered by `studies.sweep.cell.FORMAT`."""
+_LATER = frozenset({"buffer_timeout_s", "min_updates"})
+"""Settings of strategies that came later. They are not named while they are None, and the results of before are found
+again."""
 _OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow"}) - {"__main__"}
 
 
@@ -31,7 +34,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return _with_class(value, list(type(value).model_fields))
     if is_dataclass(value) and not isinstance(value, type):
-        return _with_class(value, [f.name for f in fields(value)])
+        names = [f.name for f in fields(value)]
+        return _with_class(value, [n for n in names if n not in _LATER or getattr(value, n) is not None])
     if inspect.isfunction(value):
         return [value.__module__, value.__qualname__, _source(value)]
     if isinstance(value, Mapping):

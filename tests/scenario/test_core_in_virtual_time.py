@@ -17,9 +17,10 @@ from tests.scenario.simulator import Faults, Simulation
 
 COMPASS = FedCompass(num_participants=6, min_steps=1, max_steps=4)
 STRATEGIES = [
-    FedBuff(buffer_size=4), FedAsync(), FedAvg(cohort_size=3, over_selection=1.5, round_deadline_s=20.0), COMPASS
+    FedBuff(buffer_size=4), FedAsync(), FedAvg(cohort_size=3, over_selection=1.5, round_deadline_s=20.0), COMPASS,
+    FedBuff(buffer_size=6, buffer_timeout_s=2.0, min_updates=2),
 ]  # fmt: skip
-names = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.name)
+names = pytest.mark.parametrize("strategy", STRATEGIES, ids=["fedbuff", "fedasync", "fedavg", "fedcompass", "timeout"])
 
 
 def run_settings(**changes) -> RunSettings:

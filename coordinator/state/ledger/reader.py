@@ -34,11 +34,19 @@ from fedmq.coordinator.state.ledger.rows import (
     Verdict,
     VersionRow,
 )
-from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
+from fedmq.coordinator.state.ledger.schema import (
+    APPLICATION_ID,
+    LEDGER_VERSION,
+    OLDEST_VERSION,
+    TABLES,
+    tables_since,
+)
 from fedmq.schemas.errors import LedgerError, shown
 from fedmq.schemas.local.files import check_plain, parse_json
 from fedmq.schemas.parameters import Array
 
+TIMEOUTS_SINCE = 6
+"""The format that added the table of timeouts."""
 ADVICE = "Restore the run folder from a backup, or start a new run_id."
 LAST_TASKS = 10_000
 """Number of tasks, the newest ones, in which the participants' last answers are looked for."""
@@ -57,19 +65,19 @@ class LedgerReader(ArchiveReader):
         self._db = self._connect()
         with self._guarded():
             application_id = self._db.execute("PRAGMA application_id").fetchone()[0]
-            ledger_version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            ledger_version = format_of(self._db)
         if application_id != APPLICATION_ID:
             self.close()
             raise LedgerError(f"{path} is not a fedmq ledger: name the folder of a run")
-        if ledger_version != LEDGER_VERSION:
+        if not OLDEST_VERSION <= ledger_version <= LEDGER_VERSION:
             self.close()
             raise LedgerError(
-                f"ledger {path} has format {ledger_version}, this fedmq reads {LEDGER_VERSION}: use the fedmq that "
-                "wrote it"
+                f"ledger {path} has format {ledger_version}, this fedmq reads {OLDEST_VERSION} to {LEDGER_VERSION}: "
+                "use the fedmq that wrote it"
             )
         with self._guarded():
             tables = _tables(self._db)
-        if tables != _own_tables():
+        if tables != _own_tables(ledger_version):
             self.close()
             raise LedgerError(f"ledger {path} has other tables than fedmq makes. {ADVICE}")
 
@@ -148,7 +156,19 @@ class LedgerReader(ArchiveReader):
     def versions(self, after: int = 0) -> list[VersionRow]:
         """Return the versions above `after`, in order."""
         query = "SELECT version, num_updates, run_s, wall_s FROM versions WHERE version > ? ORDER BY version"
-        return [VersionRow(*row) for row in self._rows(query, after)]
+        rows = self._rows(query, after)
+        by_timeout = set(self._timeouts("version", after))  # read last: it has all of these versions
+        return [VersionRow(version, count, run_s, at_s, version in by_timeout) for version, count, run_s, at_s in rows]
+
+    def timeouts(self) -> int:
+        """Count the versions that the timeout of a buffer made, which was not full."""
+        return sum(self._timeouts("count(*)", 0))
+
+    def _timeouts(self, column: str, after: int) -> list[int]:
+        with self._guarded():
+            if format_of(self._db) < TIMEOUTS_SINCE:
+                return []
+        return [n for (n,) in self._rows(f"SELECT {column} FROM timeouts WHERE version > ?", after)]  # noqa: S608
 
     def evaluations(self) -> list[EvaluationRow]:
         """Return all central evaluations in the order of their arrival."""
@@ -344,10 +364,15 @@ def _tables(db: sqlite3.Connection) -> list[tuple[str, ...]]:
 
 
 @cache
-def _own_tables() -> list[tuple[str, ...]]:
+def _own_tables(ledger_version: int) -> list[tuple[str, ...]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(TABLES)
+        db.executescript(TABLES + tables_since(OLDEST_VERSION, ledger_version))
         return _tables(db)
+
+
+def format_of(db: sqlite3.Connection) -> int:
+    """Return the format of a ledger's tables."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def is_empty(db: sqlite3.Connection) -> bool:

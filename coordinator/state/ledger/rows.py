@@ -124,6 +124,8 @@ class VersionRow:
     num_updates: int
     run_s: float
     wall_s: float
+    by_timeout: bool = False
+    """True if its buffer was not full, and the buffer's timeout made it."""
 
 
 @dataclass(frozen=True, slots=True)

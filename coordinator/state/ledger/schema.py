@@ -6,8 +6,10 @@ from fedmq.coordinator.state.ledger import archive_tables
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 5
+LEDGER_VERSION = 6
 """SQLite's user_version of a ledger. Raise it with every change of the tables."""
+OLDEST_VERSION = 5
+"""The oldest format that is read. A coordinator that goes on with such a run adds what is missing (`ADDED`)."""
 
 TABLES = """
 CREATE TABLE run(
@@ -112,3 +114,17 @@ CREATE TABLE evaluations(
 ) STRICT;
 """
 TABLES += archive_tables.TABLES
+
+ADDED = {
+    6: """
+CREATE TABLE timeouts(              -- versions that their buffer's timeout made: the buffer was not full
+    version INTEGER PRIMARY KEY
+) STRICT;
+""",
+}
+"""Tables that later formats than OLDEST_VERSION have beside TABLES, by the format that added them."""
+
+
+def tables_since(older: int, newer: int = LEDGER_VERSION) -> str:
+    """Return the tables that a ledger of the format `newer` has, and one of `older` lacks."""
+    return "".join(tables for added_in, tables in ADDED.items() if older < added_in <= newer)

@@ -18,9 +18,9 @@ from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
-from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, check_files, is_empty
+from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, check_files, format_of, is_empty
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup
-from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, TABLES
+from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, OLDEST_VERSION, TABLES, tables_since
 from fedmq.schemas.errors import LedgerError, LedgerLocked
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.local.files import FILE_MODE, tighten
@@ -54,13 +54,15 @@ class Ledger(LedgerReader, ArchiveWriter):
     def take_over(self, host: str, pid: int, wall_s: float) -> int:
         """Begin an epoch, which belongs to this writer from now on, and return it.
 
-        Call it before you read anything that a decision rests on. `host`, `pid` and `wall_s` are for people.
+        Call it before you read anything that a decision rests on. `host`, `pid` and `wall_s` are for people. A ledger
+        of an older format gets the tables that it lacks.
 
         Raises OSError if the disk refuses, and LedgerLocked if another process is stuck in the middle of a
         transaction.
         """
         try:
             with self._transaction(fenced=False) as db:
+                _make(db, tables_since(format_of(db)))
                 epoch = epochs.begin(db, host, pid, wall_s)
         except OSError as error:
             if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
@@ -119,6 +121,7 @@ class Ledger(LedgerReader, ArchiveWriter):
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                 [(n.version, len(n.update_ids), at.run_s, at.wall_s, state.seq) for n, at in group.versions],
             )
+            db.executemany("INSERT INTO timeouts VALUES (?)", [(n.version,) for n, _ in group.versions if n.by_timeout])
             db.executemany(
                 "UPDATE updates SET version = ?, weight = ? WHERE update_id = ?",
                 [
@@ -234,10 +237,15 @@ def _fill(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
     if is_empty(db):  # check again: another coordinator may have started at the same moment
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
-        for statement in TABLES.split(";\n"):
-            db.execute(statement)
+        _make(db, TABLES + tables_since(OLDEST_VERSION))
     db.execute("COMMIT")
+
+
+def _make(db: sqlite3.Connection, tables: str) -> None:
+    """Make tables inside a transaction; the ledger then has the newest format."""
+    for statement in tables.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
 
 
 def _update_values(group: CommitGroup) -> list[tuple[Any, ...]]:

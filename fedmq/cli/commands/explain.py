@@ -34,7 +34,8 @@ def command(
     from fedmq.schemas.texts import escaped
 
     point = found.point
-    table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time")
+    how = ", by its buffer's timeout" if point.by_timeout else ""
+    table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time{how}")
     for heading in ("participant", "task"):
         table.add_column(heading)
     grouped = any(row.arrival_group is not None for row in found.updates)

@@ -72,6 +72,8 @@ def strategies_in_the_guide():
     chapter = GUIDE.split("## Strategies")[1].split("\n## ")[0]
     rows = re.findall(r'^\| `name = "(\w+)"` \| .* \| (.+?) \|$', chapter, re.MULTILINE)
     own = {name: set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", keys)))) for name, keys in rows}
+    (buffers,) = re.findall(r"^Strategies with a `buffer_size` also have (.*)$", chapter, re.MULTILINE)
+    own |= {name: words.union(re.findall(r"`(\w+)`", buffers)) for name, words in own.items() if "buffer_size" in words}
     return {name: words.union(*(own[other] for other in words & set(own))) for name, words in own.items()}
 
 

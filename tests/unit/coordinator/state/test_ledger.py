@@ -234,3 +234,44 @@ def test_a_memory_that_was_altered_is_not_taken(ledger: Ledger):
     ledger._db.execute("UPDATE memories SET bytes = zeroblob(8)")
     with pytest.raises(LedgerError, match="'p1', tensor 'w', is damaged"):
         ledger.memories()
+
+
+def of_format_5(path: Path) -> None:
+    """Turn a ledger into one of the format before the table of timeouts."""
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE timeouts")
+        db.execute("PRAGMA user_version = 5")
+    db.close()
+
+
+def test_a_version_by_a_timeout_is_told_from_the_others(full: Ledger):
+    state = CheckpointRow(3, "3.safetensors", "d3", 2, 2, {})
+    full.commit(CommitGroup(versions=[(NewVersion(2, ("u-2",), (0.5,), by_timeout=True), AT)]), state, 3.0, 0.0)
+    assert [(row.version, row.by_timeout) for row in full.versions()] == [(1, False), (2, True)]
+    assert [row.by_timeout for row in full.versions(after=1)] == [True]
+    assert full.timeouts() == 1
+
+
+def test_a_ledger_of_the_format_before_timeouts_is_read_and_a_coordinator_that_goes_on_adds_the_table(full: Ledger):
+    path = full.path
+    before = full.versions()
+    full.close()
+    of_format_5(path)
+    with LedgerReader(path) as reader, Ledger(path) as ledger:
+        assert (reader.versions(), reader.timeouts()) == (ledger.versions(), ledger.timeouts()) == (before, 0)
+        ledger.take_over("host", 1, 2.0)
+        state = CheckpointRow(3, "3.safetensors", "d3", 2, 2, {})
+        ledger.commit(CommitGroup(versions=[(NewVersion(2, ("u-2",), (0.5,), by_timeout=True), AT)]), state, 3.0, 0.0)
+        assert reader.timeouts() == 1, "a reader that was open before"
+    with LedgerReader(path) as again:
+        assert [row.by_timeout for row in again.versions()] == [False, True]
+
+
+def test_tables_that_do_not_belong_to_a_ledgers_format_are_refused(full: Ledger):
+    full._db.execute("PRAGMA user_version = 5")
+    with pytest.raises(LedgerError, match="other tables than fedmq makes"):
+        LedgerReader(full.path)
+    full._db.execute("PRAGMA user_version = 6")
+    full._db.execute("DROP TABLE timeouts")
+    with pytest.raises(LedgerError, match="other tables than fedmq makes"):
+        LedgerReader(full.path)

@@ -151,6 +151,16 @@ def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
             "strategies.1.strategy.buffer_size: got 11, and the run ends after 10 updates",
         ),
         (
+            "buffer_size = 2",
+            "buffer_size = 20, buffer_timeout_s = 5, min_updates = 11",
+            "strategies.1.strategy.min_updates: got 11, and the run ends after 10 updates",
+        ),
+        (
+            "buffer_size = 2",
+            "buffer_size = 2, min_updates = 2",
+            "min_updates = 2 has no effect without a buffer_timeout_s",
+        ),
+        (
             "participants = 4",
             "participants = 4\ncorrelation = {speed_size = 1, speed_label = 1, size_label = -1}",
             "populations.1.correlation: speed_size = 1.0, speed_label = 1.0 and",
@@ -221,3 +231,9 @@ def test_a_study_file_that_is_not_there_is_named(tmp_path):
 def test_the_examples_are_studies(path):
     study, _ = load_study(path)
     assert study.cells()
+
+
+def test_a_buffer_with_a_timeout_may_be_larger_than_the_run(tmp_path):
+    timed = GOOD.replace("buffer_size = 2", "buffer_size = 20, buffer_timeout_s = 5")
+    study, _ = load_study(write(tmp_path, timed))
+    assert study.contenders[0].strategy == FedBuff(buffer_size=20, buffer_timeout_s=5.0)

@@ -15,6 +15,7 @@ from fedmq.studies.population.laws import Uniform
 from fedmq.studies.problems.quadratics import Quadratics
 from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell import FORMAT, Cell
+from fedmq.studies.sweep.cell_identity import plain
 from tests.scenario.studies.federations import population, until
 
 RESULTS = {9: "5e9b8386e6a0f96e"}
@@ -41,6 +42,13 @@ def test_arrays_that_differ_anywhere_make_other_cells():
     assert key(Arrays(x)) == key(Arrays(x.copy())) != key(Arrays(other))
     assert key(Arrays(0, {"x": [x]})) != key(Arrays(0, {"x": [other]}))
     assert key(Arrays(x)) != key(Arrays(x.reshape(50, 100)))
+
+
+def test_settings_that_came_later_make_another_cell_only_if_they_are_set():
+    assert "buffer_timeout_s" not in str(plain(FedBuff()))
+    assert key(Quadratics()) != key(Quadratics(), FedBuff(buffer_timeout_s=5.0))
+    one, two = (FedBuff(buffer_timeout_s=5.0, min_updates=n) for n in (1, 2))
+    assert key(Quadratics(), one) != key(Quadratics(), two)
 
 
 def test_a_strategy_of_ones_own_whose_code_changes_makes_another_cell(tmp_path):
