@@ -117,6 +117,8 @@ class Helper:
 
         model = built_model(self._app.need("build_model", "to export a .keras file"))
         set_parameters(model, parameters)
+        if getattr(model, "optimizer", None) is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)  # else Keras warns of its variables at each load
         beside = target.with_name(f"{target.stem}.part{target.suffix}")
         remove(beside)
         model.save(beside)

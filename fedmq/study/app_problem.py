@@ -23,7 +23,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.schemas.errors import AppError, FedmqError, TrainerError, shown
+from fedmq.participant.trainer import checked_result
+from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short, shown
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import AnyDeal, Iid
@@ -209,9 +210,12 @@ def _seeds_itself(trainer: Any) -> bool:
 
 def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: Parameters | None) -> Any:
     try:
-        return trainer.train(base, config) if correction is None else trainer.train(base, config, correction=correction)
+        given = (
+            trainer.train(base, config) if correction is None else trainer.train(base, config, correction=correction)
+        )
+        return checked_result(given)
     except Exception as e:
-        raise TrainerError(f"{type(trainer).__name__}.train failed: {type(e).__name__}: {e}") from e
+        raise TrainerError(f"{type(trainer).__name__}.train failed: {in_short(e)}") from e
 
 
 @lru_cache(maxsize=1)

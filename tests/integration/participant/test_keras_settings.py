@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedmq.app.app import load_app
+from fedmq.app.model_worker import Helper, read_parameters, write_parameters
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
@@ -60,6 +63,40 @@ def test_statistics_that_arrive_are_used_in_training_evaluation_and_export() -> 
     exported = normalizing(X[:4])
     set_parameters(exported, result.parameters)
     assert exported.evaluate(X, Y, verbose=0, return_dict=True)["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+
+
+APP = """
+import keras, numpy as np
+X = np.arange(12, dtype="float32").reshape(4, 3)
+
+def build_model():
+    norm = keras.layers.Normalization()
+    norm.adapt(X[:2])
+    model = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+
+def load_test_data():
+    return X, X[:, :1]
+"""
+
+
+def test_the_coordinators_evaluation_and_export_use_the_statistics_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    helper = Helper(load_app(tmp_path / "app.py"))
+    helper.answer({"initial": str(tmp_path / "initial.safetensors")})
+    initial = read_parameters(tmp_path / "initial.safetensors")
+    mean, variance, *_ = initial
+    trained = initial.replace({**initial, mean: initial[mean] + np.float32(2), variance: initial[variance] * 4})
+    write_parameters(tmp_path / "final.safetensors", trained)
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    kernel, bias = list(trained.values())[-2:]
+    by_hand = (x - trained[mean]) / np.sqrt(trained[variance]) @ kernel + bias
+    answer = helper.answer({"evaluate": str(tmp_path / "final.safetensors"), "version": 1})
+    assert answer["metrics"]["loss"] == pytest.approx(np.mean((by_hand - x[:, :1]) ** 2), rel=1e-5)
+    exported = tmp_path / "final.keras"
+    helper.answer({"export": str(tmp_path / "final.safetensors"), "to": str(exported)})
+    np.testing.assert_allclose(keras.saving.load_model(exported)(x), by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_was_adapted_before_its_model_was_built_has_the_names_of_one_that_was_not() -> None:
