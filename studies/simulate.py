@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 from fedmq.coordinator.decisions.requirements import check_requirements
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.closed_loop import LeftToTheCore, closed_loop_of
 from fedmq.studies.engine.engine import Engine, OnVersion
 from fedmq.studies.engine.outcome import Evaluation, Outcome
 from fedmq.studies.engine.recorded import RecordedEngine
@@ -16,6 +17,8 @@ from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Population, task_streams
 from fedmq.studies.problems.problem import Federation, Problem
+
+P = ParamSpec("P")
 
 
 def simulate(
@@ -31,7 +34,8 @@ def simulate(
 ) -> Outcome:
     """Run one federation in virtual time until it ends, in this process.
 
-    The coordinator's own decision core drives it. The same arguments give the same bytes again.
+    The coordinator's own decision core drives it, or for plain runs a closed loop that gives the core's bytes
+    (studies.engine.closed_loop). The same arguments give the same bytes again.
 
     strategy        how updates become versions, for example `fedmq.FedBuff()`, or a strategy of your own
     problem         the model and everybody's data, for example `fedmq.Softmax(data="mnist.npz")`
@@ -63,6 +67,16 @@ def simulate(
     federation = problem.deal(members, seed)
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
     check_metrics(federation, goals(run))
+    loop = closed_loop_of(
+        strategy, federation=federation, population=population, members=members, run=run, training=training,
+        seed=seed, on_evaluation=on_evaluation, on_version=on_version,
+    )  # fmt: skip
+    if loop is not None:
+        try:
+            return loop.run()
+        except LeftToTheCore:
+            on_evaluation = _after(loop.evaluations_told, on_evaluation)
+            on_version = _after(loop.versions_told, on_version)
     recorded = population.order == "recorded"
     streams = task_streams(seed, len(members))
     open_loop = recorded or run.arrivals_per_s is not None
@@ -78,6 +92,22 @@ def simulate(
         on_version=on_version,
     )
     return engine.run()
+
+
+def _after(calls: int, callback: Callable[P, None] | None) -> Callable[P, None] | None:
+    """Return the callback without its first `calls` calls."""
+    if callback is None:
+        return None
+    left = calls
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+        else:
+            callback(*args, **kwargs)
+
+    return called
 
 
 def goals(run: StudyRun) -> list[str]:

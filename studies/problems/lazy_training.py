@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedmq.participant.training.methods import Made, Memory, Start, begin, make
 from fedmq.schemas.errors import NotFinite
+from fedmq.schemas.layout import Layout
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS, Method
 from fedmq.schemas.parameters import Parameters
@@ -46,7 +47,8 @@ class Backend(Protocol):
     """The part of a problem that trains cohorts.
 
     A backend with an integer `at_once` gets no more jobs than that at a time. A backend may also have `train_deltas`,
-    which returns y - base in place of the parameters. It is called if updates carry deltas.
+    which returns y - base in place of the parameters. It is called if updates carry deltas. One with `summed(training)`
+    returns a `Sums`, by which plain studies train (studies.engine.closed_loop).
     """
 
     @property
@@ -57,6 +59,35 @@ class Backend(Protocol):
         """Return the results in the order of the jobs.
 
         No bit of a job's result may depend on which other jobs are in the cohort.
+        """
+
+
+class SumJob(NamedTuple):
+    """One training whose delta is summed."""
+
+    participant: int
+    seed: int
+    """Seed of the task (`TrainingConfig.seed`)."""
+    start: Any
+    """The parameters to start from, as `Sums.start` returned them."""
+    coefficient: float
+
+
+class Sums(Protocol):
+    """Trainings of one configuration whose deltas are summed as they are made."""
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the sums."""
+
+    def start(self, parameters: Parameters) -> Any:
+        """Return parameters that trainings start from, in the form that `SumJob.start` takes."""
+
+    def add(self, jobs: Sequence[SumJob], sums: npt.NDArray[np.float32]) -> bool:
+        """Do sums += coefficient·delta for each job in order; `sums` is flat and in `layout`.
+
+        The bits are those that `arithmetic.scale_add` makes of the backend's own deltas. Return False if a delta is not
+        finite; the sums are of no use then.
         """
 
 

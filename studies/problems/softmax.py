@@ -6,7 +6,7 @@ The model is W [classes, features] and b [classes], in float32. Each participant
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import numpy.typing as npt
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.layout import Layout, layout
 from fedmq.schemas.local.extras import require
+from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import Rows
-from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
+from fedmq.studies.problems.lazy_training import Job, SumJob, Trained, stacked_corrections
 
 AT_ONCE = 25
 """Participants at a time. Their models stay in the processor's second-level cache until they are updates."""
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
     from fedmq.studies.problems import softmax_kernel
 
 Floats = npt.NDArray[np.float32]
+_NOTHING, _NO_CORRECTIONS = np.empty(0, np.float32), np.empty((0, 0), np.float32)
+_NO_NUMBERS = np.empty(0, np.int64)
 _Settings = tuple[int, int, int | None, float | None, float]
 """batch_size, epochs, max_steps, learning_rate, proximal_mu."""
+
+
+class _Start(NamedTuple):
+    """Parameters that trainings start from."""
+
+    block: Floats
+    """The whole model. This reference keeps it at its address."""
+    address: int
 
 
 class SoftmaxFederation:
@@ -81,6 +92,7 @@ class SoftmaxCohort:
             np.ascontiguousarray(y, np.int64),
             np.concatenate([np.asarray(r, np.int64) for r in rows]),
             np.cumsum([0, *self._counts]),
+            max(self._counts, default=0),
             classes,
         )
         _check(self._examples)
@@ -100,8 +112,7 @@ class SoftmaxCohort:
         for participant, base, config, _ in jobs:
             participants.append(participant)
             seeds.append(config.seed)
-            asked = config.batch_size, config.epochs, config.max_steps, config.learning_rate, config.proximal_mu
-            own.append(settings.setdefault(asked, len(settings)))
+            own.append(settings.setdefault(_asked(config), len(settings)))
             if id(base) not in bases:
                 block = _block_of(base, self._layout)
                 bases[id(base)] = block, _address(block)  # the reference keeps it at its address
@@ -110,14 +121,19 @@ class SoftmaxCohort:
             results.append(result)
             addresses.append(_address(result))
         kernel, steps = self._kernel, np.empty(len(jobs), np.int64)
-        plan = kernel.Plan(*(np.array(column, np.int64) for column in (participants, seeds, own, starts, addresses)))
-        losses = kernel.train(self._examples, self._table(settings), plan, _corrections(jobs), deltas, steps)
+        columns = (np.array(column, np.int64) for column in (participants, seeds, own, starts, addresses))
+        plan, table = kernel.Plan(*columns, _NOTHING), self._table(settings)
+        losses = kernel.train(self._examples, table, plan, _corrections(jobs), deltas, steps, _NOTHING)
         return [
             Trained(Parameters.in_block(self._layout, mine), self._counts[participant], done, {"loss": loss})
             for mine, participant, done, loss in zip(
                 results, participants, steps.tolist(), losses.tolist(), strict=True
             )
         ]
+
+    def summed(self, training: TrainingConfig) -> SoftmaxSums:
+        """Return what trains by these settings and sums at once. Raises InputError if there is no learning rate."""
+        return SoftmaxSums(self._kernel, self._examples, self._table([_asked(training)]), self._layout)
 
     def _table(self, settings: Iterable[_Settings]) -> softmax_kernel.Settings:
         """Return the settings as arrays. Raises InputError if there is no learning rate."""
@@ -133,11 +149,45 @@ class SoftmaxCohort:
         )
 
 
+class SoftmaxSums:
+    """Trainings whose deltas are summed as they are made: no delta is written where it would wait.
+
+    The kernel is the one of `SoftmaxCohort.train_deltas`, and the sums are those that numpy makes of its results.
+    """
+
+    def __init__(
+        self, kernel: Any, examples: softmax_kernel.Examples, settings: softmax_kernel.Settings, layout: Layout
+    ) -> None:
+        self._kernel, self._examples, self._settings, self.layout = kernel, examples, settings, layout
+
+    def start(self, parameters: Parameters) -> _Start:
+        block = _block_of(parameters, self.layout)
+        return _Start(block, _address(block))
+
+    def add(self, jobs: Sequence[SumJob], sums: Floats) -> bool:
+        participants, seeds, starts, coefficients = zip(*jobs, strict=True)
+        steps = np.empty(len(jobs), np.int64)
+        plan = self._kernel.Plan(
+            np.array(participants, np.int64),
+            np.array(seeds, np.int64),
+            np.zeros(len(jobs), np.int64),
+            np.array([start.address for start in starts], np.int64),
+            _NO_NUMBERS,
+            np.array(coefficients, np.float32),
+        )
+        self._kernel.train(self._examples, self._settings, plan, _NO_CORRECTIONS, True, steps, sums)
+        return bool(steps.min() >= 0)
+
+
+def _asked(config: TrainingConfig) -> _Settings:
+    return config.batch_size, config.epochs, config.max_steps, config.learning_rate, config.proximal_mu
+
+
 def _corrections(jobs: Sequence[Job]) -> Floats:
     """Return the tensors that a method adds to the gradients, [jobs, size]; of no jobs if it adds nothing."""
     w, b = (stacked_corrections(jobs, name) for name in ("w", "b"))
     if w is None or b is None:
-        return np.empty((0, 0), np.float32)
+        return _NO_CORRECTIONS
     return np.concatenate([w.reshape(len(jobs), -1), b], axis=1, dtype=np.float32)
 
 

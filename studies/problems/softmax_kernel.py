@@ -56,6 +56,8 @@ class Examples(NamedTuple):
     """Places of the participants' examples, one participant's after another's."""
     firsts: Numbers
     """Place in `rows` where each participant begins, and the end after the last one, [participants + 1]."""
+    most: int
+    """Examples of the participant with the most."""
     classes: int
 
 
@@ -82,16 +84,26 @@ class Plan(NamedTuple):
     starts: Numbers
     """Addresses of the weights that the trainings start from."""
     results: Numbers
-    """Addresses of memory for the results."""
+    """Addresses of memory for the results; of no jobs if they are summed."""
+    coefficients: Floats
+    """Coefficients of the results in their sum; of no jobs if they are not summed."""
 
 
-def _compiled(function: _Function) -> _Function:
-    """Compile by numba. The code is kept on disk if possible: compiling takes seconds in each process of a study."""
-    options: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"}
+def _rounded(function: _Function, fastmath: bool | set[str] = False) -> _Function:
+    """Compile by numba, with every operation rounded by itself.
+
+    The code is kept on disk if possible: compiling takes seconds in each process of a study.
+    """
+    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy"}
     try:
         return cast(_Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # neither this folder nor the user's own is writable
         return cast(_Function, numba.njit(**options)(function))
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compile by numba, with sums in any order and products added in one rounding."""
+    return _rounded(function, {"reassoc", "contract"})
 
 
 def _typed_pointer(_: Any, address: Any) -> Any:
@@ -108,18 +120,21 @@ _pointer: Any = intrinsic(_typed_pointer)
 
 @_compiled
 def train(
-    examples: Examples, settings: Settings, plan: Plan, corrections: Floats, deltas: bool, steps: Numbers
+    examples: Examples, settings: Settings, plan: Plan, corrections: Floats, deltas: bool, steps: Numbers, sums: Floats
 ) -> npt.NDArray[np.float64]:
     """Do the trainings, and return the mean losses of their last epochs, [jobs].
 
     Each step takes away the `corrections` as well, [jobs, size] or of no jobs. The results are the weights, or the
     weights minus those of the start if `deltas` is set. `steps` [jobs] receives the number of steps.
+
+    If the plan has coefficients, coefficient·(weights minus those of the start) is added to `sums` [size] in place of
+    a result. Then `steps` receives -1 for a training whose weights are not finite.
     """
     features, jobs = examples.x.shape[1], len(steps)
     weights = examples.classes * features
     mine = np.empty(weights + examples.classes, np.float32)
     w, b = mine[:weights].reshape(examples.classes, features), mine[weights:]
-    words, losses = np.empty(np.diff(examples.firsts).max(), np.uint64), np.zeros(jobs)
+    words, losses = np.empty(examples.most, np.uint64), np.zeros(jobs)
     for k in range(jobs):
         start = carray(_pointer(plan.starts[k]), mine.shape)
         mine[:] = start
@@ -137,6 +152,10 @@ def train(
             losses[k] = _steps(
                 examples, rows, plan.seeds[k], order, steps[k], size, rate, mine, start, pull, correction
             )
+        if len(plan.coefficients):
+            if not _add_scaled(sums, plan.coefficients[k], mine, start):
+                steps[k] = -1
+            continue
         result = carray(_pointer(plan.results[k]), mine.shape)
         if deltas:
             for j in range(len(mine)):
@@ -144,6 +163,17 @@ def train(
         else:
             result[:] = mine
     return losses
+
+
+@_rounded
+def _add_scaled(sums: Floats, coefficient: np.float32, mine: Floats, start: Floats) -> bool:
+    """Do sums += coefficient·(mine - start) as numpy does. Return False if a difference is not finite."""
+    wrong = 0
+    for j in range(len(sums)):
+        delta = mine[j] - start[j]
+        wrong += delta - delta != 0
+        sums[j] += delta * coefficient
+    return wrong == 0
 
 
 @_compiled

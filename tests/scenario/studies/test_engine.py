@@ -228,7 +228,8 @@ def test_the_updates_that_nobody_checks_are_valid_in_all_their_fields(monkeypatc
         return commands
 
     monkeypatch.setattr(Core, "step", watched)
-    simulate(fedbuff(2), Given(softmax(4)), population(4), until(6, concurrency=2), STEP)
+    run = until(6, concurrency=2, lease_s=1e6)  # a lease takes the core
+    simulate(fedbuff(2), Given(softmax(4)), population(4), run, STEP)
     assert {type(message) for message in seen} == {Update, TrainingConfig}
     for message in seen:
         assert type(message)(**message.model_dump()) == message
