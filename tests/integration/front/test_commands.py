@@ -1,12 +1,14 @@
 """The commands as processes. The trainer needs no Keras, so killing and starting again is quick."""
 
 import json
+import re
 import signal
 
 import numpy as np
 import pytest
 
 from fedmq.app.model_worker import write_parameters
+from fedmq.cli.cli import main
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.schemas.parameters import Parameters
 from tests.support.full import in_full
@@ -139,6 +141,26 @@ def test_status_as_json_and_a_finished_run_that_is_started_again(terminal, feder
     again = terminal("coordinator", *CONFIG, **url)
     assert again.ended() == 0
     assert "finished (max_versions) at version 3" in again.text
+
+
+@pytest.mark.broker
+def test_a_buffer_that_does_not_fill_makes_its_versions_by_its_timeout(terminal, federation, amqp_url, prefix, capsys):
+    timed = {"FEDMQ_STRATEGY__BUFFER_SIZE": "50", "FEDMQ_STRATEGY__BUFFER_TIMEOUT_S": "0.2"}
+    url = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix, "FEDMQ_RUN__STOP__MAX_VERSIONS": "2"}
+    participant = terminal("participant", *CONFIG, "--id", "sensor-1", **url)
+    coordinator = terminal("coordinator", *CONFIG, **url, **timed)
+    assert (coordinator.ended(), participant.ended()) == (0, 0)
+    assert len(re.findall(r"event=version_made version=\d .*by=timeout", coordinator.text)) == 2
+    with LedgerReader(federation / "ledger.sqlite") as ledger:
+        first, second = ledger.versions()
+        opened_s = ledger.updates_in(1)[0].run_s
+    assert first.by_timeout
+    assert second.by_timeout
+    assert opened_s + 0.2 <= first.run_s < second.run_s
+    for command, said in (("status", "version 2 (2 by the buffer's timeout)"), ("verify", "follow from its time")):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main([command, str(federation)])
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.broker
