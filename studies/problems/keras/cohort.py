@@ -6,7 +6,8 @@ Two paths give the same results to float tolerance:
     plain     the participant's own compiled step (participant.training.keras.trainer), one participant after another:
               the reference, for any model
     cohort    tf.vectorized_map of the model's gradient over participants, and the optimizer's rule on the stacked
-              tensors, all steps in one XLA program. For SGD (with momentum, Nesterov) and Adam.
+              tensors, all steps in one XLA program. It takes a model of which it knows everything: layers, loss,
+              metrics, regularisers, constraints, optimizer and data (known_layers, known_models)
 
 The model decides which path is faster: dense models gain much, small convolutions lose on a CPU. So `KerasCohort` times
 both on the first cohort, takes the faster one, and says so in its `name`. The other cells of the study take the same
@@ -15,9 +16,9 @@ differ in the last bits. Name the path in a study that has to be repeated bit fo
 
 A cohort is cut into chunks of one fixed shape (`chunk` participants, padded), so that neither the size of a cohort nor
 its neighbours change a participant's result. If participants have unequal data, batches are padded and masked, and
-participants with fewer steps stand still while others go on. A model with state besides its weights (BatchNorm,
-Dropout) would see the padding, so its tasks that have a short batch are trained by the plain path. Dropout that is
-compiled by XLA draws other random numbers from the same seeds: there the paths agree in distribution only.
+participants with fewer steps stand still while others go on. Nothing that looks at a whole batch may see the padding.
+So a model with BatchNormalization has its tasks with a short batch trained by the plain path, and what else looks at a
+batch is not known. Random layers are not known either: compiled by XLA they draw other numbers from the same seeds.
 """
 
 from __future__ import annotations
@@ -143,10 +144,12 @@ class KerasCohort:
         self.name = "Keras, one compiled step after the other"
         if path != "plain":
             try:
-                program = _kept(("vectorised", app, data), lambda: Program(build_model, x, y))
+                program = _kept(("vectorised", app, data), lambda: Program(build_model, (x, y)))
                 at_once = program.chunk(chunk, memory_bytes, x[:1].nbytes)
                 self._cohort = VectorisedSteps(program, x, y, rows, chunk=at_once)
                 self.name = f"Keras, vectorised in chunks of {self._cohort.chunk}"
+                if program.whole_batch is not None:
+                    self.name += f" (tasks with a short batch one after the other: {program.whole_batch!r} looks at it)"
             except NotVectorised as why:
                 if path == "cohort":
                     raise AppError(f"this model has no cohort path: {why}. Set path to plain, or to measure") from None

@@ -59,31 +59,6 @@ class Rule:
         return moved, [*first, *second]
 
 
-def optimizer_rule(model: Any) -> Rule:
-    """Return the model's rule. Raises NotVectorised, with the reason, if `VectorisedSteps` cannot repeat it exactly."""
-    o = model.optimizer
-    if type(o) not in (keras.optimizers.SGD, keras.optimizers.Adam):
-        raise NotVectorised(f"its optimizer is {type(o).__name__}, vectorised are SGD and Adam")
-    if getattr(o, "amsgrad", False):
-        raise NotVectorised("its Adam uses amsgrad")
-    options = ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay", "gradient_accumulation_steps", "use_ema",
-               "loss_scale_factor")  # fmt: skip
-    used = [name for name in options if getattr(o, name, None)]
-    if used:
-        raise NotVectorised(f"its optimizer uses {used[0]}")
-    if not isinstance(o._learning_rate, keras.Variable):
-        raise NotVectorised("its learning rate has a schedule")
-    if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
-        raise NotVectorised("it has a train_step or compute_loss of its own")
-    if not isinstance(model.loss, str | keras.losses.Loss) or len(model.outputs or [0]) != 1:
-        raise NotVectorised("its loss is not a single one of Keras's")
-    if getattr(model.loss, "reduction", "sum_over_batch_size") != "sum_over_batch_size":
-        raise NotVectorised("its loss is not the mean over the batch")
-    if any(v.dtype != "float32" for v in model.trainable_variables):
-        raise NotVectorised("its weights are not all float32")
-    return Rule(o)
-
-
 def wide(per_participant: Any, like: Any) -> Any:
     """Reshape [participants] to as many axes as `like` has."""
     return tf.reshape(per_participant, [-1] + [1] * (len(like.shape) - 1))

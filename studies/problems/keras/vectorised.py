@@ -16,7 +16,8 @@ from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.schemas.errors import ConfigError, TrainerError
 from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.batches import cohort_rows
-from fedmq.studies.problems.keras.rules import Stack, optimizer_rule, wide
+from fedmq.studies.problems.keras.known_models import check_examples, known_arrays, known_model
+from fedmq.studies.problems.keras.rules import Stack, wide
 from fedmq.studies.problems.lazy_training import Job, Trained, stacked_corrections
 
 CPU_CHUNK, GPU_CHUNK = 16, 256
@@ -30,6 +31,7 @@ class VectorisedSteps:
     def __init__(
         self, program: Program, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows], *, chunk: int
     ) -> None:
+        program.check(x, y)
         self._program, self.chunk = program, chunk
         self._rows = [np.asarray(r, np.int64) for r in rows]
         self._x = tf.constant(as_trained(x))
@@ -38,7 +40,7 @@ class VectorisedSteps:
 
     def fits(self, job: Job) -> bool:
         """Return True if padding does not show in the result."""
-        return not self._program.others or len(self._rows[job.participant]) % job.config.batch_size == 0
+        return self._program.whole_batch is None or len(self._rows[job.participant]) % job.config.batch_size == 0
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         results: dict[int, Trained] = {}
@@ -59,7 +61,10 @@ class VectorisedSteps:
         room = 1 << (steps - 1).bit_length()  # a power of 2: few shapes to compile
         rows = np.zeros((room, *cohort.rows.shape[1:]), np.int32)
         real = np.zeros((room, self.chunk), np.int32)
-        rows[:steps], real[:steps] = cohort.rows, cohort.real
+        # Padding by an example of the batch itself: what is infinite there is so in the plain path too.
+        own = np.arange(batch_size) < cohort.real[..., None]
+        rows[:steps] = np.where(own, cohort.rows, cohort.rows[..., :1])
+        real[:steps] = cohort.real
         program = self._program
         trainable = [self._stacked(name, padded) for name in program.trainable]
         plan: dict[str, Any] = {
@@ -74,16 +79,17 @@ class VectorisedSteps:
         if jobs[0].correction is not None:
             program.rule.check_plain()
             plan["corrections"] = [stacked_corrections(padded, name) for name in program.trainable]
-        trained, others, loss = program.run(trainable, self._other_state(padded), plan, self._x, self._y)
+        others = [np.stack([j.base[name] for j in padded]) for name in program.others]
+        trained, others, measured = program.run(trainable, others, plan, self._x, self._y)
         arrays = {name: _viewed(t) for name, t in zip(program.trainable, trained, strict=True)}
-        arrays |= {n: t.numpy() for n, t in zip(program.others, others, strict=True) if n is not None}
-        losses = loss.numpy()
+        arrays |= {name: t.numpy() for name, t in zip(program.others, others, strict=True)}
+        metrics = {name: t.numpy() for name, t in measured.items()}
         return [
             Trained(
                 job.base.replace({name: arrays[name][i] for name in job.base}),
                 len(self._rows[job.participant]),
                 int(cohort.steps[i]),
-                {"loss": float(losses[i])},
+                {name: float(values[i]) for name, values in metrics.items()},
             )
             for i, job in enumerate(jobs)
         ]
@@ -101,41 +107,28 @@ class VectorisedSteps:
         np.stack([j.base[name] for j in jobs], out=stack)
         return stack if sees_gpu() else tf.experimental.dlpack.from_dlpack(stack.__dlpack__())
 
-    def _other_state(self, jobs: Sequence[Job]) -> list[npt.NDArray[Any]]:
-        """Return the state with which the participant's trainer starts a task: tensors that are not trained, and
-        generators seeded by the task."""
-        names = self._program.others
-        if not names:
-            return []
-        generators = sum(name is None for name in names)
-        seeds = [
-            iter(np.random.SeedSequence(j.config.seed, spawn_key=(1,)).generate_state(max(generators, 1))) for j in jobs
-        ]
-        return [
-            np.stack([np.array([next(own) >> 1, 0]) for own in seeds]).astype(dtype)
-            if name is None
-            else np.stack([j.base[name] for j in jobs])
-            for name, dtype in zip(names, self._program.other_dtypes, strict=True)
-        ]
-
 
 class Program:
     """The training of a model's participants as a compiled function, for any data of one kind.
 
-    Raises NotVectorised if the model is not of a known kind.
+    Raises NotVectorised if something in the model or the data is not known (known_models).
     """
 
-    def __init__(self, build_model: Callable[[], Any], x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    def __init__(self, build_model: Callable[[], Any], data: tuple[Any, ...]) -> None:
+        x, y = known_arrays(data)
         self.model = built_model(build_model, x[:1])
-        self.rule = optimizer_rule(self.model)
+        self._known = known = known_model(self.model, x, y)
+        self.rule, self.whole_batch, self._metrics = known.rule, known.whole_batch, known.metrics
         names = {id(v): name for v, name in zip(self.model.weights, parameters_of(self.model), strict=True)}
         self.trainable = [names[id(v)] for v in self.model.trainable_variables]
-        self.others = [names.get(id(v)) for v in self.model.non_trainable_variables]
-        """Names of tensors that are not trained. None stands for the state of a random generator."""
-        self.other_dtypes = [v.dtype for v in self.model.non_trainable_variables]
-        # One eager call makes the variables of the loss and the optimizer. A traced function may not make any.
-        self.model.compute_loss(x[:1], y[:1], self.model(x[:1]))
+        self.others = [names[id(v)] for v in self.model.non_trainable_variables]
+        """Names of tensors that are not trained."""
+        self._constraints = [v.constraint for v in self.model.trainable_variables]
         self.run = tf.function(self._train_chunk, jit_compile=True, autograph=False, reduce_retracing=False)
+
+    def check(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+        """Raise NotVectorised if these examples are not known. They may be another federation's."""
+        check_examples(self.model, self._known.loss, x, y)
 
     def chunk(self, wanted: int | None, memory_bytes: int, example_bytes: int) -> int:
         """Return the number of participants in a chunk. Raises ConfigError if not even one fits into `memory_bytes`."""
@@ -148,18 +141,20 @@ class Program:
         return min(wanted or (GPU_CHUNK if sees_gpu() else CPU_CHUNK), memory_bytes // per_participant)
 
     def _train_chunk(self, trainable: Stack, others: Stack, plan: dict[str, Any], all_x: Any, all_y: Any) -> Any:
-        """Do all steps of a chunk (traced). The last result is the mean loss of each participant's last epoch."""
+        """Do all steps of a chunk (traced). The last result has the metrics of each participant's last epoch."""
         base, (room, chunk, size) = list(trainable), plan["rows"].shape
         places = tf.range(size)[None, :]
 
-        def step(s: Any, state: tuple[Stack, Stack, Stack], total: Any, count: Any) -> Any:
+        def step(s: Any, state: tuple[Stack, Stack, Stack], total: Any, count: Any, measured: Any) -> Any:
             trainable, others, slots = state
             examples = plan["real"][s]
             active = examples > 0
-            weights = tf.cast(places < examples[:, None], tf.float32)
-            weights *= size / tf.cast(tf.maximum(examples, 1), tf.float32)[:, None]
+            counted = tf.cast(places < examples[:, None], tf.float32)
+            weights = counted * (size / tf.cast(tf.maximum(examples, 1), tf.float32)[:, None])
             x, y = tf.gather(all_x, plan["rows"][s]), tf.gather(all_y, plan["rows"][s])
-            gradients, stepped, loss = tf.vectorized_map(self._gradient, (trainable, others, x, y, weights))
+            gradients, stepped, loss, measured_now = tf.vectorized_map(
+                self._gradient, (trainable, others, x, y, weights, counted, measured)
+            )
             if "pulls" in plan:
                 gradients = [
                     g + wide(plan["pulls"], g) * (w - b) for g, w, b in zip(gradients, trainable, base, strict=True)
@@ -167,37 +162,52 @@ class Program:
             if "corrections" in plan:
                 gradients = [g + c for g, c in zip(gradients, plan["corrections"], strict=True)]
             moved, moments = self.rule.apply(gradients, trainable, slots, s + 1, plan["rates"])
-            shown = tf.where(active & (s >= plan["last_epoch"]), tf.cast(examples, tf.float32), 0.0)
+            moved = [w if c is None else tf.vectorized_map(c, w) for w, c in zip(moved, self._constraints, strict=True)]
+            in_last = active & (s >= plan["last_epoch"])
+            shown = tf.where(in_last, tf.cast(examples, tf.float32), 0.0)
+            measured = [_choose(in_last, new, old) for new, old in zip(measured_now, measured, strict=True)]
             state = (
                 _choose(active, moved, trainable),
                 _choose(active, stepped, others),
                 _choose(active, moments, slots),
             )
-            return s + 1, state, total + tf.where(shown > 0, shown * loss, 0.0), count + shown
+            return s + 1, state, total + tf.where(shown > 0, shown * loss, 0.0), count + shown, measured
 
         start = (base, list(others), self.rule.slots(base))
         nothing = tf.zeros([chunk])
-        _, (trainable, others, _), total, count = tf.while_loop(
+        unmeasured = [[nothing for _ in metric.variables] for metric in self._metrics]
+        _, (trainable, others, _), total, count, measured = tf.while_loop(
             lambda s, *_: s < plan["steps"],
             step,
-            (tf.constant(0), start, nothing, nothing),
+            (tf.constant(0), start, nothing, nothing, unmeasured),
             maximum_iterations=room,
         )
-        return trainable, others, total / count
+        results = {"loss": total / count}
+        for metric, state in zip(self._metrics, measured, strict=True):
+            results[metric.name] = tf.vectorized_map(metric.stateless_result, state)
+        return trainable, others, results
 
     def _gradient(self, inputs: Any) -> Any:
-        """Return the gradients, the other state and the loss of one participant's batch (traced)."""
-        trainable, others, x, y, weights = inputs
+        """Return the gradients, the other state, the loss and the metrics' state after one participant's batch
+        (traced)."""
+        trainable, others, x, y, weights, counted, measured = inputs
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             predicted, stepped, extra = self.model.stateless_call(
                 trainable, others, x, training=True, return_losses=True
             )
-            loss = self.model._compile_loss(y, predicted, weights)
+            # Loss and metrics have a value for each place of a prediction but its last axis.
+            places = [-1] + [1] * (len(predicted.shape) - 2)
+            loss = self.model._compile_loss(y, predicted, tf.reshape(weights, places))
             if extra:
                 loss += tf.add_n(extra)
-        gradients = tape.gradient(loss, trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return gradients, stepped, loss
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, trainable)]
+        counted = tf.reshape(counted, places)
+        measured = [
+            list(metric.stateless_update_state(state, y, predicted, sample_weight=counted))
+            for metric, state in zip(self._metrics, measured, strict=True)
+        ]
+        return gradients, stepped, loss, measured
 
     def _bytes(self, example_bytes: int) -> int:
         """Estimate the memory of one participant in a chunk, in bytes.

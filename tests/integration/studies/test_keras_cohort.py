@@ -82,7 +82,8 @@ def test_the_cohort_gives_what_each_participants_own_compiled_step_gives(optimiz
 
 
 def test_batch_norm_agrees_because_its_short_batches_take_the_plain_path():
-    compare(app(sgd, lambda: keras.layers.Dense(4), keras.layers.BatchNormalization))
+    together, _ = compare(app(sgd, lambda: keras.layers.Dense(4), keras.layers.BatchNormalization))
+    assert "tasks with a short batch one after the other: 'batch_normalization" in together.name
 
 
 def test_a_participants_bytes_do_not_depend_on_its_cohort():
@@ -189,9 +190,9 @@ def test_a_model_by_an_object_that_cannot_be_hashed_is_built_each_time():
     ("optimizer", "reason"),
     [
         (keras.optimizers.RMSprop, "its optimizer is RMSprop"),
-        (lambda: keras.optimizers.SGD(0.1, clipnorm=1.0), "uses clipnorm"),
+        (lambda: keras.optimizers.SGD(0.1, clipnorm=1.0), "its SGD has clipnorm = 1.0"),
         (lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9)), "has a schedule"),
-        (lambda: keras.optimizers.Adam(amsgrad=True), "amsgrad"),
+        (lambda: keras.optimizers.Adam(amsgrad=True), "its Adam has amsgrad = True"),
     ],
 )
 def test_a_model_without_a_cohort_path_takes_the_plain_one_and_says_why(optimizer, reason):
