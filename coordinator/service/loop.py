@@ -66,6 +66,8 @@ STRAGGLERS_S = 1.0
 DEPTH_POLL_S = 0.05
 QUIET_POLLS = 3
 """Looks in a row at an empty queue, DEPTH_POLL_S apart, after which no more updates are expected."""
+LOOK_S = 2.0
+"""Seconds between looks at the run folder, which somebody may move or remove."""
 STOOD_STILL_S = 2.0
 """A loop that did nothing for so many seconds may have been paused. It checks that it still leads before it goes on."""
 MOST_VERSIONS_WAITING = 1
@@ -100,9 +102,13 @@ class Loop:
         wall_s: Callable[[], float],
         downtime: Downtime,
         certificates: CertificateDesk | None = None,
+        check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         """`hellos_per_s` is one user's rate (coordinator.service.control_rate). `run_s` gives run time in seconds
-        (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None without a fleet."""
+        (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None without a fleet.
+        `check_folder` raises StateError if the run folder is not in its place any more."""
+        self._check_folder = check_folder
+        self._folder_checked_s = float("-inf")
         self._run_id = run_id
         self._core = core
         self._ledger = ledger
@@ -155,6 +161,9 @@ class Loop:
             self._keep_lead()
             worked = self._work()
             now = self._run_s()
+            if now >= self._folder_checked_s + LOOK_S:
+                self._folder_checked_s = now
+                self._check_folder()
             if now >= self._senders.due_s:
                 self._senders.look(now)
                 self._revoke()
@@ -178,7 +187,7 @@ class Loop:
         self._wakeup_s = self._next_wakeup_s()
         due_s = min(self._wakeup_s, self._chunked.due_s(), self._senders.due_s)
         until_s = min(self._pace.due_s(self._effects.pending, idle=True), due_s)
-        self._wait_for_item(min(max(0.0, until_s - now), self._leadership.wait_s(), 3600.0))
+        self._wait_for_item(min(max(0.0, until_s - now), self._leadership.wait_s(), LOOK_S))
 
     def _wait_for_item(self, timeout_s: float) -> None:
         item = self._inbox.wait(timeout_s)
@@ -370,6 +379,7 @@ class Loop:
     def _commit(self) -> bool:
         """Make everything durable, then ack and tell everybody; False if the disk refused and nothing was acked."""
         began_s = self._run_s()
+        self._check_folder()
         try:
             self._committer.commit(self._core, self._effects.pending, self._run_s)
         except OSError as error:
@@ -377,6 +387,7 @@ class Loop:
             detail = f"nothing was acked: {error}. Make room on the disk"
             log.error("commit_failed", retry_s=self._pace.retry_s, detail=detail)
             return False
+        self._check_folder()  # a file without a name takes a commit, and ends with this process
         done = self._effects.taken()
         settle(done, self._transport, self._dead_exchange)
         tell(self._run_id, done, self._publisher, self._ledger)

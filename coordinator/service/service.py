@@ -42,10 +42,10 @@ from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import believed, open_if_made
 from fedmq.coordinator.state.ledger.writer import Ledger
-from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.state.run_folder import RunFolder, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
-from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked, StateError
+from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
@@ -154,17 +154,14 @@ class CoordinatorService:
         if self._is_over():
             return self._summary()
         keep_freed_memory()
-        if not self._folder.ledger.exists():
-            self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
-            self._check_tensors(update_spec(self._strategy.reply, spec_of(self._first)))
         try:
+            if not self._folder.ledger.exists():
+                self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
+                self._check_tensors(update_spec(self._strategy.reply, spec_of(self._first)))
             while not self._term():
                 log.info("standing_by_again", run=self._run_settings.run_id)
         except OSError as error:  # at the start and at the end; a commit in between is tried again
-            raise StateError(
-                f"the run in {self._folder.path} cannot be written: {error}. Nothing was acked that is not on disk. "
-                "Make room, then run the same command again"
-            ) from error
+            raise unwritable(self._folder.path, error) from error
         finally:
             self._folder.release()
         return self._summary()
@@ -386,6 +383,7 @@ class CoordinatorService:
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
             downtime=Downtime(run.elapsed_s, run.committed_wall_s),
+            check_folder=self._folder.check,
             certificates=certificates,
         )
 

@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.errors import LedgerError, StateError
 from fedmq.schemas.local.files import make_folder
 from fedmq.schemas.local.locks import FileLock, holders
 
 TRIES = 3
 """Attempts at the lock. One that finds another place in it may have met a coordinator that was just leaving."""
+
+
+def unwritable(path: Path, error: OSError) -> StateError:
+    """Return the error for a run folder that the disk refuses, at the start and at the end of a run."""
+    return StateError(
+        f"the run in {path} cannot be written: {error}. Nothing was acked that is not on disk. Make room, then run the "
+        "same command again"
+    )
 
 
 class RunFolder:
@@ -68,6 +76,17 @@ class RunFolder:
             f"a coordinator that works over {found} has the run in {self.path}, and this one would work over {place}. "
             f"The other one is {holders(lock.path)}. Stop it first, use the same [broker] table, or start this one "
             "with another run_id"
+        )
+
+    def check(self) -> None:
+        """Raise StateError if the folder that `acquire` has kept was moved, replaced or removed, or a part of it."""
+        if self._lock is None:
+            return
+        if self._lock.in_place() and self.checkpoints.is_dir() and os.path.lexists(self.ledger):
+            return
+        raise StateError(
+            f"the run folder {self.path} was moved, replaced or removed while its coordinator ran. Nothing was acked "
+            "since that is not on disk. Put the folder back in its place, then run the same command again"
         )
 
     def release(self) -> None:

@@ -181,6 +181,8 @@ class ModelChild:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
+            if answer.get("disk"):
+                raise OSError(answer["disk"], answer["error"], str(self._work_dir))
             raise (MissingExtra if answer.get("missing_extra") else AppError)(answer["error"])
         return answer
 

@@ -9,13 +9,15 @@ answers each JSON line on stdin with one JSON line, in order:
     {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
     {"try": ID, "training": {...}}       {"num_examples": n}  one step as this participant, for fedmq doctor
 
-or with {"error": text, "missing_extra": true or false}. Parameters travel as safetensors files
+or with {"error": text, "missing_extra": true or false}, or with {"error": text, "disk": errno} if a file of ours cannot
+be written. Parameters travel as safetensors files
 (coordinator.state.checkpoint). Standard output belongs to these lines alone: whatever the app or TensorFlow prints goes
 to standard error.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -161,6 +163,8 @@ def main(argv: list[str]) -> int:
             _say(lines, helper.answer(json.loads(line)))
         except FedmqError as e:
             _say(lines, _failed(e))
+        except OSError as e:  # those of the app's functions are AppErrors: this one is our own file's
+            _say(lines, {"error": e.strerror or str(e), "disk": e.errno or errno.EIO})
         except Exception as e:  # noqa: BLE001 (the user's model failed: the coordinator reports it and goes on)
             _say(lines, {"error": in_short(e)})
     return 0

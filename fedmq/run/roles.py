@@ -20,7 +20,7 @@ from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
 from fedmq.coordinator.service.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService, RunSummary
-from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.state.run_folder import RunFolder, unwritable
 from fedmq.participant.conditions import checker
 from fedmq.participant.service.renewal import Credentials
 from fedmq.participant.service.service import ParticipantService
@@ -121,7 +121,10 @@ def _coordinator_for(
         check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)
     log.info("app_loading", app=config.app)
-    child = ModelChild(Path(config.app), config.run_dir / "model")
+    try:
+        child = ModelChild(Path(config.app), config.run_dir / "model")
+    except OSError as error:
+        raise unwritable(config.run_dir, error) from error
     try:
         child.ready()
         yield CoordinatorService(

@@ -134,8 +134,9 @@ class ParticipantService:
     def run(self) -> str:
         """Serve until the run is finished ("run_finished") or `stop()` was called ("stopped").
 
-        Raises AppError if this app's model is not the federation's, SpoolError if the spool is in use or cannot be
-        made, and BrokerRefused if the broker does not take this participant's login or has no rights for it.
+        Raises AppError if this app's model is not the federation's, SpoolError if the spool is in use, cannot be
+        made or was taken away, and BrokerRefused if the broker does not take this participant's login or has no rights
+        for it.
         """
         self._spool = Spool(self._spool_dir, self.participant_id)
         context = ServiceContext(
@@ -194,6 +195,7 @@ class ParticipantService:
             now = time.monotonic()
             if left is None and now >= self._tick_at:
                 self._tick_at = now + TICK_S
+                self._spool.check()
                 self._intake.tick(now)
                 left = self._look_at_conditions(CONDITIONS_INTERVAL_S)
                 left = left or self._handle(ev.Tick())

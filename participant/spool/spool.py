@@ -103,6 +103,20 @@ class Spool:
                 if not beside.with_suffix(".fedmq").exists():
                     remove(beside)
 
+    def check(self) -> None:
+        """Make the folders again that somebody has removed because they were empty. Raises SpoolError if all is gone,
+        or elsewhere: another process could use the place."""
+        if not self._lock.in_place():
+            raise SpoolError(
+                f"{self.folder} was moved, replaced or removed while its participant ran, perhaps by a cleaner of old "
+                "files. Start the participant again, with a spool_dir that nobody cleans"
+            )
+        for folder in (self._outbox, self._memory, self._next):
+            if not folder.is_dir():
+                log.warning("spool_folder_made_again", folder=folder)
+                with _as_spool_error("make", folder):
+                    make_folder(folder)
+
     def close(self) -> None:
         """Let another process use the folder. Idempotent."""
         self._lock.close()

@@ -49,6 +49,18 @@ class FileLock:
         assert self.handle is not None
         fcntl.flock(self.handle, fcntl.LOCK_SH)
 
+    def in_place(self) -> bool:
+        """False if the file was moved, replaced or removed, and a new process would lock another one."""
+        assert self.handle is not None
+        try:
+            found = self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a disk that does not answer has lost nothing yet
+            return True
+        ours = os.fstat(self.handle)
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
     def close(self) -> None:
         """Give the lock up. Idempotent."""
         if self.handle is not None:

@@ -50,6 +50,7 @@ TIMEOUTS_SINCE = 6
 ADVICE = "Restore the run folder from a backup, or start a new run_id."
 LAST_TASKS = 10_000
 """Number of tasks, the newest ones, in which the participants' last answers are looked for."""
+_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 _UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
 
@@ -101,7 +102,7 @@ class LedgerReader(ArchiveReader):
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise LedgerError(f"ledger {self.path} cannot be used: {error}. {ADVICE}") from error
+            raise unusable(self.path, error) from error
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._guarded():
@@ -333,6 +334,17 @@ def open_if_made(path: Path) -> LedgerReader | None:
     finally:
         db.close()
     return LedgerReader(path)
+
+
+def unusable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
+    """Return the error for a ledger that SQLite cannot use."""
+    advice = "Make room on its disk, or let it be written." if of_the_disk(error) else ADVICE
+    return LedgerError(f"ledger {path} cannot be used: {error}. {advice}")
+
+
+def of_the_disk(error: sqlite3.DatabaseError) -> bool:
+    """True if the disk refuses, and the ledger is whole."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _OF_THE_DISK
 
 
 @contextlib.contextmanager

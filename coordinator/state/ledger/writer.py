@@ -18,7 +18,14 @@ from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
-from fedmq.coordinator.state.ledger.reader import ADVICE, LedgerReader, check_files, format_of, is_empty
+from fedmq.coordinator.state.ledger.reader import (
+    LedgerReader,
+    check_files,
+    format_of,
+    is_empty,
+    of_the_disk,
+    unusable,
+)
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, OLDEST_VERSION, TABLES, tables_since
 from fedmq.schemas.errors import LedgerError, LedgerLocked
@@ -48,7 +55,9 @@ class Ledger(LedgerReader, ArchiveWriter):
                 _fill(db)
         except sqlite3.DatabaseError as error:
             db.close()
-            raise LedgerError(f"ledger {self.path} cannot be used: {error}. {ADVICE}") from error
+            if of_the_disk(error):
+                raise OSError(f"ledger {self.path}: {error}") from error
+            raise unusable(self.path, error) from error
         return db
 
     def take_over(self, host: str, pid: int, wall_s: float) -> int:
