@@ -132,6 +132,16 @@ class Ctl:
             raise self._failed(name, process.returncode, _words(f"{err}\n{out}", secrets))
         return out
 
+    def call(self, *arguments: str) -> int:
+        """Run one command for a person, with this process's own standard streams. Return its exit code.
+
+        Raises BrokerUnavailable if rabbitmqctl cannot be started.
+        """
+        try:
+            return subprocess.call([str(self.command), *arguments], env=dict(self.environment))  # noqa: S603
+        except OSError as error:
+            raise BrokerUnavailable(f"{self.command} cannot be started: {error.strerror}") from None
+
     def _failed(self, name: str, code: int, words: str) -> BrokerError:
         if "Only root or rabbitmq" in words or code == _NO_PERMISSION:
             return BrokerRefused(

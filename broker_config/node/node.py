@@ -27,7 +27,7 @@ from fedmq.broker_config.definitions import password_hash
 from fedmq.broker_config.node.ctl import Ctl, write_file
 from fedmq.broker_config.node.processes import PortMapper, Watchdog, end, free_port, listens, spawn
 from fedmq.broker_config.node.tls import PLUGIN, TLS_CONFIG, NodeTls
-from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError
+from fedmq.schemas.errors import BrokerError, BrokerUnavailable, ConfigError, shown
 from fedmq.schemas.local.files import make_folder, open_log, tail, write_private
 from fedmq.schemas.redaction import keep_secret
 
@@ -50,6 +50,10 @@ _FOLDERS = ("home", "log", "mnesia", "conf.d", "generated")
 _POLL_S = 0.05
 _STARTUP_S = 30.0
 _LOG_TAIL_BYTES = 4000
+_IN_PATHS = "/._-,+@=:~$% ()"
+"""Characters of paths, beside letters and digits, with which RabbitMQ was seen to start."""
+_MOST_PATH_BYTES = 512
+"""RabbitMQ's own files lie deeper, and the system's limit is 4096 bytes for each."""
 _NO_TCP = "listeners.tcp = none"
 
 
@@ -71,6 +75,25 @@ def find_server() -> Path | None:
         if _is_sbin(sbin):
             found.append(sbin)
     return max(found, key=_version, default=None)
+
+
+def _usable(folder: Path) -> Path:
+    """Return the folder. Raises ConfigError if RabbitMQ cannot take its name: its scripts and its configuration quote
+    nothing, and a start would hang or fail with a page of Erlang."""
+    path = str(folder)
+    wrong = sorted({c for c in path if not (c.isalnum() or c in _IN_PATHS)})
+    if wrong:
+        allowed = f"letters, digits, spaces and {_IN_PATHS.replace(' ', '')}"
+        raise ConfigError(
+            f"RabbitMQ cannot keep its data in {shown(path, 200)}, because of {' '.join(map(shown, wrong))} in it. A "
+            f"path may have {allowed} . Name another folder (--dir)"
+        )
+    if (size := len(os.fsencode(path))) > _MOST_PATH_BYTES:
+        raise ConfigError(
+            f"RabbitMQ cannot keep its data in a folder whose path has {size} bytes, expected at most "
+            f"{_MOST_PATH_BYTES}. Name another folder (--dir)"
+        )
+    return folder
 
 
 def _is_sbin(path: Path) -> bool:
@@ -116,7 +139,7 @@ class PrivateNode:
                 "or set FEDMQ_RABBITMQ_SBIN to the sbin directory of an unpacked server"
             )
         self._sbin = sbin
-        self.data_dir = data_dir.resolve()
+        self.data_dir = _usable(data_dir.resolve())
         self.port = port or free_port()
         self._dist_port = free_port()
         self.name = f"{name}@localhost"

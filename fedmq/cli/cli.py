@@ -11,8 +11,9 @@ Rules
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fedmq import __version__
@@ -116,7 +117,7 @@ def command_line(argv: Sequence[str]) -> Typer:
         if name == wanted:
             module = import_module(f"fedmq.cli.commands.{name}")
             if hasattr(module, "SUBCOMMANDS"):
-                app.add_typer(_group(module.SUBCOMMANDS), name=name, help=text)
+                app.add_typer(_group(module), name=name, help=text)
             else:
                 app.command(name=name, help=_unwrapped(module.command.__doc__))(module.command)
         else:
@@ -124,13 +125,18 @@ def command_line(argv: Sequence[str]) -> Typer:
     return app
 
 
-def _group(functions: Mapping[str, Callable[..., None]]) -> Typer:
-    """Return a command with commands of its own."""
+def _group(module: ModuleType) -> Typer:
+    """Return a command with commands of its own. If the module has a `command` too, it runs without any of them."""
     import typer
 
-    group = typer.Typer(no_args_is_help=True)
-    for name, function in functions.items():
-        group.command(name=name, help=_unwrapped(function.__doc__ or ""))(function)
+    own = getattr(module, "command", None)
+    group = typer.Typer(no_args_is_help=own is None)
+    if own is not None:
+        group.callback(invoke_without_command=True, help=_unwrapped(own.__doc__ or ""))(own)
+    for name, function in module.SUBCOMMANDS.items():
+        passed_on = name in getattr(module, "PASSED_ON", ())
+        settings = {"allow_interspersed_args": False, "ignore_unknown_options": True} if passed_on else {}
+        group.command(name=name, help=_unwrapped(function.__doc__ or ""), context_settings=settings)(function)
     return group
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ FLEET_NODE = "broker"
 
 
 def command(
+    context: typer.Context,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -50,8 +52,10 @@ def command(
     """Run a private RabbitMQ node with fedmq's configuration, until Ctrl-C.
 
     The node listens on 127.0.0.1 alone. It has a password of its own, or a fleet's certificates. A RabbitMQ that runs
-    here already is left alone.
+    here already is left alone. `fedmq broker ctl` is rabbitmqctl for it.
     """
+    if context.invoked_subcommand is not None:
+        return
     from fedmq.broker_config.node.node import PrivateNode, find_server
     from fedmq.schemas.local.files import make_folder
 
@@ -79,11 +83,36 @@ def command(
         if tls:
             print("It lets in the fleet's certificates" + (", and passwords while devices join." if joining else "."))
         print(f"RabbitMQ listens on {node.url}\nIts data and logs are in {folder}. In each terminal that uses it:\n")
-        print(f"  export FEDMQ_BROKER_URL='{node.url}'\n\nCtrl-C stops it, and so does: kill {os.getpid()}", flush=True)
+        print(f"  export FEDMQ_BROKER_URL='{node.url}'\n")
+        print(f"rabbitmqctl for it: fedmq broker ctl --dir {shlex.quote(str(folder))} list_queues\n")
+        print(f"Ctrl-C stops it, and so does: kill {os.getpid()}", flush=True)
         while not stop.wait(POLL_S):
             if node.pid is None:
                 raise BrokerUnavailable(f"RabbitMQ has ended by itself. Its log is in {folder / 'log'}.")
     print("RabbitMQ has stopped.")
+
+
+def ctl(
+    arguments: Annotated[list[str], typer.Argument(help="A command of rabbitmqctl with its arguments.")],
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="The broker's folder, as `fedmq broker` tells it.")
+    ] = None,
+    fleet: Annotated[Path | None, typer.Option(help="The fleet whose broker it is, instead of --dir.")] = None,
+) -> None:
+    """Run rabbitmqctl for the node of `fedmq broker`, as in fedmq broker ctl --dir DIR list_queues.
+
+    Options of rabbitmqctl come after its command. The exit status is that of rabbitmqctl.
+    """
+    from fedmq.broker_config.node.ctl import Ctl
+
+    if (folder is None) == (fleet is None):
+        raise ConfigError("Name the broker: its folder with --dir, or its fleet with --fleet.")
+    raise typer.Exit(Ctl.of_node(folder or fleet / FLEET_NODE).call(*arguments))  # type: ignore[operator]
+
+
+SUBCOMMANDS = {"ctl": ctl}
+PASSED_ON = ("ctl",)
+"""Subcommands whose arguments, from the first one on, are another program's."""
 
 
 def _tls(fleet: Path, joining: bool) -> NodeTls:
