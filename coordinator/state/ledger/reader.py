@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, 
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_name
 from fedmq.coordinator.state.ledger.memories import from_rows
+from fedmq.coordinator.state.ledger.opening import ReadOnly
 from fedmq.coordinator.state.ledger.rows import (
     CheckpointRow,
     EpochRow,
@@ -61,6 +62,8 @@ class LedgerReader(ArchiveReader):
     Raises LedgerError if the file is missing, corrupt, not a ledger, or in another format than this fedmq's.
     """
 
+    _opened: ReadOnly | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = self._connect()
@@ -85,7 +88,11 @@ class LedgerReader(ArchiveReader):
     def _connect(self) -> sqlite3.Connection:
         if not check_files(self.path):
             raise LedgerError(f"there is no ledger at {self.path}: the run has not started yet, or the folder is wrong")
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            self._opened = ReadOnly(self.path)
+        except OSError as error:
+            raise LedgerError(f"ledger {self.path} cannot be copied to be read: {error}") from error
+        return self._opened.db
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +103,8 @@ class LedgerReader(ArchiveReader):
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._db.close()
+        if self._opened is not None:
+            self._opened.close()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
