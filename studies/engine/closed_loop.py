@@ -8,8 +8,9 @@ as it makes them.
 Rules
  1. The core is the oracle. Everything in the outcome equals what `Engine` with the core gives, bit for bit; tests
     compare the two (tests/scenario/studies/test_closed_loop.py).
- 2. `closed_loop_of` takes only what it knows: FedBuff, staleness weights, laws and settings by their names, and a
-    backend that offers to sum. A setting that is not on its list must be at its default. All else is left to the core.
+ 2. `closed_loop_of` takes only what it knows: FedBuff, FedAsync, fedmq's own staleness weights and laws, settings by
+    their names, and a backend that offers to sum. A setting that is not on its list must be at its default. All else is
+    left to the core.
  3. The core's own parts are used wherever there is a choice: its picker, its client weights, its schedule of
     evaluations, its limits, its `Model`, and the population's laws. Only the steps between them are written again.
  4. If something happens that is not known here (an update or a metric that is not finite, a strategy that raises, a
@@ -35,7 +36,8 @@ from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.selection import make_picker
 from fedmq.coordinator.decisions.task_desk import task_seed
 from fedmq.coordinator.settings import RunSettings
-from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.strategies import FedAsync, FedBuff
+from fedmq.coordinator.strategies.fedasync import PendingUpdate
 from fedmq.coordinator.strategies.math import server_optimizers, staleness_weights
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy
@@ -67,7 +69,10 @@ _LAWS = frozenset(
 _CLIENT_WEIGHTS = frozenset({"equal", "examples", "sqrt", "log"})
 """Kinds of client weights. `quality` is not among them: it goes by the losses."""
 # Settings that the loop takes into account. One that is not here has to be at its default.
-_OF_FEDBUFF = {"name", "buffer_size", "server_learning_rate", "staleness", "normalize", "server_optimizer"}
+_STRATEGIES: dict[type, set[str]] = {
+    FedBuff: {"name", "buffer_size", "server_learning_rate", "staleness", "normalize", "server_optimizer"},
+    FedAsync: {"name", "alpha", "staleness"},
+}
 _OF_POPULATION = {"name", "participants", "compute", "network", "examples", "correlation"}
 _OF_COMPUTE = {"task_s", "example_s", "slowness"}
 _OF_NETWORK = {"down_bytes_per_s", "up_bytes_per_s", "latency_s"}
@@ -99,7 +104,9 @@ def closed_loop_of(
 ) -> ClosedLoop | None:
     """Return the loop that gives this run's outcome; None for a run that is not known to be that plain."""
     summed = getattr(federation.backend, "summed", None)
-    if summed is None or type(strategy) is not FedBuff or not _is_plain(strategy, population, run, training):
+    if not isinstance(strategy, FedBuff | FedAsync) or summed is None:
+        return None
+    if not _is_plain(strategy, population, run, training):
         return None
     settings = run.run_settings(len(members), seed)
     if federation.initial.non_trainable or not all(1 <= n <= settings.max_examples for n in federation.num_examples):
@@ -107,9 +114,9 @@ def closed_loop_of(
     sums: Sums = summed(training)
     model = Model(strategy, federation.initial)
     state = model.state
-    if type(state) is not BufferState or state.layout is not sums.layout:
+    if not isinstance(state, BufferState | PendingUpdate) or state.layout is not sums.layout:
         return None
-    if state.block is None or state.block.dtype != np.float32:
+    if isinstance(state, BufferState) and (state.block is None or state.block.dtype != np.float32):
         return None
     return ClosedLoop(
         strategy, model=model, sums=sums, federation=federation, population=population, members=members,
@@ -117,12 +124,13 @@ def closed_loop_of(
     )  # fmt: skip
 
 
-def _is_plain(strategy: FedBuff, population: Population, run: StudyRun, training: TrainingConfig) -> bool:
+def _is_plain(strategy: FedBuff | FedAsync, population: Population, run: StudyRun, training: TrainingConfig) -> bool:
     """Return True if every setting is one that the loop takes into account, or at its default."""
     return (
-        changed(strategy) <= _OF_FEDBUFF
+        type(strategy) in _STRATEGIES
+        and changed(strategy) <= _STRATEGIES[type(strategy)]
         and type(strategy.staleness) in _STALENESS
-        and type(strategy.server_optimizer) in _OPTIMIZERS
+        and type(getattr(strategy, "server_optimizer", None)) in _OPTIMIZERS
         and changed(population) <= _OF_POPULATION
         and changed(population.compute) <= _OF_COMPUTE
         and changed(population.network) <= _OF_NETWORK
@@ -152,7 +160,7 @@ class ClosedLoop:
 
     def __init__(
         self,
-        strategy: FedBuff,
+        strategy: FedBuff | FedAsync,
         *,
         model: Model,
         sums: Sums,
@@ -186,7 +194,7 @@ class ClosedLoop:
         """Examples of a participant -> examples that its task goes through."""
         initial = federation.initial
         self._down_bytes = initial.num_bytes
-        self._up_bytes = sum(t.num_bytes for t in update_spec("delta", spec_of(initial)))
+        self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
         self._payload_bytes = (self._down_bytes, self._up_bytes)
         self._issued_bytes = self._sent_bytes = 0.0
         self._now = 0.0
@@ -258,18 +266,33 @@ class ClosedLoop:
         rows.client_weight.append(weight)
         rows.bytes_up.append(self._sent_bytes)
         rows.bytes_down.append(self._issued_bytes)
-        self._waiting.append(
-            SumJob(i, task_seed(self._settings.seed, task), start, self._coefficient(staleness, weight))
-        )
         self._picker.add(i, self._issued[i])
-        if len(self._waiting) + self._model.state.count >= self._strategy.buffer_size:
-            self._make_version()
+        seed = task_seed(self._settings.seed, task)
+        if isinstance(self._strategy, FedBuff):
+            self._waiting.append(SumJob(i, seed, start, self._coefficient(self._strategy, staleness, weight)))
+            if len(self._waiting) + self._model.state.count >= self._strategy.buffer_size:
+                self._train()
+                self._make_version(self._strategy.buffer_size)
+        else:
+            self._mix(self._strategy, SumJob(i, seed, start, weight), staleness)
+            self._make_version(1)
 
-    def _coefficient(self, staleness: int, weight: float) -> float:
+    def _mix(self, strategy: FedAsync, job: SumJob, staleness: int) -> None:
+        """Train, and give the strategy the update that the next version is made of."""
+        local = self._sums.train(job)
+        if local is None:
+            raise LeftToTheCore
+        update = ClientUpdate("", "", 0, local, 1, client_weight=job.coefficient)  # all that FedAsync looks at
+        try:
+            self._model.state = strategy.accumulate(self._model.state, update, staleness)  # type: ignore[arg-type]
+        except ValueError:
+            raise LeftToTheCore from None
+
+    def _coefficient(self, strategy: FedBuff, staleness: int, weight: float) -> float:
         found = self._coefficients.get((staleness, weight))
         if found is None:
             update = ClientUpdate("", "", 0, self._federation.initial, 1, client_weight=weight)
-            found = self._strategy.weight(update, staleness)
+            found = strategy.weight(update, staleness)
             if type(found) is not float or not 0 <= found <= MOST_WEIGHT:
                 raise LeftToTheCore
             self._coefficients[staleness, weight] = found
@@ -277,17 +300,18 @@ class ClosedLoop:
 
     def _train(self) -> None:
         """Add the updates that wait to the strategy's buffer."""
+        if not self._waiting:
+            return
         waiting, self._waiting, state = self._waiting, [], self._model.state
         assert isinstance(state, BufferState)
         assert state.block is not None
-        if waiting and not self._sums.add(waiting, state.block):
+        if not self._sums.add(waiting, state.block):
             raise LeftToTheCore
         state.coefficients.extend(job.coefficient for job in waiting)
 
-    def _make_version(self) -> None:
-        self._train()
+    def _make_version(self, count: int) -> None:
         try:
-            weights = self._model.make_version(count=self._strategy.buffer_size)
+            weights = self._model.make_version(count=count)
         except StrategyFailed:
             raise LeftToTheCore from None
         self._version += 1

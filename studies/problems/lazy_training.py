@@ -74,7 +74,7 @@ class SumJob(NamedTuple):
 
 
 class Sums(Protocol):
-    """Trainings of one configuration whose deltas are summed as they are made."""
+    """Trainings of one configuration, one after the other, whose deltas are summed as they are made."""
 
     @property
     def layout(self) -> Layout:
@@ -89,6 +89,9 @@ class Sums(Protocol):
         The bits are those that `arithmetic.scale_add` makes of the backend's own deltas. Return False if a delta is not
         finite; the sums are of no use then.
         """
+
+    def train(self, job: SumJob) -> Parameters | None:
+        """Return the trained parameters themselves, as the backend's `train` does; None if they are not finite."""
 
 
 class Result(NamedTuple):

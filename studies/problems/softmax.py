@@ -16,6 +16,7 @@ from fedmq.schemas.layout import Layout, layout
 from fedmq.schemas.local.extras import require
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import all_finite
 from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.lazy_training import Job, SumJob, Trained, stacked_corrections
 
@@ -177,6 +178,14 @@ class SoftmaxSums:
         )
         self._kernel.train(self._examples, self._settings, plan, _NO_CORRECTIONS, True, steps, sums)
         return bool(steps.min() >= 0)
+
+    def train(self, job: SumJob) -> Parameters | None:
+        block = np.empty(self.layout.size, np.float32)
+        columns = ([job.participant], [job.seed], [0], [job.start.address], [_address(block)])
+        plan = self._kernel.Plan(*(np.array(column, np.int64) for column in columns), _NOTHING)
+        steps = np.empty(1, np.int64)
+        self._kernel.train(self._examples, self._settings, plan, _NO_CORRECTIONS, False, steps, _NOTHING)
+        return Parameters.in_block(self.layout, block) if all_finite({"": block}) else None
 
 
 def _asked(config: TrainingConfig) -> _Settings:

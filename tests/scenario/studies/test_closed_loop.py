@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq.coordinator.settings import Patience, StopSettings, TargetMetric
-from fedmq.coordinator.strategies import FedAsync, FedBuff
+from fedmq.coordinator.strategies import FedAsync, FedBuff, FedStaleWeight
 from fedmq.coordinator.strategies.math.server_optimizers import Adam
 from fedmq.coordinator.strategies.math.staleness_weights import Constant as NoStaleness
 from fedmq.coordinator.strategies.math.staleness_weights import DelayAdaptive, Hinge, Polynomial
@@ -76,6 +76,13 @@ SLOWNESS = st.sampled_from([Constant(value=1), Constant(value=1), LogNormal(medi
 """Constants often, so that many events come at one time."""
 EXAMPLE_S = st.sampled_from([Constant(value=0), Constant(value=0), Uniform(low=0, high=0.2)])
 STALENESS = st.sampled_from([NoStaleness(), Polynomial(0.5), Hinge(a=0.5, b=1), DelayAdaptive(concurrency=3)])
+STRATEGIES = st.builds(
+    FedBuff,
+    buffer_size=st.integers(1, 7),
+    staleness=STALENESS,
+    normalize=st.sampled_from(["count", "weights"]),
+    server_optimizer=st.sampled_from([None, None, Adam()]),
+) | st.builds(FedAsync, alpha=st.sampled_from([0.6, 1.0]), staleness=STALENESS)
 EVALUATION = st.sampled_from([0.0, 0.7, 2.0, 3.0, 1e12])
 TARGETS = st.sampled_from([None, TargetMetric(name="accuracy", value=0.45), TargetMetric(name="accuracy", value=0.1)])
 PATIENCE = st.sampled_from([None, Patience(name="loss", evaluations=2, mode="min"), Patience(name="", evaluations=4)])
@@ -85,12 +92,7 @@ PATIENCE = st.sampled_from([None, Patience(name="loss", evaluations=2, mode="min
 @given(st.data())
 def test_the_outcome_is_the_cores_bit_for_bit(data):
     participants = data.draw(st.integers(1, 14))
-    strategy = FedBuff(
-        buffer_size=data.draw(st.integers(1, 7)),
-        staleness=data.draw(STALENESS),
-        normalize=data.draw(st.sampled_from(["count", "weights"])),
-        server_optimizer=data.draw(st.sampled_from([None, None, Adam()])),
-    )
+    strategy = data.draw(STRATEGIES)
     compute = Compute(task_s=data.draw(LAWS), example_s=data.draw(EXAMPLE_S), slowness=data.draw(SLOWNESS))
     network = Network(down_bytes_per_s=data.draw(st.sampled_from([None, Constant(value=100)])))
     people = Population(participants=participants, compute=compute, network=network)
@@ -128,29 +130,31 @@ def test_events_at_one_time_come_in_the_order_of_the_engine(concurrency, interva
     assert len(outcome.updates.time_s) == 2 * concurrency  # the end was planned before the tasks that end then
 
 
-def test_a_larger_one_is_the_cores_too():
+@pytest.mark.parametrize("strategy", [FedBuff(buffer_size=7), FedAsync()])
+def test_a_larger_one_is_the_cores_too(strategy):
     rng = np.random.default_rng(0)
     x, y = rng.random((300, 784), dtype=np.float32), rng.integers(0, 10, 300)
     federation = SoftmaxFederation(x, y, [rng.integers(0, 300, 50) for _ in range(30)], 10)
     people = Population(participants=30, compute=Compute(task_s=HalfNormal(mean=1)))
     for epochs in (1, 4):  # by steps on the weights, and in the dual form
         training = TrainingConfig(learning_rate=0.1, batch_size=10, epochs=epochs)
-        outcome = like_the_core(
-            FedBuff(buffer_size=7), people, until(200, concurrency=12), training, federation=federation
-        )
-        assert (len(outcome.version_s), outcome.finished) == (28, "max_updates")
+        run = until(200, concurrency=12)
+        outcome = like_the_core(strategy, people, run, training, federation=federation)
+        assert len(outcome.version_s) == 200 // getattr(strategy, "buffer_size", 1)
 
 
 @pytest.mark.parametrize("seed", range(24))
-@pytest.mark.parametrize("interval_s", [0.0, 2.5])
-def test_an_update_that_is_not_finite_ends_the_run_at_its_time_and_nothing_is_told_twice(interval_s, seed):
+@pytest.mark.parametrize(
+    ("strategy", "interval_s"), [(FedBuff(buffer_size=3), 0.0), (FedBuff(buffer_size=3), 2.5), (FedAsync(), 0.0)]
+)
+def test_an_update_that_is_not_finite_ends_the_run_at_its_time_and_nothing_is_told_twice(strategy, interval_s, seed):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((40, 5)).astype(np.float32), rng.integers(0, 3, 40)
     broken = np.vstack([x, np.full((1, 5), np.nan, np.float32)])
     rows = [rng.integers(0, 40, 6) for _ in range(11)] + [np.array([40])]
     federation = SoftmaxFederation(broken, np.append(y, 0), rows, 3, test=(x, y))
     run = until(200, concurrency=5, evaluate_interval_s=interval_s)
-    outcome = like_the_core(FedBuff(buffer_size=3), run=run, federation=federation, seed=seed, by_the_core=True)
+    outcome = like_the_core(strategy, run=run, federation=federation, seed=seed, by_the_core=True)
     assert outcome.finished == "diverged"
 
 
@@ -187,7 +191,7 @@ def watched():
 
 
 LEFT = {
-    "FedAsync": {"strategy": FedAsync()},
+    "another strategy": {"strategy": FedStaleWeight()},
     "a strategy of one's own": {"strategy": Own()},
     "a subclass": {"strategy": Mine()},
     "dropouts": {"population": PEOPLE.model_copy(update={"dropout": Dropout(probability=0.2)})},
