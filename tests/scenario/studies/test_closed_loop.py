@@ -194,6 +194,7 @@ LEFT = {
     "another strategy": {"strategy": FedStaleWeight()},
     "a strategy of one's own": {"strategy": Own()},
     "a subclass": {"strategy": Mine()},
+    "a buffer's timeout": {"strategy": FedBuff(buffer_size=3, buffer_timeout_s=0.5)},
     "dropouts": {"population": PEOPLE.model_copy(update={"dropout": Dropout(probability=0.2)})},
     "availability": {
         "population": PEOPLE.model_copy(
