@@ -213,6 +213,11 @@ class Core:
         """Reason for the end of the run; None until Finish was emitted."""
         return self._ending.finished
 
+    @property
+    def mistake(self) -> str | None:
+        """Text that says why the run would never end as it should (ending.py); its owner must not go on with it."""
+        return self._ending.mistake
+
     def holds(self, task_id: str) -> bool:
         """Return True if the core itself knows this task: it is open, or it closed since the last `changes`."""
         return self._desk.tasks.get(task_id) is not None or self._desk.tasks.just_closed(task_id) is not None

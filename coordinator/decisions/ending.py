@@ -1,6 +1,9 @@
 """The end of a run (core.py, rule 13).
 
 At a limit or goal the run stops and accepts no more updates. Its last version is evaluated. Then it is finished.
+
+If the first evaluation does not measure what a goal names, the run has a mistake. It would never reach the goal, or
+would run out of patience without a reason. Its owner leaves it at once, and it can go on with other goals.
 """
 
 from __future__ import annotations
@@ -78,9 +81,14 @@ class Ending:
 
     def on_evaluation(self, event: EvaluationArrived) -> None:
         """Handle a result, which may reach a goal."""
-        goal = self.evaluations.on_result(event)
+        goal = self.evaluations.on_result(event, stopping=self.stopping is not None)
         if goal is not None:
             self.stop(goal)
+
+    @property
+    def mistake(self) -> str | None:
+        """Text that says that a goal is never measured; None if it may be."""
+        return self.evaluations.mistake
 
     def scalars(self) -> dict[str, Any]:
         """Return the values that the checkpoint stores."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fedmq.coordinator.decisions.events import EvaluationArrived
+from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
+from fedmq.coordinator.decisions.requirements import unmeasured
 from fedmq.coordinator.settings import Patience, RunSettings, TargetMetric
 from fedmq.schemas.parameters import Parameters
 
@@ -45,17 +46,27 @@ class PatienceState:
         return self.since >= patience.evaluations
 
 
+MOST_FAILED = 3
+"""Failed evaluations after which a goal is taken to be never measured, if none has succeeded before."""
+
+
 class Evaluations:
     """The schedule of evaluations: one at a time, of the newest version, begun `evaluate_interval_s` or more apart."""
 
     def __init__(self, settings: RunSettings, enabled: bool) -> None:
         self._interval_s = settings.evaluate_interval_s
+        self._stop = settings.stop
         self._target, self._patience = settings.stop.target, settings.stop.patience
         self._enabled = enabled
         self._running: int | None = None
         self._done: int | None = None
         self._begun_s: float | None = None
         self._patience_state = PatienceState()
+        self._measured = False
+        """True once an evaluation has measured what the goals name, since this coordinator's start."""
+        self._failed = 0
+        self.mistake: str | None = None
+        """Text that says that the run's goals are never measured; None while they may be."""
 
     def complete(self, version: int) -> bool:
         """Return True if nothing is left to evaluate at this version."""
@@ -75,9 +86,17 @@ class Evaluations:
         if self._running is not None:
             self._running = self._begun_s = None
 
-    def on_result(self, event: EvaluationArrived) -> str | None:
-        """Handle a result; return the name of the goal that it reaches, or None. A failed evaluation reaches none."""
+    def on_result(self, event: EvaluationArrived, *, stopping: bool) -> str | None:
+        """Handle a result; return the name of the goal that it reaches, or None. A failed evaluation reaches none.
+
+        If it does not measure what a goal names, there is a `mistake`, and its version counts as not evaluated. So a
+        coordinator with other goals, which goes on with the run, evaluates it again. A run that is `stopping` needs no
+        goal any more.
+        """
         if event.version != self._running:
+            return None
+        self.mistake = None if stopping else self._never_measured(event)
+        if self.mistake is not None:
             return None
         self._running, self._done = None, event.version
         goal = None
@@ -87,6 +106,18 @@ class Evaluations:
         if self._target is not None and target_reached(self._target, event.metrics):
             goal = "target"
         return goal
+
+    def _never_measured(self, event: EvaluationArrived) -> str | None:
+        if self._measured or (self._target is None and self._patience is None):
+            return None
+        if event.detail:
+            self._failed += not event.detail.startswith(SUPERSEDED)
+            if self._failed < MOST_FAILED:
+                return None
+            return f"run.stop: no goal is ever measured, because all evaluations fail: {event.detail}"
+        lacking = unmeasured(self._stop, event.metrics)
+        self._measured = not lacking
+        return "; ".join(lacking) or None
 
     def scalars(self) -> dict[str, Any]:
         """Return the values that the checkpoint stores."""

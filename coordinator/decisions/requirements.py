@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from fedmq.coordinator.settings import RunSettings, StepAssignment
+from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
@@ -28,6 +28,18 @@ def unmet(
             yield "run.steps", by_itself
         if training.max_steps is not None:
             yield "training.max_steps", by_itself
+
+
+def unmeasured(stop: StopSettings, metrics: Collection[str]) -> list[str]:
+    """Return a text for each goal whose metric is not among those that an evaluation measured."""
+    goals = {"target": stop.target, "patience": stop.patience}
+    measured = f"it measures {', '.join(map(repr, sorted(metrics)))}" if metrics else "it measures nothing"
+    return [
+        f"run.stop.{key}.name: got {goal.name!r}, which the evaluation does not measure: {measured}. Name one of "
+        "these, or let the app measure it"
+        for key, goal in goals.items()
+        if goal is not None and goal.name not in metrics
+    ]
 
 
 def check_requirements(

@@ -16,6 +16,7 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
+    SUPERSEDED,
     BufferFailed,
     EvaluationArrived,
     Event,
@@ -53,7 +54,7 @@ from fedmq.coordinator.service.update_reader import read_update
 from fedmq.coordinator.state.ledger.rows import CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
-from fedmq.schemas.errors import BrokerError
+from fedmq.schemas.errors import BrokerError, ConfigError
 from fedmq.schemas.limits import PLAIN
 from fedmq.schemas.local.event_log import EventLog
 
@@ -150,7 +151,7 @@ class Loop:
         `lost_buffer` says that the buffer of the restored state makes no version.
 
         Raises Deposed if another coordinator has taken over, and StrategyFailed if the strategy fails: the core cannot
-        go on then.
+        go on then. Raises ConfigError, after a commit, if the run's goals are never measured.
         """
         if lost_buffer is not None:
             self._step(lost_buffer)
@@ -175,9 +176,14 @@ class Loop:
             elif not worked and not self._over():
                 self._wait(now)
         self._leave()
+        if self._core.mistake is not None and not self._stopping:
+            raise ConfigError(
+                f"{self._core.mistake}. The run stands at version {self._core.version} with {self._core.accepted} "
+                "updates, and the same command continues it"
+            )
 
     def _over(self) -> bool:
-        return self._stopping or self._core.finished is not None
+        return self._stopping or self._core.finished is not None or self._core.mistake is not None
 
     def _collect(self) -> None:
         for item in self._inbox.arrived():
@@ -295,7 +301,10 @@ class Loop:
 
     def _on_evaluation(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
-        log.info("evaluated", version=event.version, **({"metrics": shown} if shown else {"detail": event.detail}))
+        failed = event.detail and not event.detail.startswith(SUPERSEDED)
+        level = logging.WARNING if failed else logging.INFO
+        said = {"detail": event.detail} if event.detail else {"metrics": shown}
+        log.log(level, "evaluated", version=event.version, **said)
         self._step(event)
 
     def _on_control(self, delivery: Delivery) -> None:

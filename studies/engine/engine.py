@@ -38,7 +38,7 @@ from fedmq.coordinator.decisions.events import (
 )
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
-from fedmq.schemas.errors import StrategyError
+from fedmq.schemas.errors import ConfigError, StrategyError
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
@@ -194,6 +194,8 @@ class Engine:
                 raise StrategyError(f"{failed} ({failed.failure.function}() raised at {line_of(failed)})") from failed
             self._diverged()
             return
+        if self._core.mistake is not None:
+            raise ConfigError(self._core.mistake)
         for command in commands:
             carry_out = carriers.get(type(command))
             if carry_out is not None:

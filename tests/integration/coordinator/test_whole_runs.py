@@ -9,7 +9,7 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedTransport
 from fedmq.coordinator.decisions.events import EvaluationArrived
-from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.settings import StopSettings, TargetMetric
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.strategies import FedAsync
 from fedmq.schemas.errors import CheckpointError, ConfigError
@@ -123,6 +123,20 @@ def test_central_evaluations_reach_the_ledger_and_the_summary(federation):
     assert summary.metrics == {"accuracy": 0.5}
     with federation.ledger() as ledger:
         assert ledger.evaluations()[-1].version == 5
+
+
+def test_a_run_whose_target_is_never_measured_ends_at_the_first_evaluation_and_goes_on_with_another(federation):
+    class Evaluator:
+        def submit(self, version, parameters, on_result):
+            on_result(EvaluationArrived(version, {"loss": version / 10}))
+
+    federation.stop = StopSettings(target=TargetMetric(name="accuracy", value=0.9))
+    with pytest.raises(ConfigError, match=r"run.stop.target.name: got 'accuracy'.*it measures 'loss'.*at version 0"):
+        federation.run(evaluator=Evaluator())
+    federation.join("p0")
+    federation.stop = StopSettings(target=TargetMetric(name="loss", value=0.2))
+    assert federation.run(evaluator=Evaluator()).finished == "target"
+    assert same_bits(federation.final(), federation.replayed())
 
 
 def test_an_evaluation_that_takes_long_holds_no_update_back(federation):

@@ -7,7 +7,7 @@ import pytest
 from fedmq.coordinator.decisions.commands import CloseTask, Discard, Evaluate, Finish, IssueTask, Withdraw
 from fedmq.coordinator.decisions.ending import limit_reached
 from fedmq.coordinator.decisions.evaluation import PatienceState, target_reached
-from fedmq.coordinator.decisions.events import EvaluationArrived, Started, StopRequested
+from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived, Started, StopRequested
 from fedmq.coordinator.settings import Patience, StopSettings, TargetMetric
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.schemas.errors import ConfigError
@@ -126,6 +126,54 @@ def test_patience_ends_the_run():
             assert of(Evaluate, commands) == [Evaluate(version + 1)]
         bench.restore(bench.save())
     assert bench.core.finished == "patience"
+
+
+TARGET = StopSettings(max_versions=9, target=TargetMetric(name="accuracy", value=0.9))
+PATIENCE = StopSettings(patience=Patience(name="accuracy", evaluations=1))
+
+
+@pytest.mark.parametrize("stop", [TARGET, PATIENCE])
+def test_a_goal_that_the_first_evaluation_does_not_measure_is_a_mistake(stop):
+    bench = Bench(evaluates=True, stop=stop)
+    bench.step(Started())
+    assert bench.step(EvaluationArrived(0, {"loss": 2.0, "f1": 0.1})) == []
+    key = "target" if stop is TARGET else "patience"
+    assert bench.core.mistake == (
+        f"run.stop.{key}.name: got 'accuracy', which the evaluation does not measure: it measures 'f1', 'loss'. "
+        "Name one of these, or let the app measure it"
+    )
+    assert bench.core.finished is None
+    bench.restore(bench.save())
+    assert bench.core.mistake is None
+    assert bench.step(Started()) == [Evaluate(0)]  # with other goals, or with another app
+
+
+def test_a_goal_that_was_measured_once_may_be_missing_later_and_a_run_that_stops_has_no_mistake():
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=0.0, stop=TARGET)
+    bench.step(Started())
+    bench.step(EvaluationArrived(0, {"accuracy": 0.1}))
+    task = only(IssueTask, bench.hello("a"))
+    assert of(Evaluate, bench.update(task)) == [Evaluate(1)]
+    bench.step(EvaluationArrived(1, {"loss": 0.1}))
+    assert bench.core.mistake is None
+    bench = Bench(evaluates=True, stop=TARGET)
+    bench.step(Started())
+    bench.step(StopRequested())
+    bench.step(EvaluationArrived(0, {"loss": 0.1}))
+    assert bench.core.mistake is None
+    assert bench.core.finished == "requested"
+
+
+def test_a_goal_whose_evaluations_all_fail_is_a_mistake_after_the_third():
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=0.0, stop=TARGET)
+    bench.step(Started())
+    task = only(IssueTask, bench.hello("a"))
+    for version, detail in enumerate(["no data", f"{SUPERSEDED} by version 2", "no data", "no data"]):
+        assert bench.core.mistake is None
+        bench.step(EvaluationArrived(version, detail=detail))
+        if version < 3:
+            task = only(IssueTask, bench.update(task))
+    assert bench.core.mistake == "run.stop: no goal is ever measured, because all evaluations fail: no data"
 
 
 def test_a_goal_without_an_evaluator_is_refused():

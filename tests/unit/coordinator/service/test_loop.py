@@ -47,7 +47,7 @@ class Desk:
         self.revoked: list[str] = []
         self.events: list[UpdateArrived] = []
         self.core = SimpleNamespace(
-            accepted=0, finished=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
+            accepted=0, finished=None, mistake=None, version=0, payload_bytes=0, holds=lambda _task_id: holds,
             stranger=lambda _participant_id, _user: None, next_wakeup=lambda: None,
             step=self._step, participant_ids=list, knows=lambda _id: True, is_revoked=lambda _id: False,
             proven_of=lambda _user: 0, has_room_for=lambda _participant_id: True, awaits_from=lambda *_: False,
