@@ -60,6 +60,13 @@ def dropped(strategy: Strategy[Any], state: State, parameters: Parameters, group
     return state
 
 
+def parameters_in(snapshot: Snapshot) -> Parameters:
+    """Return the parameters of the newest version in a snapshot."""
+    scalars: Mapping[str, Any] = snapshot.scalars
+    tensors = {name: snapshot.arrays[_PARAMETERS + name] for name in scalars["tensors"]}
+    return Parameters(tensors, frozenset(scalars["non_trainable"]))
+
+
 class Model:
     """A strategy at work on the parameters of the newest version."""
 
@@ -79,8 +86,7 @@ class Model:
         The method's memories are among the arrays, as strategy/memory/{participant_id}/{tensor}.
         """
         scalars: Mapping[str, Any] = snapshot.scalars
-        tensors = {name: snapshot.arrays[_PARAMETERS + name] for name in scalars["tensors"]}
-        parameters = Parameters(tensors, frozenset(scalars["non_trainable"]))
+        parameters = parameters_in(snapshot)
         arrays = {name.removeprefix(_STRATEGY): a for name, a in snapshot.arrays.items() if name.startswith(_STRATEGY)}
         return cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters))
 

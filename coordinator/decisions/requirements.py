@@ -42,14 +42,19 @@ def unmeasured(stop: StopSettings, metrics: Collection[str]) -> list[str]:
     ]
 
 
-def check_requirements(
-    settings: RunSettings, strategy: Strategy[Any], training: TrainingConfig, *, evaluates: bool
-) -> None:
-    """Raise ConfigError, with what to set, if the settings do not fit the strategy or the run has no evaluation."""
-    if not evaluates and (settings.stop.target or settings.stop.patience):
+def check_goals(stop: StopSettings, *, evaluates: bool) -> None:
+    """Raise ConfigError if there is a goal and no evaluation that could reach it."""
+    if not evaluates and (stop.target or stop.patience):
         raise ConfigError(
             "stop.target and stop.patience need a central evaluation, and there is none: "
             "give the app file a load_test_data(), or stop by max_versions, max_updates or max_time_s"
         )
+
+
+def check_requirements(
+    settings: RunSettings, strategy: Strategy[Any], training: TrainingConfig, *, evaluates: bool
+) -> None:
+    """Raise ConfigError, with what to set, if the settings do not fit the strategy or the run has no evaluation."""
+    check_goals(settings.stop, evaluates=evaluates)
     for place, text in unmet(settings.client_weights, strategy, training, settings.steps):
         raise ConfigError(f"{place}: {text}")

@@ -62,6 +62,11 @@ MOST_PREFETCH = 512
 OPEN_POLL_S = 0.2
 """Seconds between looks at `stop` while the broker is waited for."""
 
+_NOT_OURS = (
+    "this run begins now, so they are not its own, and it discards them as wrong_run. If their coordinator is only "
+    "down, stop this one, and give each run a broker.prefix of its own"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -248,6 +253,8 @@ class CoordinatorService:
         return False
 
     def _lead(self, ledger: Ledger, transport: Transport, inbox: Inbox, leadership: Leadership) -> None:
+        if ledger.is_new() and (waiting := transport.depth(self._topology.updates.name)):
+            log.warning("updates_of_another_run", queue=self._topology.updates.name, waiting=waiting, detail=_NOT_OURS)
         core = open_core(
             self._folder,
             ledger,

@@ -12,12 +12,13 @@ from pydantic_core import to_jsonable_python
 
 from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
 from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.model import parameters_in
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.service.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
-from fedmq.coordinator.state.ledger.reader import believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
@@ -85,6 +86,20 @@ def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings, strategy: S
         for tensor, array in remembered.items()
     }
     return Snapshot(arrays | memories, row.scalars)
+
+
+def committed_parameters(folder: RunFolder, ledger: LedgerReader) -> Parameters:
+    """Return the parameters of a run's newest checkpoint, and change nothing. Raises CheckpointError."""
+    row, run = ledger.checkpoints()[0], ledger.run()
+    errors: list[CheckpointError] = []
+    for path in CheckpointFiles.of_run(folder, run).places(row.file, newest=True):
+        try:
+            arrays = checkpoint.read(path, row.digest).arrays
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        return parameters_in(Snapshot(arrays, row.scalars))
+    raise errors[0]
 
 
 def _rebuild(

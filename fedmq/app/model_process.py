@@ -25,7 +25,7 @@ from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
 from fedmq.schemas.errors import AppError, MissingExtra
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.local.files import make_folder, open_log, tail
-from fedmq.schemas.messages import Reply, TrainingConfig
+from fedmq.schemas.messages import Reply, Task, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.redaction import redacted
 from fedmq.schemas.tensors import DTYPES
@@ -101,13 +101,25 @@ class ModelChild:
         """Write the .keras file beside a .safetensors one. Raises AppError."""
         self._ask({"export": str(model), "to": str(model.with_suffix(".keras"))})
 
-    def try_training(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
-        """Train one step as this participant, in the way that the strategy's `reply` asks for.
+    def evaluate(self, parameters: Parameters, version: int = 0) -> dict[str, float]:
+        """Return the metrics of these parameters. It blocks; `submit` does not. Raises AppError."""
+        path = self._work_dir / "evaluate.safetensors"
+        write_parameters(path, parameters)
+        answer = self._ask({"evaluate": str(path), "version": version})
+        return {str(name): float(value) for name, value in answer["metrics"].items()}
 
-        Returns the number of the participant's examples. Raises AppError.
-        """
-        answer = self._ask({"try": participant_id, "training": training.model_dump(), "reply": reply})
-        return int(answer["num_examples"])
+    def hello(self, participant_id: str) -> tuple[int | None, tuple[Reply, ...]]:
+        """Return what a participant of this app says in its hello: its number of examples (None if it does not know
+        yet), and the replies that its trainer can give. Raises AppError."""
+        answer = self._ask({"hello": participant_id})
+        return answer["num_examples"], tuple(answer["replies"])
+
+    def train(self, task: Task, tensors: Parameters) -> tuple[Update, Parameters]:
+        """Do a task as its participant does it, and return the update and its payload. Raises AppError."""
+        given, made = self._work_dir / "task.safetensors", self._work_dir / "update.safetensors"
+        write_parameters(given, tensors)
+        answer = self._ask({"train": task.model_dump(mode="json"), "from": str(given), "to": str(made)})
+        return Update.model_validate(answer["update"]), read_parameters(made)
 
     def submit(self, version: int, parameters: Parameters, on_result: OnResult) -> None:
         """Have these parameters evaluated soon. `on_result` is called on the evaluator's thread."""
@@ -126,6 +138,12 @@ class ModelChild:
             self._waiting = None
             self._wake.notify()
         self._end(BUSY_CLOSE_S if self._busy else CLOSE_S)
+
+    def kill(self) -> None:
+        """End the child at once, with all that it has started. The next question starts another one."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it is the leader of its session
+        self._process.wait()
 
     def _end(self, grace_s: float) -> None:
         """Close the child's input, which tells it to leave; kill it after the grace, with all that the app started."""

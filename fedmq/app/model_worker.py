@@ -7,7 +7,8 @@ answers each JSON line on stdin with one JSON line, in order:
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
     {"evaluate": IN, "version": n}       {"metrics": {...}}
     {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
-    {"try": ID, "training": {...}}       {"num_examples": n}  one step as this participant, for fedmq doctor
+    {"hello": ID}                        {"num_examples": n, "replies": [...]}   what this participant says of itself
+    {"train": TASK, "from": IN, "to": OUT}  {"update": {...}}  the task as its participant does it, for fedmq doctor
 
 or with {"error": text, "missing_extra": true or false}, or with {"error": text, "disk": errno} if a file of ours cannot
 be written. Parameters travel as safetensors files
@@ -21,6 +22,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,13 +31,13 @@ import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.coordinator.state import checkpoint
-from fedmq.participant.trainer import checked_result
+from fedmq.participant.service.startup import num_examples_of
 from fedmq.participant.training.methods import replies_of
+from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.local.leaving import leave
-from fedmq.schemas.messages import Reply, TrainingConfig
-from fedmq.schemas.methods import METHODS, trained
+from fedmq.schemas.messages import Task
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
 
@@ -68,6 +70,7 @@ class Helper:
         )
         self.exports = app.get("build_model") is not None
         self._evaluate: Evaluate | None = None
+        self._trainers: dict[str, Any] = {}
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request. Raises AppError, CheckpointError or MissingExtra."""
@@ -82,10 +85,11 @@ class Helper:
         if "export" in request:
             self._export(read_parameters(Path(request["export"])), Path(request["to"]))
             return {"done": True}
-        if "try" in request:
-            training = TrainingConfig(**request["training"])
-            return {"num_examples": self._try(request["try"], training, request["reply"])}
-        raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export or try")
+        if "hello" in request:
+            return self._hello(request["hello"])
+        if "train" in request:
+            return self._train(Task.model_validate(request["train"]), Path(request["from"]), Path(request["to"]))
+        raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export, hello or train")
 
     def _initial(self) -> Parameters:
         own = self._app.get("initial_parameters")
@@ -127,26 +131,26 @@ class Helper:
         tighten(beside)
         beside.replace(target)  # whole or not at all: a restart exports again only if the file is missing
 
-    def _try(self, participant_id: str, training: TrainingConfig, reply: Reply) -> int:
-        initial = self._initial()
-        trainer = trainer_of(self._app, participant_id)
-        step = training.model_copy(update={"epochs": 1, "max_steps": 1})
-        if reply not in replies_of(trainer):
-            raise AppError(
-                f"the trainer of {self._app.path} cannot do the strategy's tasks: its train has no argument "
-                "`correction`, to be added to each gradient (see docs/guide.md)"
-            )
-        if METHODS[reply].corrected:
-            zeros = {name: np.zeros_like(initial[name]) for name in trained(initial)}
-            result = checked_result(trainer.train(initial, step, correction=Parameters(zeros)))
-        else:
-            result = checked_result(trainer.train(initial, step))
-        if list(result.parameters) != list(initial):
-            raise AppError(
-                f"the trainer of {self._app.path} gave the tensors {list(result.parameters)}, "
-                f"expected those that it was given: {list(initial)}"
-            )
-        return int(getattr(trainer, "num_examples", result.num_examples))
+    def _trainer(self, participant_id: str) -> Any:
+        if participant_id not in self._trainers:
+            self._trainers[participant_id] = trainer_of(self._app, participant_id)
+        return self._trainers[participant_id]
+
+    def _hello(self, participant_id: str) -> dict[str, Any]:
+        conditions = self._app.get("conditions")
+        if conditions is not None:
+            conditions(participant_id)  # a participant takes no task if it raises
+        trainer = self._trainer(participant_id)
+        return {"num_examples": num_examples_of(trainer), "replies": replies_of(trainer)}
+
+    def _train(self, task: Task, source: Path, target: Path) -> dict[str, Any]:
+        try:
+            done = do_task(self._trainer(task.participant_id), task, read_parameters(source), time.monotonic)
+        except TaskFailed as failed:
+            raise AppError(failed.detail) from failed
+        assert done.payload is not None
+        write_parameters(target, done.payload)
+        return {"update": done.update.model_dump(mode="json")}
 
 
 def main(argv: list[str]) -> int:

@@ -136,8 +136,8 @@ def _coordinator_for(
             training=config.training,
             connect=connect or (lambda: amqp(config.broker, f"coordinator {config.run.run_id}")),
             topology=config.broker.topology(),
-            initial_parameters=_initial(config, child),
-            check_model=_check_model(config, child),
+            initial_parameters=initial_parameters(config, child),
+            check_model=model_check(config, child),
             evaluator=child if child.evaluates else None,
             export=child.export if child.exports else None,
             max_message_bytes=config.broker.max_message_bytes,
@@ -214,7 +214,9 @@ def summary_text(config: FederationConfig, summary: RunSummary) -> str:
     return "\n".join(lines)
 
 
-def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parameters]:
+def initial_parameters(config: FederationConfig, child: ModelChild) -> Callable[[], Parameters]:
+    """Return the function that reads a new run's parameters: those of `initial`, or the app's. It raises AppError."""
+
     def read() -> Parameters:
         if config.initial is None:
             return child.initial()
@@ -233,7 +235,7 @@ def _initial(config: FederationConfig, child: ModelChild) -> Callable[[], Parame
     return read
 
 
-def _check_model(config: FederationConfig, child: ModelChild) -> Callable[[Parameters], None]:
+def model_check(config: FederationConfig, child: ModelChild) -> Callable[[Parameters], None]:
     """Refuse to continue a run whose app builds another model now: at the start, and not in every participant."""
 
     def check(parameters: Parameters) -> None:

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import fedmq
-from fedmq.app.model_process import ModelChild
 from fedmq.broker_config.amqp.handshake import MIB, identify
 from fedmq.broker_config.amqp.probe import Probe
 from fedmq.broker_config.amqp.tls import TlsFiles
 from fedmq.broker_config.amqp.transport import addresses_for
 from fedmq.broker_config.settings import BrokerSettings
-from fedmq.broker_config.topology import Topology
 from fedmq.config import custom_strategy
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
+from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.run.roles import amqp, check_user
-from fedmq.schemas.errors import BrokerError, ConfigError, FedmqError, MissingExtra
+from fedmq.schemas.errors import BrokerError, ConfigError, FedmqError
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.extras import EXTRAS
-from fedmq.schemas.messages import Reply, TrainingConfig
+from fedmq.views.checks import folders, past_run, run_settings
+from fedmq.views.checks.past_run import PastRun
+from fedmq.views.checks.queues import depths
+from fedmq.views.checks.rehearsal import TRY_S, Rehearsal
+from fedmq.views.checks.time_limit import TookTooLong, limited
 from fedmq.views.credentials import certificate, identity, modes
 from fedmq.views.finding import Finding, Level, Role
 from fedmq.views.role_rights import asked
@@ -67,35 +70,54 @@ def examine(
     participant_id: str,
     role: Role | None = None,
     secrets: Iterable[Path] = (),
+    *,
     now: datetime | None = None,
+    try_s: float = TRY_S,
 ) -> Iterator[Finding]:
     """Run all checks, cheap ones first, and yield each finding. A device of a fleet is a participant.
 
-    `secrets` are more files and folders that must be closed to other users. `now` is for the certificate.
+    `secrets` are more files and folders that must be closed to other users. `now` is for the certificate. `try_s` is
+    the time limit of each trial.
     """
     yield _packages()
-    reply: Reply | None = "delta"
-    training, folders = TrainingConfig(), {"participant.spool_dir": config.participant.spool_dir}
     private = [Path(config.participant.spool_dir), *secrets]
+    strategy: Strategy[Any] | None = None
+    past: PastRun | None = None
+    strangers: str | None = None
     if isinstance(config, DeviceConfig):
         yield Finding("ok", f"configuration: device {participant_id} of a fleet, app {config.app}")
     else:
         run = f"run {config.run.run_id}, strategy {config.strategy.name}, app {config.app}"
         yield Finding("ok", f"configuration: {run}")
-        training, folders = config.training, {"runs_dir": config.runs_dir, **folders}
         private.append(config.run_dir)
-        reply = None
         try:
-            reply = custom_strategy.build(config.strategy).reply
+            with limited(try_s):
+                strategy = custom_strategy.build(config.strategy)
+                findings = list(run_settings.look(config, strategy))
+        except TookTooLong:
+            yield Finding("wrong", f"strategy: its file was cut off after {try_s:g} s", "put the strategy's file right")
         except FedmqError as e:
             advice = "put strategy.options in the federation file right, or the strategy's file"
             yield Finding("wrong", f"strategy: {e}", advice, e)
-    yield from _folders(folders)
-    yield from modes([*private, *_keys(config.broker)])
-    size = 0
-    for finding, num_bytes in _app(Path(config.app), participant_id, training, reply):
-        size = max(size, num_bytes)
+        except Exception as e:  # noqa: BLE001  a property of a strategy of the user's own
+            yield Finding("wrong", f"strategy: {type(e).__name__}: {e}", "put the strategy's file right")
+        else:
+            yield from findings
+    places = folders.places(config, participant_id, role)
+    rights = [(place, folders.writable(place)) for place in places]
+    for _, finding in rights:
         yield finding
+    readable = all(finding.level == "ok" for place, finding in rights if place.setting == "runs_dir")
+    if isinstance(config, FederationConfig) and role != "participant" and readable:
+        past, wrong = past_run.look(config, strategy)
+        yield from wrong
+        if past is None:
+            strangers = f"run {config.run.run_id} has not begun"
+    yield from modes([*private, *_keys(config.broker)])
+    rehearsal = Rehearsal(config, participant_id, role, strategy, past=past, try_s=try_s)
+    yield from rehearsal.findings()
+    for place in places:
+        yield from folders.room(place, rehearsal.model_bytes)
     fleet = isinstance(config, FederationConfig) and config.security.fleet is not None and role == "coordinator"
     kind = config.security.kind(config.broker.auth, fleet=fleet)
     yield identity(kind)
@@ -104,7 +126,7 @@ def examine(
         if role is not None:
             name = config.security.coordinator_user if role == "coordinator" else participant_id
             check_user(config, kind, name, "the coordinator" if role == "coordinator" else "the participant (--id)")
-        yield from _broker(config.broker, size, role, participant_id)
+        yield from _broker(config.broker, rehearsal.model_bytes, role, participant_id, strangers)
     except ConfigError as e:
         yield Finding(
             "wrong", f"login: {e}", "put the [broker] table right: url, auth, ca_file, cert_file, key_file", e
@@ -132,52 +154,17 @@ def _packages() -> Finding:
     return Finding("ok", f"packages: {', '.join(found)}")
 
 
-def _folders(folders: Mapping[str, str]) -> Iterator[Finding]:
-    for name, text in folders.items():
-        existing = Path(text)
-        while not existing.exists():
-            existing = existing.parent
-        try:
-            with tempfile.TemporaryFile(dir=existing):
-                yield Finding("ok", f"{name}: {text} can be written")
-        except OSError as e:
-            advice = f"let this user write there, or set {name} to another folder"
-            yield Finding("wrong", f"{name}: {text} cannot be written ({e.strerror})", advice)
+def _broker(
+    settings: BrokerSettings,
+    model_bytes: int,
+    role: Role | None,
+    participant_id: str,
+    strangers: str | None = None,
+) -> Iterator[Finding]:
+    """Check the broker as this role. `model_bytes` are those of an update, 0 if unknown.
 
-
-def _app(
-    app: Path, participant_id: str, training: TrainingConfig, reply: Reply | None
-) -> Iterator[tuple[Finding, int]]:
-    """Yield findings, each with the model's size in bytes; 0 if that is unknown.
-
-    Training is tried unless `reply`, the form of the strategy's updates, is None: the strategy could not be built.
+    `strangers` says why updates that wait cannot be this run's (queues.depths).
     """
-    with tempfile.TemporaryDirectory(prefix="fedmq-doctor-") as folder:
-        child = ModelChild(app, Path(folder))
-        try:
-            child.ready()
-            parameters = child.initial()
-            count = sum(array.size for array in parameters.values())
-            size = parameters.num_bytes
-            shown = f"{count:,} numbers in {len(parameters)} tensors, {size / MIB:.2f} MiB"
-            yield Finding("ok", f"model: {shown}"), size
-            if not child.evaluates:
-                advice = "add load_test_data() to the app file to have it"
-                yield Finding("warning", "evaluation: the app gives no test data, so there is none", advice), size
-            if reply is not None:
-                tried = child.try_training(participant_id, training, reply)
-                yield Finding("ok", f"training: one step as {participant_id} on {tried} examples worked"), size
-        except MissingExtra as e:
-            advice = "run that command in this environment, then fedmq doctor again"
-            yield Finding("wrong", f"app: {e}", advice, e), 0
-        except FedmqError as e:
-            advice = "put the app file right; fedmq doctor --id NAME tries it as another participant"
-            yield Finding("wrong", f"app: {e}", advice, e), 0
-        finally:
-            child.close()
-
-
-def _broker(settings: BrokerSettings, model_bytes: int, role: Role | None, participant_id: str) -> Iterator[Finding]:
     url, tls = settings.url.get_secret_value(), TlsFiles.of(settings)
     identity = None
     silent: list[BrokerError] = []
@@ -205,7 +192,7 @@ def _broker(settings: BrokerSettings, model_bytes: int, role: Role | None, parti
             where = f"virtual host {probe.address.vhost!r}"
             yield Finding("ok", f"login: user {probe.address.user!r} by {how}, {where}")
             yield from check_rights(probe, topology, role, participant_id)
-            yield from _depths(probe, topology, role, participant_id)
+            yield from depths(probe, topology, role, participant_id, strangers=strangers)
     except BrokerError as e:
         advice = "do what the message says, then run fedmq doctor again"
         if "set_permissions" in str(e):  # the virtual host is closed to this user, who has no rights there at all
@@ -242,16 +229,3 @@ def _limits(settings: BrokerSettings, brokers: int | None, model_bytes: int) -> 
         )
     else:
         yield Finding("ok", f"message size: an update takes {needed / MIB:.2f} of at most {ours / MIB:.0f} MiB")
-
-
-def _depths(probe: Probe, topology: Topology, role: Role | None, participant_id: str) -> Iterator[Finding]:
-    queues = (topology.participant(participant_id),) if role == "participant" else topology.shared_queues
-    for queue in queues:
-        waiting = probe.depth(queue.name)
-        if waiting is None:  # a participant's own queue, before its first start
-            continue
-        if queue == topology.dead and waiting:
-            what = f"{queue.name}: {waiting} message(s) that were refused as poison"
-            yield Finding("warning", what, "fedmq status names the reasons; their headers say what and from where")
-        else:
-            yield Finding("ok", f"{queue.name}: {waiting} message(s) waiting")

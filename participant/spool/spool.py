@@ -73,16 +73,19 @@ class SentRecord:
     done: tuple[str, ...]
 
 
+def folders_of(spool_dir: Path, participant_id: str) -> tuple[Path, Path, Path, Path]:
+    """Return a participant's own folder, and those in it: for the outbox, the memories and the next memories."""
+    folder = spool_dir / participant_id
+    return folder, folder / "outbox", folder / "memory", folder / "memory" / "next"
+
+
 class Spool:
     """One participant's folder. Raises SpoolError if another process uses it, or if it cannot be written."""
 
     def __init__(self, spool_dir: Path, participant_id: str) -> None:
-        self.folder = spool_dir / participant_id
-        self._outbox = self.folder / "outbox"
+        self.folder, self._outbox, self._memory, self._next = folders_of(spool_dir, participant_id)
         self._task = self.folder / "task.fedmq"
         self._sent = self.folder / "sent.json"
-        self._memory = self.folder / "memory"
-        self._next = self._memory / "next"
         self.payload = PayloadFile(self.folder)
         """Parameters of a task that came in chunks. The task file then holds the manifest."""
         with _as_spool_error("make", self._outbox):

@@ -38,6 +38,9 @@ def command(
         str | None,
         typer.Option("--id", help=f"Participant as which training is tried. Default: the broker's user, or {ANYBODY}."),
     ] = None,
+    try_s: Annotated[
+        float, typer.Option("--try-s", min=0.1, help="Seconds after which a trial of your code is cut off.")
+    ] = 60.0,
     broker: options.Broker = None,
     settings: options.Set = None,
     _debug: options.Debug = False,
@@ -58,11 +61,11 @@ def command(
             raise ConfigError(
                 "--bundle says who this device is and where its broker is: leave --id, --broker and --role out."
             )
-        findings = _of_device(bundle, config, app, settings)
+        findings = _of_device(bundle, config, app, settings, try_s)
     elif config is None or app is not None:
         raise ConfigError("Give the federation file (--config) or, on a device of a fleet, its bundle (--bundle).")
     else:
-        findings = _of_federation(config, role, participant_id, broker, settings)
+        findings = _of_federation(config, role, participant_id, broker, settings, try_s=try_s)
     with findings as found:
         for finding in found:
             mark, style = MARKS[finding.level]
@@ -78,13 +81,13 @@ def command(
 
 @contextmanager
 def _of_device(
-    bundle: Path, config: Path | None, app: Path | None, settings: list[str] | None
+    bundle: Path, config: Path | None, app: Path | None, settings: list[str] | None, try_s: float
 ) -> Iterator[Iterator[Finding]]:
     from fedmq.run.devices import device_to_look_at
     from fedmq.views.doctor import examine
 
     with device_to_look_at(bundle, config, app, settings or ()) as (name, device):
-        yield examine(device, name, "participant", [bundle])
+        yield examine(device, name, "participant", [bundle], try_s=try_s)
 
 
 @contextmanager
@@ -94,6 +97,8 @@ def _of_federation(
     participant_id: str | None,
     broker: str | None,
     settings: list[str] | None,
+    *,
+    try_s: float,
 ) -> Iterator[Iterator[Finding]]:
     federation = options.configured(config, broker, settings)
     name = None if participant_id is None else checked_id(participant_id)
@@ -109,4 +114,4 @@ def _of_federation(
     if name is None and role == "participant":
         by_user = federation.security.kind(federation.broker.auth) == "user"
         name = (broker_user(federation.broker) if by_user else None) or checked_id(socket.gethostname())
-    yield examine(federation, name or ANYBODY, role, secrets)
+    yield examine(federation, name or ANYBODY, role, secrets, try_s=try_s)

@@ -13,7 +13,7 @@ from fedmq.app.app import load_app
 from fedmq.app.model_process import ModelChild
 from fedmq.app.model_worker import Helper, read_parameters, write_parameters
 from fedmq.schemas.errors import AppError
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import Task, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
 
@@ -128,16 +128,31 @@ def test_submitting_never_waits_for_the_evaluation_and_only_the_newest_waits(chi
     assert results[1:] == [(1, {"total": 1.0}, ""), (3, {"total": 3.0}, "")]
 
 
-def test_trying_a_training_gives_the_number_of_examples(child):
-    assert child().try_training("sensor-1", TrainingConfig(), "delta") == 5
+TASK = Task(
+    task_id="t", run_id="r", participant_id="sensor-1", base_version=0, reply="delta", training=TrainingConfig(),
+    lease_s=1.0,
+)  # fmt: skip
 
 
-def test_a_trainer_that_takes_no_correction_cannot_be_tried_for_scaffold(child):
-    with pytest.raises(AppError, match="its train has no argument `correction`"):
-        child().try_training("sensor-1", TrainingConfig(learning_rate=1.0), "scaffold")
-    corrected = APP.replace("def train(self, parameters, config):", "def train(self, parameters, config, correction):")
-    text = corrected.replace("        class Result:", "        assert list(correction) == ['w']\n        class Result:")
-    assert child(text).try_training("sensor-1", TrainingConfig(learning_rate=1.0), "scaffold") == 5
+def test_a_task_is_done_as_its_participant_does_it(child):
+    one = child()
+    assert one.hello("sensor-1") == (5, ("delta", "parameters", "change"))
+    update, payload = one.train(TASK, Parameters({"w": np.arange(3, dtype="float32"), "n": np.int64(7)}))
+    assert (update.task_id, update.num_examples, update.num_steps) == ("t", 5, 1)
+    assert {name: array.tolist() for name, array in payload.items()} == {"w": [1, 1, 1]}
+
+
+def test_a_result_that_a_participant_would_decline_is_told_in_its_words(child):
+    none = child(APP.replace("metrics = 5, 1, {}", "metrics = 0, 1, {}"))
+    with pytest.raises(AppError, match="train returned num_examples=0, expected an integer of at least 1"):
+        none.train(TASK, Parameters({"w": np.arange(3, dtype="float32")}))
+
+
+def test_a_child_that_is_killed_is_started_again_at_the_next_question(child):
+    one = child()
+    one.ready()
+    one.kill()
+    assert one.evaluate(Parameters({"w": np.array([4], "float32")})) == {"total": 4.0}
 
 
 def test_an_app_that_cannot_be_loaded_is_refused(child):

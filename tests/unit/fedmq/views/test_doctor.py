@@ -14,6 +14,9 @@ def test_a_mistake_in_the_options_of_a_custom_strategy_is_the_strategys_and_not_
     findings = examine(load_config(tmp_path / "federation.toml", environ={}), "sensor-1")
     found = next(finding for finding in findings if finding.level == "wrong")
     assert found.what.startswith("strategy: build_strategy in ")
-    assert "allowed: buffer_size, power, server_learning_rate; did you mean buffer_size?" in found.what
+    assert (
+        "allowed: buffer_size, buffer_timeout_s, min_updates, power, server_learning_rate; did you mean buffer_size?"
+        in found.what
+    )
     assert "strategy.options" in found.advice
     assert "app" not in found.advice

@@ -1,0 +1,1 @@
+"""Single checks of the doctor, each of one matter."""

@@ -1,0 +1,130 @@
+"""The doctor's single checks that need neither an app nor a broker."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedmq.config.file import load_config
+from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.coordinator.strategies import FedAsync, FedAvg, FedBuff, FedCompass
+from fedmq.coordinator.strategies.area import Area
+from fedmq.coordinator.strategies.ca2fl import Ca2fl
+from fedmq.coordinator.strategies.fadas import Fadas
+from fedmq.coordinator.strategies.fednova import FedNova
+from fedmq.coordinator.strategies.fedstaleweight import FedStaleWeight
+from fedmq.coordinator.strategies.participation import ParticipationCorrection
+from fedmq.coordinator.strategies.port import Port
+from fedmq.coordinator.strategies.scaffold import Scaffold
+from fedmq.participant.training.methods import replies_of
+from fedmq.participant.training.task_work import do_task
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from fedmq.views.checks import folders, run_settings
+from fedmq.views.checks.time_limit import TookTooLong, limited
+from fedmq.views.checks.update_trial import UpdateTrial
+
+STRATEGIES = [
+    FedAsync(), FedBuff(buffer_size=1000), FedAvg(cohort_size=7), FedNova(cohort_size=3), Fadas(), FedStaleWeight(),
+    ParticipationCorrection(), Port(), Ca2fl(num_participants=5), Area(num_participants=5),
+    Area(num_participants=5, memory="participant"), Scaffold(num_participants=5, cohort_size=3),
+    Scaffold(num_participants=5, buffer_size=3), FedCompass(num_participants=5),
+]  # fmt: skip
+
+
+class Trainer:
+    num_examples = 10
+
+    def train(self, parameters, config, correction=None):
+        after = {name: array + 1 for name, array in parameters.items()}
+        return SimpleNamespace(parameters=after, num_examples=10, num_steps=1, metrics={})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_every_strategy_takes_the_one_update_of_the_trial(strategy):
+    run = RunSettings(run_id="r", min_participants=4, stop=StopSettings(max_updates=1))
+    initial = Parameters({"w": np.zeros(3, np.float32), "n": np.array(7)}, {"n"})
+    trial = UpdateTrial(run, strategy, TrainingConfig(learning_rate=0.1), initial)
+    task, tensors = trial.task("sensor-1", 10, replies_of(Trainer()))
+    done = do_task(Trainer(), task, tensors, lambda: 0.0)
+    trial.take(done.update, done.payload)
+    assert initial["w"].tolist() == [0, 0, 0]
+
+
+def config(tmp_path, text):
+    (tmp_path / "f.toml").write_text('[run]\nrun_id = "r"\nstop = { max_updates = 9 }\n' + text)
+    return load_config(tmp_path / "f.toml", environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'concurrency = 2\n[strategy]\nname = "fedcompass"\nnum_participants = 5',
+            "run.concurrency: got 2, expected 5",
+        ),
+        (
+            'min_participants = 6\n[training]\nlearning_rate = 1\n[strategy]\nname = "area"\nnum_participants = 5\n'
+            "buffer_size = 2",
+            "run.min_participants: got 6, expected 5 or less",
+        ),
+        (
+            'max_participants = 4\n[strategy]\nname = "area"\nnum_participants = 5\nbuffer_size = 2',
+            "run.max_participants: got 4, expected 5 or more",
+        ),
+        (
+            'max_participants = 4\n[strategy]\nname = "fedavg"\ncohort_size = 8\nmin_updates = 6',
+            "run.max_participants: got 4, expected 8 or more",
+        ),
+        ('[strategy]\nname = "fedbuff"\nbuffer_size = 10', "strategy.buffer_size: got 10, and the run ends after"),
+        (
+            '[strategy]\nname = "fedasync"\n[participant]\nhello_interval_s = 60',
+            "participant.hello_interval_s: got 60, expected less than run.participant_timeout_s = 60",
+        ),
+    ],
+)
+def test_settings_with_which_a_run_stands_still_are_told(tmp_path, text, said):
+    found = config(tmp_path, text)
+    (wrong,) = [one.what for one in run_settings.look(found, found.strategy) if one.level == "wrong"]
+    assert wrong.startswith(said)
+
+
+def test_a_disk_without_room_is_told_with_what_the_first_minutes_need(tmp_path, monkeypatch):
+    one = folders.places(config(tmp_path, '[strategy]\nname = "fedasync"'), "a", "participant")[0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8192))
+    (wrong,) = folders.room(one, 1024**2)
+    assert wrong.level == "wrong"
+    assert "8 KiB free for participant.spool_dir" in wrong.what
+    assert "need 5 MiB" in wrong.what
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * 1024**2))
+    assert [one.level for one in folders.room(one, 1024**2)] == ["warning"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=26 * 1024**2))
+    assert not list(folders.room(one, 1024**2))
+
+
+def test_a_link_in_the_place_of_a_folder_of_ours_is_told_and_one_to_the_setting_is_not(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "spool").symlink_to("elsewhere")
+    one = folders.places(config(tmp_path, '[strategy]\nname = "fedasync"'), "a", "participant")[0]
+    assert folders.writable(one).level == "ok"
+    (tmp_path / "elsewhere" / "a").symlink_to(tmp_path)
+    assert folders.writable(one).level == "wrong"
+
+
+def test_a_limit_ends_a_loop_and_gives_the_timer_back():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TookTooLong):
+        _stubborn()
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def _stubborn():
+    with limited(0.05):
+        while True:
+            with contextlib.suppress(Exception):
+                signal.getsignal(signal.SIGALRM)
