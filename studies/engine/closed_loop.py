@@ -43,6 +43,7 @@ from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy
 from fedmq.coordinator.strategies.states.buffer import BufferState
 from fedmq.coordinator.strategies.weighted_mean import MOST_WEIGHT
+from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import update_spec
@@ -340,7 +341,10 @@ class ClosedLoop:
         if self._stopping is None and slots:
             self._issue(slots)
         if metrics is not None:
-            goal = self._evaluations.on_result(EvaluationArrived(self._version, metrics))
+            arrived = EvaluationArrived(self._version, metrics)
+            goal = self._evaluations.on_result(arrived, stopping=self._stopping is not None)
+            if self._evaluations.mistake is not None:
+                raise ConfigError(self._evaluations.mistake)
             self._stopping = self._stopping or goal
         if self._stopping is not None and self._evaluations.complete(self._version):
             self._outcome.finished = self._stopping
