@@ -58,10 +58,12 @@ def _too_few(run: RunSettings, strategy: Strategy[Any]) -> Iterator[tuple[str, s
 
 def _versionless(run: RunSettings, strategy: Strategy[Any]) -> Iterator[tuple[str, str]]:
     """Find runs that end before their first version: their model would be the initial one."""
-    size, most = getattr(strategy, "buffer_size", None), run.stop.max_updates
+    by_time = getattr(strategy, "buffer_timeout_s", None) is not None
+    key = "min_updates" if by_time else "buffer_size"
+    size, most = getattr(strategy, key, None), run.stop.max_updates
     if isinstance(size, int) and most is not None and size > most:
         yield (
-            "strategy.buffer_size",
+            f"strategy.{key}",
             f"got {size}, and the run ends after run.stop.max_updates = {most}: no version is made",
         )
 

@@ -85,7 +85,9 @@ STRATEGIES = st.builds(
 ) | st.builds(FedAsync, alpha=st.sampled_from([0.6, 1.0]), staleness=STALENESS)
 EVALUATION = st.sampled_from([0.0, 0.7, 2.0, 3.0, 1e12])
 TARGETS = st.sampled_from([None, TargetMetric(name="accuracy", value=0.45), TargetMetric(name="accuracy", value=0.1)])
-PATIENCE = st.sampled_from([None, Patience(name="loss", evaluations=2, mode="min"), Patience(name="", evaluations=4)])
+PATIENCE = st.sampled_from(
+    [None, Patience(name="loss", evaluations=2, mode="min"), Patience(name="accuracy", evaluations=4)]
+)
 
 
 @settings(max_examples=400 if FULL else 80)
