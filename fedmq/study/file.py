@@ -113,6 +113,7 @@ def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) 
         tree["populations"] = [dict(table) for table in populations]
     here = path.resolve().parent
     _find_runs(tree, here)
+    _find_measurements([tree.get("populations"), tree.get("problem")], here)
     mistakes: list[Mistake] = []
     file: StudyFile | None = None
     try:
@@ -206,6 +207,18 @@ def _find_runs(tree: dict[str, Any], here: Path) -> None:
     for table in populations if isinstance(populations, list) else []:
         if isinstance(table, dict) and isinstance(table.get("run"), str):
             table["run"] = str(here / Path(table["run"]).expanduser())
+
+
+def _find_measurements(part: object, here: Path) -> None:
+    """Make the paths of empirical laws absolute, at any depth, because a law reads its file."""
+    if isinstance(part, list):
+        for one in part:
+            _find_measurements(one, here)
+    elif isinstance(part, dict):
+        if part.get("name") == "empirical" and isinstance(part.get("file"), str):
+            part["file"] = str(here / Path(part["file"]).expanduser())
+        for one in part.values():
+            _find_measurements(one, here)
 
 
 def _report(path: Path, mistakes: Sequence[Mistake]) -> str:

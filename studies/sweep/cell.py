@@ -22,6 +22,7 @@ from fedmq.schemas.methods import METHODS
 from fedmq.studies.engine.outcome import Outcome, Stuck
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
+from fedmq.studies.population.laws import law_files
 from fedmq.studies.population.population import Population
 from fedmq.studies.problems.problem import Problem
 from fedmq.studies.simulate import check_metrics, check_number, goals, simulate
@@ -53,6 +54,7 @@ class Cell:
         """Digest of everything that decides the result. The study's name and the strategy's label do not."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
         paths = [*self.population.traces, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
+        paths += [*law_files(self.population), *law_files(self.problem)]
         files = [_contents(path) for path in paths if path]
         if self.population.run is not None:
             files.append(recorded.digest(self.population.run))

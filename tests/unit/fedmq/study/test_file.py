@@ -53,6 +53,41 @@ def test_a_study_file_gives_its_grid_and_paths_relative_to_it(tmp_path):
     assert study.populations[0].trace == str(tmp_path / "devices.csv")
 
 
+def test_laws_in_a_study_file_and_their_files_relative_to_it(tmp_path):
+    (tmp_path / "seconds.csv").write_text("id,seconds\na,3\nb,1\n")
+    laws = """
+    [populations.compute]
+    task_s = {name = "mixture", parts = [
+        {share = 0.75, law = {name = "empirical", file = "seconds.csv", column = "seconds"}},
+        {share = 0.25, law = {name = "shifted", by = 2, law = {name = "exponential", mean = 4}}},
+    ]}
+    slowness = {name = "choice", values = [1, 3], shares = [0.9, 0.1]}
+    """
+    old = 'compute = {task_s = {name = "constant", value = 1}}'
+    study, _ = load_study(write(tmp_path, GOOD.replace(old, laws)))
+    compute = study.populations[0].compute
+    assert compute.task_s.mean == 0.75 * 2 + 0.25 * 6
+    assert compute.slowness.mean == pytest.approx(1.2)
+    before = study.cells()[0].key
+    (tmp_path / "seconds.csv").write_text("id,seconds\na,3\nb,2\n")
+    again, _ = load_study(write(tmp_path, GOOD.replace(old, laws)))
+    assert again.cells()[0].key != before
+
+
+def test_a_mistake_in_a_law_is_named_with_its_place(tmp_path):
+    old = "value = 1}"
+    (line,) = mistakes(tmp_path, '{name = "constant", ' + old, '{name = "choice", values = [1, 2], shares = [1]}')
+    assert line == "populations.1.compute.task_s: got 2 values and 1 shares: give a share for each value"
+    (line,) = mistakes(tmp_path, '{name = "constant", ' + old, '{name = "empirical", file = "absent.csv"}')
+    assert line == (
+        f"populations.1.compute.task_s: there is no file {tmp_path / 'absent.csv'}: "
+        "name one with a measured value in each row"
+    )
+    part = '{share = 1, law = {name = "constant", value = -1}}'
+    (line,) = mistakes(tmp_path, '{name = "constant", ' + old, '{name = "mixture", parts = [' + part + "]}")
+    assert "populations.1.compute.task_s.parts.1.law.value: got -1, allowed: 0.0 or more" in line
+
+
 def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
     more = """seeds = [4, 2]
     out = "elsewhere"
