@@ -49,9 +49,11 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("bufer_size = 3", "strategy.bufer_size: unknown key (got 3), allowed: buffer_size, name, normalize, "
+        ("bufer_size = 3", "strategy.bufer_size: unknown key (got 3), allowed: buffer_size, "
+         "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; did you mean buffer_size?"),
-        ("concurrency = 3", "strategy.concurrency: unknown key (got 3), allowed: buffer_size, name, normalize, "
+        ("concurrency = 3", "strategy.concurrency: unknown key (got 3), allowed: buffer_size, "
+         "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; it belongs in [run]"),
         ('staleness = { name = "polynomal" }', 'strategy.staleness.name: got "polynomal", allowed: "constant", '
          '"polynomial", "hinge", "delay_adaptive"; did you mean polynomial?'),
@@ -68,11 +70,14 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
          "underscores or dashes, the first a letter or a digit"),
         ("[training]\ncommit_interval_s = 2", "training.commit_interval_s: unknown key (got 2), allowed: batch_size, "
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [commit]"),
-        ("learning_rate = 0.1", "strategy.learning_rate: unknown key (got 0.1), allowed: buffer_size, name, normalize, "
+        ("learning_rate = 0.1", "strategy.learning_rate: unknown key (got 0.1), allowed: buffer_size, "
+         "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; it belongs in [training]"),
-        ("alpha = 0.5", "strategy.alpha: unknown key (got 0.5), allowed: buffer_size, name, normalize, "
+        ("alpha = 0.5", "strategy.alpha: unknown key (got 0.5), allowed: buffer_size, "
+         "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness"),
-        ("momentum = 0.5", "strategy.momentum: unknown key (got 0.5), allowed: buffer_size, name, normalize, "
+        ("momentum = 0.5", "strategy.momentum: unknown key (got 0.5), allowed: buffer_size, "
+         "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; it belongs in [strategy.server_optimizer]"),
         ("[training]\nmax_versions = 3", "training.max_versions: unknown key (got 3), allowed: batch_size, "
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [run.stop]"),
@@ -206,8 +211,9 @@ def test_mistakes_in_overrides_name_the_variable_or_flag(write):
         "--set nonsense: expected key.path=value, as in --set run.concurrency=4",
         "app: got a table, expected text",
         'run.concurrency (from FEDMQ_RUN__CONCURRENCY): got "many", expected a whole number',
-        "strategy.bufer_size (from --set strategy.bufer_size): unknown key (got 3), allowed: buffer_size, name, "
-        "normalize, server_learning_rate, server_optimizer, staleness; did you mean buffer_size?",
+        "strategy.bufer_size (from --set strategy.bufer_size): unknown key (got 3), allowed: buffer_size, "
+        "buffer_timeout_s, min_updates, name, normalize, "
+        "server_learning_rate, server_optimizer, staleness; did you mean buffer_size?",
         'run_id (from --set run_id): unknown key (got "x"), allowed: app, archive, broker, commit, initial, '
         "participant, run, runs_dir, security, strategy, training; it belongs in [run]",
     ]  # fmt: skip

@@ -79,9 +79,10 @@ def test_options_that_cannot_be_are_refused_when_it_is_built(tmp_path, options, 
 def test_an_unknown_option_is_told_with_the_allowed_ones(tmp_path):
     file = tmp_path / "mine.py"
     for text, allowed in (
-        (WEIGHTED_MEAN, "buffer_size, power, server_learning_rate"),
-        (STRATEGY, "buffer_size, name, normalize, server_learning_rate, server_optimizer, staleness"),
-    ):
+        (WEIGHTED_MEAN, "buffer_size, buffer_timeout_s, min_updates, power, server_learning_rate"),
+        (STRATEGY, "buffer_size, buffer_timeout_s, min_updates, name, normalize, server_learning_rate, "
+         "server_optimizer, staleness"),
+    ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(AppError) as caught:
             build(CustomStrategy(str(file), {"bufer_size": 2}))
