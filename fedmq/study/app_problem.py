@@ -24,7 +24,7 @@ from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.participant.trainer import checked_result
-from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short, shown
+from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import AnyDeal, Iid
@@ -35,7 +35,8 @@ from fedmq.studies.problems.problem import Federation
 from fedmq.studies.problems.user_randomness import DATA, INITIAL_MODEL, TRAINING, seeded
 from fedmq.studies.value import Value
 
-Array = npt.NDArray[Any]
+Data = tuple[Any, ...]
+"""(x,), (x, y) or (x, y, sample_weight) of arrays or nests of arrays."""
 
 
 class AppProblem(Value):
@@ -74,32 +75,34 @@ class AppProblem(Value):
                 raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
             return TrainerFederation(app, names, seed)
         build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
-        from fedmq.studies.problems.keras.cohort import KerasFederation  # TensorFlow, in the processes that run cells
+        # TensorFlow, in the processes that run cells
+        from fedmq.studies.problems.keras.cohort import KerasFederation
+        from fedmq.studies.problems.keras.examples import examples, taken
 
         if self.data is None:
-            x, y, rows = app_data(self.app, _digest(self.app), names)
+            data, rows = app_data(self.app, _digest(self.app), names)
             test: Any = None
             if self.validation_part:
                 rows, kept = _kept_back(rows, self.validation_part, seed)
-                test = (x[kept], y[kept])
+                test = taken(data, kept)
             elif (load_test := app.get("load_test_data")) is not None:
                 with seeded(0, DATA):
                     given = load_test()
                 if given is not None:
-                    weights = given[2:] if isinstance(given, tuple | list) and len(given) == 3 else ()
-                    pair = given[:2] if weights else given
-                    test = (*_examples(pair, f"load_test_data() in {self.app} gave"), *weights)
+                    test = examples(given, f"load_test_data() in {self.app} gave")
         else:
             x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
+            data = (x, y)
             labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
             rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
         try:
             return KerasFederation(
                 build_model,
-                x,
-                y,
+                data[0],
+                data[1] if len(data) > 1 else None,
                 rows,
                 test=test,
+                weights=data[2] if len(data) > 2 else None,
                 path=self.path,
                 memory_bytes=self.memory_bytes,
                 seed=seed,
@@ -219,43 +222,27 @@ def _called(trainer: Any, base: Parameters, config: TrainingConfig, correction: 
 
 
 @lru_cache(maxsize=1)
-def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Array, Array, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
-    """Return all x, all y, and the rows of each participant in them. Equal parts are kept once."""
+def app_data(path: str, digest: str, names: tuple[str, ...]) -> tuple[Data, list[npt.NDArray[np.int64]]]:  # noqa: ARG001 - a changed file is loaded again
+    """Return everybody's examples, and the rows of each participant in them. Equal parts are kept once."""
+    from fedmq.studies.problems.keras.examples import count, digest_of, examples, joined
+
     parts: dict[str, tuple[int, int]] = {}
-    xs: list[Array] = []
-    ys: list[Array] = []
+    all_data: list[Data] = []
     rows, end = [], 0
     with seeded(0, DATA):
         load_data = load_app(path).need("load_data", "for a participant's examples")
         for name in names:
-            x, y = _examples(load_data(name), f"load_data({name!r}) in {path} gave")
-            key = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).hexdigest()
+            data = examples(load_data(name), f"load_data({name!r}) in {path} gave")
+            key = digest_of(data)
             if key not in parts:
-                parts[key] = (end, end + len(x))
-                end += len(x)
-                xs.append(x)
-                ys.append(y)
+                parts[key] = (end, end + count(data))
+                end += count(data)
+                all_data.append(data)
             rows.append(np.arange(*parts[key]))
     try:
-        return np.concatenate(xs), np.concatenate(ys), rows
+        return joined(all_data), rows
     except ValueError as e:
         raise AppError(f"load_data in {path} gives participants examples of other shapes: {e}") from None
-
-
-def _examples(given: Any, gave: str) -> tuple[Array, Array]:
-    """Return the data that a user's function gave as arrays.
-
-    Raises AppError, with a message that begins with `gave`, if nothing can be trained on them.
-    """
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise AppError(f"{gave} {shown(given)}, expected (x, y)")
-    x, y = (np.asarray(a) for a in given)
-    if len(x) != len(y) or not len(x):
-        raise AppError(f"{gave} {len(x)} x and {len(y)} y, expected as many, at least 1")
-    for what, values in (("x", x), ("y", y)):
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise AppError(f"{gave} {what} with values that are not finite numbers")
-    return (x.astype(np.float32) if x.dtype == np.float64 else x), y  # Keras takes float32, in half the memory
 
 
 def _kept_back(

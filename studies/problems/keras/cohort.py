@@ -31,12 +31,14 @@ from typing import Any, Literal, TypeVar
 import numpy.typing as npt
 
 from fedmq.participant.training.keras.backend import tf
+from fedmq.participant.training.keras.data import Data
 from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.participant.training.keras.trainer import KerasTrainer
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import Rows
-from fedmq.studies.problems.keras.compiled_cache import kept, spec
+from fedmq.studies.problems.keras.compiled_cache import kept
+from fedmq.studies.problems.keras.examples import data_bytes, spec, taken
 from fedmq.studies.problems.keras.path_choice import shared
 from fedmq.studies.problems.keras.rules import NotVectorised
 from fedmq.studies.problems.keras.vectorised import Program, VectorisedSteps, prepare_gpu, sees_gpu
@@ -51,7 +53,10 @@ DEFAULT_MEMORY_BYTES = 1024**3
 
 
 class KerasFederation:
-    """Arrays `x` and `y` of which participant i has `rows[i]`, and `test` for the central evaluation.
+    """Examples of which participant i has `rows[i]`, and `test` for the central evaluation.
+
+    `x` and `y` are arrays, or nests (dict, tuple, list) of arrays; y may be None. `weights` are the examples' own.
+    `test` is (x, y) or (x, y, sample_weight).
 
     `build_model()` returns a compiled model, as for a deployment. The initial model follows from `seed`. `app`
     identifies the model: federations of one model share its compiled functions.
@@ -62,11 +67,12 @@ class KerasFederation:
     def __init__(
         self,
         build_model: Callable[[], Any],
-        x: npt.NDArray[Any],
-        y: npt.NDArray[Any],
+        x: Any,
+        y: Any,
         rows: Sequence[Rows],
-        test: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+        test: Data | None = None,
         *,
+        weights: npt.NDArray[Any] | None = None,
         path: PathName = "measure",
         chunk: int | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -76,16 +82,25 @@ class KerasFederation:
         app = build_model if app is None else app
         self.num_examples = [len(r) for r in rows]
         self.backend = KerasCohort(
-            build_model, x, y, rows, path=path, chunk=chunk, memory_bytes=memory_bytes, seed=seed, app=app
+            build_model,
+            x,
+            y,
+            rows,
+            weights=weights,
+            path=path,
+            chunk=chunk,
+            memory_bytes=memory_bytes,
+            seed=seed,
+            app=app,
         )
         self.initial = self.backend.initial
-        self.data_bytes = x.nbytes + y.nbytes
+        self.data_bytes = data_bytes(self.backend.data)
         self.evaluates = test is not None
         self._test = test
         self._evaluator = None
         if test is not None:
             self._evaluator = _kept(
-                ("evaluates", app, spec(*test)), lambda: KerasTrainer(build_model, evaluation_data=test)
+                ("evaluates", app, spec(test)), lambda: KerasTrainer(build_model, evaluation_data=test)
             )
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
@@ -123,10 +138,11 @@ class KerasCohort:
     def __init__(
         self,
         build_model: Callable[[], Any],
-        x: npt.NDArray[Any],
-        y: npt.NDArray[Any],
+        x: Any,
+        y: Any,
         rows: Sequence[Rows],
         *,
+        weights: npt.NDArray[Any] | None = None,
         path: PathName = "measure",
         chunk: int | None = None,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
@@ -135,16 +151,18 @@ class KerasCohort:
     ) -> None:
         app = build_model if app is None else app
         self.initial = drawn_model(build_model, seed)
-        self._data = data = spec(x, y)
+        self.data: Data = tuple(part for part in (x, y, weights) if part is not None)
+        self._spec = spec(self.data)
+        first = taken(self.data, [0])
         self._plain = PlainSteps(
-            _kept(("plain", app, data), lambda: KerasTrainer(build_model, (x[:1].copy(), y[:1].copy()))), x, y, rows
+            _kept(("plain", app, self._spec), lambda: KerasTrainer(build_model, first)), self.data, rows
         )
         self._path = path
         self._cohort: VectorisedSteps | None = None
         self.name = "Keras, one compiled step after the other"
         if path != "plain":
             try:
-                program = _kept(("vectorised", app, data), lambda: Program(build_model, (x, y)))
+                program = _kept(("vectorised", app, self._spec), lambda: Program(build_model, self.data))
                 at_once = program.chunk(chunk, memory_bytes, x[:1].nbytes)
                 self._cohort = VectorisedSteps(program, x, y, rows, chunk=at_once)
                 self.name = f"Keras, vectorised in chunks of {self._cohort.chunk}"
@@ -181,7 +199,7 @@ class KerasCohort:
         """Return a file name for everything that the times depend on: equal for all cells of one model and batch
         size."""
         model = [(name, str(a.dtype), a.shape) for name, a in self.initial.items()]
-        text = repr((model, self._data, batch_size, self.name, sees_gpu()))
+        text = repr((model, self._spec, batch_size, self.name, sees_gpu()))
         return f"keras-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _measured(self, sample: Sequence[Job]) -> dict[str, str]:
@@ -210,15 +228,14 @@ class KerasCohort:
 class PlainSteps:
     """The participants' own trainer, for one participant after another."""
 
-    def __init__(self, trainer: KerasTrainer, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Sequence[Rows]) -> None:
-        self._trainer, self._x, self._y, self._rows = trainer, x, y, rows
+    def __init__(self, trainer: KerasTrainer, data: Data, rows: Sequence[Rows]) -> None:
+        self._trainer, self._data, self._rows = trainer, data, rows
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         return [self._one(job) for job in jobs]
 
     def _one(self, job: Job) -> Trained:
-        rows = self._rows[job.participant]
-        self._trainer.use_data((self._x[rows], self._y[rows]))
+        self._trainer.use_data(taken(self._data, self._rows[job.participant]))
         with seeded(job.config.seed, TRAINING, keras=False):  # Python code in a step may draw, as tf.py_function's
             result = self._trainer.train(job.base, job.config, job.correction)
         parameters = Parameters(result.parameters, job.base.non_trainable)

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 T = TypeVar("T")
 KEPT = 3
 """Entries of the cache. A study has one model, with its plain steps, its vectorised steps and its evaluation."""
@@ -31,8 +28,3 @@ def kept(key: Hashable, make: Callable[[], T]) -> T:
     while len(_kept) > KEPT:
         del _kept[next(iter(_kept))]
     return found
-
-
-def spec(*arrays: npt.NDArray[Any]) -> tuple[Hashable, ...]:
-    """Return what a compiled function depends on: shapes and types, without the number of examples."""
-    return tuple((np.asarray(a).shape[1:], str(np.asarray(a).dtype)) for a in arrays)
