@@ -5,10 +5,13 @@ from __future__ import annotations
 import array
 import fcntl
 import logging
+import os
 import random
 import re
+import socket
 import ssl
 import termios
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -124,6 +127,19 @@ def remove(
         driver.loop.close()
 
 
+_drivers: weakref.WeakSet[PikaDriver] = weakref.WeakSet()
+
+
+def _give_up_in_child() -> None:
+    """Leave the connections to the process that made them. A worker that an app forks and that outlives us would keep
+    them open, and the broker would wait for heartbeats before it gave our deliveries to anybody else."""
+    for driver in list(_drivers):
+        driver.give_up_in_child()
+
+
+os.register_at_fork(after_in_child=_give_up_in_child)
+
+
 class PikaDriver:
     """The driver (`session.Driver`): everything that touches pika."""
 
@@ -138,6 +154,14 @@ class PikaDriver:
         self._context: ssl.SSLContext | None = None
         self._connections: set[Any] = set()
         self._on_all_closed: Callable[[], None] | None = None
+        _drivers.add(self)
+
+    def give_up_in_child(self) -> None:
+        """Close our copies of the sockets without a word to the broker, in a process that was forked."""
+        for connection in self._connections:
+            sock = getattr(getattr(connection, "_transport", None), "_sock", None)
+            if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+                os.close(sock.detach())
 
     def connect(self, purpose: str, on_open: OnOpen, on_lost: OnLost, on_blocked: OnBlocked) -> Any:
         """Start a connection."""
