@@ -26,8 +26,8 @@ demo: $(VENV)/.demo
 broker-installed:
 	@bash tests/install_rabbitmq.sh
 
-# Three processes share the tests, because much of the time is waiting. Each has a private RabbitMQ. WORKERS=0 uses one.
-WORKERS ?= 3
+# Four processes share the tests, because much of the time is waiting. Each has a private RabbitMQ. WORKERS=0 uses one.
+WORKERS ?= 4
 SHARED_OUT := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.installed broker-installed

@@ -11,6 +11,7 @@ import pytest
 
 from tests.install.conftest import ROOT, done
 from tests.integration.front.terminal import Terminal
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 LEFT_OUT = {"tensorflow", "keras", "numba", "llvmlite", "pyarrow", "matplotlib", "cryptography"}
@@ -122,6 +123,7 @@ def program(monkeypatch, *command):
     monkeypatch.setattr(Terminal, "program", tuple(map(str, command)))
 
 
+@in_full("the base install and a clone that is not installed have the same names")
 @pytest.mark.timeout(240)
 def test_an_editable_install_from_a_path_with_a_space(clone, users, late, borrowing, monkeypatch):
     done(borrowing, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", clone, cwd=users)

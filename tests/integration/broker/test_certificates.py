@@ -20,6 +20,7 @@ from fedmq.broker_config.node.tls import NodeTls
 from fedmq.schemas.errors import ConfigError
 from tests.integration.broker.traffic import WAIT_S
 from tests.support.certificates import Authority, Pem
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 pytestmark = [
@@ -126,6 +127,7 @@ def test_a_folder_with_an_administrators_password_is_not_taken_for_a_node_of_cer
         node.start()
 
 
+@in_full("integration/fleet/test_enrolment.py has a device that joins")
 def test_a_password_lets_in_a_device_that_joins_if_the_node_is_told_so(authority: Authority, tmp_path: Path) -> None:
     require_server()
     own = authority.certify("server", server=True)
