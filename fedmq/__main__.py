@@ -6,6 +6,6 @@ if __name__ == "__main__":
     if not sys.flags.safe_path:
         # A user's numpy.py or queue.py in the current folder must not take the place of the real one.
         sys.path.append(sys.path.pop(0))
-    from fedmq.cli.cli import main
+    from fedmq.cli.start import main
 
     main()

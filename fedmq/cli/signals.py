@@ -41,7 +41,10 @@ def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
 
 
 def terminate_as_interrupt() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, until `stopped_by_signals` takes over."""
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt, until `stopped_by_signals` takes over.
+
+    A Ctrl-C that this process ignores, as a job in the background does, stays ignored.
+    """
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number in _received:
@@ -50,6 +53,8 @@ def terminate_as_interrupt() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # fedmq.cli.start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ended_by_signal() -> int | None:

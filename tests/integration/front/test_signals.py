@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -105,3 +107,29 @@ def test_a_role_that_connects_leaves_without_a_traceback(terminal, folder, deaf_
     assert "Traceback" not in process.text
     assert "ERROR" not in process.text
     assert processes_in(folder) == []
+
+
+INTERRUPTED = """
+import importlib.abc, os, runpy, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["status", "--watch", "nowhere"]
+runpy.run_module("fedmq", run_name="__main__")
+"""
+MODULES = ["fedmq.cli.cli", "fedmq.cli.signals", "fedmq.schemas.local.leaving", "typer", "fedmq.views.status"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", MODULES if FULL else MODULES[:1] + MODULES[-1:])
+def test_a_signal_while_a_command_is_loaded_leaves_no_traceback(tmp_path, module, number):
+    code = INTERRUPTED.format(module=module, number=int(number))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in {-number, 128 + number}, done.stderr
+    assert done.stderr == ""
