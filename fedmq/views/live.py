@@ -171,7 +171,7 @@ def summary_table(frame: Frame, why_over: str) -> RenderableType:
         return Text("The run never started.", style="bold red")
     rows = {
         "ended": why_over,
-        "test accuracy": f"{frame.curve[-1][1]:.2%}" if frame.curve else "not evaluated",
+        "test accuracy": _accuracy([value for _, value in frame.curve]),
         "versions": f"{run.version} in {duration(run.elapsed_s)} of run time",
         "updates accepted": str(run.accepted),
         "updates discarded": ", ".join(f"{n} {reason}" for reason, n in run.discarded.items()) or "none",
@@ -181,3 +181,11 @@ def summary_table(frame: Frame, why_over: str) -> RenderableType:
     for name, value in rows.items():
         table.add_row(name, Text(value, style="bold"))
     return table
+
+
+def _accuracy(values: Sequence[float]) -> str:
+    """Return the last accuracy, after the best one if that is another."""
+    if not values:
+        return "not evaluated"
+    last = f"{values[-1]:.2%}"
+    return last if max(values) == values[-1] else f"{max(values):.2%} at its best, {last} at the end"

@@ -7,6 +7,8 @@ from rich.console import Console
 
 import fedmq
 from fedmq.cli.commands import options
+from fedmq.config.file import load_config
+from fedmq.coordinator.settings import TargetMetric
 from fedmq.coordinator.state.ledger.rows import CheckpointRow, EpochRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
@@ -136,6 +138,20 @@ def test_the_summary_says_why_it_was_over():
     text = drawn(summary_table(frame(), "target"))
     for part in ("target", "93.12%", "3 too_stale", "1.33"):
         assert part in text
+
+
+def test_the_summary_has_the_accuracy_that_reached_the_goal_and_that_of_the_last_version():
+    assert "92.10% at its best, 91.95% at the end" in drawn(
+        summary_table(frame(curve=[(1.0, 0.921), (2.0, 0.9195)]), "target")
+    )
+    assert "at its best" not in drawn(summary_table(frame(), "target"))
+    assert "not evaluated" in drawn(summary_table(frame(curve=[]), "target"))
+
+
+def test_the_demo_stops_at_the_goal_that_it_draws(tmp_path):
+    plan = demo.DemoPlan(tmp_path, 2, None, None, embedded=True)
+    demo.write_files(plan)
+    assert load_config(plan.config, environ={}).run.stop.target == TargetMetric(name="accuracy", value=demo.GOAL)
 
 
 PACKAGE = Path(fedmq.__file__).parent
