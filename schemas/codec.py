@@ -27,7 +27,7 @@ from fedmq.schemas.errors import (
     shown,
 )
 from fedmq.schemas.limits import DEFAULT_LIMITS, Limits, header_bytes
-from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Task, Update
+from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Hello, Task, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, read_entries, spec_of, unpack
 from fedmq.schemas.tensors import check_finite as check_tensors_finite
@@ -114,6 +114,8 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
     absent = {"kind"} if in_chunks else {"kind", "chunks"}
     if isinstance(message, Task) and message.signature is None:
         absent.add("signature")
+    if isinstance(message, Hello) and not message.leaving:
+        absent.add("leaving")
     fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []

@@ -122,6 +122,8 @@ class Hello(Message):
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
     software: Text = ""
+    leaving: bool = False
+    """True if this is the session's last hello: the process ends."""
 
 
 class Task(Message):

@@ -43,7 +43,7 @@ class Started:
     """The service is up, after a fresh start or a restore."""
 
     revoked: tuple[str, ...] = ()
-    """Participants that were revoked before. No record of the core's says so: only the fleet's members do."""
+    """Participants that were revoked before. The fleet's members say so; what a record says is for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,13 @@ class Participant:
     newcomer: bool = False
     placed: bool = False
     pardoned_s: float | None = None
+    left: bool = False
+    revoked: bool = False
+    """True if it is in the fleet no more. It is never here again. The fleet's members decide, not its record."""
     out: HeldTask | None = None
     lapsed: list[HeldTask] = field(default_factory=list)
     """Lapsed tasks, oldest first."""
     here: bool = False
-    revoked: bool = False
-    """True if it is in the fleet no more. It is never here again. The fleet's members store this, and no record."""
     watched: bool = False
     """True if it has an entry in the absence heap."""
     waits: bool = False
@@ -67,7 +68,9 @@ class Participant:
 
     @classmethod
     def from_record(cls, r: ParticipantRecord) -> Participant:
-        return cls(*_of_record(r))
+        p = cls(*_of_record(r))
+        p.revoked = False
+        return p
 
     def measure(self, train_s: float, num_steps: int) -> None:
         """Update the speed after an update that took `train_s` seconds and `num_steps` steps, 1 or more."""

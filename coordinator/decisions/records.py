@@ -68,6 +68,10 @@ class ParticipantRecord:
     """True if it holds one of the strategy's places (strategies.protocol.max_participants)."""
     pardoned_s: float | None = None
     """Run time at which a new session last ended its back-off after failures."""
+    left: bool = False
+    """True if its last hello said that its process ends."""
+    revoked: bool = False
+    """True if it is in the fleet no more. It is for people: a restart asks the fleet's members."""
 
     @property
     def weighed_examples(self) -> int:

@@ -1,7 +1,7 @@
 """The roster: which participants are here and which are free, in O(log n) an event.
 
 A participant is free if all of this holds:
-- it was heard from lately, said that it accepts tasks, and can send what the strategy needs;
+- it was heard from lately, did not say that it leaves, accepts tasks, and can send what the strategy needs;
 - it has no task out and is not backing off;
 - in a synchronous round, it has not given its update yet;
 - with arrival groups, it does not wait for others of its group;
@@ -115,7 +115,7 @@ class Roster:
         """Add a new participant; the caller settles it."""
         p = Participant(
             hello.participant_id, self.next_seq, hello.session_id, hello.num_examples, hello.replies,
-            hello.accepting, True, now, user=user, newcomer=self._proven,
+            hello.accepting, True, now, user=user, newcomer=self._proven, left=hello.leaving,
         )  # fmt: skip
         self._enter(p)
         return p
@@ -179,7 +179,8 @@ class Roster:
         """Bring the sets and heaps up to date with a participant that changed; `dirty` writes its row again."""
         if dirty:
             self._dirty[p.participant_id] = p
-        here = p.reachable and not p.revoked and p.last_seen_s + self._timeout_s > now
+        heard = p.reachable and not p.revoked and p.last_seen_s + self._timeout_s > now
+        here = heard and not p.left
         waiting = p.asked_again_at_s is not None and p.asked_again_at_s > now
         p.busy = p.out is not None or p.waits or p.answered_version == version
         p.free = (
@@ -197,10 +198,10 @@ class Roster:
             p.here = here
             self.here += 1 if here else -1
             (self.users.came if here else self.users.went)(p)
-        if here and not p.watched:
+        if heard and not p.watched:
             p.watched = True
             heapq.heappush(self._absences, (p.last_seen_s + self._timeout_s, p.seq))
-        gone = not here and not p.accepted and p.out is None and not p.revoked
+        gone = not heard and not p.accepted and p.out is None and not p.revoked
         if gone or p.seq in self._gone_keys:
             self._remember_gone(p, gone=gone, waiting=waiting)
         on_trial = not p.accepted and (p.newcomer or p.failures > 0)

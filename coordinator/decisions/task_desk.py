@@ -120,7 +120,7 @@ class TaskDesk:
             p = self.roster.add(hello, self.now, user)
         else:
             p.session_id, p.replies, p.reachable = hello.session_id, hello.replies, True
-            p.last_seen_s = self.now
+            p.last_seen_s, p.left = self.now, hello.leaving
             self.roster.set_user(p, user)
         p.num_examples = min(hello.num_examples, self.most_examples(p))
         if p.out is not None:

@@ -7,8 +7,9 @@ and no more. `ChunkedUpdates` returns the events of updates in chunks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedmq.broker_config.chunks.sender import News
@@ -51,7 +52,7 @@ from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPubli
 from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import read_update
-from fedmq.coordinator.state.ledger.rows import CheckpointRow
+from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import BrokerError, ConfigError
@@ -74,6 +75,12 @@ STOOD_STILL_S = 2.0
 MOST_VERSIONS_WAITING = 1
 """Model versions that are kept for tasks to be sent, before updates wait as well: each is a model in RAM."""
 
+BROKER_STATES: Mapping[str, BrokerState] = {
+    "connected": "connected", "unblocked": "connected", "disconnected": "disconnected", "blocked": "blocked",
+}  # fmt: skip
+"""News of the connection that the ledger keeps."""
+MOST_DETAIL_CHARS = 500
+"""Characters of such news that the ledger keeps."""
 CONTROL_IN_A_ROW = 16
 """Hellos and declines that are worked on before an update that waits. They are quick, and tasks depend on them."""
 
@@ -263,12 +270,20 @@ class Loop:
         log.log(level, f"broker_{state.name}", detail=state.detail)
         if state.name in ("blocked", "unblocked", "disconnected"):
             self._blocked = state.name == "blocked"
+        self._note_broker(state)
         if state.name == "disconnected":
             self._leadership.doubt()
             self._stop_consuming()
             self._publisher.doubt_exchanges()
         elif state.name == "consumer_lost":
             self._leadership.renew()
+
+    def _note_broker(self, state: TransportState) -> None:
+        """Note the news in the ledger, for people who look at the run."""
+        found = BROKER_STATES.get(state.name)
+        if found is not None:
+            with contextlib.suppress(OSError):  # the next commit tells of the disk
+                self._ledger.note_broker(BrokerRow(found, state.detail[:MOST_DETAIL_CHARS], self._wall_s()))
 
     def _keep_lead(self) -> None:
         """Consume while this coordinator is the active one. While it does not know, it still commits its updates in its

@@ -13,8 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fedmq.views.durations import duration
+from fedmq.views.participants_view import state_text
 from fedmq.views.status import ParticipantStatus, RunStatus
-from fedmq.views.status_view import bar, duration, sparkline, state_text
+from fedmq.views.status_view import bar, sparkline
 
 LINE_INTERVAL_S = 2.0
 CURVE_WIDTH = 42

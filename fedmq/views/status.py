@@ -14,7 +14,7 @@ import psutil
 from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader, believed, check_files
-from fedmq.coordinator.state.ledger.rows import EpochRow
+from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
 
@@ -26,6 +26,7 @@ BEING_MADE_S = 5.0
 """A ledger file of this age may not have its tables yet."""
 
 RunState = Literal["running", "stopped", "finished"]
+WhyAway = Literal["", "silent", "left", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class ParticipantStatus:
     """One participant.
 
     `state` is training, late (its lease is over), idle, busy, declined, unreachable or away; done if the run is
-    finished.
+    finished. It is what the coordinator last knew, if that is stopped.
     """
 
     participant_id: str
@@ -49,11 +50,24 @@ class ParticipantStatus:
     declined: int
     decline: str = ""
     """Reason for which it declined the last task that it answered; empty if it did not."""
+    why_away: WhyAway = ""
+    """Reason of its absence: nothing was heard from it, its process said that it ends, or it is in the fleet no
+    more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatus:
+    """The active coordinator's connection to the broker, since its last change."""
+
+    state: BrokerState
+    detail: str
+    since_s: float
+    """Seconds from that change until now."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """A run at its last commit. Times are run time: the time for which the coordinator was up."""
+    """A run at its last commit. Ages are counted from now. Run time is the time for which the coordinator was up."""
 
     run_id: str
     state: RunState
@@ -81,6 +95,14 @@ class RunStatus:
     participants: tuple[ParticipantStatus, ...]
     versions_by_timeout: int = 0
     """Number of versions that their buffer's timeout made."""
+    silence_s: float = AWAY_AFTER_S
+    """Seconds without a commit that are no silence yet: participants that are here say hello more often."""
+    coordinator_paused: bool = False
+    """True if the active coordinator's process is stopped by a signal, or by a debugger."""
+    broker: BrokerStatus | None = None
+    """None if the run does not go on, or nothing has changed since its coordinator became active."""
+    coordinator_elsewhere: bool = False
+    """True if the active coordinator is on another host, and only its commits show that it works."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -96,8 +118,18 @@ class RunStatus:
 def read_status(run_dir: Path) -> RunStatus:
     """Read a run's folder, also while its coordinator writes. Raises LedgerError if there is no run."""
     path = RunFolder(run_dir).ledger
-    with believed(path), LedgerReader(path) as ledger:
+    with believed(path), LedgerReader(path) as ledger, ledger.at_one_moment():
         run, coordinator = ledger.run(), ledger.newest_epoch()
+        now = time.time()
+        committed_ago_s = max(0.0, now - run.committed_wall_s)
+        process = _Process() if run.finished is not None else _look_at(coordinator, committed_ago_s)
+        running = process.alive
+        elapsed_s = run.elapsed_s + (committed_ago_s if running else 0.0)
+        broker = _broker(ledger.broker(), now) if running else None
+        heard_s = elapsed_s if running and not process.paused else run.elapsed_s
+        if broker is not None and broker.state == "disconnected":
+            heard_s -= broker.since_s
+        timeout_s = _setting(run.settings, "participant_timeout_s", AWAY_AFTER_S)
         accepted = ledger.accepted()
         recent = ledger.updates(after=max(0, accepted - RECENT_UPDATES))
         evaluations = ledger.evaluations()
@@ -108,30 +140,40 @@ def read_status(run_dir: Path) -> RunStatus:
         tasks = {task.participant_id: task for task in ledger.open_tasks()}
         last_staleness = {update.participant_id: update.staleness for update in recent}
         declines = ledger.last_declines()
-        timeout_s = _setting(run.settings, "participant_timeout_s", AWAY_AFTER_S)
-        participants = tuple(
-            _participant(
-                row.record,
-                tasks.get(row.record.participant_id),
-                run.elapsed_s,
-                last_staleness.get(row.record.participant_id),
-                _state_without_task(row.record, run.elapsed_s, timeout_s) if run.finished is None else "done",
-                declines.get(row.record.participant_id, ""),
+        participants = []
+        for row in ledger.participants():
+            record, name = row.record, row.record.participant_id
+            task = tasks.get(name)
+            why_away = "" if run.finished is not None else _why_away(record, heard_s - timeout_s)
+            state = "done" if run.finished is not None else _state_of(record, task, heard_s, why_away)
+            participants.append(
+                ParticipantStatus(
+                    participant_id=name,
+                    state=state,
+                    num_examples=record.num_examples,
+                    # Run time stands still while no coordinator works; the row's time does not.
+                    last_seen_ago_s=max(committed_ago_s + run.elapsed_s - record.last_seen_s, now - row.wall_s, 0.0),
+                    base_version=None if task is None else task.base_version,
+                    task_age_s=None if task is None else max(0.0, committed_ago_s + run.elapsed_s - task.issued_s),
+                    last_staleness=last_staleness.get(name),
+                    accepted=record.accepted,
+                    discarded=record.discarded,
+                    declined=record.declined,
+                    decline=declines.get(name, ""),
+                    why_away=why_away,
+                )
             )
-            for row in ledger.participants()
-        )
-        committed_ago_s = max(0.0, time.time() - run.committed_wall_s)
         return RunStatus(
             run_id=run.run_id,
-            state=_state(run.finished, coordinator, committed_ago_s),
+            state="finished" if run.finished is not None else "running" if running else "stopped",
             finished=run.finished,
             strategy=_strategy(run.settings),
             version=version,
-            elapsed_s=run.elapsed_s,
+            elapsed_s=elapsed_s,
             committed_ago_s=committed_ago_s,
             coordinator=coordinator,
             accepted=accepted,
-            updates_per_s=_rate([update.run_s for update in recent], run.elapsed_s),
+            updates_per_s=_rate([update.run_s for update in recent], elapsed_s),
             discarded=ledger.discarded(),
             clamped=ledger.clamped(),
             staleness=ledger.staleness(),
@@ -140,8 +182,12 @@ def read_status(run_dir: Path) -> RunStatus:
             evaluated_version=worked[-1].version if worked else None,
             federated_metrics=reported[-1].metrics if reported else {},
             evaluation_problem="".join(row.detail for row in problems if not row.metrics),
-            participants=participants,
             versions_by_timeout=ledger.timeouts(),
+            participants=tuple(participants),
+            silence_s=max(AWAY_AFTER_S, timeout_s),
+            coordinator_paused=process.paused,
+            broker=broker,
+            coordinator_elsewhere=process.elsewhere,
         )
 
 
@@ -178,38 +224,28 @@ def newest_run(runs_dir: Path) -> Path:
     return ledgers[-1].parent
 
 
-def _state_without_task(record: ParticipantRecord, now_s: float, timeout_s: float) -> str:
+def _broker(row: BrokerRow | None, now: float) -> BrokerStatus | None:
+    return None if row is None else BrokerStatus(row.state, row.detail, max(0.0, now - row.wall_s))
+
+
+def _why_away(record: ParticipantRecord, silent_before_s: float) -> WhyAway:
+    if record.revoked:
+        return "revoked"
+    if record.left:
+        return "left"
+    return "silent" if record.last_seen_s < silent_before_s else ""
+
+
+def _state_of(record: ParticipantRecord, task: TaskRecord | None, now_s: float, why_away: WhyAway) -> str:
+    if why_away:
+        return "away"
+    if task is not None:
+        return "training" if task.state == "out" else "late"
     if not record.reachable:
         return "unreachable"
-    if now_s - record.last_seen_s > timeout_s:
-        return "away"
     if record.asked_again_at_s is not None and record.asked_again_at_s > now_s:
         return "declined"
     return "idle" if record.accepting else "busy"
-
-
-def _participant(  # noqa: PLR0917 (a row's parts, in the order of its columns)
-    record: ParticipantRecord,
-    task: TaskRecord | None,
-    now_s: float,
-    last_staleness: int | None,
-    otherwise: str,
-    decline: str,
-) -> ParticipantStatus:
-    state = otherwise if task is None else "training" if task.state == "out" else "late"
-    return ParticipantStatus(
-        participant_id=record.participant_id,
-        state=state,
-        num_examples=record.num_examples,
-        last_seen_ago_s=max(0.0, now_s - record.last_seen_s),
-        base_version=None if task is None else task.base_version,
-        task_age_s=None if task is None else max(0.0, now_s - task.issued_s),
-        last_staleness=last_staleness,
-        accepted=record.accepted,
-        discarded=record.discarded,
-        declined=record.declined,
-        decline=decline,
-    )
 
 
 def _rate(times_s: list[float], now_s: float) -> float:
@@ -228,18 +264,24 @@ def _strategy(settings: Mapping[str, Any]) -> str:
     return str(found.get("name") or found.get("type", "")) if isinstance(found, Mapping) else str(found or "")
 
 
-def _state(finished: str | None, coordinator: EpochRow | None, committed_ago_s: float) -> RunState:
-    if finished is not None:
-        return "finished"
-    at_work = coordinator is not None and coordinator.ended_wall_s is None and _is_alive(coordinator, committed_ago_s)
-    return "running" if at_work else "stopped"
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The active coordinator's process, as far as it can be seen from here."""
+
+    alive: bool = False
+    paused: bool = False
+    elsewhere: bool = False
 
 
-def _is_alive(coordinator: EpochRow, committed_ago_s: float) -> bool:
-    """Return True if the coordinator's process lives. A process of another host shows only by its commits."""
+def _look_at(coordinator: EpochRow | None, committed_ago_s: float) -> _Process:
+    """Look for the process. One of another host shows only by its commits."""
+    if coordinator is None or coordinator.ended_wall_s is not None:
+        return _Process()
     if coordinator.host != socket.gethostname():
-        return committed_ago_s < AWAY_AFTER_S
+        return _Process(alive=committed_ago_s < AWAY_AFTER_S, elsewhere=True)
     try:
-        return bool(psutil.Process(coordinator.pid).create_time() <= coordinator.began_wall_s + 1.0)
+        process = psutil.Process(coordinator.pid)
+        alive = process.create_time() <= coordinator.began_wall_s + 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return _Process(alive, paused=process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP})
     except psutil.Error:
-        return False
+        return _Process()

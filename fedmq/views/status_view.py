@@ -3,45 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from fedmq.schemas.texts import escaped
+from fedmq.views.durations import duration
+from fedmq.views.participants_view import participants_table
 from fedmq.views.status import ParticipantStatus, RunStatus
 
-STATE_STYLES = {
-    "training": "green", "done": "green", "idle": "cyan", "busy": "yellow", "declined": "yellow", "late": "red",
-    "away": "red", "unreachable": "red", "ended": "bold red", "starting": "dim",
-}  # fmt: skip
 BAR_WIDTH = 30
+BROKER_TROUBLES = {
+    "disconnected": "The coordinator lost its broker {since} ago, and tries to reach it again",
+    "blocked": "The broker has taken no messages from the coordinator for {since}",
+}
+MOST_BARS = 12
+FEW_BARS = 4
+SMALL_SCREEN_LINES = 40
+"""A terminal with fewer lines gets fewer bars."""
+MOST_REASON_CHARS = 300
+"""Characters of a decline's reason that are shown."""
 BLOCKS = " ▏▎▍▌▋▊▉█"
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def status_view(status: RunStatus) -> RenderableType:
-    """Return the whole screen of `fedmq status`."""
-    parts: list[RenderableType] = [headline(status)]
+def status_view(status: RunStatus, *, everybody: bool = False) -> RenderableType:
+    """Return the whole screen of `fedmq status`. `everybody`: all participants, also if the screen has no room."""
+    return _Screen(status, everybody)
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """The whole screen of `fedmq status`. In a terminal it has as many participants as there is room for."""
+
+    status: RunStatus
+    everybody: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield its parts, from the top to the bottom."""
+        whole = self.everybody or not console.is_terminal
+        small = not whole and options.size.height < SMALL_SCREEN_LINES
+        before, after = _before(self.status), _after(self.status, small=small)
+        taken = len(console.render_lines(Group(*before, *after), options, pad=False))
+        room = None if whole else options.size.height - taken - 1  # a line is left for the prompt
+        yield from (*before, *participants_table(self.status.participants, room), *after)
+
+
+def _before(status: RunStatus) -> list[RenderableType]:
+    parts: list[RenderableType] = [headline(status), *(Text(line, style="bold red") for line in troubles(status))]
     if status.evaluation_problem:
         parts.append(Text(f"The last evaluation failed: {escaped(status.evaluation_problem)}", style="red"))
-    parts.append(participants_table(status.participants))
+    return parts
+
+
+def _after(status: RunStatus, *, small: bool) -> list[RenderableType]:
+    bars = FEW_BARS if small else MOST_BARS
+    parts: list[RenderableType] = []
     if any(one.decline for one in status.participants):
         parts += [Text("\nLast answer: declined", style="bold"), declines_view(status.participants)]
     if status.staleness:
-        parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness)]
+        parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness, rows=bars)]
     if status.discarded:
-        parts += [Text("\nDiscarded updates", style="bold"), _counts(status.discarded, "red")]
+        parts += _counts("Discarded updates", status.discarded, "red", in_a_line=small)
     if status.clamped:
-        parts += [Text("\nAccepted updates with a clamped claim", style="bold"), _counts(status.clamped, "yellow")]
-    return Group(*parts)
+        parts += _counts("Accepted updates with a clamped claim", status.clamped, "yellow", in_a_line=small)
+    return parts
 
 
-def _counts(counts: Mapping[str, int], style: str) -> RenderableType:
+def troubles(status: RunStatus) -> list[str]:
+    """Return a sentence on each thing that keeps a running coordinator from its work, as far as it can be seen."""
+    if status.state != "running":
+        return []
+    if status.coordinator_paused and status.coordinator is not None:
+        pid = status.coordinator.pid
+        return [f"The coordinator's process is paused: kill -CONT {pid} lets it go on."]
+    broker = status.broker
+    if broker is not None and broker.state != "connected":
+        told = BROKER_TROUBLES[broker.state].format(since=duration(broker.since_s))
+        return [f"{told}: {escaped(broker.detail)}" if broker.detail else f"{told}."]
+    if status.participants and status.committed_ago_s > status.silence_s:
+        return [
+            f"Nothing was committed for {duration(status.committed_ago_s)}: no message has come, or the coordinator's "
+            "disk takes nothing. Its log says more."
+        ]
+    return []
+
+
+def _counts(title: str, counts: Mapping[str, int], style: str, *, in_a_line: bool) -> list[RenderableType]:
+    if in_a_line:
+        line = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return [Text.assemble((f"\n{title}: ", "bold"), (line, style))]
     rows = Table.grid(padding=(0, 2))
     for name, count in counts.items():
         rows.add_row(Text(f"  {name}"), Text(str(count), style=style))
-    return rows
+    return [Text(f"\n{title}", style="bold"), rows]
 
 
 def headline(status: RunStatus) -> Text:
@@ -50,7 +107,10 @@ def headline(status: RunStatus) -> Text:
     if status.state == "finished":
         text.append(f"finished: {status.finished}", "bold green")
     elif status.state == "running":
-        text.append("running", "bold green")
+        lost = status.broker is not None and status.broker.state == "disconnected"
+        text.append("running, without its broker" if lost else "running", "bold red" if lost else "bold green")
+    elif status.coordinator_elsewhere:
+        text.append("not heard of (its coordinator is on another host)", "bold yellow")
     else:
         text.append("stopped (the same coordinator command continues it)", "bold yellow")
     text.append(f", {status.strategy}, up for {duration(status.elapsed_s)}")
@@ -79,33 +139,6 @@ def _values(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{escaped(name)} {value:.4f}" for name, value in metrics.items())
 
 
-def participants_table(participants: tuple[ParticipantStatus, ...]) -> RenderableType:
-    """Return a table with a row for each participant. A count that is 0 for all of them has no column."""
-    if not participants:
-        return Text("\nNo participant has said hello yet.", style="yellow")
-    counts = {
-        "accepted": [one.accepted for one in participants],
-        "discarded": [one.discarded for one in participants],
-        "declined": [one.declined for one in participants],
-    }
-    counts = {name: column for name, column in counts.items() if name == "accepted" or any(column)}
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("\nparticipant", no_wrap=True)
-    table.add_column("\nstate", no_wrap=True)
-    for column in ("last\nseen ago", "\nexamples", *(f"\n{name}" for name in counts), "last\nstaleness"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for index, one in enumerate(participants):
-        table.add_row(
-            Text(one.participant_id),
-            state_text(one),
-            duration(one.last_seen_ago_s),
-            f"{one.num_examples:,}",
-            *(str(column[index]) for column in counts.values()),
-            "–" if one.last_staleness is None else str(one.last_staleness),
-        )
-    return table
-
-
 def declines_view(participants: tuple[ParticipantStatus, ...], most: int = 5) -> RenderableType:
     """Return a line for each reason for which participants declined their last task, the most frequent ones first."""
     who: dict[str, list[str]] = {}
@@ -116,22 +149,15 @@ def declines_view(participants: tuple[ParticipantStatus, ...], most: int = 5) ->
     for decline, names in sorted(who.items(), key=lambda pair: -len(pair[1]))[:most]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         text.append(f"  {', '.join(names[:3])}{more}: ", "yellow")
-        text.append(f"{escaped(decline)}\n")
+        reason = escaped(decline)
+        text.append(f"{reason if len(reason) <= MOST_REASON_CHARS else reason[:MOST_REASON_CHARS] + '…'}\n")
     if len(who) > most:
         text.append(f"  and {len(who) - most} more reasons\n", "dim")
     text.rstrip()
     return text
 
 
-def state_text(one: ParticipantStatus) -> Text:
-    """Return the state, with the task's base version and age if there is a task."""
-    text = Text(one.state, style=STATE_STYLES.get(one.state, ""))
-    if one.base_version is not None and one.task_age_s is not None:
-        text.append(f" v{one.base_version} {duration(one.task_age_s)}", "dim")
-    return text
-
-
-def histogram(counts: Mapping[int, int], width: int = BAR_WIDTH, rows: int = 12) -> RenderableType:
+def histogram(counts: Mapping[int, int], width: int = BAR_WIDTH, rows: int = MOST_BARS) -> RenderableType:
     """Return a bar for each staleness. The last row sums up all that lies beyond it."""
     last = max(counts)
     folded = {tau: counts.get(tau, 0) for tau in range(min(last + 1, rows))}
@@ -157,17 +183,3 @@ def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     span = (high - low) or 1.0
     return "".join(SPARKS[min(int(max(value - low, 0.0) / span * len(SPARKS)), len(SPARKS) - 1)] for value in values)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person says it: 0.4 s, 12 s, 3 min 20 s, 5 h 2 min, 3 d 4 h."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

@@ -422,7 +422,14 @@ class Agent:
         )
         busy = self._current is not None or self._outbox.num_unsettled > 0
         num_examples = self.num_examples or 0
-        return self._hellos.due(now, able=able, busy=busy, num_examples=num_examples, task_ids=self.held())
+        return self._hellos.due(
+            now,
+            able=able,
+            busy=busy,
+            num_examples=num_examples,
+            task_ids=self.held(),
+            leaving=self._leaving is not None,
+        )
 
     def _leave(self, exit_: ev.Exit, now: float) -> list[ev.Command]:
         self._leaving = _Leaving(exit_, now + LEAVE_S)

@@ -18,6 +18,7 @@ class Hellos:
         self._replies = replies
         self._software = software
         self._told_accepting: bool | None = None
+        self._told_leaving = False
         self._next_at = 0.0
 
     def say_at(self, now: float) -> None:
@@ -25,18 +26,27 @@ class Hellos:
         self._next_at = now
 
     def due(
-        self, now: float, *, able: bool, busy: bool, num_examples: int, task_ids: tuple[str, ...]
+        self,
+        now: float,
+        *,
+        able: bool,
+        busy: bool,
+        num_examples: int,
+        task_ids: tuple[str, ...],
+        leaving: bool = False,
     ) -> list[ev.Command]:
         """Send a hello if one is due. Call it only while connected.
 
-        `able` says that the participant could take a task if it were not busy with one or waiting for a verdict.
+        `able` says that the participant could take a task if it were not busy with one or waiting for a verdict. A
+        participant that is `leaving` says so once, at once.
         """
         accepting = able and not busy
         # The coordinator knows that the participant is busy: it gave the task, or it owes the verdict.
         changed = (accepting and self._told_accepting is False) or (not able and self._told_accepting is True)
+        changed = changed or (leaving and not self._told_leaving)
         if not changed and now < self._next_at:
             return []
-        self._told_accepting = accepting
+        self._told_accepting, self._told_leaving = accepting, leaving
         self._next_at = now + self._interval_s
         hello = Hello(
             participant_id=self._participant_id,
@@ -46,5 +56,6 @@ class Hellos:
             replies=self._replies,
             task_ids=task_ids,
             software=self._software,
+            leaving=leaving,
         )
         return [ev.SendHello(hello)]

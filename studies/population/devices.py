@@ -77,6 +77,7 @@ class Device:
                 "replies": ALL_REPLIES,
                 "task_ids": held,
                 "software": "",
+                "leaving": False,
             }
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import datetime
 
-from fedmq.coordinator.state.ledger.rows import EpochRow
+from fedmq.coordinator.state.ledger.rows import BrokerRow, EpochRow
 from fedmq.schemas.errors import Deposed
 
 
@@ -50,6 +50,19 @@ def end(db: sqlite3.Connection, own: int, wall_s: float) -> None:
     after that, because it only changes the epoch's own row.
     """
     db.execute("UPDATE epochs SET ended_wall_s = ? WHERE epoch = ?", (wall_s, own))
+
+
+def note_broker(db: sqlite3.Connection, own: int, row: BrokerRow) -> None:
+    """Note a change of the connection to the broker, in place of the last one."""
+    db.execute("INSERT OR REPLACE INTO connections VALUES (?, ?, ?, ?)", (own, row.state, row.detail, row.wall_s))
+
+
+def broker(db: sqlite3.Connection) -> BrokerRow | None:
+    """Return the last change of the newest epoch's connection; None if there was none."""
+    row = db.execute(
+        "SELECT state, detail, wall_s FROM connections WHERE epoch = (SELECT max(epoch) FROM epochs)"
+    ).fetchone()
+    return None if row is None else BrokerRow(*row)
 
 
 def shown(row: EpochRow) -> str:

@@ -25,6 +25,7 @@ from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_na
 from fedmq.coordinator.state.ledger.memories import from_rows
 from fedmq.coordinator.state.ledger.opening import ReadOnly
 from fedmq.coordinator.state.ledger.rows import (
+    BrokerRow,
     CheckpointRow,
     EpochRow,
     EvaluationRow,
@@ -37,17 +38,17 @@ from fedmq.coordinator.state.ledger.rows import (
 )
 from fedmq.coordinator.state.ledger.schema import (
     APPLICATION_ID,
+    CONNECTIONS_SINCE,
     LEDGER_VERSION,
     OLDEST_VERSION,
     TABLES,
+    TIMEOUTS_SINCE,
     tables_since,
 )
 from fedmq.schemas.errors import LedgerError, shown
 from fedmq.schemas.local.files import check_plain, parse_json
 from fedmq.schemas.parameters import Array
 
-TIMEOUTS_SINCE = 6
-"""The format that added the table of timeouts."""
 ADVICE = "Restore the run folder from a backup, or start a new run_id."
 LAST_TASKS = 10_000
 """Number of tasks, the newest ones, in which the participants' last answers are looked for."""
@@ -150,6 +151,11 @@ class LedgerReader(ArchiveReader):
         """Return the epoch of the coordinator that is active, or was the last one; None before the first."""
         with self._guarded():
             return epochs.newest(self._db)
+
+    def broker(self) -> BrokerRow | None:
+        """Return the last change of the newest epoch's connection to the broker; None if there was none."""
+        with self._guarded():
+            return None if format_of(self._db) < CONNECTIONS_SINCE else epochs.broker(self._db)
 
     def checkpoints(self) -> list[CheckpointRow]:
         """Return the kept checkpoints, newest first. The first one is the run's state."""

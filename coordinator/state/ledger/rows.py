@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedmq.coordinator.decisions.commands import Accept, Discard, DropBuffer, NewVersion
 from fedmq.coordinator.decisions.events import EvaluationArrived
@@ -41,6 +41,18 @@ class EpochRow:
     pid: int
     began_wall_s: float
     ended_wall_s: float | None
+
+
+BrokerState = Literal["connected", "disconnected", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerRow:
+    """The last change of an epoch's connection to the broker. `blocked`: the broker takes no messages."""
+
+    state: BrokerState
+    detail: str
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,12 @@ from fedmq.coordinator.state.ledger import archive_tables
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 6
+LEDGER_VERSION = 7
 """SQLite's user_version of a ledger. Raise it with every change of the tables."""
+TIMEOUTS_SINCE = 6
+"""The format that added the table of timeouts."""
+CONNECTIONS_SINCE = 7
+"""The format that added the table of connections."""
 OLDEST_VERSION = 5
 """The oldest format that is read. A coordinator that goes on with such a run adds what is missing (`ADDED`)."""
 
@@ -116,9 +120,17 @@ CREATE TABLE evaluations(
 TABLES += archive_tables.TABLES
 
 ADDED = {
-    6: """
+    TIMEOUTS_SINCE: """
 CREATE TABLE timeouts(              -- versions that their buffer's timeout made: the buffer was not full
     version INTEGER PRIMARY KEY
+) STRICT;
+""",
+    CONNECTIONS_SINCE: """
+CREATE TABLE connections(           -- the last news of the broker in each epoch, for people
+    epoch INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,            -- connected, disconnected, blocked
+    detail TEXT NOT NULL,
+    wall_s REAL NOT NULL
 ) STRICT;
 """,
 }

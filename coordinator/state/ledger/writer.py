@@ -26,7 +26,7 @@ from fedmq.coordinator.state.ledger.reader import (
     of_the_disk,
     unusable,
 )
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup
+from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, OLDEST_VERSION, TABLES, tables_since
 from fedmq.schemas.errors import LedgerError, LedgerLocked
 from fedmq.schemas.local.event_log import EventLog
@@ -84,6 +84,11 @@ class Ledger(LedgerReader, ArchiveWriter):
         """Raise Deposed if another coordinator has taken over."""
         with self._guarded():
             epochs.check(self._db, self.epoch)
+
+    def note_broker(self, row: BrokerRow) -> None:
+        """Note a change of the connection to the broker. Raises OSError if the disk refuses, and Deposed."""
+        with self._transaction() as db:
+            epochs.note_broker(db, self.epoch, row)
 
     def leave(self, wall_s: float) -> None:
         """Note that this coordinator leaves on purpose, even if another one has begun the next epoch meanwhile.

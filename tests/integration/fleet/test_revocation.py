@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fedmq.views.status import read_status
 from tests.chaos.harness import seeds_of
 from tests.integration.fleet.fleets import Fleet, wait_until
 from tests.support.full import in_full
@@ -17,6 +18,11 @@ FleetOf = Callable[..., Fleet]
 
 def seeds_trained(fleet: Fleet, name: str) -> set[str]:
     return {line.removeprefix("done ") for line in fleet.trainings(name) if line.startswith("done ")}
+
+
+def state_of(fleet: Fleet, name: str) -> tuple[str, str] | None:
+    found = {one.participant_id: (one.state, one.why_away) for one in read_status(fleet.run_dir).participants}
+    return found.get(name)
 
 
 def test_a_device_is_revoked_in_the_middle_of_a_training(fleet_of: FleetOf) -> None:
@@ -34,6 +40,7 @@ def test_a_device_is_revoked_in_the_middle_of_a_training(fleet_of: FleetOf) -> N
     revoked.wait_for("event=broker_disconnected")
     assert gone not in fleet.users()
     assert not [name for name in fleet.admin.queues() if gone in name]
+    wait_until(lambda: state_of(fleet, gone) == ("away", "revoked"), "the status shows that it has gone")
     fleet.release(gone)
     wait_until(lambda: bool(seeds_trained(fleet, gone)), "it goes on training")
     fleet.release(stays)

@@ -117,10 +117,42 @@ def test_a_broker_with_a_folder_comes_back_under_its_url_and_the_run_goes_on(ter
     broker.send(signal.SIGTERM)
     assert broker.ended() == 0
     coordinator.wait_for("trying again in")
+    shown = terminal("status", *CONFIG)
+    assert shown.ended() == 0
+    text = " ".join(shown.text.split())
+    assert "run r1 running, without its broker" in text
+    assert "The coordinator lost its broker" in text
     again = terminal("broker", "--dir", "node")
     assert again.wait_for("export FEDMQ_BROKER_URL='(.*)'")[1] == url["FEDMQ_BROKER_URL"]
     assert (coordinator.ended(), participant.ended()) == (0, 0)
     assert "at version 60: 120 updates accepted" in coordinator.text
+
+
+@pytest.mark.broker
+def test_a_status_waits_for_a_run_and_shows_at_once_who_has_left(terminal, federation, amqp_url, prefix):
+    url = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
+    watch = terminal("status", "--watch", "--json")
+    watch.wait_for("Waiting for a run below runs to start")
+    coordinator = terminal("coordinator", *CONFIG, "--set", "run.stop.max_versions=1000", **url)
+    stays = terminal("participant", *CONFIG, "--id", "sensor-1", **url)
+    leaves = terminal("participant", *CONFIG, "--id", "sensor-2", **url)
+    coordinator.wait_for("event=update_accepted participant=sensor-2")
+    watch.wait_for(r'"participant_id": "sensor-2", "state": "(training|idle)"')
+    leaves.send(signal.SIGTERM)
+    assert leaves.ended() == 0
+    assert re.search('"sensor-2".*"why_away": "left"', watch.wait_for('.*"why_away": "left".*')[0])
+    coordinator.send(signal.SIGTERM)
+    assert coordinator.ended() == 0
+    stays.send(signal.SIGINT)
+    assert stays.ended() == 0
+    for one in (coordinator, stays, leaves):
+        assert not re.search("ERROR|Traceback", one.text), one.text
+    shown = terminal("status", *CONFIG)
+    assert shown.ended() == 0
+    assert re.search(r"sensor-2 +away \(left\)", shown.text)
+    watch.send(signal.SIGINT)
+    assert watch.ended() == 130
+    assert "Traceback" not in watch.text
 
 
 @pytest.mark.broker

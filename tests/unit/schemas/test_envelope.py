@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fedmq.schemas.codec import Decoded, Limits, decode, encode
 from fedmq.schemas.errors import LimitExceeded, MalformedMessage, NotFinite, UnsupportedVersion
-from fedmq.schemas.messages import Update
+from fedmq.schemas.messages import Hello, Update
 from fedmq.schemas.parameters import Parameters
 from tests.unit.schemas.samples import (
     PLAIN_MESSAGES,
@@ -99,6 +99,13 @@ def test_tensors_decoded_from_a_bytearray_cannot_be_written_either():
     decoded = decode(bytearray(encode(UPDATE, small_model())))
     assert decoded.parameters is not None
     assert not decoded.parameters["001/bias"].flags.writeable
+
+
+def test_only_a_goodbye_has_a_field_that_older_coordinators_do_not_know():
+    goodbye = Hello(participant_id="a", session_id="s", num_examples=1, leaving=True)
+    assert decode(encode(goodbye)).message == goodbye
+    assert b"leaving" in encode(goodbye)
+    assert b"leaving" not in encode(goodbye.model_copy(update={"leaving": False}))
 
 
 def test_a_future_version_is_told_apart_before_anything_else_is_looked_at():

@@ -6,7 +6,7 @@ from fedmq.coordinator.decisions import identity
 from fedmq.coordinator.decisions.commands import POISON, CloseTask, Discard, IssueTask, NewVersion, Withdraw
 from fedmq.coordinator.decisions.events import ParticipantRevoked, Started
 from fedmq.coordinator.strategies.fedavg import FedAvg
-from tests.unit.coordinator.decisions.harness import Bench, of
+from tests.unit.coordinator.decisions.harness import Bench, of, only
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,16 @@ def test_a_revoked_participant_gets_no_task_whatever_it_says():
         assert of(IssueTask, bench.hello("a", session=session)) == []
     bench.hello("b", "c")
     assert {task.participant_id for task in bench.core._desk.tasks.open()} == {"b", "c"}
+
+
+def test_a_record_says_who_was_revoked_and_a_restart_asks_the_fleet_all_the_same():
+    bench = Bench(concurrency=1)
+    bench.update(only(IssueTask, bench.hello("a", t=0.0)))
+    revoke(bench, "a")
+    bench.commit()
+    assert bench.participants["a"].revoked
+    bench.restart()
+    assert not bench.core.is_revoked("a")
 
 
 def test_a_revoked_participant_is_not_here():

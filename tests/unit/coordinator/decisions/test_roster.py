@@ -55,6 +55,26 @@ def test_a_row_that_went_and_came_again_between_two_commits_is_the_new_one():
     assert (changes.forgotten, changes.participants["a"].seq) == (frozenset({"a"}), 1)
 
 
+def test_one_that_said_that_it_leaves_gets_no_task_and_keeps_its_row_until_it_would_be_away():
+    bench = Bench(concurrency=1)
+    task = only(IssueTask, bench.hello("a", t=0.0))
+    bench.hello("a", accepting=False, leaving=True, holds=[task.task_id], t=1.0)
+    bench.hello("b", accepting=False, leaving=True, t=1.0)
+    assert bench.core.here == 0
+    assert receivers(bench.update(task, t=2.0)) == []
+    assert known(bench) == ["a", "b"]
+    assert [bench.participants[name].left for name in ("a", "b")] == [True, True]
+    assert bench.restart() == [SayHello(("a", "b"))]
+    assert bench.core.here == 0
+    bench.tick(60.9)
+    assert known(bench) == ["a", "b"]
+    bench.tick(61.0)
+    assert known(bench) == ["a"]
+    assert receivers(bench.hello("a", session="s1", t=62.0)) == ["a"]
+    bench.commit()
+    assert not bench.participants["a"].left
+
+
 def test_finished_work_of_one_that_is_away_is_still_welcome():
     bench = Bench(concurrency=1)
     task = only(IssueTask, bench.hello("a", t=0.0))

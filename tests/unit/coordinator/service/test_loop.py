@@ -10,7 +10,7 @@ import pytest
 
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Delivery
+from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.decisions.events import (
     ClosedTask,
     ParticipantRevoked,
@@ -28,6 +28,7 @@ from fedmq.coordinator.service.loop import CONTROL_IN_A_ROW, Loop
 from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop
 from fedmq.coordinator.service.update_reader import NO_PAYLOAD
+from fedmq.coordinator.state.ledger.rows import BrokerRow
 from fedmq.schemas.codec import Limits, encode
 from fedmq.schemas.messages import Hello, Update, update_id
 from fedmq.schemas.parameters import Parameters
@@ -52,9 +53,11 @@ class Desk:
             step=self._step, participant_ids=list, knows=lambda _id: True, is_revoked=lambda _id: False,
             proven_of=lambda _user: 0, has_room_for=lambda _participant_id: True, awaits_from=lambda *_: False,
         )  # fmt: skip
+        self.broker: list[BrokerRow] = []
         ledger = SimpleNamespace(
-            closed_task=lambda task_id: ClosedTask(task_id, "a", "withdrawn"), check_epoch=lambda: None
-        )
+            closed_task=lambda task_id: ClosedTask(task_id, "a", "withdrawn"), check_epoch=lambda: None,
+            note_broker=self._note_broker,
+        )  # fmt: skip
         self.transport = SimpleNamespace(
             consume=lambda *_: None, ack=lambda _: True, delete_queue=lambda _: None, dead_letter=lambda *_: None
         )
@@ -85,6 +88,11 @@ class Desk:
             hellos_per_s=hellos_per_s, run_s=lambda: 1.0, wall_s=lambda: 1.0, downtime=Downtime(1.0, 1.0),
             **collaborators,
         )  # fmt: skip
+
+    def _note_broker(self, row: BrokerRow) -> None:
+        self.broker.append(row)
+        if row.state == "connected":
+            raise OSError("the disk is full")
 
     def _on_news(self, _chunk: object, _now: float) -> list[UpdateArrived]:
         """The last chunk: the update is whole."""
@@ -171,6 +179,20 @@ def test_hellos_beyond_the_rate_are_acked_and_never_decoded() -> None:
     desk.loop.run()
     assert [event.hello.participant_id for event in seen if isinstance(event, ParticipantSeen)] == ["p0", "p1"]
     assert acked[:8] == [f"p{number}" for number in range(2, 10)]
+
+
+def test_the_ledger_hears_of_the_broker_and_a_full_disk_ends_nothing() -> None:
+    desk = Desk(holds=True)
+    desk.transport.stop_consuming = lambda _queue: None
+    desk.loop._leadership.doubt = lambda: None  # type: ignore[method-assign]
+    desk.loop._leadership.renew = lambda: None  # type: ignore[method-assign]
+    desk.loop._publisher.doubt_exchanges = lambda: None  # type: ignore[method-assign]
+    for name in ("disconnected", "connected", "consumer_lost", "blocked", "unblocked"):
+        desk.inbox.put(TransportState(name, "x" * 501))  # type: ignore[arg-type]
+    desk.inbox.put(Stop())
+    desk.loop.run()
+    assert [row.state for row in desk.broker] == ["disconnected", "connected", "blocked", "connected"]
+    assert desk.broker[0] == BrokerRow("disconnected", "x" * 500, 1.0)
 
 
 def test_log_lines_about_those_left_out_are_told_once_and_their_memory_is_bounded(caplog: Any) -> None:

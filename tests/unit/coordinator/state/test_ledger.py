@@ -12,9 +12,9 @@ from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
 from fedmq.coordinator.decisions.events import ClosedTask, EvaluationArrived
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, CommitGroup, Stamp, Verdict
+from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, Stamp, Verdict
 from fedmq.coordinator.state.ledger.writer import Ledger
-from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.errors import Deposed, LedgerError
 from fedmq.schemas.messages import Update
 
 AT = Stamp(1.5, 1_700_000_000.0)
@@ -236,11 +236,13 @@ def test_a_memory_that_was_altered_is_not_taken(ledger: Ledger):
         ledger.memories()
 
 
-def of_format_5(path: Path) -> None:
-    """Turn a ledger into one of the format before the table of timeouts."""
+def of_format(number: int, path: Path) -> None:
+    """Turn a ledger into one of an older format."""
     with sqlite3.connect(path) as db:
-        db.execute("DROP TABLE timeouts")
-        db.execute("PRAGMA user_version = 5")
+        for since, table in ((6, "timeouts"), (7, "connections")):
+            if number < since:
+                db.execute(f"DROP TABLE {table}")
+        db.execute(f"PRAGMA user_version = {number}")
     db.close()
 
 
@@ -256,7 +258,7 @@ def test_a_ledger_of_the_format_before_timeouts_is_read_and_a_coordinator_that_g
     path = full.path
     before = full.versions()
     full.close()
-    of_format_5(path)
+    of_format(5, path)
     with LedgerReader(path) as reader, Ledger(path) as ledger:
         assert (reader.versions(), reader.timeouts()) == (ledger.versions(), ledger.timeouts()) == (before, 0)
         ledger.take_over("host", 1, 2.0)
@@ -271,7 +273,33 @@ def test_tables_that_do_not_belong_to_a_ledgers_format_are_refused(full: Ledger)
     full._db.execute("PRAGMA user_version = 5")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
-    full._db.execute("PRAGMA user_version = 6")
+    full._db.execute("PRAGMA user_version = 7")
     full._db.execute("DROP TABLE timeouts")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
+
+
+def test_the_last_news_of_the_broker_is_kept_and_a_new_epoch_begins_without_any(full: Ledger):
+    assert full.broker() is None
+    full.take_over("host", 1, 2.0)
+    full.note_broker(BrokerRow("disconnected", "socket closed", 5.0))
+    full.note_broker(BrokerRow("blocked", "low on memory", 6.0))
+    with LedgerReader(full.path) as reader:
+        assert reader.broker() == BrokerRow("blocked", "low on memory", 6.0)
+        with Ledger(full.path) as successor:
+            successor.take_over("host", 2, 7.0)
+            with pytest.raises(Deposed):
+                full.note_broker(BrokerRow("connected", "", 8.0))
+        assert reader.broker() is None
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_a_ledger_of_the_format_before_connections_is_read_and_goes_on_with_the_table(full: Ledger, number: int):
+    full.close()
+    of_format(number, full.path)
+    with LedgerReader(full.path) as reader:
+        assert reader.broker() is None
+    with Ledger(full.path) as ledger:
+        ledger.take_over("host", 1, 2.0)
+        ledger.note_broker(BrokerRow("connected", "", 3.0))
+        assert ledger.broker() == BrokerRow("connected", "", 3.0)

@@ -1,5 +1,7 @@
 import io
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from rich.console import Console
 import fedmq
 from fedmq.cli.commands import options
 from fedmq.config.file import load_config
+from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.settings import TargetMetric
-from fedmq.coordinator.state.ledger.rows import CheckpointRow, EpochRow
+from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, EpochRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.demo import demo
@@ -17,7 +20,7 @@ from fedmq.schemas.errors import LedgerError, MissingExtra
 from fedmq.schemas.texts import escaped
 from fedmq.views.live import Frame, LiveView, line, summary_table, with_everybody
 from fedmq.views.plots import plot
-from fedmq.views.status import ParticipantStatus, RunStatus, _strategy, has_begun
+from fedmq.views.status import BrokerStatus, ParticipantStatus, RunStatus, _strategy, has_begun, read_status
 from fedmq.views.status_view import bar, duration, sparkline, status_view
 
 
@@ -78,6 +81,149 @@ def test_a_status_shows_versions_participants_staleness_and_reasons():
                  "training v4 0.5 s", "too_stale", "11+", "mean staleness 1.33"):  # fmt: skip
         assert part in text
     assert "declined" not in text
+
+
+def rows_of(text):
+    return [row.split()[0] for row in text.splitlines() if row.startswith("p")][1:]
+
+
+@pytest.mark.parametrize("height", [24, 40, 60])
+def test_a_terminal_shows_a_screenful_of_participants_and_says_how_many_it_leaves_out(height):
+    states = ["idle", "away", "training", "late", "done"]
+    many = run(participants=tuple(participant(f"p{i:04}", state=states[i % 5]) for i in range(10_000)))
+    screen = Console(file=io.StringIO(), width=100, height=height, force_terminal=True, color_system=None)
+    screen.print(status_view(many))
+    text = screen.file.getvalue()
+    assert len(text.splitlines()) < height
+    shown = rows_of(text)
+    assert shown == [f"p{5 * i + 3:04}" for i in range(len(shown))], "late ones first, by id"
+    late = 2000 - len(shown)
+    counts = f"({late:,} late, 2,000 training, 2,000 idle, 2,000 away, 2,000 done)"
+    assert f"and {10_000 - len(shown):,} more {counts}: --all shows them" in text
+    assert len(shown) >= (5 if height == 24 else height - 30)
+
+
+def test_all_participants_are_shown_where_there_is_room_or_no_screen_and_on_demand():
+    few = run(participants=tuple(participant(f"p{i}", state=state) for i, state in enumerate(["away", "late"])))
+    wide = {"width": 100, "force_terminal": True, "color_system": None}
+    screen = Console(file=io.StringIO(), height=24, **wide)
+    screen.print(status_view(few))
+    assert rows_of(screen.file.getvalue()) == ["p0", "p1"]
+    many = run(participants=tuple(participant(f"p{i:02}") for i in range(90)))
+    assert len(rows_of(drawn(status_view(many)))) == 90, "piped"
+    screen = Console(file=io.StringIO(), height=24, **wide)
+    screen.print(status_view(many, everybody=True))
+    assert len(rows_of(screen.file.getvalue())) == 90
+    assert "--all" not in screen.file.getvalue()
+
+
+def test_no_column_is_cut_at_a_width_of_80():
+    long = participant("sensor-1", base_version=120, task_age_s=3599.0, discarded=30, declined=4)
+    gone = participant("sensor-2", state="away", why_away="revoked", base_version=None, last_seen_ago_s=5e5)
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(status_view(run(participants=(long, gone))))
+    text = screen.file.getvalue()
+    assert "…" not in text
+    assert "training v120 59 min" in text
+    assert "away (revoked)" in text
+    assert " 5 d" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"coordinator_paused": True}, "The coordinator's process is paused: kill -CONT 77 lets it go on."),
+        ({"broker": BrokerStatus("disconnected", "socket closed", 200.0)},
+         "The coordinator lost its broker 3 min 20 s ago, and tries to reach it again: socket closed"),
+        ({"broker": BrokerStatus("blocked", "low on memory", 5.0)},
+         "The broker has taken no messages from the coordinator for 5.0 s: low on memory"),
+        ({"committed_ago_s": 61.0}, "Nothing was committed for 1 min 1 s:"),
+        ({"committed_ago_s": 60.0}, None),
+        ({"committed_ago_s": 61.0, "participants": ()}, None),
+        ({"broker": BrokerStatus("connected", "RabbitMQ at a", 5.0)}, None),
+        ({"state": "stopped", "committed_ago_s": 61.0, "coordinator_paused": True}, None),
+    ],
+)  # fmt: skip
+def test_a_status_says_what_keeps_a_coordinator_from_its_work(changes, said):
+    text = " ".join(drawn(status_view(run(**changes))).split())
+    found = [one for one in ("paused", "lost its broker", "no messages", "Nothing was committed") if one in text]
+    assert len(found) == (said is not None)
+    assert said is None or said in text
+    lost = changes.get("broker") is not None and changes["broker"].state == "disconnected"
+    assert ("running, without its broker" in text) == lost
+
+
+def test_a_coordinator_of_another_host_that_is_silent_is_not_called_stopped():
+    text = drawn(status_view(run(state="stopped", coordinator_elsewhere=True)))
+    assert "not heard of (its coordinator is on another host)" in text
+
+
+def record(name, **changes):
+    fields = {"seq": 0, "session_id": "s", "num_examples": 1, "replies": ("delta",), "accepting": False,
+              "reachable": True, "last_seen_s": 99.0}  # fmt: skip
+    return ParticipantRecord(name, **fields | changes)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """The ledger of a run whose last commit was 10 s ago, at a run time of 100 s, by this process."""
+    with Ledger(RunFolder(tmp_path).ledger) as ledger:
+        ledger.take_over(socket.gethostname(), os.getpid(), time.time())
+        state = CheckpointRow(0, "f", "d", 0, 0, {})
+        ledger.create("r1", "u", {"run": {"participant_timeout_s": 60.0}}, 0.0, state)
+        group = CommitGroup(
+            participants={
+                one.participant_id: one
+                for one in (
+                    record("asked", asked_again_at_s=111.0), record("asked-before", asked_again_at_s=109.0),
+                    record("busy"), record("idle", accepting=True), record("left", left=True), record("lost"),
+                    record("out", seq=1), record("revoked", revoked=True), record("silent", last_seen_s=49.0),
+                    record("nearly-silent", last_seen_s=51.0), record("unreachable", reachable=False),
+                )
+            },
+            tasks={f"t{i}": TaskRecord(f"t{i}", i, name, 3, 90.0, 700.0, state, "", 90.0, 0)
+                   for i, (name, state) in enumerate([("out", "out"), ("lost", "lapsed"), ("left", "out")])},
+        )  # fmt: skip
+        ledger.commit(group, state, 100.0, time.time() - 10.0)
+        yield ledger
+
+
+def test_a_status_counts_from_now_and_those_who_have_gone_are_away_at_once(ledger, tmp_path):
+    status = read_status(tmp_path)
+    assert status.state == "running"
+    assert 110.0 <= status.elapsed_s < 120.0
+    found = {one.participant_id: one for one in status.participants}
+    assert {name: one.state for name, one in found.items()} == {
+        "asked": "declined", "asked-before": "busy", "busy": "busy", "idle": "idle", "left": "away", "lost": "late",
+        "nearly-silent": "busy", "out": "training", "revoked": "away", "silent": "away", "unreachable": "unreachable",
+    }  # fmt: skip
+    assert [found[name].why_away for name in ("left", "revoked", "silent", "busy")] == ["left", "revoked", "silent", ""]
+    assert 11.0 <= found["busy"].last_seen_ago_s < 20.0
+    assert 61.0 <= found["silent"].last_seen_ago_s < 70.0
+    assert 20.0 <= found["out"].task_age_s < 30.0
+    assert found["left"].base_version == 3
+
+
+def test_nobody_goes_away_while_the_coordinator_cannot_hear_them(ledger, tmp_path):
+    def silent():
+        return [one.participant_id for one in read_status(tmp_path).participants if one.why_away == "silent"]
+
+    assert silent() == ["silent"]
+    ledger.note_broker(BrokerRow("disconnected", "socket closed", time.time() - 9.0))
+    assert silent() == []
+    assert 9.0 <= read_status(tmp_path).broker.since_s < 20.0
+    ledger.note_broker(BrokerRow("connected", "", time.time()))
+    assert silent() == ["silent"]
+    ledger.leave(time.time())
+    stopped = read_status(tmp_path)
+    assert (stopped.state, stopped.elapsed_s, stopped.broker, silent()) == ("stopped", 100.0, None, [])
+
+
+def test_run_time_that_stood_still_does_not_make_anybody_younger(ledger, tmp_path):
+    now = time.time()
+    ledger.commit(CommitGroup(), CheckpointRow(0, "f", "d", 0, 0, {}), 101.0, now)
+    ages = {one.participant_id: one.last_seen_ago_s for one in read_status(tmp_path).participants}
+    assert 10.0 <= ages["busy"] < 20.0
 
 
 def test_a_stopped_run_says_how_it_goes_on_and_a_failed_evaluation_is_told():

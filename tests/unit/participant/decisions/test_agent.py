@@ -365,7 +365,8 @@ def test_a_stop_waits_for_the_outbox_and_takes_no_task() -> None:
     task = make_task()
     agent = publishing(task)
     commands = agent.step(ev.StopRequested(), LATE)
-    assert only(ev.SendHello, commands).hello.accepting is False
+    goodbye = only(ev.SendHello, commands).hello
+    assert (goodbye.accepting, goodbye.leaving) == (False, True)
     assert agent.step(ev.TaskReceived(make_task(2), 9), LATE) == [], "unacked: it goes back to the queue"
     assert ev.Exit("stopped") in agent.step(ev.PublishConfirmed(uid(task)), LATE)
 
@@ -385,6 +386,7 @@ def test_a_stop_during_training_keeps_the_task_for_the_next_process() -> None:
     commands = agent.step(ev.StopRequested(), LATE)
     assert "CancelTraining" in kinds(commands)
     assert "ClearTask" not in kinds(commands)
+    assert only(ev.SendHello, commands).hello.leaving
     assert "ClearTask" not in kinds(agent.step(ev.TrainingFailed("run-1-1", "trainer_error", "cancelled"), LATE))
 
 
