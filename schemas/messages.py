@@ -121,6 +121,8 @@ class Hello(Message):
     """Forms of update that this participant can send back (its capabilities)."""
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
+    last_task: Identifier | None = None
+    """The task that was over last: it has a verdict, or was withdrawn. It would not be trained again."""
     software: Text = ""
     leaving: bool = False
     """True if this is the session's last hello: the process ends."""

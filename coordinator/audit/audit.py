@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from fedmq.coordinator.audit import groups as audit_groups
 from fedmq.coordinator.audit.replay_check import Kept, stretches
 from fedmq.coordinator.audit.timeouts import other_moments
-from fedmq.coordinator.decisions.failures import FAILURES, Drop, drops_in
+from fedmq.coordinator.decisions.failures import DROPPED, Drop, drops_in
 from fedmq.coordinator.decisions.model import dropped
+from fedmq.coordinator.decisions.set_backs import set_backs_in
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
@@ -99,6 +100,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
             checks += _timeouts(run.settings["strategy"], rows, points)
             checks += _discards(ledger)
             checks += [Check(_told(drop)) for drop in lost.drops]
+            checks += [Check(one.told()) for one in set_backs_in(ledger.checkpoints()[0].scalars)]
             if sum(drop.count for drop in lost.drops) != len(lost.ids):
                 wrong = f"the state says {sum(drop.count for drop in lost.drops)}, the ledger {len(lost.ids)}"
                 checks.append(Check("updates of lost buffers are discarded", (wrong,)))
@@ -131,6 +133,8 @@ def _discards(ledger: LedgerReader) -> Iterator[Check]:
 
 
 def _told(drop: Drop) -> str:
+    if drop.anew and not drop.count:
+        return f"the method began anew after update {drop.accepted} and version {drop.version}: {drop.reason}"
     return (
         f"{drop.count} accepted updates up to number {drop.accepted} were discarded after version {drop.version}: "
         f"{drop.reason}"
@@ -147,7 +151,7 @@ class Lost:
     @classmethod
     def of(cls, ledger: LedgerReader, rows: list[UpdateRow]) -> Lost:
         """Read them from a ledger. `rows` are its accepted updates."""
-        discarded = {uid for uid, reason in ledger.discarded_updates() if reason in FAILURES}
+        discarded = {uid for uid, reason in ledger.discarded_updates() if reason in DROPPED}
         ids = frozenset(row.update_id for row in rows if row.version is None and row.update_id in discarded)
         return cls(ids, tuple(drops_in(ledger.checkpoints()[0].scalars)))
 
@@ -279,7 +283,7 @@ def _other_weights(strategy: Strategy[Any], rows: list[UpdateRow], lost: Lost) -
         group.append(row)
         if row.version is None:
             for drop in lost.at(row.accepted_order, version):
-                state, group = dropped(strategy, state, parameters, drop.group), []
+                state, group = dropped(strategy, state, parameters, drop), []
             continue
         version = row.version
         if at + 1 == len(rows) or rows[at + 1].version != row.version:

@@ -76,7 +76,7 @@ def other_weights(
         state = strategy.accumulate(state, update_of(row), row.staleness)
         waiting.setdefault(row.version, []).append(row)
         for drop in lost_at(accepted, version):
-            state = dropped(strategy, state, parameters, drop.group)
+            state = dropped(strategy, state, parameters, drop)
         while version_follows(strategy, rows, accepted, version):
             version += 1
             held, group = waiting.pop(version, []), groups.get(version)
@@ -93,4 +93,4 @@ def other_weights(
                     yield f"update {one.update_id} has weight {one.weight} in version {version}, not {weight}"
             state, parameters = strategy.aggregate(state, parameters)
             for drop in lost_at(accepted, version):
-                state = dropped(strategy, state, parameters, drop.group)
+                state = dropped(strategy, state, parameters, drop)

@@ -5,6 +5,7 @@
         accumulate(state, update, staleness), with the staleness and the client weight that the ledger has
         if the ledger begins the next version here: aggregate(state, parameters)
         if the ledger says that the buffer was lost here: drop(state)
+        if it says that the method began anew here: init(parameters)
 
 With arrival groups, close_group(state, group) comes before aggregate. A version then comes before the first update that
 met it by its base version and staleness, and it need not hold the updates that were accepted last.
@@ -78,7 +79,8 @@ def replay(
     to_come = list(drops[len(snapshot.scalars.get("drops", ())) :])
     model = Model.restore(strategy, snapshot)
     remembers = METHODS[strategy.reply].remembers
-    heard = {row.participant_id for row in rows[:accepted]} if remembers else set()
+    anew_at = max((drop.accepted for drop in drops[: len(drops) - len(to_come)] if drop.anew), default=0)
+    heard = {row.participant_id for row in rows[anew_at:accepted]} if remembers else set()
     groups = groups_of(rows)
     weights: tuple[float, ...] = ()
     while True:
@@ -86,7 +88,10 @@ def replay(
         yield Point(accepted, version, model, weights, lost)
         weights = ()
         if lost:
-            model.drop(to_come.pop(0).group)
+            drop = to_come.pop(0)
+            model.drop(drop)
+            if drop.anew:
+                heard.clear()
         elif accepted and version_follows(strategy, rows, accepted, version):
             version += 1
             try:

@@ -205,6 +205,12 @@ class ArrivalGroups:
             self._tasks[task_id] = (_LEFT, self._tasks[task_id][1])
         return dict(sorted((lost | group.updates).items(), key=lambda pair: pair[1])), self._hold(group, waits=False)
 
+    def drop_all(self) -> list[Participant]:
+        """Lose all updates and groups, once their tasks are closed. Return the participants that waited."""
+        waited = [p for group in self._groups.values() for p in self._hold(group, waits=False)]
+        self._groups, self._late = {}, {}
+        return waited
+
     def next_due(self) -> float | None:
         """Return the run time at which `close` may next have something to do if nothing happens; None if never."""
         return min((group.latest_s for group in self._groups.values() if group.waiting), default=None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fedmq.coordinator.decisions.events import DeliveryHandle, DiscardReason
+from fedmq.coordinator.decisions.set_backs import SetBack
 from fedmq.schemas.messages import TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(
@@ -103,6 +104,15 @@ class DropBuffer:
 
 
 @dataclass(frozen=True, slots=True)
+class TellSetBack:
+    """Say that the ledger is older than its run, and what is known to be lost. `first` is False if more is known of a
+    set-back that was told before."""
+
+    set_back: SetBack
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatReceipts:
     """Repeat the ledger's receipts for these tasks, or withdraw them: the participant still holds them and they are
     over."""
@@ -140,6 +150,7 @@ Command = (
     | Discard
     | NewVersion
     | DropBuffer
+    | TellSetBack
     | RepeatReceipts
     | SayHello
     | Evaluate

@@ -49,10 +49,12 @@ Rules
     except for those that were accepted before. These stay in the model.
 13. When a limit or goal is reached (ending.py), all tasks are withdrawn and updates are discarded as `run_finished`.
     The final version is evaluated if there is an evaluator. Then Finish is emitted, once.
-14. Slots go to participants as roster.py and users.py say: those on trial hold half of the slots while others are
+14. If the ledger turns out to be older than its run, because its folder was restored from a backup, tasks from before
+    the start lapse, and a method whose participants remember begins anew (set_backs.py).
+15. Slots go to participants as roster.py and users.py say: those on trial hold half of the slots while others are
     free, and no user holds more than its share. Ids that gave nothing are forgotten when they are away, at the end of
     a step.
-15. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
+16. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
     version.
 """
 
@@ -60,7 +62,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +70,15 @@ import numpy as np
 from fedmq.coordinator.decisions import identity
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
 from fedmq.coordinator.decisions.buffer_timer import BufferTimer
-from fedmq.coordinator.decisions.commands import Accept, Command, Discard, DropBuffer, NewVersion, SayHello
+from fedmq.coordinator.decisions.commands import (
+    Accept,
+    Command,
+    Discard,
+    DropBuffer,
+    NewVersion,
+    SayHello,
+    TellSetBack,
+)
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
     BufferFailed,
@@ -92,12 +102,14 @@ from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.requirements import check_requirements
 from fedmq.coordinator.decisions.rounds import Rounds, asked
+from fedmq.coordinator.decisions.set_backs import SetBack, set_backs_in
 from fedmq.coordinator.decisions.task_desk import TaskDesk
+from fedmq.coordinator.decisions.task_names import TaskName, TaskNames
 from fedmq.coordinator.decisions.tasks import HeldTask
 from fedmq.coordinator.decisions.validation import Judge, Rejection
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout, max_participants
-from fedmq.schemas.messages import TrainingConfig, Update
+from fedmq.schemas.messages import Hello, TrainingConfig, Update
 from fedmq.schemas.methods import METHODS, update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
@@ -118,7 +130,9 @@ class Core:
         run_uid: str,
         *,
         evaluates: bool = False,
+        naming: TaskNames | None = None,
     ) -> None:
+        """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._strategy = strategy
@@ -129,8 +143,9 @@ class Core:
         self._judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room, groups = max_participants(strategy), arrivals(strategy)
+        names = TaskNames(run_uid) if naming is None else replace(naming, uid=run_uid)
         self._desk = TaskDesk(
-            settings, strategy.reply, training, run_uid, self._rng, max_participants=room, arrivals=groups
+            settings, strategy.reply, training, names, self._rng, max_participants=room, arrivals=groups
         )
         self._groups = self._desk.groups
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
@@ -144,9 +159,14 @@ class Core:
         self._gate_open = False
         self._careful = False
         self._drops: list[Drop] = []
+        self._set_backs: list[SetBack] = []
+        self._set_back_now = False
+        """True if the last of them was noticed since this start."""
+        self._first_version = 0
+        """Version with which this core began."""
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
-            ParticipantSeen: lambda event: self._desk.on_hello(event.hello, event.user),
+            ParticipantSeen: self._on_hello,
             ParticipantRevoked: lambda event: self._desk.revoke(event.participant_id),
             UpdateArrived: self._on_update,
             PoisonArrived: self._on_poison,
@@ -217,6 +237,22 @@ class Core:
     def mistake(self) -> str | None:
         """Text that says why the run would never end as it should (ending.py); its owner must not go on with it."""
         return self._ending.mistake
+
+    @property
+    def set_backs(self) -> tuple[SetBack, ...]:
+        """All times at which the ledger turned out to be older than its run (coordinator.decisions.set_backs)."""
+        return tuple(self._set_backs)
+
+    def doubtful(self, participant_id: str, task_ids: Iterable[str | None]) -> list[str]:
+        """Return those of a participant's ids that show a set-back if the ledger does not have them.
+
+        A coordinator of this run issued them to this participant, and not this one since its start.
+        """
+        return [
+            task_id
+            for task_id in task_ids
+            if task_id is not None and not self.holds(task_id) and self._issued_elsewhere(task_id, participant_id)
+        ]
 
     def holds(self, task_id: str) -> bool:
         """Return True if the core itself knows this task: it is open, or it closed since the last `changes`."""
@@ -362,6 +398,89 @@ class Core:
             self._desk.issue_to(self._desk.roster.pick(self._slots))
             wanted -= 1
 
+    # Set-backs
+
+    def _issued_elsewhere(self, task_id: str, participant_id: str) -> TaskName | None:
+        """Return the parts of an id that another start of the run's coordinators issued; None if it is none, or of a
+        generation whose loss was noticed before this start."""
+        name = self._desk.names.proved(task_id, participant_id)
+        known = self._set_backs[:-1] if self._set_back_now else self._set_backs
+        if name is None or name.nonce == self._desk.names.nonce or any(one.uid == name.uid for one in known):
+            return None
+        return name
+
+    def _on_hello(self, event: ParticipantSeen) -> None:
+        hello = event.hello
+        if event.unissued or hello.last_task is not None:
+            names = [self._issued_elsewhere(task_id, hello.participant_id) for task_id in event.unissued]
+            found = [name for name in names if name is not None]
+            if found or self._is_done_with_an_open_task(hello):
+                self._set_back(found)
+        self._desk.on_hello(hello, event.user)
+
+    def _is_done_with_an_open_task(self, hello: Hello) -> bool:
+        """Return True if the task that was over last has been open in the ledger since before this start."""
+        task = self._desk.tasks.get(hello.last_task or "")
+        if task is None or task.seq > self._desk.first_task_seq or task.participant_id != hello.participant_id:
+            return False
+        return not self._set_back_now
+
+    def _set_back(self, shown: Sequence[TaskName]) -> None:
+        """Note that the ledger is older than its run, as these ids show, and go on (set_backs.py)."""
+        desk = self._desk
+        if self._ending.stopping is not None:
+            return
+        if self._set_back_now:
+            known = self._set_backs[-1]
+            self._set_backs[-1] = known.after(shown)
+            if self._set_backs[-1] != known:
+                desk.commands.append(TellSetBack(self._set_backs[-1], first=False))
+            return
+        self._set_back_now = True
+        found = SetBack(desk.names.uid, self._first_version, desk.first_task_seq, self._accepted, desk.now)
+        dropped = len(self._buffer_ids)
+        if self._remembers:
+            found = replace(found, anew=True, dropped=dropped)
+        self._set_backs.append(found.after(shown))
+        desk.commands.append(TellSetBack(self._set_backs[-1], first=True))
+        desk.names = desk.names.next_generation()
+        if self._remembers:
+            self._begin_anew(self._set_backs[-1].told())
+        else:
+            for task in desk.tasks.open():
+                if task.state == "out" and task.seq <= desk.first_task_seq:
+                    desk.lapse(task, "the ledger is older than its run: this task may be over")
+
+    def _begin_anew(self, detail: str) -> None:
+        """Begin the method anew: nobody knows how far the participants have moved what they remember."""
+        for task in self._desk.tasks.open():
+            self._desk.withdraw(task, "the method's memory began anew")
+        ids = tuple(self._buffer_ids)
+        if ids:
+            self._discarded["set_back"] += len(ids)
+            self._desk.commands.append(DropBuffer(ids, "set_back", detail))
+        drop = Drop(self._accepted, self._desk.version, "set_back", None, len(ids))
+        self._drops.append(drop)
+        self._forget_what_participants_remember(drop)
+        self._desk.commands.append(SayHello(tuple(self._desk.roster.ids())))
+
+    def _forget_what_participants_remember(self, drop: Drop) -> None:
+        self._model.drop(drop)
+        self._buffer_ids = []
+        waited = () if self._groups is None else self._groups.drop_all()
+        for participant_id in self._desk.roster.ids():
+            p = self._desk.roster.get(participant_id)
+            assert p is not None
+            p.memory = None
+            p.failures, p.asked_again_at_s = 0, None
+            self._desk.settle(p)
+        for p in waited:
+            self._desk.settle(p)
+        if self._timer is not None:
+            self._timer.close()
+        if self._rounds is not None:
+            self._rounds.on_dropped()
+
     # Updates
 
     def _on_update(self, event: UpdateArrived) -> None:
@@ -370,12 +489,27 @@ class Core:
         rejection = self._judge.reject(
             event, p, task, self._closed(event), version=self._desk.version, stopping=self._ending.stopping
         )
+        if rejection is not None and rejection.reason in ("unknown_task", "unknown_participant"):
+            rejection = self._lost_task(event, task) or rejection
         if rejection is None:
             assert p is not None
             assert task is not None
             self._accept(event, p, task)
         else:
             self._reject(event, rejection, p, task)
+
+    def _lost_task(self, event: UpdateArrived, task: HeldTask | None) -> Rejection | None:
+        """Return the verdict on an update whose task is proved to be the run's, and is not in the ledger."""
+        update = event.update
+        name = None
+        if task is None and self._closed(event) is None:
+            name = self._desk.names.proved(update.task_id, update.participant_id)
+        if name is None:
+            return None
+        if self._issued_elsewhere(update.task_id, update.participant_id) is not None:
+            self._set_back([name])
+        detail = f"task {update.task_id} is in a newer ledger than this one, which was restored, or in another copy"
+        return Rejection("set_back", detail, fault=False)
 
     def _closed(self, event: UpdateArrived) -> HeldTask | ClosedTask | None:
         """Return the task if it ended: held here since the last `changes`, and by the ledger before that."""
@@ -388,6 +522,8 @@ class Core:
         )
         if p is None or rejection.reason == "wrong_run":
             return
+        if rejection.reason == "set_back" and p.out is None:
+            p.accepting = True  # it was busy with a task that this ledger does not have
         p.last_seen_s = self._desk.now
         p.discarded += rejection.reason != "duplicate"
         if rejection.reason == "task_closed" and p.out is None:
@@ -536,10 +672,11 @@ class Core:
             ids = tuple(dropped)
         if not ids:
             return
-        self._model.drop(event.group)
+        drop = Drop(self._accepted, self._desk.version, event.reason, event.group, len(ids))
+        self._model.drop(drop)
         self._buffer_ids = [update_id for update_id in self._buffer_ids if update_id not in ids]
         self._discarded[event.reason] += len(ids)
-        self._drops.append(Drop(self._accepted, self._desk.version, event.reason, event.group, len(ids)))
+        self._drops.append(drop)
         self._desk.commands.append(DropBuffer(ids, event.reason, event.detail))
         for p in waited:
             self._desk.settle(p)
@@ -563,6 +700,8 @@ class Core:
             "discarded": dict(self._discarded),
             "clamped": dict(self._desk.clamped),
             "drops": [asdict(drop) for drop in self._drops],
+            "set_backs": [asdict(one) for one in self._set_backs],
+            "task_names": {"uid": self._desk.names.uid, "key": self._desk.names.key},
             "gaps": self._desk.elapsed.scalars(),
             "now": self._desk.now,
             "version": self._desk.version,
@@ -601,8 +740,11 @@ class Core:
         open_tasks: Iterable[TaskRecord],
         *,
         evaluates: bool = False,
+        naming: TaskNames | None = None,
     ) -> Core:
         """Rebuild the core that wrote the snapshot, from it, all participants and the tasks that were open then.
+
+        `naming` has this start's nonce, and a key for a run that has none yet.
 
         The method's memories that `changes` gave must be among the snapshot's arrays, as
         strategy/memory/{participant_id}/{tensor}.
@@ -615,6 +757,14 @@ class Core:
         core._discarded = Counter(scalars["discarded"])
         core._accepted = scalars["accepted"]
         core._drops = drops_in(scalars)
+        core._set_backs = set_backs_in(scalars)
+        core._first_version = scalars["version"]
+        names = scalars.get("task_names", {})  # a ledger of an older fedmq does not have it
+        core._desk.names = TaskNames(
+            names.get("uid") or scalars["run_uid"],
+            names.get("key") or ("" if naming is None else naming.key),
+            "" if naming is None else naming.nonce,
+        )
         core._buffer_ids = list(scalars["buffer_ids"])
         core._gate_open = scalars["gate_open"]
         if core._rounds is not None:

@@ -26,6 +26,7 @@ DiscardReason = Literal[
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
     "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished", "strategy_error", "overflow",
     "unknown_sender", "wrong_sender", "not_enrolled", "revoked",  # coordinator.decisions.identity
+    "set_back",  # coordinator.decisions.set_backs
 ]  # fmt: skip
 
 
@@ -51,6 +52,9 @@ class ParticipantSeen:
     hello: Hello
     user: str | None = ""
     """The broker's user that sent the hello (coordinator.decisions.identity); None if it names none, "" in a study."""
+    unissued: tuple[str, ...] = ()
+    """Ids among `Core.doubtful` that the ledger does not have: tasks of a newer ledger, or of another copy
+    (coordinator.decisions.set_backs)."""
 
 
 class UpdateArrived(NamedTuple):

@@ -23,6 +23,10 @@ from fedmq.schemas.errors import StrategyError
 
 FailureReason = Literal["strategy_error", "overflow"]
 FAILURES: frozenset[str] = frozenset(get_args(FailureReason))
+DropReason = FailureReason | Literal["set_back"]
+"""Reasons for which updates that were accepted are taken out of the model again. `set_back`: the whole state of the
+method began anew (coordinator.decisions.set_backs)."""
+DROPPED: frozenset[str] = FAILURES | {"set_back"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,15 @@ class Drop:
     accepted: int
     """Number of updates accepted in the run until then."""
     version: int
-    reason: FailureReason
+    reason: DropReason
     group: int | None
     count: int
-    """Number of updates in it."""
+    """Number of updates in it; it may be 0 if the method began anew."""
+
+    @property
+    def anew(self) -> bool:
+        """True if the strategy's whole state began anew, and with it what participants remember."""
+        return self.reason == "set_back"
 
 
 def drops_in(scalars: Mapping[str, Any]) -> list[Drop]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from fedmq.coordinator.decisions.failures import Failure, StrategyFailed
+from fedmq.coordinator.decisions.failures import Drop, Failure, StrategyFailed
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
@@ -52,11 +52,11 @@ class UpdateFacts(Protocol):
     def train_s(self) -> float: ...
 
 
-def dropped(strategy: Strategy[Any], state: State, parameters: Parameters, group: int | None) -> State:
+def dropped(strategy: Strategy[Any], state: State, parameters: Parameters, drop: Drop) -> State:
     """Return a state without the updates that no version holds yet (`Model.drop`)."""
-    if not isinstance(state, DropsBuffer):
+    if drop.anew or not isinstance(state, DropsBuffer):
         return strategy.init(parameters)  # type: ignore[no-any-return]
-    state.drop(group)
+    state.drop(drop.group)
     return state
 
 
@@ -132,13 +132,14 @@ class Model:
         if not all_finite(self.arrays()):
             raise self.failed("state")
 
-    def drop(self, group: int | None) -> None:
-        """Take the updates out of the state that no version holds yet; with arrival groups, this group's and the late.
+    def drop(self, drop: Drop) -> None:
+        """Take the updates out of the state that no version holds yet; with arrival groups, its group's and the late.
 
-        A state without a `drop` of its own begins anew, as for a new run with these parameters.
+        A state without a `drop` of its own begins anew, as for a new run with these parameters. So does every state
+        after a set-back.
         """
         with self._guarded("drop"):
-            self.state = dropped(self._strategy, self.state, self.parameters, group)
+            self.state = dropped(self._strategy, self.state, self.parameters, drop)
         self._task_tensors = None
 
     def accumulate(

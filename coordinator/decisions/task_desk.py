@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
 from fedmq.coordinator.decisions.roster import Roster
+from fedmq.coordinator.decisions.task_names import TaskNames, parsed
 from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
@@ -58,7 +59,7 @@ class TaskDesk:
         settings: RunSettings,
         reply: Reply,
         training: TrainingConfig,
-        run_uid: str,
+        names: TaskNames,
         rng: np.random.Generator,
         *,
         max_participants: int | None = None,
@@ -73,6 +74,9 @@ class TaskDesk:
         self.now = 0.0
         self.version = 0
         self.last_task_seq = 0
+        self.first_task_seq = 0
+        """Number of the last task from before this core's start."""
+        self.names = names
         self.commands: list[Command] = []
         self.own_limit: Callable[[str], int | None] = lambda _: None
         """Returns the most examples of a participant, by its id; None if only the run's limit is known."""
@@ -82,7 +86,6 @@ class TaskDesk:
         self._reply = reply
         self._training = training
         self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
-        self._run_uid = run_uid
 
     # Time
 
@@ -127,7 +130,10 @@ class TaskDesk:
             doubted = p.out.task_id in self._doubted
             self._doubted.discard(p.out.task_id)
             if p.out.task_id not in hello.task_ids:
-                self._on_lost(p, p.out, new_session, doubted, hello.accepting)
+                if self.is_done_with(p.out, hello):
+                    self.lapse(p.out, "its participant is done with it, and the ledger has no verdict")
+                else:
+                    self._on_lost(p, p.out, new_session, doubted, hello.accepting)
         self._end_back_off(p, new_session, hello.accepting)
         p.accepting = hello.accepting and p.out is None
         if METHODS[self._reply].remembers:
@@ -163,6 +169,22 @@ class TaskDesk:
 
     def _pardoned_lately(self, p: Participant) -> bool:
         return p.pardoned_s is not None and self.now - p.pardoned_s < MAX_BACKOFF_S
+
+    def is_done_with(self, task: HeldTask, hello: Hello) -> bool:
+        """Return True if the hello shows that its participant would not train this task again.
+
+        The task is the one that it finished last, or an older one, issued before this start.
+        """
+        if hello.last_task is None or hello.last_task == task.task_id:
+            return hello.last_task is not None
+        last, own = parsed(hello.last_task), parsed(task.task_id)
+        return (
+            task.seq <= self.first_task_seq
+            and last is not None
+            and own is not None
+            and last.uid == own.uid
+            and last.seq > own.seq
+        )
 
     def _on_lost(self, p: Participant, task: HeldTask, new_session: bool, doubted: bool, accepting: bool) -> None:
         if not (new_session or doubted) and (task.repeats or self.now - task.sent_s < self._grace_s()):
@@ -300,7 +322,7 @@ class TaskDesk:
         self.last_task_seq += 1
         lease_s = self.settings.lease_s
         task = HeldTask(
-            task_id=f"{self._run_uid}-{self.last_task_seq}",
+            task_id=self.names.name(self.last_task_seq, self.version, p.participant_id),
             seq=self.last_task_seq,
             participant_id=p.participant_id,
             base_version=self.version,
@@ -416,7 +438,7 @@ class TaskDesk:
     ) -> None:
         """Restore the desk from the snapshot's scalars and the rows of the ledger's tables."""
         self.now, self.version = scalars["now"], scalars["version"]
-        self.last_task_seq = scalars["last_task_seq"]
+        self.first_task_seq = self.last_task_seq = scalars["last_task_seq"]
         rows = sorted(participants, key=lambda r: r.seq)
         if len(rows) != scalars.get("participants", len(rows)):
             raise ValueError(

@@ -177,9 +177,11 @@ class Committer:
             self._archive.committed(snapshot, state.accepted, state.version)
 
     def _written(self, version: int, accepted: int, snapshot: Snapshot) -> CheckpointRow:
-        """Return the checkpoint of this state. States of equal counts have equal arrays."""
-        if self._doubted and (self._doubted[-1].version, self._doubted[-1].accepted) == (version, accepted):
-            return replace(self._doubted[-1], scalars=snapshot.scalars)
+        """Return the checkpoint of this state. States of equal counts and drops have equal arrays."""
+        if self._doubted:
+            last, drops = self._doubted[-1], snapshot.scalars.get("drops", ())
+            if (last.version, last.accepted, list(last.scalars.get("drops", ()))) == (version, accepted, list(drops)):
+                return replace(last, scalars=snapshot.scalars)
         seq, epoch, again = self._state.seq + 1, self._ledger.epoch, len(self._doubted)
         return _write(self._files, seq, version, accepted, snapshot, epoch=epoch, again=again)
 

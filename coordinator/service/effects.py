@@ -24,6 +24,7 @@ from fedmq.coordinator.decisions.commands import (
     NewVersion,
     RepeatReceipts,
     SayHello,
+    TellSetBack,
     Withdraw,
 )
 from fedmq.coordinator.decisions.core import Core
@@ -132,6 +133,7 @@ class Effects:
             Discard: self._discard,
             NewVersion: self._new_version,
             DropBuffer: self._drop_buffer,
+            TellSetBack: self._tell_set_back,
             IssueTask: self._issue,
             CloseTask: self._close_task,
             Withdraw: self._withdraw,
@@ -294,6 +296,10 @@ class Effects:
             "buffer_discarded", updates=len(command.update_ids), reason=command.reason, detail=command.detail,
             version=self._core.version,
         )  # fmt: skip
+
+    def _tell_set_back(self, command: TellSetBack) -> None:
+        self.pending.arrays_changed |= command.first and command.set_back.anew
+        log.error("ledger_set_back", run=self._run_id, detail=command.set_back.told())
 
     def _issue(self, command: IssueTask) -> None:
         self.pending.tasks.append((command, self._core.task_tensors))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedmq.broker_config.chunks.sender import News
@@ -339,6 +340,8 @@ class Loop:
             log.warning("control_message_discarded", reason=event.reason, detail=event.detail)
             self._transport.dead_letter(delivery, self._dead_exchange, event.reason, event.detail)
             return
+        if isinstance(event, ParticipantSeen):
+            event = self._with_unissued(event)
         self._step(event)
         if isinstance(event, TaskDeclined):
             self._refusals.on_decline(event)
@@ -347,6 +350,13 @@ class Loop:
             if self._core.awaits_from(event.hello.participant_id, event.hello.task_ids):
                 self._publisher.prepare_uploads(event.hello.participant_id)
         self._effects.settle_control(delivery)
+
+    def _with_unissued(self, seen: ParticipantSeen) -> ParticipantSeen:
+        """Return the hello with those of its tasks that a newer ledger has, or another copy of this one."""
+        hello = seen.hello
+        doubtful = self._core.doubtful(hello.participant_id, (hello.last_task, *hello.task_ids))
+        unissued = tuple(task_id for task_id in doubtful if not self._ledger.has_task(task_id))
+        return replace(seen, unissued=unissued) if unissued else seen
 
     def _on_update(self, delivery: Delivery) -> None:
         event = read_update(self._core, self._senders, self._limits, self._effects.hold(delivery), delivery)

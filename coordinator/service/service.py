@@ -34,7 +34,7 @@ from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.publishing import CoordinatorPublisher
 from fedmq.coordinator.service.senders import Senders
 from fedmq.coordinator.service.standby import Stop, wait_to_lead
-from fedmq.coordinator.service.startup import open_core, refuse_changes, settings_of
+from fedmq.coordinator.service.startup import drawn_names, open_core, refuse_changes, settings_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
@@ -264,6 +264,7 @@ class CoordinatorService:
             commit=self._commit_settings,
             initial_parameters=self._take_first,
             evaluates=self._evaluator is not None,
+            naming=drawn_names(),
             check_model=self._check_model,
         )
         self._check_tensors(core.payload_spec)

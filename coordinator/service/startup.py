@@ -14,6 +14,7 @@ from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.model import parameters_in
 from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.decisions.task_names import NONCE_CHARS, TaskNames
 from fedmq.coordinator.service.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
@@ -43,9 +44,12 @@ def open_core(
     commit: CommitSettings,
     initial_parameters: Callable[[], Parameters],
     evaluates: bool,
+    naming: TaskNames | None = None,
     check_model: Callable[[Parameters], None] | None = None,
 ) -> Core:
     """Return the core of a new run, or the restored core of a run that the ledger knows.
+
+    `naming` is of this start (`drawn_names`); without it the ids of tasks are plain.
 
     Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
     `check_model` if the parameters of an unfinished run do not fit its model.
@@ -53,7 +57,7 @@ def open_core(
     settings = settings_of(run, strategy, training, commit)
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
-        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates)
+        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates, naming=naming)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
         files.prepare()
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
@@ -64,12 +68,19 @@ def open_core(
         refuse_changes(ledger.run().settings, settings, folder)
         snapshot = _load(folder, ledger, commit, strategy)
         participants = (row.record for row in ledger.participants())
-        core = Core.restore(run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates)
+        core = Core.restore(
+            run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates, naming=naming
+        )
     if check_model is not None and core.finished is None:
         check_model(core.parameters)
     ledger.resume(settings)
     log.info("run_resumed", run=run.run_id, version=core.version, accepted=core.accepted)
     return core
+
+
+def drawn_names() -> TaskNames:
+    """Return what a start of a coordinator draws for the names of its tasks."""
+    return TaskNames("", key=secrets.token_hex(16), nonce=secrets.token_hex(NONCE_CHARS // 2))
 
 
 def _load(folder: RunFolder, ledger: Ledger, commit: CommitSettings, strategy: Strategy[Any]) -> Snapshot:

@@ -84,6 +84,8 @@ class RunStatus:
     discarded: Mapping[str, int]
     clamped: Mapping[str, int]
     """Accepted updates in which a claim of the participant was cut down to its bound, by the claim's name."""
+    set_backs: tuple[str, ...]
+    """Sentences on what was lost, each time that the folder turned out to be restored from a backup, oldest first."""
     staleness: Mapping[int, int]
     tasks_out: int
     metrics: Mapping[str, float]
@@ -176,6 +178,7 @@ def read_status(run_dir: Path) -> RunStatus:
             updates_per_s=_rate([update.run_s for update in recent], elapsed_s),
             discarded=ledger.discarded(),
             clamped=ledger.clamped(),
+            set_backs=tuple(one.told() for one in ledger.set_backs()),
             staleness=ledger.staleness(),
             tasks_out=sum(task.state == "out" for task in tasks.values()),
             metrics=worked[-1].metrics if worked else {},

@@ -55,6 +55,7 @@ def _before(status: RunStatus) -> list[RenderableType]:
     parts: list[RenderableType] = [headline(status), *(Text(line, style="bold red") for line in troubles(status))]
     if status.evaluation_problem:
         parts.append(Text(f"The last evaluation failed: {escaped(status.evaluation_problem)}", style="red"))
+    parts += [Text(f"Set back: {escaped(told)}", style="red") for told in status.set_backs]
     return parts
 
 

@@ -8,8 +8,9 @@ Rules
     taken for `retry_after_s`: the coordinator has its slot back, and nothing that is not safe is called safe.
     Parameters in chunks take time to arrive; if they are lost on the way, the task is declined as well.
 2.  There is one task at a time. A different task meanwhile is declined as busy. The same task is acked and ignored.
-3.  A task that is over, or whose update is in the outbox or on its way, is acked and not trained again. A task that was
-    declined is declined again in the same words.
+3.  A task that is over, or whose update is in the outbox or on its way, is acked and not trained again. If it is over,
+    a hello says so: the coordinator's folder may have been restored from a backup. A task that was declined is declined
+    again in the same words.
 4.  A task for another participant is acked and ignored, with a warning. A message that cannot be read is acked. If it
     names a task that is neither in hand nor over, the task is declined as unreadable. The same goes for a task without
     the coordinator's signature, if the device's bundle demands one; it is declined as bad_signature.
@@ -21,10 +22,10 @@ Rules
     the disk refuses it, the write is tried again, and the task stays spooled.
 7.  A failed publish is tried again with full-jitter backoff, for ever. It is tried at once after a reconnect, and when
     the broker has taken another update, because a full queue has drained then.
-8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. A hello is sent on
-    connecting, every `hello_interval_s`, and when the coordinator asks for one. It is also sent when the participant
-    becomes free after it said that it is not, when its conditions fail after it said that it is free, and when there is
-    no place on the broker for an update.
+8.  Every hello names all tasks held: spooled, in training, in the outbox, awaiting a receipt. It also names the task
+    that was over last. A hello is sent on connecting, every `hello_interval_s`, and when the coordinator asks for one.
+    It is also sent when the participant becomes free after it said that it is not, when its conditions fail after it
+    said that it is free, and when there is no place on the broker for an update.
 9.  A withdrawn task is dropped wherever it is. Training may not be interruptible: its result is discarded, and no other
     task is taken until it returns.
 10. After a restart the spooled task is trained, unless its lease is long over (`LEASE_GRACE`); it is also trained if
@@ -226,6 +227,8 @@ class Agent:
         if spooling is not None:  # redelivered, after a lost connection for example: ack the newest delivery later
             former, spooling.delivery = spooling.delivery, event.delivery
             return [ev.Ack(former)]
+        if self._outbox.is_over(task.task_id):
+            self._hellos.say_at(now)  # the coordinator may have been set back, and waits for this task
         if self._outbox.is_over(task.task_id) or task.task_id in self.held():
             return [ev.Note("info", "task_repeated", {"task": task.task_id}), ack]
         if self._current is not None:
@@ -428,6 +431,7 @@ class Agent:
             busy=busy,
             num_examples=num_examples,
             task_ids=self.held(),
+            last_task=self._outbox.last_over,
             leaving=self._leaving is not None,
         )
 

@@ -33,6 +33,7 @@ class Hellos:
         busy: bool,
         num_examples: int,
         task_ids: tuple[str, ...],
+        last_task: str | None,
         leaving: bool = False,
     ) -> list[ev.Command]:
         """Send a hello if one is due. Call it only while connected.
@@ -55,6 +56,7 @@ class Hellos:
             accepting=accepting,
             replies=self._replies,
             task_ids=task_ids,
+            last_task=last_task,
             software=self._software,
             leaving=leaving,
         )

@@ -56,6 +56,11 @@ class Outbox:
     def is_over(self, task_id: str) -> bool:
         return task_id in self._done
 
+    @property
+    def last_over(self) -> str | None:
+        """The task that was over last; None if there is none."""
+        return next(reversed(self._done), None)
+
     # In
 
     def restore(self) -> list[ev.Command]:
@@ -194,6 +199,7 @@ class Outbox:
 
     def finish(self, task_id: str) -> None:
         """Note that a task is over."""
+        self._done.pop(task_id, None)
         self._done[task_id] = None
         while len(self._done) > MAX_LISTED:
             del self._done[next(iter(self._done))]

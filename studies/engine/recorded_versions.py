@@ -13,7 +13,10 @@ from typing import Any
 from fedmq.coordinator.audit.replay import groups_of, version_follows
 from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups, Closed
 from fedmq.coordinator.decisions.buffer_timer import BufferTimer
+from fedmq.coordinator.decisions.commands import Command
 from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.events import Event
+from fedmq.coordinator.decisions.failures import Drop
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.rounds import Rounds
@@ -159,15 +162,35 @@ class _RecordedWeights(ClientWeights):
 class RecordedCore(Core):
     """A core that can follow the record of a run."""
 
+    _to_begin_anew: Sequence[tuple[float, Drop]] = ()
+
+    def step(self, event: Event, now: float) -> list[Command]:
+        self.begin_anew_by(now)
+        return super().step(event, now)
+
+    def begin_anew_by(self, now: float) -> None:
+        """Begin the method anew if the run did so by now, at this update and version (decisions.set_backs)."""
+        while self._to_begin_anew:
+            at_s, drop = self._to_begin_anew[0]
+            if at_s > now or (drop.accepted, drop.version) != (self._accepted, self._desk.version):
+                return
+            self._to_begin_anew = self._to_begin_anew[1:]
+            self._forget_what_participants_remember(drop)
+
     def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:  # noqa: ARG002
         return update, ""  # the ledger has the numbers as they were clamped
 
-    def follow(self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow]) -> RecordedVersions | None:
-        """Take the client weights from the record, and the versions of rounds, arrival groups or a buffer's timeout.
+    def follow(
+        self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow], anew: Sequence[tuple[float, Drop]] = ()
+    ) -> RecordedVersions | None:
+        """Take the client weights from the record, and the versions of rounds, arrival groups or a buffer's
+        timeout.
 
-        Return None if the strategy has none of them: its versions follow from its updates.
+        `anew` says when, in run time, and where the method began anew. Return None if the strategy has none of
+        them: its versions follow from its updates.
         """
         self._desk.client_weights = _RecordedWeights(rows)
+        self._to_begin_anew = anew
         strategy = self._strategy
         record = RecordedVersions(strategy, rows, versions)
         if arrivals(strategy) is not None:

@@ -7,6 +7,7 @@ the archive. The decisions of the core must then be those in the ledger.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,7 +17,7 @@ from typing import Any
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.audit.replay import checkpoint_meta
 from fedmq.coordinator.decisions.events import ParticipantSeen
-from fedmq.coordinator.decisions.failures import drops_in
+from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state import archive, checkpoint
@@ -57,7 +58,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
     with LedgerReader(folder.ledger) as ledger, ledger.at_one_moment():
         run, rows, states = ledger.run(), ledger.updates(), ledger.states()
         archived = ledger.archived(0, len(rows))
-        lost = drops_in(ledger.checkpoints()[0].scalars)
+        drops, set_backs = drops_in(ledger.checkpoints()[0].scalars), ledger.set_backs()
         bases, newest, versions = ledger.bases(), ledger.version(), ledger.versions()
     strategy = strategy or audit.built_in(run.settings["strategy"])
     if strategy is None:
@@ -66,11 +67,14 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         raise InputError(
             f"the run in {run_dir} has no archive of all its updates: only a run that kept them can be replayed"
         )
+    lost = [drop for drop in drops if not drop.anew]
     if lost:
         raise InputError(
             f"the run in {run_dir} discarded updates that it had accepted, because their version failed "
             f"({lost[0].reason}): virtual time has no such failures; `fedmq verify` replays it"
         )
+    moments = [one.run_s for one in set_backs if one.anew]
+    anew = list(zip(moments, [drop for drop in drops if drop.anew], strict=True))
     initial = Model.restore(strategy, archive.read_base(folder.archive, bases[0])).parameters
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
     # Each has the name that it had in the run: a participant in two lanes is one, to a strategy that keeps something
@@ -91,7 +95,8 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         seed=0,
         on_evaluation=None,
     )
-    return lambda: engine.replayed(folder, rows, archived, versions, states.get((len(rows), newest)))
+    digest = states.get((len(rows), newest))
+    return lambda: engine.replayed(folder, rows, archived, versions, anew=anew, digest=digest)
 
 
 class _Replay(RecordedEngine):
@@ -113,15 +118,23 @@ class _Replay(RecordedEngine):
         rows: Sequence[UpdateRow],
         archived: Sequence[ArchivedUpdate],
         versions: Sequence[VersionRow],
+        *,
+        anew: Sequence[tuple[float, Drop]],
         digest: str | None,
     ) -> Outcome:
         """Run, and raise StateError for any difference from the ledger.
 
-        `digest` is that of the run's last committed state, if this state holds all of `rows`; else None.
+        `anew` says when and where the method began anew. `digest` is that of the run's last committed state, if this
+        state holds all of `rows`; else None.
         """
-        self._versions = self._core.follow(rows, versions)
-        self._lazy = _ArchivedResults(folder, rows, archived, self._devices, METHODS[self._reply].remembers)  # type: ignore[assignment]
+        self._versions = self._core.follow(rows, versions, anew)
+        forgotten = [drop.accepted for _, drop in anew]
+        results = _ArchivedResults(
+            folder, rows, archived, self._devices, remembers=METHODS[self._reply].remembers, forgotten=forgotten
+        )
+        self._lazy = results  # type: ignore[assignment]
         outcome = self.run()
+        self._core.begin_anew_by(math.inf)
         found = list(zip(outcome.updates.staleness, self._participants(outcome), strict=True))
         for row, mine in zip_longest(rows, found):
             expected = None if row is None else (row.staleness, row.participant_id)
@@ -194,12 +207,18 @@ class _ArchivedResults:
         rows: Sequence[UpdateRow],
         archived: Sequence[ArchivedUpdate],
         devices: Sequence[Device],
+        *,
         remembers: bool,
+        forgotten: Sequence[int] = (),
     ) -> None:
+        """`forgotten`: numbers of accepted updates after which the participants' memories began anew."""
+        self._forgotten = forgotten
         self._folder, self._rows, self._archived, self._devices = folder, rows, archived, devices
         self._remembers = remembers
         self._tasks: dict[int, tuple[int, RecordedTask]] = {}
-        self._last: dict[str, str] = {}
+        self._last: dict[str, tuple[str, int]] = {}
+        """participant -> its last update, and the number of that one among the accepted ones."""
+        self._sent = 0
 
     def add(self, number: int, participant: int, _tensors: Parameters, _config: TrainingConfig) -> None:
         work = self._devices[participant].work
@@ -216,12 +235,14 @@ class _ArchivedResults:
         payload = archive.read_update(self._folder.archive, self._archived[task.order - 1])
         if not self._remembers:
             return Result(payload, row.num_examples, row.num_steps, row.metrics)
-        return Result(
-            payload, row.num_examples, row.num_steps, row.metrics, self._last.get(self._name(participant)), {}
-        )
+        mark, order = self._last.get(self._name(participant), (None, 0))
+        if any(order <= forgotten < task.order for forgotten in self._forgotten):
+            mark = None
+        return Result(payload, row.num_examples, row.num_steps, row.metrics, mark, {})
 
     def sent(self, update_id: str, participant: int, _result: Result) -> None:
-        self._last[self._name(participant)] = update_id
+        self._sent += 1
+        self._last[self._name(participant)] = update_id, self._sent
 
     def _name(self, participant: int) -> str:
         return self._devices[participant].member.participant_id

@@ -76,6 +76,7 @@ class Device:
                 "accepting": self.willing,
                 "replies": ALL_REPLIES,
                 "task_ids": held,
+                "last_task": None,
                 "software": "",
                 "leaving": False,
             }

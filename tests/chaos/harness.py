@@ -22,6 +22,7 @@ from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.task_names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import UpdateRow
@@ -293,7 +294,7 @@ def _as_the_core_sees(row: UpdateRow, payload: Parameters) -> ClientUpdate:
 
 def trained_again(base: Parameters, task_id: str) -> Parameters:
     """Return the payload of an update that travelled in chunks. It is trained again, from the task's seed."""
-    local = app.trained(base, task_seed(0, int(task_id.split("-")[1])))
+    local = app.trained(base, task_seed(0, parsed(task_id).seq))
     return Parameters({name: local[name] - base[name] for name in base.averaged()})
 
 
@@ -306,4 +307,4 @@ def died_at(process: Terminal, point: str) -> bool:
 
 def seeds_of(rows: list[UpdateRow], participant_id: str) -> set[str]:
     """Return the training seeds of a participant's accepted updates."""
-    return {str(task_seed(0, int(row.task_id.split("-")[1]))) for row in rows if row.participant_id == participant_id}
+    return {str(task_seed(0, parsed(row.task_id).seq)) for row in rows if row.participant_id == participant_id}

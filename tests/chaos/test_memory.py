@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.task_names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.strategies import Area
 from fedmq.coordinator.strategies.protocol import ClientUpdate
@@ -42,7 +43,7 @@ def test_a_participant_killed_around_its_receipts_sends_on_from_what_was_accepte
     assert final["w"].tobytes() == versions[-1]["w"].tobytes()
     assert sum(row.participant_id == "p0" for row in rows) > len(POINTS)
     for who, row in last.items():
-        seed = task_seed(0, int(row.task_id.split("-")[1]))
+        seed = task_seed(0, parsed(row.task_id).seq)
         made = app.trained(versions[row.base_version], seed)["w"]
         # The sum of its accepted updates is its last result: nothing was lost, and nothing was counted twice.
         np.testing.assert_allclose(sent[who], made, atol=1e-6)

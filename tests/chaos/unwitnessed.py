@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.task_names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.schemas.parameters import Parameters
@@ -42,7 +43,7 @@ def check(federation: Federation, participants: list[str], versions: int, may_be
 
 
 def seed_of(task_id: str) -> int:
-    return task_seed(0, int(task_id.split("-")[1]))
+    return task_seed(0, parsed(task_id).seq)
 
 
 def retrained(row: UpdateRow, versions: list[Parameters]) -> Parameters:

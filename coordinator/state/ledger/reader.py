@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from fedmq.coordinator.decisions.events import ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
+from fedmq.coordinator.decisions.set_backs import SetBack, set_backs_in
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_name
 from fedmq.coordinator.state.ledger.memories import from_rows
@@ -286,6 +287,12 @@ class LedgerReader(ArchiveReader):
         checkpoints = self.checkpoints()
         return dict(checkpoints[0].scalars.get("clamped", {})) if checkpoints else {}
 
+    def set_backs(self) -> list[SetBack]:
+        """Return the times at which the ledger turned out to be older than its run, oldest first."""
+        checkpoints = self.checkpoints()
+        with believed(self.path):
+            return set_backs_in(checkpoints[0].scalars) if checkpoints else []
+
     def staleness(self) -> dict[int, int]:
         """Count the accepted updates by staleness."""
         return dict(self._rows("SELECT staleness, count(*) FROM updates GROUP BY staleness ORDER BY staleness"))
@@ -313,6 +320,10 @@ class LedgerReader(ArchiveReader):
         return from_rows(
             self._rows("SELECT participant_id, tensor, dtype, shape, crc32, bytes FROM memories ORDER BY rowid")
         )
+
+    def has_task(self, task_id: str) -> bool:
+        """Return True if a task of this id was ever issued."""
+        return bool(self._rows("SELECT 1 FROM tasks WHERE task_id = ?", task_id))
 
     def closed_task(self, task_id: str) -> ClosedTask | None:
         """Return a task that ended; None if it is open, or never existed."""

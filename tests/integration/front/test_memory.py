@@ -17,6 +17,7 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.task_names import parsed
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state import checkpoint
@@ -163,7 +164,7 @@ def test_area_is_the_mean_of_the_last_accepted_numbers_though_a_participant_cras
     assert one.run.result(DEADLINE_S).finished == "max_updates"
     assert (last.result(DEADLINE_S), other.result(DEADLINE_S)) == ("run_finished", "run_finished")
     assert armed["died"] == list(POINTS)
-    newest = {row.participant_id: number_of(task_seed(0, int(row.task_id.split("-")[1]))) for row in one.rows()}
+    newest = {row.participant_id: number_of(task_seed(0, parsed(row.task_id).seq)) for row in one.rows()}
     assert len([row for row in one.rows() if row.participant_id == "p0"]) > len(POINTS)
     assert one.final() == pytest.approx(sum(newest.values()) / 2, abs=1e-12)
     one.check()
@@ -179,7 +180,7 @@ def test_scaffolds_control_variates_add_up_to_the_coordinators(room):
     x, versions, control, own = 0.0, [(0.0, 0.0)], 0.0, {}
     for row in one.rows():
         base, c = versions[row.base_version]
-        gradient = base - number_of(task_seed(0, int(row.task_id.split("-")[1])))
+        gradient = base - number_of(task_seed(0, parsed(row.task_id).seq))
         mine = own.get(row.participant_id, 0.0)
         y = base - 0.5 * (gradient + c - mine)
         change = (base - y) / 0.5 - c

@@ -12,6 +12,7 @@ from fedmq.coordinator.decisions.commands import Command, IssueTask
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, Started, TaskDeclined, Tick, UpdateArrived
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
+from fedmq.coordinator.decisions.task_names import TaskNames
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.schemas.messages import Hello, TrainingConfig, Update, update_id
@@ -34,6 +35,7 @@ class Bench:
         evaluates: bool = False,
         model: Parameters | None = None,
         training: TrainingConfig | None = None,
+        naming: TaskNames | None = None,
         **run,
     ) -> None:
         values = {"run_id": "run", "concurrency": 2, "lease_s": 100.0, "stop": StopSettings(max_updates=1000)}
@@ -42,7 +44,10 @@ class Bench:
         self.evaluates = evaluates
         self.model = model or parameters(0.0, 0.0)
         self.training = training or TrainingConfig()
-        self.core = Core(self.settings, self.strategy, self.training, self.model, "abcdef01", evaluates=evaluates)
+        self.naming = naming
+        self.core = Core(
+            self.settings, self.strategy, self.training, self.model, "abcdef01", evaluates=evaluates, naming=naming
+        )
         self.t = 0.0
         self.participants: dict[str, Any] = {}
         self.tasks: dict[str, Any] = {}
@@ -62,7 +67,10 @@ class Bench:
         commands = []
         for name in names:
             values = {"participant_id": name, "session_id": session, "num_examples": 10, "task_ids": tuple(holds)}
-            commands += self.step(ParticipantSeen(Hello(**(values | fields)), user), t)
+            said = Hello(**(values | fields))
+            doubtful = self.core.doubtful(name, (said.last_task, *said.task_ids))
+            unissued = tuple(task_id for task_id in doubtful if task_id not in self.tasks)
+            commands += self.step(ParticipantSeen(said, user, unissued), t)
         return commands
 
     def update(self, task: IssueTask, t: float | None = None, tensors: Parameters | None = None, **fields):
@@ -123,7 +131,7 @@ class Bench:
         open_tasks = [row for row in saved.tasks.values() if row.state in OPEN_STATES]
         self.core = Core.restore(
             self.settings, self.strategy, self.training, saved.snapshot, saved.participants.values(), open_tasks,
-            evaluates=self.evaluates,
+            evaluates=self.evaluates, naming=self.naming,
         )  # fmt: skip
         return self
 

@@ -35,7 +35,7 @@ def run(**changes):
     values = {"run_id": "r1", "state": "running", "finished": None, "strategy": "fedbuff", "version": 5,
               "elapsed_s": 61.0, "committed_ago_s": 0.2,
               "coordinator": EpochRow(3, "host-a", 77, 1.0, None), "accepted": 12, "updates_per_s": 1.5,
-              "discarded": {"too_stale": 3}, "clamped": {"num_steps": 2},
+              "discarded": {"too_stale": 3}, "clamped": {"num_steps": 2}, "set_backs": (),
               "staleness": {0: 8, 1: 3, 13: 1}, "tasks_out": 1,
               "metrics": {"accuracy": 0.5}, "evaluated_version": 4,
               "federated_metrics": {"loss": 0.25},
@@ -231,6 +231,12 @@ def test_a_stopped_run_says_how_it_goes_on_and_a_failed_evaluation_is_told():
     assert "the same coordinator command continues it" in text
     assert "The last evaluation failed: no memory" in text
     assert "No participant has said hello yet." in text
+
+
+def test_a_status_says_what_a_restored_folder_lost():
+    told = "the folder was restored from a backup, or is a copy: versions 3 to 5 at least are lost"
+    assert f"Set back: {told}" in " ".join(drawn(status_view(run(set_backs=(told,)))).split())
+    assert "Set back" not in drawn(status_view(run()))
 
 
 def test_the_staleness_of_a_status_survives_json():

@@ -91,7 +91,24 @@ def test_a_task_that_got_its_receipt_is_not_trained_when_it_is_redelivered() -> 
     agent.step(ev.PublishConfirmed(uid(task)), LATE)
     agent.step(ev.ReceiptReceived(receipt(task)), LATE)
     assert agent.held() == ()
-    assert kinds(agent.step(ev.TaskReceived(task, 9), LATE)) == ["Note", "Ack"]
+    assert kinds(agent.step(ev.TaskReceived(task, 9), LATE)) == ["Note", "Ack", "SendHello"]
+
+
+def test_a_hello_names_the_task_that_was_over_last_and_says_so_when_that_task_comes_again() -> None:
+    """A coordinator whose folder was restored from a backup waits for it in vain."""
+    task = make_task()
+    agent = publishing(task)
+    agent.step(ev.PublishConfirmed(uid(task)), LATE)
+    assert only(ev.SendHello, agent.step(ev.Tick(), LATE + 1000)).hello.last_task is None
+    agent.step(ev.ReceiptReceived(receipt(task)), LATE + 1000)
+    hello = only(ev.SendHello, agent.step(ev.TaskReceived(task, 9), LATE + 1001)).hello
+    assert (hello.last_task, hello.task_ids, hello.accepting) == (task.task_id, (), True)
+
+
+def test_the_task_that_was_over_last_is_known_after_a_restart() -> None:
+    agent = make_agent(restored=ev.Restored(done=("run-1-1", "run-1-2")))
+    agent.step(ev.Started(), 0.0)
+    assert only(ev.SendHello, agent.step(ev.Connected(), 0.0)).hello.last_task == "run-1-2"
 
 
 def test_a_declined_task_is_declined_again_in_the_same_words() -> None:

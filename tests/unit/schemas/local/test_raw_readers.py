@@ -40,6 +40,7 @@ ALLOWED = {
     ("fedmq/study/checks.py", "read_bytes"): "the user's program, which is run",
     ("fedmq/study/checks.py", "is_file"): "the user's program, which is run",
     # Methods of other things
+    ("coordinator/decisions/core.py", "open"): "tasks",
     ("coordinator/decisions/ending.py", "open"): "tasks",
     ("coordinator/decisions/rounds.py", "open"): "tasks",
     ("coordinator/decisions/task_desk.py", "open"): "tasks",

@@ -1,0 +1,86 @@
+"""Set-backs: the ledger turns out to be older than its run, because somebody restored the folder from a backup.
+
+A task is in the ledger before it is sent. Therefore the ledger lost something, or another copy of the folder is at
+work, if
+
+- a participant holds, finished or answered a task that a coordinator of this run issued (task_names.py), and the
+  ledger does not have it: this is proved, or
+- a participant is done with a task that has been open in the ledger since before the coordinator's start. It got a
+  verdict that this ledger does not have. That is its word alone, so it counts once a start.
+
+What follows, once for each set-back
+1. It is noted in the core's state, and so in the ledger, and told.
+2. Tasks get a new `uid`. Ids of the lost one are known from then on, and start nothing again.
+3. Tasks from before the start lapse: whoever is done with one gets another at once, and the update of whoever still
+   trains one is welcome.
+4. If participants keep the method's memory, they have moved it with updates that this ledger does not have, and nobody
+   can tell by how much. The method then begins anew, from the model as it is: its state, the participants' marks, and
+   through the new `uid` their memories. All open tasks are withdrawn, and the updates that no version holds are
+   discarded as `set_back`. After that nothing is biased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedmq.coordinator.decisions.task_names import TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class SetBack:
+    """One set-back."""
+
+    uid: str
+    """The generation of task ids that ended with it."""
+    version: int
+    """Version with which this ledger went on."""
+    task: int
+    """Number of tasks that it knew of."""
+    accepted: int
+    """Number of updates that it held when the set-back was noticed."""
+    run_s: float
+    """Run time then, in seconds."""
+    lost_version: int | None = None
+    """Newest version that is shown to have been there; None if only a participant's word says that anything was."""
+    lost_task: int | None = None
+    """Highest number of a task that is shown to have been issued; None likewise."""
+    anew: bool = False
+    """True if the method's memory on the participants began anew."""
+    dropped: int = 0
+    """Number of updates in no version that were discarded with it."""
+
+    def after(self, names: Iterable[TaskName]) -> SetBack:
+        """Return it with what these ids show."""
+        versions = [self.lost_version, *(name.base_version for name in names)]
+        tasks = [self.lost_task, *(name.seq for name in names)]
+        return replace(self, lost_version=_most(versions), lost_task=_most(tasks))
+
+    def told(self) -> str:
+        """Return what was lost, as a sentence for a person."""
+        known = [f"it went on with version {self.version} after {self.task} tasks"]
+        if self.lost_version is not None:
+            known.append(f"participants know version {self.lost_version} and task {self.lost_task}")
+        else:
+            known.append("a participant is done with a task that was open in it")
+        if self.lost_version is not None and self.lost_version > self.version:
+            first = self.version + 1
+            which = f"version {first}" if first == self.lost_version else f"versions {first} to {self.lost_version}"
+            known.append(f"{which} at least are lost, and the updates in them")
+        else:
+            known.append("what was made of updates since then is lost")
+        if self.anew:
+            known.append("the method's memory on the participants began anew")
+        if self.dropped:
+            known.append(f"{self.dropped} accepted updates that were in no version were discarded")
+        return "the folder was restored from a backup, or is a copy: " + "; ".join(known)
+
+
+def _most(numbers: Iterable[int | None]) -> int | None:
+    return max((number for number in numbers if number is not None), default=None)
+
+
+def set_backs_in(scalars: Mapping[str, Any]) -> list[SetBack]:
+    """Return all set-backs of a run, oldest first, from the scalars of a checkpoint."""
+    return [SetBack(**fields) for fields in scalars.get("set_backs", ())]
