@@ -116,6 +116,8 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
         absent.add("signature")
     if isinstance(message, Hello) and not message.leaving:
         absent.add("leaving")
+    if isinstance(message, Hello) and message.last_task is None:
+        absent.add("last_task")
     fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []
