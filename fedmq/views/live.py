@@ -52,7 +52,7 @@ def with_everybody(
     for name in names:
         row = known.get(name) or ParticipantStatus(name, "starting", 0, 0.0, None, None, None, 0, 0, 0)
         if name in ended:
-            row = replace(row, state=ended[name], base_version=None, task_age_s=None)
+            row = replace(row, state=ended[name], why_away="", base_version=None, task_age_s=None)
         rows.append(row)
     return tuple(rows)
 

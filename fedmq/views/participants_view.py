@@ -20,7 +20,7 @@ ORDER = ("unreachable", "late", "declined", "training", "busy", "idle", "away", 
 """States in the order in which a screen that has no room for all participants shows them."""
 HEADING_LINES = 2
 LEFT_OUT_LINES = 2
-LEAST_ROWS = 5
+LEAST_ROWS = 4
 """Rows that are shown on the smallest screen."""
 
 
@@ -64,7 +64,7 @@ def participants_table(
         return [table]
     missing = Counter(one.state for one in participants) - Counter(one.state for one in shown)
     states = ", ".join(f"{missing[state]:,} {state}" for state in sorted(missing, key=_rank))
-    return [table, Text(f"and {left_out:,} more ({states}): --all shows them", style="bold")]
+    return [table, Text(f"and {left_out:,} more ({states}): fedmq status --all shows them", style="bold")]
 
 
 def _rank(state: str) -> int:
