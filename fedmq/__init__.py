@@ -46,15 +46,19 @@ if TYPE_CHECKING:
     )
     from fedmq.schemas.messages import TrainingConfig
     from fedmq.schemas.parameters import Parameters
+    from fedmq.studies.engine.outcome import Evaluation, Outcome, ParticipantResult, Stuck
     from fedmq.studies.engine.replay import replay
     from fedmq.studies.engine.settings import StudyRun
-    from fedmq.studies.population.population import Population
+    from fedmq.studies.population.population import Member, Population
     from fedmq.studies.problems.classification import Softmax
     from fedmq.studies.problems.keras.problem import KerasProblem
+    from fedmq.studies.problems.lazy_training import Job, Trained
+    from fedmq.studies.problems.problem import Problem
     from fedmq.studies.problems.quadratics import Quadratics
     from fedmq.studies.problems.synthetic import Synthetic
     from fedmq.studies.simulate import simulate
     from fedmq.studies.study import Contender, Study
+    from fedmq.studies.sweep.cell import CellResult
     from fedmq.studies.sweep.tuning import Tuning
     from fedmq.study.app_problem import AppProblem
 
@@ -83,7 +87,11 @@ _HOMES = {
     "Quadratics": "fedmq.studies.problems.quadratics",
     "Softmax": "fedmq.studies.problems.classification",
     "Synthetic": "fedmq.studies.problems.synthetic",
-    "Population": "fedmq.studies.population.population",
+    **dict.fromkeys(("Evaluation", "Outcome", "ParticipantResult", "Stuck"), "fedmq.studies.engine.outcome"),
+    **dict.fromkeys(("Member", "Population"), "fedmq.studies.population.population"),
+    **dict.fromkeys(("Job", "Trained"), "fedmq.studies.problems.lazy_training"),
+    "Problem": "fedmq.studies.problems.problem",
+    "CellResult": "fedmq.studies.sweep.cell",
     "replay": "fedmq.studies.engine.replay",
     "simulate": "fedmq.studies.simulate",
     "StudyRun": "fedmq.studies.engine.settings",
@@ -96,13 +104,14 @@ _HOMES = {
 }
 
 __all__ = [
-    "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "ClientUpdate",
-    "CommitSettings", "ConfigError", "Contender", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova",
-    "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "KerasProblem", "KerasTrainer", "MissingExtra",
-    "Parameters", "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Quadratics", "RunSettings",
-    "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Study", "StudyRun", "Synthetic", "TargetMetric",
-    "TrainResult", "Trainer", "TrainerError", "TrainingConfig", "Tuning", "WeightedMean", "__version__", "load_config",
-    "load_mnist", "replay", "simulate",
+    "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CellResult",
+    "ClientUpdate", "CommitSettings", "ConfigError", "Contender", "Evaluation", "Fadas", "FedAsync", "FedAvg",
+    "FedBuff", "FedCompass", "FedNova", "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "Job",
+    "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "ParticipantResult",
+    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Problem", "Quadratics", "RunSettings",
+    "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study", "StudyRun", "Synthetic",
+    "TargetMetric", "TrainResult", "Trained", "Trainer", "TrainerError", "TrainingConfig", "Tuning", "WeightedMean",
+    "__version__", "load_config", "load_mnist", "replay", "simulate",
 ]  # fmt: skip
 
 

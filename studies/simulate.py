@@ -11,11 +11,11 @@ from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.closed_loop import LeftToTheCore, closed_loop_of
 from fedmq.studies.engine.engine import Engine, OnVersion
-from fedmq.studies.engine.outcome import Evaluation, Outcome
+from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.recorded import RecordedEngine
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.devices import Device
-from fedmq.studies.population.population import Population, task_streams
+from fedmq.studies.population.population import Member, Population, task_streams
 from fedmq.studies.problems.problem import Federation, Problem
 
 P = ParamSpec("P")
@@ -46,9 +46,10 @@ def simulate(
     on_evaluation   called with each evaluation, when it was made
     on_version      called with (virtual time in s, version, accepted updates so far) at each new version
 
-    Return what happened as columns: the final `parameters`, one row for each accepted update (`updates`), the
-    `evaluations`, the time of each version (`version_s`) and the reason of the end (`finished`). A run whose training
-    diverges ends early with `finished == "diverged"`.
+    Return what happened: the final `parameters`, the `history` with a row for each evaluation, a row for each of the
+    `participants` with its counts and weights, columns with a value for each accepted update (`updates`), the time of
+    each version (`version_s`) and the reason of the end (`finished`). A run whose training diverges ends early with
+    `finished == "diverged"`.
 
     Raise ConfigError if tasks take no time, the run would never end, or the strategy does not fit the run, InputError
     if the problem refuses its data, MissingExtra if it needs a package that is not installed, and Stuck (an InputError
@@ -73,7 +74,7 @@ def simulate(
     )  # fmt: skip
     if loop is not None:
         try:
-            return loop.run()
+            return _named(loop.run(), members, run)
         except LeftToTheCore:
             on_evaluation = _after(loop.evaluations_told, on_evaluation)
             on_version = _after(loop.versions_told, on_version)
@@ -91,7 +92,16 @@ def simulate(
         on_evaluation=on_evaluation,
         on_version=on_version,
     )
-    return engine.run()
+    try:
+        return _named(engine.run(), members, run)
+    except Stuck as e:
+        _named(e.outcome, members, run)
+        raise
+
+
+def _named(outcome: Outcome, members: Sequence[Member], run: StudyRun) -> Outcome:
+    outcome.name_participants([m.participant_id for m in members], run.client_weights)
+    return outcome
 
 
 def _after(calls: int, callback: Callable[P, None] | None) -> Callable[P, None] | None:

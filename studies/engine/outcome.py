@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmq.coordinator.strategies.math.client_weights import ClientWeightKind, ClientWeights
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.parameters import Parameters
 
@@ -59,6 +60,24 @@ class Evaluation:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class ParticipantResult:
+    """One participant's part in a run."""
+
+    participant: int
+    """Index in the population, as in `Updates.participant`."""
+    participant_id: str
+    num_examples: int
+    mean_task_s: float
+    """Mean seconds that a task takes, apart from dropouts and times off."""
+    accepted: int
+    """Number of its updates that were accepted."""
+    weight: float
+    """Effective weight: the sum of the aggregation coefficients of its updates."""
+    intended_weight: float
+    """Client weight of its last update, or of a first one if there was none. Its mean is about 1."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """Everything that one run left. `parameters` are the final version's."""
@@ -88,9 +107,50 @@ class Outcome:
     """Mean seconds that a task of each participant takes, apart from dropouts and times off. It follows from the laws.
     If each task is asked for steps of its own, it is the mean of the tasks that the participant had, or the time of a
     first task if it had none."""
+    participant_ids: list[str] = field(default_factory=list)
+    intended_weights: list[float] = field(default_factory=list)
+    """Client weight of each participant (`ParticipantResult.intended_weight`)."""
     cohorts: int = 0
     trained: int = 0
     backend: str = ""
+
+    def name_participants(self, participant_ids: Sequence[str], client_weights: ClientWeightKind) -> None:
+        """Note the participants' names, and the weights that are intended for them."""
+        self.participant_ids = list(participant_ids)
+        weights, counts = ClientWeights(client_weights), list(enumerate(self.num_examples))
+        for i, count in counts:
+            weights.observe(str(i), count, {})
+        intended = np.array([weights.weight(str(i), count, {}) for i, count in counts])
+        if client_weights == "quality":  # the others follow from the examples alone
+            rows = self.updates.columns()
+            intended[rows["participant"]] = rows["client_weight"]
+        self.intended_weights = intended.tolist()
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row for each evaluation: its version, time_s, updates, bytes_up and bytes_down, and its metrics by name."""
+        return [
+            {
+                "version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
+                "bytes_down": e.bytes_down, **e.metrics,
+            }
+            for e in self.evaluations
+        ]  # fmt: skip
+
+    @property
+    def participants(self) -> list[ParticipantResult]:
+        """A row for each participant, in the order of the population."""
+        rows, count = self.updates.columns(), len(self.participant_ids)
+        weighed = rows["participant"][: len(rows["weight"])]
+        columns = (
+            self.participant_ids,
+            self.num_examples,
+            self.mean_task_s,
+            np.bincount(rows["participant"], minlength=count).tolist(),
+            np.bincount(weighed, rows["weight"], count).tolist(),
+            self.intended_weights,
+        )
+        return [ParticipantResult(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
 
     def digest(self) -> str:
         """Return a SHA-256 over the parameters, every update and every version: equal if runs are equal bit for bit."""

@@ -95,8 +95,14 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         seed=0,
         on_evaluation=None,
     )
-    digest = states.get((len(rows), newest))
-    return lambda: engine.replayed(folder, rows, archived, versions, anew=anew, digest=digest)
+
+    def replayed() -> Outcome:
+        digest = states.get((len(rows), newest))
+        outcome = engine.replayed(folder, rows, archived, versions, anew=anew, digest=digest)
+        outcome.name_participants([m.participant_id for m in members], run.settings["run"]["client_weights"])
+        return outcome
+
+    return replayed
 
 
 class _Replay(RecordedEngine):

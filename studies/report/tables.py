@@ -2,14 +2,18 @@
 
 evaluations     a row for each value that was measured
 cells           a row for each cell
+participants    a row for each participant of each cell
 differences     a row for each measure of each strategy against the first one, paired by seed
-(studies.sweep.differences) tuning          a row for each parameter of each trial
+                (studies.sweep.differences)
+tuning          a row for each parameter of each trial
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("dropouts", "missed_arrivals"), "int64"), "mean_staleness": "double", "cohorts": "int64",
         **dict.fromkeys(("backend", "digest"), "string"), "took_s": "double", "key": "string", "discarded": "int64",
     },
+    "participants": {
+        **dict.fromkeys(("strategy", "population"), "string"), **dict.fromkeys(("seed", "participant"), "int64"),
+        "participant_id": "string", "num_examples": "int64", "mean_task_s": "double", "accepted": "int64",
+        **dict.fromkeys(("weight", "intended_weight", "weight_share", "intended_share"), "double"),
+    },
     "differences": {
         **dict.fromkeys(("population", "strategy", "reference", "measure", "metric"), "string"),
         **dict.fromkeys(("target", "difference", "low", "high"), "double"),
@@ -47,21 +56,26 @@ COLUMNS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Columns of the tables with Parquet's types. An empty table has them as well."""
 
+ROWS_AT_ONCE = 50_000
+"""Rows in memory at one time, and of a row group of a Parquet file."""
+
 
 def write_tables(
     folder: Path, results: Sequence[CellResult], tunings: Sequence[Tuned] = (), *, target: TargetMetric | None = None
 ) -> list[Path]:
     """Write all tables, each whole or not at all, and return their paths. `target` is that of `write_report`."""
-    tables = {
+    tables: dict[str, Iterable[dict[str, Any]]] = {
         "evaluations": list(evaluation_rows(results)),
         "cells": list(cell_rows(results)),
+        "participants": participant_rows(results),
         "differences": list(difference_rows(results, target)),
         "tuning": list(tuning_rows(tunings)),
     }
-    written = []
+    written: list[Path] = []
     for name, rows in tables.items():
-        written.append(_write_csv(folder / f"{name}.csv", rows, COLUMNS[name]))
-        written.append(_write_parquet(folder / f"{name}.parquet", rows, COLUMNS[name]))
+        paths = folder / f"{name}.csv", folder / f"{name}.parquet"
+        _write(*paths, iter(rows), COLUMNS[name])
+        written += paths
     return written
 
 
@@ -97,22 +111,37 @@ def tuning_rows(tunings: Sequence[Tuned]) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Path:
-    part = path.with_suffix(".csv.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
-    return path
+def participant_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each participant of each cell.
+
+    Shares are parts of the sum over the participants of the cell: effective weights beside intended ones.
+    """
+    for result in results:
+        total, intended = math.fsum(result.weight), math.fsum(result.intended)
+        for i, (task_s, accepted, weight, own) in enumerate(
+            zip(result.task_s, result.accepted, result.weight, result.intended, strict=True)
+        ):
+            yield {
+                "strategy": result.strategy, "population": result.population, "seed": result.seed, "participant": i,
+                "participant_id": result.participant_ids[i] if result.participant_ids else None,
+                "num_examples": result.num_examples[i] if result.num_examples else None,
+                "mean_task_s": task_s, "accepted": accepted, "weight": weight, "intended_weight": own,
+                "weight_share": weight / total if total else 0.0, "intended_share": own / intended if intended else 0.0,
+            }  # fmt: skip
 
 
-def _write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Path:
+def _write(csv_path: Path, parquet_path: Path, rows: Iterator[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Write the rows in both forms, some at a time: a study may have millions of them."""
     import pyarrow as pa  # here, so that processes that run cells do not load it
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
-    part = path.with_suffix(".parquet.part")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), part)
-    part.replace(path)
-    return path
+    csv_part, parquet_part = csv_path.with_suffix(".csv.part"), parquet_path.with_suffix(".parquet.part")
+    with csv_part.open("w", encoding="utf-8", newline="") as file, pq.ParquetWriter(parquet_part, schema) as parquet:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            writer.writerows(some)
+            parquet.write_table(pa.Table.from_pylist(some, schema=schema))
+    csv_part.replace(csv_path)
+    parquet_part.replace(parquet_path)

@@ -7,14 +7,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.strategies.math.client_weights import ClientWeightKind, ClientWeights
 from fedmq.coordinator.strategies.protocol import Strategy, max_participants
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
@@ -64,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A finished cell, as in the tables."""
+    """A finished cell, as in the tables. Lists of participants are in the order of the population."""
 
     key: str
     strategy: str
@@ -100,6 +99,10 @@ class CellResult:
     backend: str
     digest: str
     took_s: float
+    num_examples: list[int] = field(default_factory=list)
+    """Training examples of each participant. Cells of older versions have none."""
+    participant_ids: list[str] = field(default_factory=list)
+    """Name of each participant. Cells of older versions have none."""
 
 
 def _contents(path: str) -> str:
@@ -191,11 +194,7 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellResult:
     rows = outcome.updates.columns()
-    staleness, participants, count = rows["staleness"], cell.population.participants, len(rows["staleness"])
-    intended = np.array(_client_weights(cell.run.client_weights, outcome.num_examples))
-    if cell.run.client_weights == "quality":  # the others follow from the examples alone
-        intended[rows["participant"]] = rows["client_weight"]
-    weighed = rows["participant"][: len(rows["weight"])]
+    staleness, participants, count = rows["staleness"], outcome.participants, len(rows["staleness"])
     shown = np.unique(np.linspace(0, count - 1, 200).astype(int)) if count else np.array([], int)
     return CellResult(
         key=cell.key,
@@ -216,10 +215,12 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         mean_staleness=float(staleness.mean()) if count else 0.0,
         staleness=np.bincount(staleness).tolist() if count else [],
         tasks_out=[[float(rows["time_s"][i]), int(rows["tasks_out"][i])] for i in shown],
-        weight=np.bincount(weighed, rows["weight"], participants).tolist(),
-        intended=intended.tolist(),
+        weight=[p.weight for p in participants],
+        intended=outcome.intended_weights,
         task_s=[float(f"{mean:.4g}") for mean in outcome.mean_task_s],
-        accepted=np.bincount(rows["participant"], minlength=participants).tolist(),
+        accepted=[p.accepted for p in participants],
+        num_examples=outcome.num_examples,
+        participant_ids=outcome.participant_ids,
         evaluations=[
             {"version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
              "bytes_down": e.bytes_down, "metrics": dict(e.metrics)}
@@ -230,11 +231,3 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         digest=outcome.digest(),
         took_s=took_s,
     )  # fmt: skip
-
-
-def _client_weights(kind: ClientWeightKind, num_examples: Sequence[int]) -> list[float]:
-    """Return the client weights of participants that have only said hello."""
-    weights = ClientWeights(kind)
-    for i, count in enumerate(num_examples):
-        weights.observe(str(i), count, {})
-    return [weights.weight(str(i), count, {}) for i, count in enumerate(num_examples)]

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
 
@@ -19,13 +19,50 @@ from tests.scenario.studies.federations import STEP, Given, fedbuff, population,
 PAGE = (Path(__file__).parents[3] / "docs" / "studies.md").read_text(encoding="utf-8")
 
 
-def test_the_pages_sample_runs_in_a_script_and_prints_what_the_page_says():
-    (sample, printed), *others = re.findall(r"```python\n([^`]*simulate[^`]*)```\n\n```\n([^`]*)```", PAGE)
-    assert not others
+SAMPLES = re.findall(r"```python\n([^`]*simulate[^`]*)```\n\n```\n([^`]*)```", PAGE)
+
+
+def test_the_page_has_a_sample_of_a_run_and_one_of_a_problem_of_ones_own():
+    assert ["def deal(" in sample for sample, _ in SAMPLES] == [False, True]
+
+
+@pytest.mark.parametrize(("sample", "printed"), SAMPLES)
+def test_the_pages_samples_run_in_a_script_and_print_what_the_page_says(sample, printed):
     out = StringIO()
     with redirect_stdout(out):
         exec(compile(sample, "docs/studies.md", "exec"), {"__name__": "__main__"})
     assert out.getvalue() == printed
+
+
+@pytest.mark.parametrize("kind", [fedmq.Outcome, fedmq.ParticipantResult, fedmq.CellResult], ids=lambda k: k.__name__)
+def test_what_a_run_or_a_cell_returns_is_on_the_page(kind):
+    own = {f.name for f in fields(kind)} | {name for name, v in vars(kind).items() if isinstance(v, property)}
+    told_by_participants = {"participant_ids", "num_examples", "mean_task_s", "intended_weights"}
+    inner = {"evaluations", "by_timeout", "cohorts", "trained", "backend", "diverged_s"}
+    left_out = told_by_participants | inner if kind is fedmq.Outcome else set()
+    assert own - left_out - set(re.findall(r"`(\w+)[`(]", PAGE)) == set()
+
+
+def test_a_run_returns_its_history_and_each_participants_counts_and_weights():
+    people = population(2, examples={"name": "choice", "values": [3]})
+    problem = fedmq.Quadratics(start=2)
+    run = fedmq.StudyRun(concurrency=2, stop={"max_updates": 6})
+    outcome = fedmq.simulate(fedbuff(2), problem, people, run, STEP)
+    assert [(row["version"], row["updates"]) for row in outcome.history] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert outcome.history[-1]["distance"] == outcome.evaluations[-1].metrics["distance"]
+    rows = outcome.participants
+    assert [(p.participant, p.participant_id, p.num_examples) for p in rows] == [(0, "p000000", 3), (1, "p000001", 3)]
+    assert [p.accepted for p in rows] == [outcome.updates.participant.tolist().count(i) for i in (0, 1)]
+    assert sum(p.weight for p in rows) == pytest.approx(sum(outcome.updates.weight))
+    assert [p.intended_weight for p in rows] == [1.0, 1.0]
+
+
+def test_a_run_that_is_stuck_names_its_participants_too():
+    run = fedmq.StudyRun(concurrency=1, stop={"max_updates": 50})
+    lost = {"probability": 0.9, "how": "vanishes", "away_s": {"name": "constant", "value": 1e15}}
+    with pytest.raises(fedmq.Stuck) as caught:
+        fedmq.simulate(fedbuff(1), fedmq.Quadratics(), population(2, dropout=lost), run, STEP)
+    assert [p.participant_id for p in caught.value.outcome.participants] == ["p000000", "p000001"]
 
 
 def test_a_run_without_a_limit_or_goal_is_refused_before_anything_is_dealt():
