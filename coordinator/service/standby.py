@@ -63,7 +63,12 @@ def _changed(leadership: Leadership, state: TransportState) -> None:
 
 
 def _active(folder: RunFolder) -> EpochRow | None:
-    """Return the coordinator that holds the token by this folder's ledger; None if it knows of none."""
+    """Return the coordinator that holds the token by this folder's ledger; None if it knows of none.
+
+    The ledger of a copy knows of the coordinator at work on the original. That one does not keep this folder.
+    """
+    if folder.alone():
+        return None
     reader, found = open_if_made(folder.ledger), None
     if reader is not None:
         with reader as ledger:

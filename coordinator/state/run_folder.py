@@ -89,6 +89,13 @@ class RunFolder:
             "since that is not on disk. Put the folder back in its place, then run the same command again"
         )
 
+    def alone(self) -> bool:
+        """Return True if no other coordinator keeps this very folder. One that works on a copy keeps the copy."""
+        assert self._lock is not None, "acquire comes first"
+        found = self._lock.take()
+        self._lock.share()  # in any case: a change that was refused may have given the lock up
+        return found
+
     def release(self) -> None:
         """Give the folder back. Idempotent."""
         if self._lock is not None:

@@ -180,6 +180,9 @@ class Federation:
     def participant(self, name: str, fault: str = "", **environ: str) -> Terminal:
         return self._start("participant", *CONFIG, "--id", name, fault=fault, **environ)
 
+    def command(self, *arguments: str) -> Terminal:
+        return self._start(*arguments, fault="")
+
     def _start(self, *arguments: str, fault: str, **environ: str) -> Terminal:
         given = {"FEDMQ_BROKER_URL": self.url, "FEDMQ_FAULT": fault} | self.environ | environ
         self._running.append(Terminal(self.folder, *arguments, **given))
@@ -213,14 +216,15 @@ class Federation:
         diary = self.folder / "calls" / name
         return Counter(diary.read_text().splitlines() if diary.exists() else ())
 
-    def check(self, versions: int = 8, refused: Collection[str] = ()) -> list[UpdateRow]:
+    def check(self, versions: int = 8, refused: Collection[str] = (), lost: Collection[str] = ()) -> list[UpdateRow]:
         """Check the promises and return the ledger's rows.
 
         Every update that the broker confirmed is in exactly one version, or discarded with a reason. The model is the
         one that the ledger's order gives.
 
         `refused` has the update_ids for which a nack was seen. Only one of the two queues, for updates and for the
-        witness, may have these.
+        witness, may have these. `lost` has those of the time after a backup that the folder was restored from: the
+        restored ledger knows nothing of them, or has discarded them.
         """
         checks = audit.verify(RunFolder(self.run_dir))
         assert [one for one in checks if not one.holds or one.left_out] == []
@@ -247,7 +251,8 @@ class Federation:
         assert self.witness.depth(self.witness.queue) == 0
         known = accepted | discards | late
         witnessed = set(self.witness.updates)
-        assert known - seen_or_refused <= witnessed <= known | seen_or_refused, "taken by the broker, not in the ledger"
+        allowed = known | seen_or_refused | set(lost)
+        assert known - seen_or_refused <= witnessed <= allowed, "taken by the broker, not in the ledger"
         final = checkpoint.read(self.run_dir / "final.safetensors").arrays
         replayed = self.replayed(rows)
         assert list(final) == list(replayed)

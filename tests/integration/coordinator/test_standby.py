@@ -1,5 +1,6 @@
 """Two coordinators of one run, over the embedded broker: one is active, the other takes over."""
 
+import sqlite3
 import threading
 
 import pytest
@@ -155,6 +156,26 @@ def test_a_coordinator_on_another_copy_of_the_folder_is_refused(federation, said
         federation.run(run_dir=tmp_path / "elsewhere")
     service.stop()
     running.result(DEADLINE_S)
+
+
+def test_a_copy_of_a_folder_whose_coordinator_is_at_work_is_refused_and_no_standby(federation, said, tmp_path):
+    """The copy's ledger says that a coordinator is active. It is, but not in the copy."""
+    go = threading.Event()
+    federation.join("p0", lambda p, task: (go.wait(DEADLINE_S), p.train(task)))
+    active = federation.start(federation.service())
+    said.wait_for("event=active run=r1 epoch=1")
+    source, target = sqlite3.connect(federation.run_dir / "ledger.sqlite"), tmp_path / "copy"
+    target.mkdir()
+    copied = sqlite3.connect(target / "ledger.sqlite")
+    source.backup(copied)
+    for one in (source, copied):
+        one.close()
+    with pytest.raises(LedgerError, match="works on another run, or on another copy of this folder"):
+        federation.start(federation.service(run_dir=target)).result(DEADLINE_S)
+    standby = federation.start(federation.service())
+    said.wait_for('event=standby waits_for="the coordinator with pid')
+    go.set()
+    assert standby.result(DEADLINE_S) == active.result(DEADLINE_S)
 
 
 def test_a_coordinator_of_the_folder_over_another_broker_or_prefix_is_refused(federation, said):
