@@ -26,6 +26,7 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.population import Population
 from fedmq.studies.problems.problem import Problem
+from fedmq.studies.report.advice import Source
 from fedmq.studies.report.tables import write_tables
 from fedmq.studies.sweep.cell import Cell, CellResult
 from fedmq.studies.sweep.grids import changed, value_at, with_values
@@ -75,6 +76,9 @@ class Study:
     says so."""
     memory_limit_bytes: int | None = None
     """Memory for all processes together. Without it they may take what the machine has free."""
+
+    source: Source = "code"
+    """Place in which the study is written. The report's advice names what is there to be changed."""
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -169,8 +173,9 @@ class Study:
         )  # loads matplotlib, which cells do not need
 
         write_report(
-            folder / "report.html", self.name, results, self.settings_text(), target=self.target, tunings=tunings
-        )
+            folder / "report.html", self.name, results, self.settings_text(), target=self.target, tunings=tunings,
+            source=self.source,
+        )  # fmt: skip
         return results
 
     def _arms(

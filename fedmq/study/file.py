@@ -135,6 +135,7 @@ def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) 
         target=file.target,
         tuning=file.tuning,
         memory_limit_bytes=file.memory_limit_bytes,
+        source="file",
     )
     return study, here / (file.out or f"{file.name}-results")
 

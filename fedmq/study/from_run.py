@@ -54,6 +54,7 @@ def study_of_run(run_dir: Path, config: FederationConfig, order: Order) -> tuple
         run_settings=_study_run(config, run.settings["run"], accepted),
         training=config.training,
         tuning=None,
+        source="run",
     )
     return study, run_dir.resolve().parent / study.name
 

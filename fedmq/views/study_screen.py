@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.schemas.texts import escaped
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.intervals import mean_text
 from fedmq.studies.sweep.measures import cost_of, final_value, metrics_of
 from fedmq.studies.sweep.pool import OnCell, OnProgress
+
+LABEL_WIDTH = 24
+"""Characters of a strategy's label on one line of a terminal."""
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def progress(console: Console) -> Iterator[tuple[OnCell, OnProgress | None]]:
         bar = shown.add_task("", total=None, cells="")
 
         def finished(result: CellResult, done: int, total: int) -> None:
-            text = f"{result.strategy}, {result.population}"
+            text = escaped(f"{result.strategy}, {result.population}")
             shown.update(bar, completed=done, total=total, description=text, cells=f"{done}/{total} cells")
 
         def move(done: float, total: int) -> None:
@@ -52,35 +57,47 @@ def progress(console: Console) -> Iterator[tuple[OnCell, OnProgress | None]]:
 
 
 def _cell(result: CellResult) -> str:
-    return (
+    return escaped(
         f"{result.strategy}, {result.population}, seed {result.seed}: {result.finished} at {result.time_s:,.1f} s, "
         f"{result.updates:,} updates, {result.took_s:.1f} s to compute"
     )
 
 
-def summary(results: Sequence[CellResult], target: TargetMetric | None = None) -> Iterator[Table]:
+def print_uncut(console: Console, tables: Iterable[Table]) -> None:
+    """Print tables as wide as they are. Rich would cut them to a terminal's width, and to 80 columns in a pipe."""
+    wide = console.options.update(max_width=100_000)
+    for table in tables:
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+        console.print(table)
+
+
+def summary(
+    results: Sequence[CellResult], target: TargetMetric | None = None, *, label_width: int | None = LABEL_WIDTH
+) -> Iterator[Table]:
     """Yield a table for each population with a row for each strategy: means over seeds with 95 % confidence intervals.
 
-    A row has the time to the target if all seeds reached it, else how many did.
+    A row has the time to the target if all seeds reached it, else how many did. A label longer than `label_width` takes
+    several lines.
     """
     metrics = metrics_of(results)
     for population in dict.fromkeys(r.population for r in results):
         table = Table(
-            title=Text(population, "table.title"),
+            title=Text(escaped(population), "table.title"),
             title_justify="left",
             box=box.SIMPLE,
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("strategy", min_width=16, max_width=24)
+        table.add_column("strategy", min_width=16, max_width=label_width, overflow="fold")
         for name in ("virtual s", "staleness", *metrics):
-            table.add_column(Text(name, "table.header"), justify="right", no_wrap=True)
+            table.add_column(Text(escaped(name), "table.header"), justify="right", no_wrap=True)
         if target is not None:
-            table.add_column(Text(f"s to {target.name} {target.value:g}", "table.header"), justify="right")
+            text = escaped(f"s to {target.name} {target.value:g}")
+            table.add_column(Text(text, "table.header"), justify="right", no_wrap=True)
         for strategy in dict.fromkeys(r.strategy for r in results):
             cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
             table.add_row(
-                Text(strategy),
+                Text(escaped(strategy)),
                 f"{statistics.fmean(r.time_s for r in cells):,.5g}",
                 f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
                 *(mean_text([final_value(r, m) for r in cells]) for m in metrics),
@@ -99,4 +116,4 @@ def failures(results: Sequence[CellResult]) -> Iterator[str]:
     for r in results:
         if r.finished in {"diverged", "stuck"}:
             why = f": {r.detail}" if r.detail else ""
-            yield f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {r.time_s:,.4g} s{why}"
+            yield escaped(f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {r.time_s:,.3g} s{why}")

@@ -17,9 +17,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator
 
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report.texts import shortened, write
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.intervals import mean_and_half_width
 from fedmq.studies.sweep.measures import Floats, favour, final_value, is_better_high, on_one_grid, series
@@ -96,7 +97,7 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
         if logarithmic:
             axes[0].set_yscale("log")
         _within_reason(axes[0], cells, metric)
-        axes[0].set_ylabel(f"test {metric}" if metric in {"accuracy", "loss"} else metric)
+        write(axes[0].yaxis.label, f"test {metric}" if metric in {"accuracy", "loss"} else metric, 40)
 
     return _figure(draw, look, 3.1, cells)
 
@@ -152,7 +153,7 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
                 rasterized=dots > VECTOR_DOTS,
             )  # fmt: skip
             ax.axhline(1, color="#444", lw=0.9)
-            ax.set_title(_short(strategy, 34), color=look.colour(strategy))
+            write(ax.set_title("", color=look.colour(strategy)), strategy, 34)
             ax.set_yscale("log")
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
                 ax.set_xscale("log")
@@ -168,7 +169,7 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
         for ax in axes[-1]:
             ax.set_xlabel("seconds a task takes")
 
-    return _figure(draw, look, 0.5 + 2.3 * rows, cells, legend=False)
+    return _figure(draw, look, 0.5 + 2.3 * rows, cells, legended=False)
 
 
 def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
@@ -191,9 +192,12 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
                 mean, half = mean_and_half_width(finite[:, None])
                 ax.errorbar(at + offset, mean[0], yerr=half[0] if len(finite) > 1 else None, fmt="o", ms=5, capsize=3,
                             color=look.colour(strategy), lw=1.4)  # fmt: skip
-        ax.set_xticks(range(len(populations)), [_short(p, 28) for p in populations])
+        ax.set_xticks(range(len(populations)), [""] * len(populations))
+        for tick in ax.xaxis.get_major_ticks():
+            tick.label1.set_parse_math(False)
+        ax.xaxis.set_major_formatter(FixedFormatter([shortened(p, 28) for p in populations]))
         ax.set_xlim(-0.6, len(populations) - 0.4)
-        ax.set_ylabel(f"final {metric}")
+        write(ax.yaxis.label, f"final {metric}", 40)
         if _spans_decades(results, metric):
             ax.set_yscale("log")
 
@@ -201,18 +205,21 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
 
 
 def _figure(
-    draw: Callable[[Any], None], look: Look, height_in: float, cells: Sequence[CellResult], *, legend: bool = True
+    draw: Callable[[Any], None], look: Look, height_in: float, cells: Sequence[CellResult], *, legended: bool = True
 ) -> str:
     """Return the figure as HTML. The same figure gives the same text."""
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        labels = [s for s, _ in by_strategy(cells)] if legend else []
+        labels = [s for s, _ in by_strategy(cells)] if legended else []
         rows = math.ceil(len(labels) / _legend_columns(labels))
         height_in += LEGEND_ROW_IN * max(0, rows - 1)  # the panels keep their height for any legend
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure)
-        if legend:
-            lines = [Line2D([], [], label=_short(label, 60), **look.line(label)) for label in labels]
-            figure.legend(handles=lines, loc="outside lower center", ncols=_legend_columns(labels))
+        if legended:
+            lines = [Line2D([], [], **look.line(label)) for label in labels]
+            names = ["?"] * len(labels)
+            legend = figure.legend(lines, names, loc="outside lower center", ncols=_legend_columns(labels))
+            for shown, label in zip(legend.get_texts(), labels, strict=True):
+                write(shown, label, 60)
         if look.form == "svg":
             text = io.StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None}, dpi=_DPI["svg"])
@@ -286,9 +293,3 @@ def _plain_large_numbers(axis: Any) -> None:
     """Write 10,000 and not 1e4, and few enough numbers that they do not touch."""
     axis.set_major_locator(MaxNLocator(nbins=5))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
-
-
-def _short(text: str, longest: int) -> str:
-    """Shorten a text for matplotlib, which would read text between two dollar signs as a formula."""
-    cut = text if len(text) <= longest else f"{text[: longest - 1]}…"
-    return cut.replace("$", r"\$")

@@ -7,14 +7,15 @@ pictures if there are too many of them.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.report import figures, report_tables
+from fedmq.studies.report.advice import Source
 from fedmq.studies.report.figures import Form, Look
+from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import differences
 from fedmq.studies.sweep.measures import common_target, met_at_start, metrics_of
@@ -50,14 +51,16 @@ def write_report(
     *,
     target: TargetMetric | None = None,
     tunings: Sequence[Tuned] = (),
+    source: Source = "file",
 ) -> Path:
     """Write the page, whole or not at all, and return its path.
 
     `settings` are the study's values as text. `target` is the value that a cell should reach. Without one it is a value
-    that all cells reached and none had at the start.
+    that all cells reached and none had at the start. `source` is the place in which the study is written, for the
+    report's advice.
     """
     for form in get_args(Form):
-        page = "".join(_page(name, results, settings, target=target, tunings=tunings, form=form))
+        page = "".join(_page(name, results, settings, target=target, tunings=tunings, source=source, form=form))
         if len(page.encode()) <= LIMIT_BYTES:
             break
     part = path.with_suffix(".html.part")
@@ -73,9 +76,10 @@ def _page(
     *,
     target: TargetMetric | None,
     tunings: Sequence[Tuned],
+    source: Source,
     form: Form,
 ) -> list[str]:
-    title = html.escape(name)
+    title = as_html(name)
     look = Look(tuple(dict.fromkeys(r.strategy for r in results)), form)
     populations = list(dict.fromkeys(r.population for r in results))
     out = [
@@ -83,9 +87,9 @@ def _page(
         f"<h1>{title}</h1><p>{_count(len(look.strategies), 'strategy', 'strategies')} on {len(populations)} ",
         f"population{'s' if len(populations) > 1 else ''}, {_seeds(results)} each, in virtual time, driven by the ",
         "decision core that a deployment's coordinator runs.</p>",
-        report_tables.untuned_banner(results, tunings),
+        report_tables.untuned_banner(results, tunings, source),
         report_tables.trouble(results),
-        report_tables.edge_banner(tunings),
+        report_tables.edge_banner(tunings, source),
     ]
     metrics = metrics_of(results)
     if len(populations) > 1 and metrics:
@@ -98,16 +102,16 @@ def _page(
         out.append(_shown(figures.overview(results, metrics[0], look), caption))
     for population in populations:
         cells = [r for r in results if r.population == population]
-        out.append(f"<h2>{html.escape(population)}</h2>")
-        out += _population(cells, look, target)
+        out.append(f"<h2>{as_html(population)}</h2>")
+        out += _population(cells, look, target, source)
     out.append("<h2>What was tuned</h2>")
-    out.append(report_tables.tuning(results, tunings, look))
+    out.append(report_tables.tuning(results, tunings, look, source))
     out.append(f"<h2>All settings</h2><p class=note>Before tuning. {_trained_by(results)}</p>")
-    out.append(f"<details><summary>Show</summary><pre>{html.escape(settings)}</pre></details></html>\n")
+    out.append(f"<details><summary>Show</summary><pre>{as_lines(settings)}</pre></details></html>\n")
     return out
 
 
-def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | None) -> list[str]:
+def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | None, source: Source) -> list[str]:
     metrics = metrics_of(cells)
     goal = target or common_target(cells, metrics)
     hollow = goal is not None and met_at_start(cells, goal)
@@ -121,7 +125,7 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
         if goal is not None and goal.name == metric and not hollow:
             caption += " Dotted: the target of the table below."
         out.append(_shown(figures.curves(cells, metric, look, None if hollow else goal), caption))
-    out.append(report_tables.targets(cells, goal, look, chosen=target is None, hollow=hollow))
+    out.append(report_tables.targets(cells, goal, look, chosen=target is None, hollow=hollow, source=source))
     caption = f"(a) How stale the accepted updates were, all seeds together. (b) Tasks out at one time. {_bands(cells)}"
     out.append(_shown(figures.dynamics(cells, look), caption))
     count = max(len(r.weight) for r in cells)
@@ -137,7 +141,7 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
 
 
 def _shown(figure: str, caption: str) -> str:
-    return f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{figure}<figcaption>{as_html(caption)}</figcaption></figure>"
 
 
 def _seeds(cells: Sequence[CellResult]) -> str:
@@ -156,7 +160,7 @@ def _trained_by(results: Sequence[CellResult]) -> str:
         )
     else:
         again = "The same settings and seeds give the same bytes."
-    return f"Trained by: {html.escape(said)}. {again}"
+    return f"Trained by: {as_html(said)}. {again}"
 
 
 def _bands(cells: Sequence[CellResult]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report.advice import ADVICE, Source
 from fedmq.studies.report.figures import AXES, Look, by_strategy
+from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import FINAL, Difference
 from fedmq.studies.sweep.intervals import difference_text, mean_text
@@ -25,7 +26,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
     Counts that are 0 everywhere have no column, and neither has an end that all runs share.
     """
     columns: dict[str, Callable[[CellResult], float]] = {
-        **{f"final {html.escape(m)}": partial(final_value, metric=m) for m in metrics},
+        **{f"final {as_html(m)}": partial(final_value, metric=m) for m in metrics},
         "virtual s": lambda r: r.time_s,
         "updates": lambda r: r.updates,
         "versions": lambda r: r.versions,
@@ -44,7 +45,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         ends = dict.fromkeys(r.finished for r in runs)
         ended = ", ".join(f"{sum(r.finished == end for r in runs)} {end}" for end in ends)
         values = [mean_text([value(r) for r in runs]).removesuffix(" ± 0") for value in shown.values()]
-        rows.append([_key(strategy, look), *values, *([html.escape(ended)] if len(every_end) > 1 else [])])
+        rows.append([_key(strategy, look), *values, *([as_html(ended)] if len(every_end) > 1 else [])])
     note = (
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
         "aggregation weight that went to other participants than intended. By chance: the part that luck alone "
@@ -52,7 +53,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         "the mean."
     )
     if len(every_end) == 1:
-        return _table(["strategy", *shown], rows, f"{note} All runs ended by {html.escape(every_end[0])}.")
+        return _table(["strategy", *shown], rows, f"{note} All runs ended by {as_html(every_end[0])}.")
     return _table(["strategy", *shown, "ended by"], rows, note)
 
 
@@ -72,8 +73,8 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
         own = {d.measure: d for d in shown if d.strategy == strategy}
         first = next(iter(own.values()))
         rows.append([_key(strategy, look), f"{first.paired} of {first.paired + first.left_out}", *_differences(own)])
-    reference = html.escape(found[0].reference)
-    head = [f"against {reference}", "seeds paired", *([f"final {html.escape(metric)}"] if metric else [])]
+    reference = as_html(found[0].reference)
+    head = [f"against {reference}", "seeds paired", *([f"final {as_html(metric)}"] if metric else [])]
     note = (
         f"Differences on the same seeds: the mean of the seeds' own differences, strategy minus {reference} (the first "
         "strategy of the study), with its 95 % confidence interval (Student's t). On one seed all strategies meet the "
@@ -82,7 +83,7 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
     )
     if any(d.measure != FINAL for d in shown) and target is not None:
         head += [f"{what} to target" for what in ("virtual s", "updates", "MB up", "MB down")]  # as in _COUNTED
-        note += f" Target: {html.escape(target.name)} {'≥' if target.mode == 'max' else '≤'} {target.value:.4g}."
+        note += f" Target: {as_html(target.name)} {'≥' if target.mode == 'max' else '≤'} {target.value:.4g}."
     if any(d.left_out for d in shown):
         note += " Seeds in which either run failed or has no value are not paired."
     if any(d.paired and not d.values for d in shown):
@@ -111,19 +112,27 @@ def _differences(own: Mapping[str, Difference]) -> list[str]:
     return texts
 
 
-def targets(cells: Sequence[CellResult], target: TargetMetric | None, look: Look, *, chosen: bool, hollow: bool) -> str:
+def targets(
+    cells: Sequence[CellResult],
+    target: TargetMetric | None,
+    look: Look,
+    *,
+    chosen: bool,
+    hollow: bool,
+    source: Source = "file",
+) -> str:
     """Return the table of time, updates and bytes to the target."""
     if target is None:
         return (
             "<p class=note>No cost of a target: there is no value that all cells reached and none had at its start. "
-            "Name one with <code>target</code> in the study's file.</p>"
+            f"{ADVICE[source].target}</p>"
         )
     sign = "at least" if target.mode == "max" else "at most"
-    what = f"{html.escape(target.name)} of {sign} {target.value:.4g}"
+    what = f"{as_html(target.name)} of {sign} {target.value:.4g}"
     if hollow:
         return (
             f"<p class=note>No cost of the target: a cell has {what} at its start, so reaching it says nothing. "
-            "Name a harder one with <code>target</code> in the study's file.</p>"
+            f"A harder one says more. {ADVICE[source].target}</p>"
         )
     rows, partly = [], False
     for strategy, runs in by_strategy(cells):
@@ -148,13 +157,13 @@ def trouble(results: Sequence[CellResult]) -> str:
     rows = []
     for r in bad:
         when = r.diverged_s if r.diverged_s is not None else r.time_s
-        rows.append([html.escape(r.strategy), html.escape(r.population), str(r.seed), r.finished, f"{when:,.4g}",
-                     f"{r.updates:,}", html.escape(r.detail or "an update or the loss was not finite")])  # fmt: skip
+        rows.append([as_html(r.strategy), as_html(r.population), str(r.seed), r.finished, f"{when:,.4g}",
+                     f"{r.updates:,}", as_html(r.detail or "an update or the loss was not finite")])  # fmt: skip
     head = ["strategy", "population", "seed", "what", "at virtual s", "after updates", "why"]
     return f"<div class=loud><strong>{len(bad)} of {len(results)} cells failed.</strong>{_table(head, rows)}</div>"
 
 
-def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> str:
+def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned], source: Source) -> str:
     """Return a loud note if a strategy was compared untuned."""
     tuned = {t.strategy for t in tunings if t.best is not None}
     untuned = [s for s, _ in by_strategy(results) if s not in tuned]
@@ -162,30 +171,29 @@ def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned]) -> s
         return ""
     who = "all strategies" if not tuned else ", ".join(untuned)
     return (
-        f"<p class=loud><strong>Untuned: {html.escape(who)}.</strong> Step sizes are those of the study's file. The "
-        "strategy that looks best may owe it to them: an untuned comparison misleads.</p>"
+        f"<p class=loud><strong>Untuned: {as_html(who)}.</strong> Step sizes are {ADVICE[source].steps}. "
+        "The strategy that looks best may owe it to them: an untuned comparison misleads.</p>"
     )
 
 
-def edge_banner(tunings: Sequence[Tuned]) -> str:
+def edge_banner(tunings: Sequence[Tuned], source: Source) -> str:
     """Return a loud note if the best value that was tried stands at an edge, or if no trial came to its end."""
     found = [f"{t.strategy} on {t.population}: {text}" for t in tunings for text in t.doubts]
     if not found:
         return ""
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in found)
+    items = "".join(f"<li>{as_html(text)}</li>" for text in found)
     return (
         "<div class=warn><strong>Tuned up to an edge.</strong> A better value may lie beyond what was tried, and these "
-        "strategies may do better than they do here. List values for them (<code>tune</code>), or let the grid grow "
-        f"further (<code>tuning.extend</code>).<ul>{items}</ul></div>"
+        f"strategies may do better than they do here. {ADVICE[source].widen}<ul>{items}</ul></div>"
     )
 
 
-def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) -> str:
+def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look, source: Source) -> str:
     """Return the tables of the tuning: the trials with their scores, the winners, and the tables to deploy."""
     if not tunings:
         return (
-            "<p><strong>Nothing.</strong> Untuned: each strategy ran at the step sizes of the study's file. Take "
-            "<code>tuning = false</code> out of that file before you conclude anything.</p>"
+            f"<p><strong>Nothing.</strong> Untuned: step sizes are {ADVICE[source].steps}. {ADVICE[source].tune} "
+            "before you conclude anything.</p>"
         )
     out = [_winners(tunings, look)]
     for t in tunings:
@@ -194,19 +202,19 @@ def tuning(results: Sequence[CellResult], tunings: Sequence[Tuned], look: Look) 
         names = list(t.best.values)
         rows = [
             [*(f"{trial.values[n]:g}" for n in names), str(len(trial.scores)), _score(trial),
-             html.escape(trial.finished)]
+             as_html(trial.finished)]
             for trial in t.trials
         ]  # fmt: skip
         best = t.trials.index(t.best)
-        head = [*(html.escape(n) for n in names), "seeds", html.escape(t.metric), "ended by"]
+        head = [*(as_html(n) for n in names), "seeds", as_html(t.metric), "ended by"]
         table = _table(head, rows, best=best)
         out.append(
-            f"<details><summary>{html.escape(t.strategy)} on {html.escape(t.population)}: {len(t.trials)} trials"
-            f"</summary>{table}<p class=note>For a federation file:</p><pre>{html.escape(t.deploy)}</pre></details>"
+            f"<details><summary>{as_html(t.strategy)} on {as_html(t.population)}: {len(t.trials)} trials"
+            f"</summary>{table}<p class=note>For a federation file:</p><pre>{as_lines(t.deploy)}</pre></details>"
         )
     untuned = [s for s, _ in by_strategy(results) if s not in {t.strategy for t in tunings if t.best is not None}]
     if untuned:
-        out.append(f"<p><strong>Untuned: {html.escape(', '.join(untuned))}.</strong></p>")
+        out.append(f"<p><strong>Untuned: {as_html(', '.join(untuned))}.</strong></p>")
     return "".join(out)
 
 
@@ -214,22 +222,22 @@ def _winners(tunings: Sequence[Tuned], look: Look) -> str:
     rows = []
     for t in tunings:
         if t.best is None:
-            rows.append([_key(t.strategy, look), html.escape(t.population), "untuned", "", "", ""])
+            rows.append([_key(t.strategy, look), as_html(t.population), "untuned", "", "", ""])
             continue
         notes = [*t.doubts, *_ties(t), *(f"not tuned: {what}" for what in t.untuned)]
         rows.append(
             [
                 _key(t.strategy, look),
-                html.escape(t.population),
-                html.escape("; ".join(f"{path} = {value:g}" for path, value in t.best.values.items())),
+                as_html(t.population),
+                as_html("; ".join(f"{path} = {value:g}" for path, value in t.best.values.items())),
                 _stages(t),
                 _score(t.best),
-                html.escape("; ".join(notes)),
+                as_html("; ".join(notes)),
             ]
         )
     score = " / ".join(dict.fromkeys(t.metric for t in tunings if t.metric))
     note = f"The best step sizes of each strategy, found on seeds of their own that are not compared. {_how(tunings)}"
-    head = ["strategy", "population", "best", "trials", f"final {html.escape(score)}", "notes"]
+    head = ["strategy", "population", "best", "trials", f"final {as_html(score)}", "notes"]
     return _table(head, rows, note, text=(1, 2, 5))
 
 
@@ -249,7 +257,7 @@ def _how(tunings: Sequence[Tuned]) -> str:
             found.append(f"All trials ran on seed {seeds[0]} alone: the best of many may be the luckiest.")
     judged = list(dict.fromkeys(t.judged_on for t in tunings if t.judged_on))
     if judged:
-        found.append(f"Trials were judged on {html.escape('; '.join(judged))}.")
+        found.append(f"Trials were judged on {as_html('; '.join(judged))}.")
     return " ".join(found)
 
 
@@ -276,7 +284,7 @@ def _score(trial: Trial) -> str:
 
 
 def _key(strategy: str, look: Look) -> str:
-    return f'<span class=key style="background:{look.colour(strategy)}"></span>{html.escape(strategy)}'
+    return f'<span class=key style="background:{look.colour(strategy)}"></span>{as_html(strategy)}'
 
 
 def _table(

@@ -6,6 +6,9 @@ participants    a row for each participant of each cell
 differences     a row for each measure of each strategy against the first one, paired by seed
                 (studies.sweep.differences)
 tuning          a row for each parameter of each trial
+
+A spreadsheet takes a text that begins like a formula for one. So the CSV has an apostrophe before it (`as_text`). The
+Parquet has every text as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report.texts import as_text
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import difference_rows
 from fedmq.studies.sweep.tuning import Tuned
@@ -141,7 +145,7 @@ def _write(csv_path: Path, parquet_path: Path, rows: Iterator[dict[str, Any]], c
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
-            writer.writerows(some)
+            writer.writerows({name: as_text(value) for name, value in row.items()} for row in some)
             parquet.write_table(pa.Table.from_pylist(some, schema=schema))
     csv_part.replace(csv_path)
     parquet_part.replace(parquet_path)

@@ -10,6 +10,7 @@ import typer
 
 from fedmq.cli.commands import options
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.texts import escaped
 
 if TYPE_CHECKING:
     from fedmq.studies.study import Study
@@ -47,7 +48,7 @@ def command(  # noqa: PLR0917 - the flags of a command line
     With --from-run the population is a recorded run's: what would other strategies have made of its participants? FILE
     names the strategies and the problem. With --config in place of FILE the problem is the run's own app.
     """
-    from fedmq.views.study_screen import failures, progress, summary
+    from fedmq.views.study_screen import LABEL_WIDTH, failures, print_uncut, progress, summary
 
     study, folder = _study(file, from_run, order, config)
     folder = out or folder
@@ -62,12 +63,15 @@ def command(  # noqa: PLR0917 - the flags of a command line
             kept = len(list((folder / "cells").glob("*.json")))
             print(f"\nStopped. {kept} finished cells are kept in {folder}; the same command goes on.", file=sys.stderr)
             raise
-    console.print(*summary(results, study.target), *failures(results), sep="\n")
+    print_uncut(console, summary(results, study.target, label_width=LABEL_WIDTH if console.is_terminal else None))
+    for line in failures(results):
+        print(line)
     if study.tuning is None or study.tuning.off:
-        print("Untuned: step sizes are the file's own, and which strategy looks best may be an accident of these.")
+        whose = "those of the run's federation file and the defaults" if study.source == "run" else "the study's own"
+        print(f"Untuned: step sizes are {whose}, and which strategy looks best may be an accident of these.")
     for t in tuned:
         for doubt in t.doubts:
-            print(f"Tuned up to an edge: {t.strategy} on {t.population}: {doubt}.")
+            print(escaped(f"Tuned up to an edge: {t.strategy} on {t.population}: {doubt}."))
     cells = "1 cell" if len(results) == 1 else f"{len(results)} cells"
     print(f"{cells} in {folder}: open report.html; evaluations.csv and .parquet have every value.")
 

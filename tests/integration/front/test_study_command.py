@@ -60,3 +60,17 @@ def test_a_label_with_brackets_is_text(tmp_path):
     assert "".join(table[0].split()).startswith("1/1" + "".join(label.split()))
     assert "[K=5]" in table[1]
     assert ":smile:" in output.partition("seed 0")[2]
+
+
+def test_the_table_in_a_pipe_is_whole(tmp_path):
+    label = "fives with a label that takes all of the eighty characters that there may be 12"
+    few = STUDY.replace("seeds = 12", "seeds = 2").replace("2000", "20").replace("{max_", "{target = GOAL, max_")
+    few = few.replace("GOAL", "{name = 'distance', value = 0.0, mode = 'min'}")
+    (tmp_path / "study.toml").write_text(few.replace('label = "fives"', f'label = "{label}"'))
+    with start(tmp_path, "-j", "1") as process:
+        output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    row = next(line for line in output.splitlines() if line.strip().startswith("fives"))
+    assert label in row
+    assert row.count("±") == 2
+    assert "…" not in output

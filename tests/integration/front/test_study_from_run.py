@@ -97,7 +97,9 @@ def test_the_runs_own_app_and_settings_say_what_other_strategies_make_of_its_par
     options = ("--from-run", folder / "runs" / "r1", "--config", folder / "federation.toml", "--order", "recorded")
     assert study(*options) == 0
     said = capsys.readouterr().out
-    assert "Untuned" in said
+    assert "Untuned: step sizes are those of the run's federation file" in said
+    page = (folder / "runs" / "r1-what-if" / "report.html").read_text()
+    assert "study's file." not in page, "there is none"
     found = cells(folder / "runs" / "r1-what-if")
     assert set(found) == {"as it ran: fedbuff", "FedAsync", "FedBuff, K = 1", "FedAvg of 1"}
     own = found["as it ran: fedbuff"]
