@@ -14,6 +14,7 @@ from fedmq.studies.engine.engine import Engine, OnVersion
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.recorded import RecordedEngine
 from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.engine.task_sizes import first_training
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Member, Population, task_streams
 from fedmq.studies.problems.problem import Federation, Problem
@@ -68,6 +69,7 @@ def simulate(
     federation = problem.deal(members, seed)
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
     check_metrics(federation, goals(run))
+    check_training(federation, strategy, population, run, training)
     loop = closed_loop_of(
         strategy, federation=federation, population=population, members=members, run=run, training=training,
         seed=seed, on_evaluation=on_evaluation, on_version=on_version,
@@ -118,6 +120,27 @@ def _after(calls: int, callback: Callable[P, None] | None) -> Callable[P, None] 
             callback(*args, **kwargs)
 
     return called
+
+
+def check_training(
+    federation: Federation, strategy: Strategy[Any], population: Population, run: StudyRun, training: TrainingConfig
+) -> None:
+    """Raise ConfigError if a task asks for too little: less than the problem needs, or than can be done in part."""
+    check = getattr(federation, "check_training", None)
+    if check is not None:
+        check(training)
+    text = without_effect(strategy, population, run, training)
+    if text:
+        raise ConfigError(f"partial_work of the population {population.name!r} has no effect: {text}")
+
+
+def without_effect(strategy: Strategy[Any], population: Population, run: StudyRun, training: TrainingConfig) -> str:
+    """Return why no task can be done in part; "" if it can, or if none is to be."""
+    partial, asked = population.partial_work, first_training(training, strategy, run)
+    if partial is None or not partial.share or partial.can_do_less(asked):
+        return ""
+    what = "one step" if asked.max_steps else "one epoch"
+    return f"a task asks for {what}. Set training.epochs (or max_steps) to 2 or more"
 
 
 def goals(run: StudyRun) -> list[str]:

@@ -22,7 +22,7 @@ from fedmq.studies.population.population import Population
 from fedmq.studies.population.traces import read_traces
 from fedmq.studies.problems.classification import Softmax, class_numbers, load_arrays
 from fedmq.studies.problems.problem import Problem
-from fedmq.studies.simulate import check_number
+from fedmq.studies.simulate import check_number, without_effect
 from fedmq.studies.study import Contender, tuning_mistakes
 from fedmq.studies.sweep.tuning import Tuning
 from fedmq.study.app_problem import AppProblem
@@ -54,6 +54,7 @@ def all_mistakes(parts: Parts) -> list[Mistake]:
         *_without_rate(parts),
         *_unmet(parts),
         *_timeless(parts),
+        *_undivided(parts),
         *_in_files(parts),
         *_twice(parts),
         *_tuning(parts),
@@ -131,6 +132,17 @@ def _timeless(parts: Parts) -> Iterator[Mistake]:
         if not population.takes_time:
             text = "its tasks take no time: set compute.task_s or compute.example_s, a network, or a trace"
             yield Mistake(f"populations.{i}", text)
+
+
+def _undivided(parts: Parts) -> Iterator[Mistake]:
+    """Find partial work of tasks that ask for a single epoch."""
+    for i, population in parts.populations.items():
+        for c in parts.contenders.values():
+            training, run = c.training or parts.training, c.run or parts.run
+            if training is not None and run is not None and _can_be_built(c):
+                text = without_effect(c.strategy, population, run, training)
+                if text:
+                    yield Mistake(f"populations.{i}.partial_work", f"it has no effect on {c.label!r}: {text}")
 
 
 def _in_files(parts: Parts) -> Iterator[Mistake]:

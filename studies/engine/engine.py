@@ -81,8 +81,8 @@ class Engine:
     ) -> None:
         self._population, self._federation, self._devices = population, federation, devices
         self._reply, self._first_training = strategy.reply, first_training(training, strategy, run)
-        self._measures = run.steps is not None or arrivals(strategy) is not None
-        """True if the time of a task depends on what it is asked for, so that it has to be measured."""
+        self._measures = run.steps is not None or arrivals(strategy) is not None or population.partial_work is not None
+        """True if the time of a task depends on what it does, so that it has to be measured."""
         self._begun: list[tuple[int, float]] = [(0, 0.0)] * len(devices)
         """(tasks, seconds that they take in all) for each participant."""
         self._settings = run.run_settings(len({d.member.participant_id for d in devices}), seed)
@@ -239,11 +239,12 @@ class Engine:
             return
         self._works += 1
         self._issued_bytes += self._down_bytes
+        training = device.part_of(task.training)
         work = device.begin(
             self._works,
             task,
             self._now,
-            passes=example_passes(task.training, self._federation.num_examples[i]),
+            passes=example_passes(training, self._federation.num_examples[i]),
             down_bytes=self._down_bytes,
             up_bytes=self._up_bytes,
         )
@@ -252,7 +253,7 @@ class Engine:
             tasks, total_s = self._begun[i]
             self._begun[i] = tasks + 1, total_s + work.duration_s
         if not work.drops:
-            self._lazy.add(work.number, i, self._core.task_tensors, task.training)
+            self._lazy.add(work.number, i, self._core.task_tensors, training)
         self._plan_end(device)
 
     def _plan_end(self, device: Device) -> None:

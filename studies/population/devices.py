@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.schemas.messages import Hello
+from fedmq.schemas.messages import Hello, TrainingConfig
 from fedmq.schemas.methods import METHODS
-from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence
+from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence, effort
 from fedmq.studies.population.recorded_runs import RecordedTask
 from fedmq.studies.population.seeding import Streams
 
@@ -42,7 +42,8 @@ class Device:
     """A participant that the engine moves. The engine passes the time in, and gets the times of events to come."""
 
     __slots__ = (
-        "_ahead", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session", "work",
+        "_ahead", "_effort", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session",
+        "work",
     )  # fmt: skip
 
     def __init__(self, member: Member, population: Population, seed: int, streams: Streams, open_loop: bool) -> None:
@@ -57,6 +58,8 @@ class Device:
         """Record of the next task that it gets (recorded order)."""
         self._population = population
         self._streams = streams
+        partial = population.partial_work
+        self._effort = None if partial is None else effort(seed, member.index, partial)
         self._ahead: list[list[float]] = []
         """Draws of tasks to come; those of the next task stand last."""
 
@@ -81,6 +84,10 @@ class Device:
                 "leaving": False,
             }
         )
+
+    def part_of(self, training: TrainingConfig) -> TrainingConfig:
+        """Return what the next task does of the training that it is asked for. Called once for each task."""
+        return training if self._effort is None else self._effort.of(training)
 
     def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:
         """Begin a task. Every task costs the same number of draws, used or not."""

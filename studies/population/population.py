@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from fedmq.schemas.errors import FedmqError
 from fedmq.studies.population.laws import AnyLaw, Constant
+from fedmq.studies.population.partial_work import Effort, PartialWork
 from fedmq.studies.population.recorded_runs import History, histories, lanes
 from fedmq.studies.population.seeding import Rewound, Streams, entropy_of_spawned, generator_states
 from fedmq.studies.population.traces import Device, joined, read_traces
@@ -36,7 +37,7 @@ from fedmq.studies.value import Value
 
 Coefficient = Annotated[float, Field(ge=-1, le=1)]
 
-_TRAITS, _TASKS, _PRESENCE, _ARRIVALS = range(4)
+_TRAITS, _TASKS, _PRESENCE, _ARRIVALS, _EFFORT = range(5)
 """Purposes of one participant's generators."""
 DRAWS_A_TASK = 4
 """Draws for one task: its duration, whether it drops out, when, and how long the participant is away."""
@@ -134,6 +135,8 @@ class Population(Value):
     correlation: Correlation = Correlation()
     dropout: Dropout = Dropout()
     availability: Availability | None = None
+    partial_work: PartialWork | None = None
+    """Tasks that do less than they were asked for. None: all do what they are asked for."""
     trace: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """File of measured devices (studies.population.traces). Participant i is row i, modulo the number of rows. A value
     in a row takes the place of the law for it. Each of several files says something else about a device, as FedScale's
@@ -169,6 +172,8 @@ class Population(Value):
             raise ValueError('order = "recorded" needs a run: name its folder')
         if self.run is not None and self.trace is not None:
             raise ValueError("run and trace both say how long tasks take: leave one out")
+        if self.run is not None and self.partial_work is not None:
+            raise ValueError("run and partial_work both say how much tasks do: leave one out")
         return self
 
     @property
@@ -342,6 +347,11 @@ def task_streams(seed: int, participants: int) -> Streams:
 def arrival_generator(seed: int, participant: int) -> np.random.Generator:
     """Return the generator of the moments at which a participant offers itself (open loop)."""
     return generator(seed, participant, _ARRIVALS)
+
+
+def effort(seed: int, participant: int, settings: PartialWork) -> Effort:
+    """Return the draws of how much a participant's tasks do."""
+    return Effort(settings, generator(seed, participant, _EFFORT))
 
 
 def _under_own_names(members: list[Member]) -> list[Member]:

@@ -11,7 +11,11 @@ from fedmq.studies.problems.lazy_training import Backend
 
 
 class Federation(Protocol):
-    """A problem that was dealt out to one population, for one seed."""
+    """A problem that was dealt out to one population, for one seed.
+
+    An optional method `check_training(training)` is called before a run. It raises ConfigError if it cannot be trained
+    like this.
+    """
 
     @property
     def initial(self) -> Parameters:

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 _OUR_OWN = frozenset({"fedmq"})
 """Packages whose changes are covered by `studies.sweep.cell.FORMAT`."""
-_LATER = frozenset({"buffer_timeout_s", "min_updates"})
-"""Settings of strategies that came later. They are not named while they are None, and the results of before are found
+_LATER = frozenset({"buffer_timeout_s", "min_updates", "partial_work", "optima", "curvatures", "local_steps"})
+"""Settings that came later. They are not named while they are None, and the results of before are found
 again."""
 _OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow"}) - {"__main__"}
 
@@ -34,8 +34,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return _with_class(value, list(type(value).model_fields))
     if is_dataclass(value) and not isinstance(value, type):
-        names = [f.name for f in fields(value)]
-        return _with_class(value, [n for n in names if n not in _LATER or getattr(value, n) is not None])
+        return _with_class(value, [f.name for f in fields(value)])
     if inspect.isfunction(value):
         return [value.__module__, value.__qualname__, _source(value)]
     if isinstance(value, Mapping):
@@ -47,7 +46,9 @@ def plain(value: Any) -> Any:
 
 def _with_class(value: Any, names: list[str]) -> list[Any]:
     kind: type = type(value)
-    return [kind.__name__, _class_source(kind), {name: plain(getattr(value, name)) for name in names}]
+    own = {name: getattr(value, name) for name in names}
+    told = {name: plain(one) for name, one in own.items() if name not in _LATER or one is not None}
+    return [kind.__name__, _class_source(kind), told]
 
 
 @lru_cache(maxsize=256)

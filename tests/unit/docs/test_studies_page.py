@@ -8,6 +8,7 @@ import pytest
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.deals import BySpeed, Dirichlet, Shards
 from fedmq.studies.population.laws import Choice, Empirical, Mixture, Part, Shifted
+from fedmq.studies.population.partial_work import PartialWork
 from fedmq.studies.population.population import Availability, Compute, Correlation, Dropout, Network, Population
 from fedmq.studies.problems.quadratics import Quadratics
 from fedmq.studies.problems.synthetic import Synthetic
@@ -19,7 +20,7 @@ NAMED = set(re.findall(r"`(\w+)[`\s]", (Path(__file__).parents[3] / "docs" / "st
 TABLES = (
     StudyFile, StudyStrategy, Population, Compute, Network, Dropout, Availability, Correlation, StudyRun, Tuning,
     Quadratics, SoftmaxProblem, Synthetic, AppProblem, Dirichlet, Shards, BySpeed,
-    Choice, Empirical, Mixture, Part, Shifted,
+    Choice, Empirical, Mixture, Part, Shifted, PartialWork,
 )  # fmt: skip
 
 

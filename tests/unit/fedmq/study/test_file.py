@@ -74,6 +74,19 @@ def test_laws_in_a_study_file_and_their_files_relative_to_it(tmp_path):
     assert again.cells()[0].key != before
 
 
+def test_quadratics_that_are_given_and_partial_work_in_a_study_file(tmp_path):
+    given = 'name = "quadratics"\n    optima = [0, 4]\n    curvatures = [1, 2]\n    local_steps = [1, 3]'
+    text = GOOD.replace('name = "softmax"', given).replace("learning_rate = 0.1", "learning_rate = 0.1\n    epochs = 3")
+    study, _ = load_study(write(tmp_path, text.replace("participants = 4", PARTIAL)))
+    assert (study.problem.optima, study.problem.local_steps) == ((0, 4), (1, 3))
+    assert study.populations[0].partial_work.share == 0.5
+    (line,) = mistakes(tmp_path, "participants = 4", PARTIAL)
+    assert line.startswith("populations.1.partial_work: it has no effect on 'K = 2': a task asks for one epoch")
+
+
+PARTIAL = "participants = 4\n    partial_work = {share = 0.5}"
+
+
 def test_a_mistake_in_a_law_is_named_with_its_place(tmp_path):
     old = "value = 1}"
     (line,) = mistakes(tmp_path, '{name = "constant", ' + old, '{name = "choice", values = [1, 2], shares = [1]}')
