@@ -77,7 +77,9 @@ def explain(ledger: LedgerReader, version: int) -> Explanation:
             there = f"it has versions 1 to {newest}" if newest else "it has made none yet"
             raise LedgerError(f"the run in {ledger.path.parent} has no version {version} made of updates: {there}")
         metrics = [row.metrics for row in ledger.evaluations() if row.version == version and row.metrics]
-        lost = tuple(drop for drop in drops_in(ledger.checkpoints()[0].scalars) if drop.version == version - 1)
+        lost = tuple(
+            drop for drop in drops_in(ledger.checkpoints()[0].scalars) if drop.count and drop.version == version - 1
+        )
         return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}, lost)
 
 

@@ -102,7 +102,7 @@ from fedmq.coordinator.decisions.participants import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.requirements import check_requirements
 from fedmq.coordinator.decisions.rounds import Rounds, asked
-from fedmq.coordinator.decisions.set_backs import SetBack, set_backs_in
+from fedmq.coordinator.decisions.set_backs import SetBack, SetBacks, set_backs_in
 from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.task_names import TaskName, TaskNames
 from fedmq.coordinator.decisions.tasks import HeldTask
@@ -159,11 +159,7 @@ class Core:
         self._gate_open = False
         self._careful = False
         self._drops: list[Drop] = []
-        self._set_backs: list[SetBack] = []
-        self._set_back_now = False
-        """True if the last of them was noticed since this start."""
-        self._first_version = 0
-        """Version with which this core began."""
+        self._set_backs = SetBacks()
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
             ParticipantSeen: self._on_hello,
@@ -241,7 +237,7 @@ class Core:
     @property
     def set_backs(self) -> tuple[SetBack, ...]:
         """All times at which the ledger turned out to be older than its run (coordinator.decisions.set_backs)."""
-        return tuple(self._set_backs)
+        return tuple(self._set_backs.all)
 
     def doubtful(self, participant_id: str, task_ids: Iterable[str | None]) -> list[str]:
         """Return those of a participant's ids that show a set-back if the ledger does not have them.
@@ -401,13 +397,7 @@ class Core:
     # Set-backs
 
     def _issued_elsewhere(self, task_id: str, participant_id: str) -> TaskName | None:
-        """Return the parts of an id that another start of the run's coordinators issued; None if it is none, or of a
-        generation whose loss was noticed before this start."""
-        name = self._desk.names.proved(task_id, participant_id)
-        known = self._set_backs[:-1] if self._set_back_now else self._set_backs
-        if name is None or name.nonce == self._desk.names.nonce or any(one.uid == name.uid for one in known):
-            return None
-        return name
+        return self._set_backs.issued_elsewhere(self._desk.names, task_id, participant_id)
 
     def _on_hello(self, event: ParticipantSeen) -> None:
         hello = event.hello
@@ -423,33 +413,29 @@ class Core:
         task = self._desk.tasks.get(hello.last_task or "")
         if task is None or task.seq > self._desk.first_task_seq or task.participant_id != hello.participant_id:
             return False
-        return not self._set_back_now
+        return not self._set_backs.noticed
 
     def _set_back(self, shown: Sequence[TaskName]) -> None:
         """Note that the ledger is older than its run, as these ids show, and go on (set_backs.py)."""
-        desk = self._desk
+        desk, known = self._desk, self._set_backs
         if self._ending.stopping is not None:
             return
-        if self._set_back_now:
-            known = self._set_backs[-1]
-            self._set_backs[-1] = known.after(shown)
-            if self._set_backs[-1] != known:
-                desk.commands.append(TellSetBack(self._set_backs[-1], first=False))
+        if known.noticed:
+            more = known.learn(shown)
+            if more is not None:
+                desk.commands.append(TellSetBack(more, first=False))
             return
-        self._set_back_now = True
-        found = SetBack(desk.names.uid, self._first_version, desk.first_task_seq, self._accepted, desk.now)
-        dropped = len(self._buffer_ids)
+        found = known.notice(shown, desk.names.uid, desk.first_task_seq, self._accepted, desk.now)
         if self._remembers:
-            found = replace(found, anew=True, dropped=dropped)
-        self._set_backs.append(found.after(shown))
-        desk.commands.append(TellSetBack(self._set_backs[-1], first=True))
+            found = known.begun_anew(len(self._buffer_ids))
+        desk.commands.append(TellSetBack(found, first=True))
         desk.names = desk.names.next_generation()
         if self._remembers:
-            self._begin_anew(self._set_backs[-1].told())
-        else:
-            for task in desk.tasks.open():
-                if task.state == "out" and task.seq <= desk.first_task_seq:
-                    desk.lapse(task, "the ledger is older than its run: this task may be over")
+            self._begin_anew(found.told())
+            return
+        for task in self._desk.tasks.open():
+            if task.state == "out" and task.seq <= desk.first_task_seq:
+                desk.lapse(task, "the ledger is older than its run: this task may be over")
 
     def _begin_anew(self, detail: str) -> None:
         """Begin the method anew: nobody knows how far the participants have moved what they remember."""
@@ -700,7 +686,7 @@ class Core:
             "discarded": dict(self._discarded),
             "clamped": dict(self._desk.clamped),
             "drops": [asdict(drop) for drop in self._drops],
-            "set_backs": [asdict(one) for one in self._set_backs],
+            "set_backs": [asdict(one) for one in self._set_backs.all],
             "task_names": {"uid": self._desk.names.uid, "key": self._desk.names.key},
             "gaps": self._desk.elapsed.scalars(),
             "now": self._desk.now,
@@ -757,8 +743,7 @@ class Core:
         core._discarded = Counter(scalars["discarded"])
         core._accepted = scalars["accepted"]
         core._drops = drops_in(scalars)
-        core._set_backs = set_backs_in(scalars)
-        core._first_version = scalars["version"]
+        core._set_backs = SetBacks(set_backs_in(scalars), scalars["version"])
         names = scalars.get("task_names", {})  # a ledger of an older fedmq does not have it
         core._desk.names = TaskNames(
             names.get("uid") or scalars["run_uid"],

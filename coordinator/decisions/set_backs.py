@@ -21,11 +21,11 @@ What follows, once for each set-back
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedmq.coordinator.decisions.task_names import TaskName
+from fedmq.coordinator.decisions.task_names import TaskName, TaskNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,45 @@ class SetBack:
         if self.dropped:
             known.append(f"{self.dropped} accepted updates that were in no version were discarded")
         return "the folder was restored from a backup, or is a copy: " + "; ".join(known)
+
+
+class SetBacks:
+    """All set-backs of a run, and what this start of its coordinator has noticed."""
+
+    def __init__(self, known: Iterable[SetBack] = (), version: int = 0) -> None:
+        """`known` are those in the ledger. `version` is the one that this start began with."""
+        self.all = list(known)
+        self.noticed = False
+        """True if the last of them was noticed since this start."""
+        self._version = version
+
+    def issued_elsewhere(self, names: TaskNames, task_id: str, participant_id: str) -> TaskName | None:
+        """Return the parts of an id that another start of the run's coordinators issued.
+
+        None if it is none, or of a generation whose loss was noticed before this start.
+        """
+        name = names.proved(task_id, participant_id)
+        known = self.all[:-1] if self.noticed else self.all
+        if name is None or name.nonce == names.nonce or any(one.uid == name.uid for one in known):
+            return None
+        return name
+
+    def learn(self, shown: Sequence[TaskName]) -> SetBack | None:
+        """Return the set-back noticed since this start, if these ids show more of it."""
+        known = self.all[-1]
+        self.all[-1] = known.after(shown)
+        return None if self.all[-1] == known else self.all[-1]
+
+    def notice(self, shown: Sequence[TaskName], uid: str, task: int, accepted: int, run_s: float) -> SetBack:
+        """Note the first that is known of a set-back since this start. The arguments are fields of a SetBack."""
+        self.noticed = True
+        self.all.append(SetBack(uid, self._version, task, accepted, run_s).after(shown))
+        return self.all[-1]
+
+    def begun_anew(self, dropped: int) -> SetBack:
+        """Note that the method began anew with the last set-back, and that so many updates were discarded."""
+        self.all[-1] = replace(self.all[-1], anew=True, dropped=dropped)
+        return self.all[-1]
 
 
 def _most(numbers: Iterable[int | None]) -> int | None:

@@ -178,6 +178,35 @@ def test_a_restored_run_notices_says_what_it_lost_and_goes_on_at_once(world, str
     assert {row.task_id for row in rows if row.update_id in again} <= open_then, "no lost task's update counts"
 
 
+@pytest.mark.parametrize("lost_copies", [False, True], ids=["crash", "damaged-checkpoints"])
+def test_a_method_that_began_anew_goes_on_from_there_after_another_crash(world, lost_copies):
+    """The archive gives the state again if both checkpoint files are gone, and begins anew at the same place."""
+    one = world(Area(num_participants=2, buffer_size=2, memory="participant"))
+    one.join("p0", "p1")
+    one.coordinator()
+    one.until(2)
+    shutil.copytree(one.run_dir, one.backup)
+    one.coordinator()
+    one.until(4)
+    one.put_back()
+    one.coordinator()
+    one.said.wait_for("event=ledger_set_back ")
+    one.until(5)
+    if lost_copies:
+        with one.ledger() as ledger:
+            newest = ledger.checkpoints()[0].file
+        for folder in ("checkpoints", "copies"):
+            (one.run_dir / folder / newest).unlink(missing_ok=True)
+        for older in (one.run_dir / "checkpoints").glob("*.safetensors"):
+            older.unlink()
+    one.coordinator()
+    one.finish()
+    one.check()
+    assert ("event=checkpoint_rebuilt" in " ".join(one.said.lines)) == lost_copies
+    with one.ledger() as ledger:
+        assert len(ledger.set_backs()) == 1
+
+
 def test_a_copy_that_was_made_while_the_run_went_on_serves_as_well(world):
     """The ledger by SQLite's own backup, and then the checkpoints and the archive as plain files."""
     one = world(Area(num_participants=2, buffer_size=2, memory="participant"))
