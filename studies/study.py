@@ -69,8 +69,8 @@ class Study:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seeds: Sequence[int] = (0,)
     target: TargetMetric | None = None
-    """Target to which the report counts the cost. Without one it is a value that all cells reached and none had at the
-    start."""
+    """Target to which the report counts the cost. Without one it is a value that all finished cells hold at their
+    end and none had at the start."""
     tuning: Tuning | None = field(default_factory=Tuning)
     """Way to tune the strategies. With None, or a tuning that is off, they are compared as they are, and the report
     says so."""

@@ -90,7 +90,7 @@ class StudyFile(Value):
     out: str | None = None
     """Folder of the results, relative to the file. It is {name}-results if this is not given."""
     target: TargetMetric | None = None
-    """Target to which the report counts the cost. Without one the report chooses a value that all cells reached."""
+    """Target to which the report counts the cost. Without one the report chooses a value that all cells hold."""
     tuning: Tuning = Tuning()
     """Way to tune each strategy before it is compared. `false` compares the strategies as they are here."""
     memory_limit_bytes: Annotated[int, Field(ge=1024**2)] | None = None

@@ -56,8 +56,8 @@ def write_report(
     """Write the page, whole or not at all, and return its path.
 
     `settings` are the study's values as text. `target` is the value that a cell should reach. Without one it is a value
-    that all cells reached and none had at the start. `source` is the place in which the study is written, for the
-    report's advice.
+    that all finished cells hold at their end and none had at the start. `source` is the place in which the study is
+    written, for the report's advice.
     """
     for form in get_args(Form):
         page = "".join(_page(name, results, settings, target=target, tunings=tunings, source=source, form=form))

@@ -124,7 +124,8 @@ def targets(
     """Return the table of time, updates and bytes to the target."""
     if target is None:
         return (
-            "<p class=note>No cost of a target: there is no value that all cells reached and none had at its start. "
+            "<p class=note>No cost of a target: there is no value that all finished cells hold at their end and none "
+            "had at its start. "
             f"{ADVICE[source].target}</p>"
         )
     sign = "at least" if target.mode == "max" else "at most"
@@ -141,9 +142,10 @@ def targets(
         partly = partly or bool(mark)
         columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in _COUNTED]
         rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
-    how = " (chosen by the report: 95 % of the way to the best that all cells reached)" if chosen else ""
-    note = f"Cost of reaching {what}{how}, at the first evaluation that had it: means over the seeds that reached it, "
-    note += "with 95 % confidence intervals."
+    how = " (chosen by the report: 95 % of the way to the worst final value of a finished cell)" if chosen else ""
+    note = f"Cost of reaching {what}{how}, at the first evaluation that had it and over whose next tenth of the run "
+    note += "the mean had it too: a lucky evaluation does not count. Means over the seeds that reached it, with 95 % "
+    note += "confidence intervals."
     if partly:
         note += " † Not all seeds reached it; the mean over all would be higher."
     return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED)], rows, note)

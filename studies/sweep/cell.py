@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedmq.studies.population.population import Population
 from fedmq.studies.problems.problem import Problem
 from fedmq.studies.simulate import check_metrics, check_number, check_training, goals, simulate
 from fedmq.studies.sweep.cell_identity import plain
+from fedmq.studies.sweep.explosion import explosion_of
 
 MODELS_BESIDE = 8
 """Models in memory besides those of the tasks: the current version, the strategy's buffer and moments, and the arrays
@@ -175,7 +176,7 @@ def run_cell(folder: Path, cell: Cell, on_progress: Callable[[float], None] | No
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(asdict(result)), encoding="utf-8")
     part.replace(path)
-    return result
+    return judged(result)
 
 
 def read_cell(folder: Path, cell: Cell) -> CellResult | None:
@@ -186,7 +187,19 @@ def read_cell(folder: Path, cell: Cell) -> CellResult | None:
         result = CellResult(**fields)
     except (OSError, ValueError, TypeError):
         return None
-    return CellResult(**{**asdict(result), "strategy": cell.label, "population": cell.population.name})
+    return judged(CellResult(**{**asdict(result), "strategy": cell.label, "population": cell.population.name}))
+
+
+def judged(result: CellResult) -> CellResult:
+    """Return the result of a run, which is called diverged if it exploded before it ended (studies.sweep.explosion).
+
+    The cell's file has the run's own end.
+    """
+    explosion = None if result.finished == "diverged" else explosion_of(result.evaluations, result.time_s)
+    if explosion is None:
+        return result
+    why = "; ".join(text for text in (explosion.why, result.detail) if text)
+    return replace(result, finished="diverged", detail=why, diverged_s=explosion.at_s)
 
 
 def _path(folder: Path, cell: Cell) -> Path:

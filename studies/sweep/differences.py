@@ -20,11 +20,10 @@ import numpy as np
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.intervals import mean_and_half_width
-from fedmq.studies.sweep.measures import COSTS, common_target, cost_of, final_value, met_at_start, metrics_of
+from fedmq.studies.sweep.measures import COSTS, FAILED, common_target, cost_of, final_value, met_at_start, metrics_of
 
 FINAL = "final"
 """Name of the measure that is not a cost: a metric's value at the end (studies.sweep.measures.final_value)."""
-FAILED = frozenset({"diverged", "stuck"})
 
 
 @dataclass(frozen=True)

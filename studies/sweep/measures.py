@@ -14,6 +14,8 @@ from fedmq.studies.sweep.cell import CellResult
 Floats = npt.NDArray[np.float64]
 FINAL_PART = 0.1
 """Part of a run's virtual time that final values are means over. Single evaluations of an asynchronous run jitter."""
+FAILED = frozenset({"diverged", "stuck"})
+"""Ends of runs that have no final value to compare."""
 COSTS = ("time_s", "updates", "bytes_up", "bytes_down")
 
 
@@ -63,21 +65,22 @@ def final_value(result: CellResult, metric: str) -> float:
 
 
 def common_target(cells: Sequence[CellResult], metrics: Sequence[str]) -> TargetMetric | None:
-    """Return a value of the first of `metrics` that no cell had at its start and every cell reached, or diverged.
+    """Return a value of the first of `metrics` that no cell had at its start and every finished cell holds at its end.
 
-    It lies 95 % of the way from the best start to the worst of the cells' best values, so that no cell's luck in its
-    last evaluation decides. None if there is no such value.
+    It lies 95 % of the way from the best start to the worst of the cells' final values (`final_value`), so that no
+    cell's lucky evaluation decides. Cells that diverged or were stuck have no say. None if there is no such value.
     """
     name = next(iter(metrics), None)
     if name is None:
         return None
     sign = 1.0 if is_better_high(name) else -1.0
-    runs = [sign * y for r in cells if r.finished != "diverged" and len(y := series(r, "time_s", name)[1])]
+    runs = [(sign * y[0], sign * final_value(r, name)) for r in cells if r.finished not in FAILED
+            for y in [series(r, "time_s", name)[1]] if len(y)]  # fmt: skip
     if not runs:
         return None
-    start, reached = max(float(y[0]) for y in runs), min(float(y.max()) for y in runs)
-    value = _rounded_towards(start, start + 0.95 * (reached - start))
-    if reached <= start or not start < value <= reached:
+    start, held = max(float(first) for first, _ in runs), min(float(last) for _, last in runs)
+    value = _rounded_towards(start, start + 0.95 * (held - start))
+    if held <= start or not start < value <= held:
         return None
     return TargetMetric(name=name, value=sign * value, mode="max" if sign > 0 else "min")
 
@@ -89,12 +92,30 @@ def met_at_start(cells: Iterable[CellResult], target: TargetMetric) -> bool:
 
 
 def cost_of(result: CellResult, target: TargetMetric) -> dict[str, float] | None:
-    """Return the costs of the run at its first evaluation that reached the target; None if none did."""
-    for e in result.evaluations:
-        value = e["metrics"].get(target.name, math.nan)
-        if value >= target.value if target.mode == "max" else value <= target.value:
-            return {key: float(e[key]) for key in COSTS}
+    """Return the costs of the run at the evaluation at which it reached the target; None if it did not.
+
+    1. It is the first evaluation that meets the target and from which on the metric holds it on average: the mean over
+       the next tenth of the run's virtual time meets it too. A single lucky evaluation of a metric that jitters does
+       not count. The moving mean looks ahead, so a metric that only improves is not called late.
+    2. In the last tenth of the run, the mean is over all of it, as in `final_value`.
+    3. A run that its own target ended, with an evaluation that meets this one, reached it there.
+    """
+    rows = [(e, e["metrics"][target.name]) for e in result.evaluations if target.name in e["metrics"]]
+    rows = [(e, value) for e, value in rows if math.isfinite(value)]
+    values, times = np.array([y for _, y in rows]), np.array([float(e["time_s"]) for e, _ in rows])
+    window_s, last_s = FINAL_PART * result.time_s, (1 - FINAL_PART) * result.time_s
+    for i in np.flatnonzero([_meets(y, target) for y in values]):
+        begin = min(i, np.searchsorted(times, last_s))  # the last tenth is one window
+        end = np.searchsorted(times, times[i] + window_s, side="right")
+        if _meets(float(values[begin:end].mean()), target) or (result.finished == "target" and i == len(rows) - 1):
+            return {key: float(rows[i][0][key]) for key in COSTS}
     return None
+
+
+def _meets(value: float, target: TargetMetric) -> bool:
+    """Return True if a value is as good as the target, but for the last bits of a mean."""
+    slack = 1e-12 * abs(target.value)
+    return value >= target.value - slack if target.mode == "max" else value <= target.value + slack
 
 
 def favour(result: CellResult) -> Floats:

@@ -43,12 +43,11 @@ from fedmq.studies.problems.classification import Part
 from fedmq.studies.problems.problem import ForTuning, Problem
 from fedmq.studies.sweep.cell import Cell, CellResult
 from fedmq.studies.sweep.grids import Grid, Point, axes_of, with_values
-from fedmq.studies.sweep.measures import final_value, is_better_high, tuned_metric
+from fedmq.studies.sweep.measures import FAILED, final_value, is_better_high, tuned_metric
 from fedmq.studies.sweep.pool import Batch
 from fedmq.studies.value import Value
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FAILED = {"diverged", "stuck"}
 
 
 class Tuning(Value):

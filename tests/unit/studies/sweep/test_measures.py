@@ -54,20 +54,58 @@ def test_metrics_stand_in_the_order_of_what_is_most_asked_for():
 @pytest.mark.parametrize(
     ("metric", "curves", "target"),
     [
-        # The best start is 0.3, the worst of the best values 0.5: 0.3 + 0.95·0.2
-        ("accuracy", [[0.1, 0.9, 0.2], [0.3, 0.5]], (0.49, "max")),
-        # The best start is 1, the worst of the best values 0.5: 1 - 0.95·0.5 = 0.525, towards the start
+        # The best start is 0.3, the worst final value 0.5: 0.3 + 0.95·0.2
+        ("accuracy", [[0.1, 0.2, 0.9], [0.3, 0.5]], (0.49, "max")),
+        # The best start is 1, the worst final value 0.5: 1 - 0.95·0.5 = 0.525, towards the start
         ("loss", [[2.0, 0.5], [1.0, 0.25]], (0.53, "min")),
+        # A best value that a cell does not hold has no say
+        ("accuracy", [[0.1, 0.9, 0.2], [0.3, 0.5]], None),
         ("accuracy", [[0.1, 0.9], [0.5, 0.4]], None),
         ("accuracy", [[0.1, 0.9], [0.9, 0.95]], None),
     ],
 )
-def test_a_common_target_lies_between_the_best_start_and_the_worst_of_the_best(metric, curves, target):
+def test_a_common_target_lies_between_the_best_start_and_the_worst_final_value(metric, curves, target):
     cells = [cell(*enumerate(curve), metric=metric) for curve in curves]
-    found = common_target([*cells, cell((0.0, 0.0), metric=metric, finished="diverged")], [metric])
+    failed = [cell((0.0, 0.0), metric=metric, finished=end) for end in ("diverged", "stuck")]
+    found = common_target([*cells, *failed], [metric])
     expected = None if target is None else TargetMetric(name=metric, value=target[0], mode=target[1])
     assert found == expected
     assert common_target(cells, []) is None
+
+
+def jittering(jitter):
+    """A run of 10 s with an evaluation each 0.1 s: an accuracy that rises from 0.1 to 0.6 in 5 s, with a jitter."""
+    times = [t / 10 for t in range(101)]
+    return cell(*((t, min(0.1 + 0.1 * t, 0.6) + jitter(i)) for i, t in enumerate(times)))
+
+
+def test_a_lucky_evaluation_reaches_no_target():
+    half = TargetMetric(name="accuracy", value=0.5, mode="max")
+    assert cost_of(jittering(lambda _: 0), half)["time_s"] == 4.0, "a metric without jitter reaches it when it does"
+    spike = jittering(lambda i: 0.4 if i == 5 else 0)
+    assert cost_of(spike, half)["time_s"] == 4.0
+    # Up and down by 0.2: evaluations above 0.5 begin at 2 s. The mean over the second from 3.6 s on is 0.5.
+    assert 3.4 <= cost_of(jittering(lambda i: 0.2 * (-1) ** i), half)["time_s"] <= 4.0
+    low = TargetMetric(name="accuracy", value=0.0, mode="min")
+    assert cost_of(jittering(lambda i: -0.4 if i == 5 else 0), low) is None
+
+
+def test_the_last_tenth_of_a_run_is_judged_as_a_whole():
+    last = cell(*((t / 2, 0.5) for t in range(20)), (10.0, 0.9))
+    assert final_value(last, "accuracy") == pytest.approx((0.5 + 0.5 + 0.9) / 3)
+    assert cost_of(last, TargetMetric(name="accuracy", value=0.9)) is None
+    assert cost_of(last, TargetMetric(name="accuracy", value=0.6))["time_s"] == 10.0
+    ended = replace(last, finished="target")
+    assert cost_of(ended, TargetMetric(name="accuracy", value=0.9))["time_s"] == 10.0, "it was this run's goal"
+
+
+def test_every_finished_cell_reaches_the_target_that_the_report_chooses():
+    draws = np.random.default_rng(3)
+    for _ in range(50):
+        cells = [jittering(lambda _: draws.normal(0, 0.1)) for _ in range(4)]
+        target = common_target(cells, ["accuracy"])
+        assert target is not None
+        assert all(cost_of(r, target) is not None for r in cells)
 
 
 def test_a_target_that_is_met_at_the_start_measures_nothing():
@@ -80,7 +118,7 @@ def test_a_target_that_is_met_at_the_start_measures_nothing():
 
 
 def test_a_target_costs_what_was_spent_at_the_first_evaluation_that_reached_it():
-    run = cell((0.0, 0.9), (1.0, math.nan), (2.0, 0.5), (3.0, 0.25), (4.0, 0.75))
+    run = cell((0.0, 0.9), (1.0, math.nan), (2.0, 0.5), (3.0, 0.25), (4.0, 0.75))  # windows of 1 s
     high, low = (TargetMetric(name="accuracy", value=v, mode=m) for v, m in ((0.95, "max"), (0.5, "min")))
     assert cost_of(run, low) == {"time_s": 2.0, "updates": 2.0, "bytes_up": 20.0, "bytes_down": 40.0}
     assert cost_of(run, high) is None
