@@ -103,6 +103,8 @@ class RunSettings(Settings):
     """Hellos and declines of one user of the broker that are read per second (service.control_rate)."""
     evaluate_interval_s: float = Field(default=1.0, ge=0)
     """Least time between the starts of two central evaluations. Each is of the newest version."""
+    evaluate_every_updates: int | None = Field(default=None, ge=1)
+    """Accepted updates between two central evaluations; `evaluate_interval_s` holds as well. None sets no number."""
     steps: StepAssignment | None = None
     """None asks all participants for the same training."""
     stop: StopSettings

@@ -326,7 +326,8 @@ class Core:
             deadline_s = self._groups.next_due()
         elif self._timer is not None:
             deadline_s = self._timer.due_s(len(self._buffer_ids))
-        for due in (self._settings.stop.max_time_s, self._ending.evaluations.due_s(self._desk.version), deadline_s):
+        evaluation_s = self._ending.evaluations.due_s(self._desk.version, self._accepted)
+        for due in (self._settings.stop.max_time_s, evaluation_s, deadline_s):
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
         return soonest
@@ -347,7 +348,7 @@ class Core:
                 self._end_groups(self._groups)
             desk.tidy()
             self._ending.check(self._accepted)
-            self._ending.evaluate_if_due()
+            self._ending.evaluate_if_due(self._accepted)
             if self._ending.stopping is None:
                 self._issue()
         elif isinstance(event, UpdateArrived | PoisonArrived):

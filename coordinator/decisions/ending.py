@@ -72,11 +72,11 @@ class Ending:
             self.finished = self.stopping
             desk.commands.append(Finish(self.stopping))
 
-    def evaluate_if_due(self) -> None:
-        desk = self._desk
-        due_s = self.evaluations.due_s(desk.version)
-        if due_s is not None and (self.stopping is not None or desk.now >= due_s):
-            self.evaluations.begin(desk.version, desk.now)
+    def evaluate_if_due(self, accepted: int) -> None:
+        desk, stopping = self._desk, self.stopping is not None
+        due_s = self.evaluations.due_s(desk.version, accepted, last=stopping)
+        if due_s is not None and (stopping or desk.now >= due_s):
+            self.evaluations.begin(desk.version, desk.now, accepted)
             desk.commands.append(Evaluate(desk.version))
 
     def on_evaluation(self, event: EvaluationArrived) -> None:

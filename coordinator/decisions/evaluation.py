@@ -51,16 +51,21 @@ MOST_FAILED = 3
 
 
 class Evaluations:
-    """The schedule of evaluations: one at a time, of the newest version, begun `evaluate_interval_s` or more apart."""
+    """The schedule of evaluations: one at a time, of the newest version, begun `evaluate_interval_s` or more apart.
+
+    With `evaluate_every_updates` = n there is one each time that n, 2n, 3n ... updates are accepted, if there is a
+    version that was not evaluated yet. So runs of all strategies are measured at the same numbers of updates.
+    """
 
     def __init__(self, settings: RunSettings, enabled: bool) -> None:
-        self._interval_s = settings.evaluate_interval_s
+        self._interval_s, self._every = settings.evaluate_interval_s, settings.evaluate_every_updates
         self._stop = settings.stop
         self._target, self._patience = settings.stop.target, settings.stop.patience
         self._enabled = enabled
         self._running: int | None = None
         self._done: int | None = None
         self._begun_s: float | None = None
+        self._begun_updates = 0
         self._patience_state = PatienceState()
         self._measured = False
         """True once an evaluation has measured what the goals name, since this coordinator's start."""
@@ -72,14 +77,21 @@ class Evaluations:
         """Return True if nothing is left to evaluate at this version."""
         return not self._enabled or self._done == version
 
-    def due_s(self, version: int) -> float | None:
-        """Return the earliest run time (seconds) to evaluate this version; None if it must not be evaluated now."""
+    def due_s(self, version: int, accepted: int, *, last: bool = False) -> float | None:
+        """Return the earliest run time (seconds) to evaluate this version; None if it must not be evaluated now.
+
+        `accepted` is the number of updates accepted so far. The last version of a run is evaluated whatever it is.
+        """
         if self.complete(version) or self._running is not None:
             return None
-        return 0.0 if self._begun_s is None else self._begun_s + self._interval_s
+        if self._begun_s is None:
+            return 0.0
+        if self._every is not None and not last and accepted // self._every <= self._begun_updates // self._every:
+            return None
+        return self._begun_s + self._interval_s
 
-    def begin(self, version: int, now: float) -> None:
-        self._running, self._begun_s = version, now
+    def begin(self, version: int, now: float, accepted: int) -> None:
+        self._running, self._begun_s, self._begun_updates = version, now, accepted
 
     def forget_running(self) -> None:
         """Forget the evaluation that runs, so that it is begun again: its answer died with the last coordinator."""
@@ -121,7 +133,9 @@ class Evaluations:
 
     def scalars(self) -> dict[str, Any]:
         """Return the values that the checkpoint stores."""
+        updates = {} if self._every is None else {"begun_updates": self._begun_updates}
         return {
+            **updates,
             "running": self._running,
             "done": self._done,
             "begun_s": self._begun_s,
@@ -130,6 +144,7 @@ class Evaluations:
 
     def load(self, scalars: Mapping[str, Any]) -> None:
         self._running, self._done, self._begun_s = scalars["running"], scalars["done"], scalars["begun_s"]
+        self._begun_updates = scalars.get("begun_updates", 0)
         best, since = scalars["patience"]
         self._patience_state = PatienceState(best, since)
 

@@ -77,7 +77,7 @@ _STRATEGIES: dict[type, set[str]] = {
 _OF_POPULATION = {"name", "participants", "compute", "network", "examples", "correlation"}
 _OF_COMPUTE = {"task_s", "example_s", "slowness"}
 _OF_NETWORK = {"down_bytes_per_s", "up_bytes_per_s", "latency_s"}
-_OF_RUN = {"stop", "concurrency", "selection", "client_weights", "evaluate_interval_s"}
+_OF_RUN = {"stop", "concurrency", "selection", "client_weights", "evaluate_interval_s", "evaluate_every_updates"}
 _OF_STOP = {"max_versions", "max_updates", "max_time_s", "target", "patience"}
 _OF_TRAINING = {"learning_rate", "batch_size", "epochs", "max_steps", "proximal_mu", "seed"}
 
@@ -333,10 +333,10 @@ class ClosedLoop:
             )
         if slots:
             self._outcome.updates.tasks_out.append(0 if self._stopping is not None else self._slots)
-        due_s = self._evaluations.due_s(self._version)
+        due_s = self._evaluations.due_s(self._version, self._accepted, last=self._stopping is not None)
         metrics = None
         if due_s is not None and (self._stopping is not None or self._now >= due_s):
-            self._evaluations.begin(self._version, self._now)
+            self._evaluations.begin(self._version, self._now, self._accepted)
             metrics = self._evaluate()
         if self._stopping is None and slots:
             self._issue(slots)
@@ -385,7 +385,7 @@ class ClosedLoop:
         """Plan a look at the clock after an event, as the engine does. Two of them at one time may both come."""
         if self._stopping is not None:
             return
-        due = (self._settings.stop.max_time_s, self._evaluations.due_s(self._version))
+        due = (self._settings.stop.max_time_s, self._evaluations.due_s(self._version, self._accepted))
         due_s = min((at for at in due if at is not None), default=math.inf)
         if due_s < self._wakeup_s:
             self._wakeup_s = due_s

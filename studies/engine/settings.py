@@ -35,6 +35,8 @@ class StudyRun(Value):
     """Lease of a task. None: a task holds its slot until its participant is heard from."""
     evaluate_interval_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Shortest virtual time between two evaluations. 0 evaluates every version."""
+    evaluate_every_updates: Annotated[int, Field(ge=1)] | None = None
+    """Accepted updates between two evaluations. The newest version is evaluated after n, 2n, 3n ... updates."""
 
     def run_settings(self, participants: int, seed: int) -> RunSettings:
         """Return the core's settings. The run begins when all participants are there, so that any can be selected."""
@@ -52,5 +54,6 @@ class StudyRun(Value):
             lapse_backoff_s=0.0,
             max_participants=participants,
             evaluate_interval_s=self.evaluate_interval_s,
+            evaluate_every_updates=self.evaluate_every_updates,
             stop=self.stop,
         )

@@ -111,6 +111,7 @@ def test_the_outcome_is_the_cores_bit_for_bit(data):
         selection=data.draw(st.sampled_from(["uniform", "least_used"])),
         client_weights=data.draw(st.sampled_from(["equal", "examples", "sqrt", "log"])),
         evaluate_interval_s=data.draw(EVALUATION),
+        evaluate_every_updates=data.draw(st.none() | st.integers(1, 20)),
     )
     training = TrainingConfig(
         learning_rate=0.3,

@@ -57,6 +57,14 @@ def test_a_run_returns_its_history_and_each_participants_counts_and_weights():
     assert [p.intended_weight for p in rows] == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_runs_of_all_strategies_can_be_evaluated_at_the_same_numbers_of_updates(size):
+    run = fedmq.StudyRun(concurrency=3, stop={"max_updates": 42}, evaluate_every_updates=10)
+    outcome = fedmq.simulate(fedbuff(size), fedmq.Quadratics(), population(5), run, STEP)
+    assert [row["updates"] for row in outcome.history] == [0, 10, 20, 30, 40, 42]
+    assert [row["version"] for row in outcome.history] == [n // size for n in (0, 10, 20, 30, 40, 42)]
+
+
 def test_a_run_that_is_stuck_names_its_participants_too():
     run = fedmq.StudyRun(concurrency=1, stop={"max_updates": 50})
     lost = {"probability": 0.9, "how": "vanishes", "away_s": {"name": "constant", "value": 1e15}}

@@ -9,6 +9,7 @@ from fedmq.coordinator.decisions.ending import limit_reached
 from fedmq.coordinator.decisions.evaluation import PatienceState, target_reached
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived, Started, StopRequested
 from fedmq.coordinator.settings import Patience, StopSettings, TargetMetric
+from fedmq.coordinator.strategies import FedBuff
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.schemas.errors import ConfigError
 from tests.unit.coordinator.decisions.harness import Bench, of, only
@@ -75,6 +76,32 @@ def test_the_newest_version_is_evaluated_one_at_a_time_and_not_more_often_than_t
     assert bench.core.next_wakeup() == 10.0
     assert bench.tick(10.0) == [Evaluate(3)]
     assert bench.step(EvaluationArrived(3, {}), 30.0) == []
+
+
+def test_the_newest_version_is_evaluated_each_time_that_so_many_updates_more_were_accepted():
+    bench = Bench(
+        FedBuff(buffer_size=2), concurrency=1, evaluates=True, evaluate_interval_s=0, evaluate_every_updates=3,
+        stop=StopSettings(max_updates=8),
+    )  # fmt: skip
+    assert bench.step(Started()) == [Evaluate(0)]
+    bench.step(EvaluationArrived(0, {"accuracy": 0.1}))
+    task, evaluated = only(IssueTask, bench.hello("a")), {}
+    for update in range(1, 8):
+        commands = bench.update(task)
+        task = only(IssueTask, commands)
+        for command in of(Evaluate, commands):
+            evaluated[update] = command.version
+            bench.step(EvaluationArrived(command.version, {"accuracy": 0.1}))
+        if update == 4:
+            bench.restart()
+    assert evaluated == {3: 1, 6: 3}
+    assert bench.core.next_wakeup() is None or bench.core.next_wakeup() > bench.t, "no evaluation is due"
+    assert of(Evaluate, bench.update(task)) == [Evaluate(4)], "the last version is evaluated too"
+
+
+def test_a_checkpoint_without_a_number_of_updates_between_evaluations_is_as_before():
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True)
+    assert set(bench.core.snapshot().scalars["evaluations"]) == {"running", "done", "begun_s", "patience"}
 
 
 def test_the_final_version_is_evaluated_before_the_finish():
