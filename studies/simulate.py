@@ -65,6 +65,7 @@ def simulate(
     if not any(limit is not None for limit in run.stop.model_dump().values()):
         raise ConfigError("the run would never end: give its stop a max_updates, max_versions, max_time_s or a goal")
     check_number(strategy, population)
+    check_order(population, run)
     members = population.members(seed)
     federation = problem.deal(members, seed)
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
@@ -141,6 +142,14 @@ def without_effect(strategy: Strategy[Any], population: Population, run: StudyRu
         return ""
     what = "one step" if asked.max_steps else "one epoch"
     return f"a task asks for {what}. Set training.epochs (or max_steps) to 2 or more"
+
+
+def check_order(population: Population, run: StudyRun) -> None:
+    """Raise ConfigError if the seed is to draw an order that is recorded."""
+    if run.ties is not None and population.order == "recorded":
+        raise ConfigError(
+            f'ties = "seed" contradicts the recorded order of the population {population.name!r}: leave one out'
+        )
 
 
 def goals(run: StudyRun) -> list[str]:

@@ -3,7 +3,8 @@ that a population says, and the training is done lazily.
 
 Rules
  1. Everything follows from (population, problem, strategy, run, training, seed): the same bytes again, on any number of
-    cores. Events at one time happen in the order in which they were planned.
+    cores. Events at one time happen in the order in which they were planned; or the seed draws which of the tasks that
+    end at one time comes first (`StudyRun.ties`).
  2. The core is the service's, and gets the same events: hello, update, decline, tick. Its commands are carried out at
     once, as if commits cost nothing. A task that it withdraws stops, and the participant says hello.
  3. A participant that would not take a task (off, away, not offering itself) declines it as not_idle. It says hello
@@ -47,6 +48,7 @@ from fedmq.schemas.tensors import spec_of
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
 from fedmq.studies.engine.task_sizes import example_passes, first_training
+from fedmq.studies.engine.ties import Planned, Ties
 from fedmq.studies.population.devices import Device, Work
 from fedmq.studies.population.population import Population, arrival_generator
 from fedmq.studies.problems.lazy_training import LazyTraining
@@ -101,8 +103,9 @@ class Engine:
         self._arrival_rngs: dict[int, np.random.Generator] = {}
         self._seed = seed
         self._now = 0.0
-        self._heap: list[tuple[float, int, Callable[[int], None], int]] = []
+        self._heap: list[Planned] = []
         self._planned = self._deliveries = self._steps = 0
+        self._ties = None if run.ties is None else Ties(seed, self._end)
         self._wakeup: float | None = None
         self._events: deque[Event] = deque()
         self._working: dict[int, Device] = {}
@@ -136,7 +139,7 @@ class Engine:
             self._say_hello(i)
         self._settle()
         self._open()
-        outcome = self._outcome
+        outcome, ties = self._outcome, self._ties
         while not outcome.finished:
             if not self._heap or self._heap[0][0] >= NEVER_S:
                 outcome.finished = "stuck"
@@ -146,7 +149,7 @@ class Engine:
                     "give the run a lease_s, the dropouts a shorter away_s, or the cohort enough participants",
                     self._closed(outcome),
                 )
-            self._now, _, happen, about = heapq.heappop(self._heap)
+            self._now, _, happen, about = heapq.heappop(self._heap) if ties is None else ties.pop(self._heap)
             happen(about)
             self._settle()
         return self._closed(outcome)

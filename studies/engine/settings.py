@@ -38,6 +38,10 @@ class StudyRun(Value):
     evaluate_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Accepted updates between two evaluations. The newest version is evaluated after n, 2n, 3n ... updates."""
 
+    ties: Literal["seed"] | None = None
+    """Order of tasks that end at one time, to the last bit of it. None: the one that went out first comes first.
+    `seed`: the seed draws the order (studies.engine.ties)."""
+
     def run_settings(self, participants: int, seed: int) -> RunSettings:
         """Return the core's settings. The run begins when all participants are there, so that any can be selected."""
         return RunSettings(

@@ -24,7 +24,7 @@ from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.laws import law_files
 from fedmq.studies.population.population import Population
 from fedmq.studies.problems.problem import Problem
-from fedmq.studies.simulate import check_metrics, check_number, check_training, goals, simulate
+from fedmq.studies.simulate import check_metrics, check_number, check_order, check_training, goals, simulate
 from fedmq.studies.sweep.cell_identity import plain
 from fedmq.studies.sweep.explosion import explosion_of
 
@@ -126,6 +126,7 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
         federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
         cell.strategy.init(federation.initial)
         check_number(cell.strategy, cell.population)
+        check_order(cell.population, cell.run)
         check_metrics(federation, [*goals(cell.run), *judged_by])
         check_training(federation, cell.strategy, cell.population, cell.run, cell.training)
     except InputError as e:

@@ -17,7 +17,16 @@ from pydantic import BaseModel
 _OUR_OWN = frozenset({"fedmq"})
 """Packages whose changes are covered by `studies.sweep.cell.FORMAT`."""
 _LATER = frozenset(
-    {"buffer_timeout_s", "min_updates", "partial_work", "optima", "curvatures", "local_steps", "evaluate_every_updates"}
+    {
+        "buffer_timeout_s",
+        "min_updates",
+        "partial_work",
+        "optima",
+        "curvatures",
+        "local_steps",
+        "evaluate_every_updates",
+        "ties",
+    }
 )
 """Settings that came later. They are not named while they are None, and the results of before are found
 again."""
