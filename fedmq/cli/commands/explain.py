@@ -52,7 +52,8 @@ def command(
     console.print(table)
     for lost in found.lost:
         console.print(
-            f"Before it, {lost.count} accepted updates were discarded, because their version failed: {lost.reason}"
+            f"Before it, {lost.count} accepted updates were discarded, because "
+            f"{'the method began anew' if lost.anew else 'their version failed'}: {lost.reason}"
         )
     if found.metrics:
         metrics = (f"{escaped(name)} {value:.4f}" for name, value in found.metrics.items())
