@@ -16,7 +16,7 @@ from rich.text import Text
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.schemas.texts import escaped
 from fedmq.studies.sweep.cell import CellResult
-from fedmq.studies.sweep.intervals import mean_text
+from fedmq.studies.sweep.intervals import mean_text, number_text
 from fedmq.studies.sweep.measures import cost_of, final_value, metrics_of
 from fedmq.studies.sweep.pool import OnCell, OnProgress
 
@@ -98,8 +98,8 @@ def summary(
             cells = [r for r in results if (r.population, r.strategy) == (population, strategy)]
             table.add_row(
                 Text(escaped(strategy)),
-                f"{statistics.fmean(r.time_s for r in cells):,.5g}",
-                f"{statistics.fmean(r.mean_staleness for r in cells):,.1f}",
+                number_text(statistics.fmean(r.time_s for r in cells)),
+                number_text(statistics.fmean(r.mean_staleness for r in cells)),
                 *(mean_text([final_value(r, m) for r in cells]) for m in metrics),
                 *(() if target is None else (_time_to(target, cells),)),
             )
@@ -116,4 +116,4 @@ def failures(results: Sequence[CellResult]) -> Iterator[str]:
     for r in results:
         if r.finished in {"diverged", "stuck"}:
             why = f": {r.detail}" if r.detail else ""
-            yield escaped(f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {r.time_s:,.3g} s{why}")
+            yield escaped(f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {number_text(r.time_s)} s{why}")

@@ -1,7 +1,6 @@
 """The figures of a study's report, by matplotlib: SVG with text as text, or PNG if a page would become too large.
 
-Each strategy has one colour and one dash pattern in all figures of a report. The colours are those of Okabe and Ito
-("Color Universal Design"), which people with any common colour blindness can tell apart. The dashes do so in grey.
+Each strategy has one colour, one dash pattern and one mark in all figures of a report (studies.report.look).
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,13 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator
 
 from fedmq.coordinator.settings import TargetMetric
+from fedmq.studies.report.look import GRID, INK, Look, with_page_colours
 from fedmq.studies.report.texts import shortened, write
 from fedmq.studies.sweep.cell import CellResult
-from fedmq.studies.sweep.intervals import mean_and_half_width
+from fedmq.studies.sweep.intervals import mean_and_half_width, number_text
 from fedmq.studies.sweep.measures import Floats, favour, final_value, is_better_high, on_one_grid, series
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 AXES = (("time_s", "virtual time (s)", 1.0), ("updates", "updates counted", 1.0), ("bytes_up", "uploaded (MB)", 1e-6))
 POINTS = 120
 BEYOND = 1e6
@@ -42,26 +39,11 @@ _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "fedmq", "font.size": 9.5, "axes.grid": True, "grid.alpha": 0.3,
     "grid.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
     "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.frameon": False, "legend.handlelength": 2.6,
-    "font.family": "sans-serif",
+    "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
 }  # fmt: skip
 
-Form = Literal["svg", "png", "small png"]
 _DPI = {"svg": 150, "png": 96, "small png": 60}
-
-
-@dataclass(frozen=True)
-class Look:
-    """The colours and lines of the strategies in one report, and the form of its figures."""
-
-    strategies: tuple[str, ...]
-    form: Form = "svg"
-
-    def colour(self, strategy: str) -> str:
-        return COLOURS[self.strategies.index(strategy) % len(COLOURS)]
-
-    def line(self, strategy: str) -> dict[str, Any]:
-        place = self.strategies.index(strategy)
-        return {"color": self.colour(strategy), "ls": DASHES[(place + place // len(COLOURS)) % len(DASHES)], "lw": 1.7}
 
 
 def by_strategy(cells: Sequence[CellResult]) -> list[tuple[str, list[CellResult]]]:
@@ -69,8 +51,13 @@ def by_strategy(cells: Sequence[CellResult]) -> list[tuple[str, list[CellResult]
     return [(s, [r for r in cells if r.strategy == s]) for s in dict.fromkeys(r.strategy for r in cells)]
 
 
-def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetMetric | None) -> str:
-    """Draw the metric against virtual time, updates and bytes, a panel for each."""
+def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetMetric | None) -> tuple[str, str]:
+    """Draw the metric against virtual time, updates and bytes, a panel for each.
+
+    Return the figure, and a sentence that names what lies outside of the panels; "" if nothing does.
+    """
+    means: dict[str, Floats] = {}
+    outside: list[str] = []
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(AXES), sharey=True)
@@ -86,20 +73,40 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
                 low, high = _possible(metric, rows, mean - half, mean + half)
                 if logarithmic:  # a mean minus its half-width may be below 0, which this axis cannot show
                     low = np.maximum(low, 0.2 * mean)
-                ax.plot(x * unit, mean, **look.line(strategy))
+                ax.plot(x * unit, mean, **look.line(strategy, POINTS))
+                means.setdefault(strategy, mean)
                 ax.fill_between(x * unit, low, high, color=look.colour(strategy), alpha=0.18, lw=0)
                 if not sound:
                     ax.plot(x[-1:] * unit, mean[-1:], "X", color=look.colour(strategy), ms=7)
             ax.set_xlabel(label)
             _plain_large_numbers(ax.xaxis)
             if target is not None and target.name == metric:
-                ax.axhline(target.value, color="#666", lw=0.9, ls=(0, (2, 2)), zorder=1)
+                ax.axhline(target.value, color=INK, lw=0.9, ls=(0, (2, 2)), zorder=1)
         if logarithmic:
             axes[0].set_yscale("log")
         _within_reason(axes[0], cells, metric)
+        outside.append(_outside(means, axes[0].get_ylim(), target if target and target.name == metric else None))
         write(axes[0].yaxis.label, f"test {metric}" if metric in {"accuracy", "loss"} else metric, 40)
 
-    return _figure(draw, look, 3.1, cells)
+    figure = _figure(draw, look, 3.1, cells)
+    return figure, outside[0]
+
+
+def _outside(means: Mapping[str, Floats], limits: tuple[float, float], target: TargetMetric | None) -> str:
+    """Return a sentence that names the curves, apart from their steep start, and the target that are not drawn."""
+    low, high = limits
+    slack = 1e-6 * (high - low)
+    found = []
+    for strategy, mean in means.items():
+        late = mean[math.ceil(STEEP_PART * len(mean)) :]
+        beyond = late[(late < low - slack) | (late > high + slack)]
+        if len(beyond):
+            how = "all of it" if len(beyond) == len(late) else "in part"
+            ends = " to ".join(number_text(float(end)) for end in (beyond.min(), beyond.max()))
+            found.append(f"{strategy} ({how}: {ends})")
+    if target is not None and not low <= target.value <= high:
+        found.append(f"the target ({target.value:g})")
+    return f"Outside of the panels: {', '.join(found)}." if found else ""
 
 
 def dynamics(cells: Sequence[CellResult], look: Look) -> str:
@@ -112,14 +119,15 @@ def dynamics(cells: Sequence[CellResult], look: Look) -> str:
             if any(r.staleness for r in runs):
                 counts = sum(np.pad(np.array(r.staleness, float), (0, longest - len(r.staleness))) for r in runs)
                 shares = np.cumsum(counts) / max(np.sum(counts), 1)
-                left.step(np.arange(longest), shares, where="post", **look.line(strategy))
+                left.step(np.arange(longest), shares, where="post", **look.line(strategy, longest))
             # The last point is left out: a run that ends sends no more tasks out.
             out = [np.array(r.tasks_out, float).reshape(-1, 2)[:-1].T for r in runs]
             x, rows = on_one_grid([(a[0], a[1]) for a in out], POINTS)
             if len(x):
                 mean, half = mean_and_half_width(rows)
-                right.plot(x, mean, **look.line(strategy))
-                right.fill_between(x, mean - half, mean + half, color=look.colour(strategy), alpha=0.18, lw=0)
+                right.plot(x, mean, **look.line(strategy, POINTS))
+                low = np.maximum(mean - half, 0)
+                right.fill_between(x, low, mean + half, color=look.colour(strategy), alpha=0.18, lw=0)
         left.set(title="(a) staleness", xlabel="staleness τ (versions)", ylabel="share of updates with τ or less",
                  ylim=(0, 1.03))  # fmt: skip
         if longest > 30:
@@ -149,10 +157,10 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
         for ax, (strategy, result) in zip(axes.flat, shown, strict=False):
             ratio = np.maximum(found[strategy], floor)
             ax.scatter(
-                result.task_s, ratio, s=9, color=look.colour(strategy), alpha=0.55, lw=0,
+                result.task_s, ratio, s=9, color=look.colour(strategy), marker=look.marker(strategy), alpha=0.55, lw=0,
                 rasterized=dots > VECTOR_DOTS,
             )  # fmt: skip
-            ax.axhline(1, color="#444", lw=0.9)
+            ax.axhline(1, color=INK, lw=0.9)
             write(ax.set_title("", color=look.colour(strategy)), strategy, 34)
             ax.set_yscale("log")
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
@@ -190,7 +198,9 @@ def overview(results: Sequence[CellResult], metric: str, look: Look) -> str:
                 if not len(finite):
                     continue
                 mean, half = mean_and_half_width(finite[:, None])
-                ax.errorbar(at + offset, mean[0], yerr=half[0] if len(finite) > 1 else None, fmt="o", ms=5, capsize=3,
+                low, high = _possible(metric, finite, mean - half, mean + half)
+                ends = np.array([mean - low, high - mean]) if len(finite) > 1 else None
+                ax.errorbar(at + offset, mean[0], yerr=ends, fmt=look.marker(strategy), ms=5, capsize=3,
                             color=look.colour(strategy), lw=1.4)  # fmt: skip
         ax.set_xticks(range(len(populations)), [""] * len(populations))
         for tick in ax.xaxis.get_major_ticks():
@@ -222,9 +232,9 @@ def _figure(
                 write(shown, label, 60)
         if look.form == "svg":
             text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None}, dpi=_DPI["svg"])
+            figure.savefig(text, format="svg", metadata={"Date": None}, dpi=_DPI["svg"], transparent=True)
             found = text.getvalue()
-            return found[found.index("<svg") :]
+            return with_page_colours(found[found.index("<svg") :])
         raw = io.BytesIO()
         figure.savefig(raw, format="png", metadata={"Software": None}, dpi=_DPI[look.form])
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(raw.getvalue()).decode()}">'
@@ -281,12 +291,12 @@ def _within_reason(ax: Any, cells: Sequence[CellResult], metric: str) -> None:
 def _possible(metric: str, values: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """Limit a band to possible values.
 
-    With few seeds an interval may reach below a loss of 0 or above an accuracy of 1.
+    With few seeds an interval may reach below a loss of 0 or above an accuracy of 1, or of 100 %.
     """
-    return (
-        np.maximum(low, 0) if values.min() >= 0 else low,
-        np.minimum(high, 1) if is_better_high(metric) and values.max() <= 1 else high,
-    )
+    low = np.maximum(low, 0) if values.min() >= 0 else low
+    if not is_better_high(metric) or values.min() < 0 or values.max() > 100:
+        return low, high
+    return low, np.minimum(high, 1 if values.max() <= 1 else 100)
 
 
 def _plain_large_numbers(axis: Any) -> None:

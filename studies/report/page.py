@@ -14,7 +14,7 @@ from typing import get_args
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.report import figures, report_tables
 from fedmq.studies.report.advice import Source
-from fedmq.studies.report.figures import Form, Look
+from fedmq.studies.report.look import Form, Look, page_colours
 from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import differences
@@ -25,20 +25,21 @@ LIMIT_BYTES = 2_900_000
 MEASURED = "a participant took"
 """Words in the name of a backend that was chosen by time (studies.problems.keras.cohort)."""
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1160px;margin:2em auto;padding:0 1em}
-h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid #ddd}h3{margin:1.4em 0 .2em}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back)}
+body{max-width:1160px;margin:2em auto;padding:0 1em}
+h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid var(--rule)}h3{margin:1.4em 0 .2em}
 table{border-collapse:collapse;margin:.8em 0;font-size:.88em;font-variant-numeric:tabular-nums}
-th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}
-th{border-bottom:1.5px solid #888;font-weight:600;white-space:normal;vertical-align:bottom}
+th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{border-bottom:1.5px solid var(--line);font-weight:600;white-space:normal;vertical-align:bottom}
 td.text,th.text{text-align:left;white-space:normal}
 td:first-child{white-space:nowrap}
-figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}caption{text-align:left}
-.scroll{overflow-x:auto}figcaption,.note,caption{color:#444;font-size:.9em}
-.key{display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:.5em}
-.loud{border:2px solid #b00020;background:#fff3f3;padding:.6em 1em;border-radius:4px}
-.warn{border:2px solid #c98a00;background:#fffaf0;padding:.6em 1em;border-radius:4px;margin:.8em 0}
+figure{margin:1.2em 0}svg,img{max-width:100%;height:auto}img{background:#fff}caption{text-align:left}
+.scroll{overflow-x:auto}figcaption,.note,caption{color:var(--soft);font-size:.9em}
+.key{display:inline-block;width:1.1em;margin-right:.4em;text-align:center}
+.loud{border:2px solid var(--loud);background:var(--loud-back);padding:.6em 1em;border-radius:4px}
+.warn{border:2px solid var(--warn);background:var(--warn-back);padding:.6em 1em;border-radius:4px;margin:.8em 0}
 .warn ul{margin:.3em 0}
-pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:.85em}tr.best td{font-weight:700}
+pre{background:var(--code);padding:1em;overflow:auto;font-size:.85em}tr.best td{font-weight:700}
 @media print{body{max-width:none;margin:0}figure,table{break-inside:avoid}}
 """
 
@@ -83,7 +84,8 @@ def _page(
     look = Look(tuple(dict.fromkeys(r.strategy for r in results)), form)
     populations = list(dict.fromkeys(r.population for r in results))
     out = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        f"<style>{page_colours()}{_STYLE}</style>",
         f"<h1>{title}</h1><p>{_count(len(look.strategies), 'strategy', 'strategies')} on {len(populations)} ",
         f"population{'s' if len(populations) > 1 else ''}, {_seeds(results)} each, in virtual time, driven by the ",
         "decision core that a deployment's coordinator runs.</p>",
@@ -124,7 +126,8 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
         caption = f"{metric.capitalize()} against virtual time, updates and uploaded bytes, {start}. {_bands(cells)}"
         if goal is not None and goal.name == metric and not hollow:
             caption += " Dotted: the target of the table below."
-        out.append(_shown(figures.curves(cells, metric, look, None if hollow else goal), caption))
+        figure, outside = figures.curves(cells, metric, look, None if hollow else goal)
+        out.append(_shown(figure, f"{caption} {outside}".rstrip()))
     out.append(report_tables.targets(cells, goal, look, chosen=target is None, hollow=hollow, source=source))
     caption = f"(a) How stale the accepted updates were, all seeds together. (b) Tasks out at one time. {_bands(cells)}"
     out.append(_shown(figures.dynamics(cells, look), caption))
@@ -141,6 +144,7 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
 
 
 def _shown(figure: str, caption: str) -> str:
+    figure = figure.replace('<img alt=""', f'<img alt="{as_html(caption)}"')
     return f"<figure>{figure}<figcaption>{as_html(caption)}</figcaption></figure>"
 
 

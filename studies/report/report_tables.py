@@ -8,11 +8,12 @@ from functools import partial
 
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.report.advice import ADVICE, Source
-from fedmq.studies.report.figures import AXES, Look, by_strategy
+from fedmq.studies.report.figures import AXES, by_strategy
+from fedmq.studies.report.look import Look
 from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import FINAL, Difference
-from fedmq.studies.sweep.intervals import difference_text, mean_text
+from fedmq.studies.sweep.intervals import difference_text, mean_text, number_text
 from fedmq.studies.sweep.measures import chance_share, cost_of, final_value, misplaced_share
 from fedmq.studies.sweep.tuning import Trial, Tuned
 
@@ -50,7 +51,7 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         "Final values: means over the last tenth of a run's virtual time. Misplaced weight: the part of all "
         "aggregation weight that went to other participants than intended. By chance: the part that luck alone "
         "misplaces, if as many updates come from participants drawn one by one. ± is the 95 % confidence interval of "
-        "the mean."
+        "the mean. Numbers have at most three significant digits; the tables of the folder have all."
     )
     if len(every_end) == 1:
         return _table(["strategy", *shown], rows, f"{note} All runs ended by {as_html(every_end[0])}.")
@@ -83,7 +84,7 @@ def paired(found: Sequence[Difference], target: TargetMetric | None, look: Look)
     )
     if any(d.measure != FINAL for d in shown) and target is not None:
         head += [f"{what} to target" for what in ("virtual s", "updates", "MB up", "MB down")]  # as in _COUNTED
-        note += f" Target: {as_html(target.name)} {'≥' if target.mode == 'max' else '≤'} {target.value:.4g}."
+        note += f" Target: {as_html(target.name)} {'≥' if target.mode == 'max' else '≤'} {target.value:g}."
     if any(d.left_out for d in shown):
         note += " Seeds in which either run failed or has no value are not paired."
     if any(d.paired and not d.values for d in shown):
@@ -129,7 +130,7 @@ def targets(
             f"{ADVICE[source].target}</p>"
         )
     sign = "at least" if target.mode == "max" else "at most"
-    what = f"{as_html(target.name)} of {sign} {target.value:.4g}"
+    what = f"{as_html(target.name)} of {sign} {target.value:g}"
     if hollow:
         return (
             f"<p class=note>No cost of the target: a cell has {what} at its start, so reaching it says nothing. "
@@ -159,10 +160,11 @@ def trouble(results: Sequence[CellResult]) -> str:
     rows = []
     for r in bad:
         when = r.diverged_s if r.diverged_s is not None else r.time_s
-        rows.append([as_html(r.strategy), as_html(r.population), str(r.seed), r.finished, f"{when:,.4g}",
-                     f"{r.updates:,}", as_html(r.detail or "an update or the loss was not finite")])  # fmt: skip
-    head = ["strategy", "population", "seed", "what", "at virtual s", "after updates", "why"]
-    return f"<div class=loud><strong>{len(bad)} of {len(results)} cells failed.</strong>{_table(head, rows)}</div>"
+        rows.append([as_html(r.strategy), as_html(r.population), str(r.seed), r.finished, number_text(when),
+                     number_text(r.updates), as_html(r.detail or "an update or the loss was not finite")])  # fmt: skip
+    head = ["strategy", "population", "seed", "what", "at virtual s", "updates in all", "why"]
+    table = _table(head, rows, text=(1, 3, 6))
+    return f"<div class=loud><strong>{len(bad)} of {len(results)} cells failed.</strong>{table}</div>"
 
 
 def untuned_banner(results: Sequence[CellResult], tunings: Sequence[Tuned], source: Source) -> str:
@@ -277,16 +279,16 @@ def _ties(t: Tuned) -> list[str]:
 
 
 def _score(trial: Trial) -> str:
-    value = f"{trial.score:.4g}" if math.isfinite(trial.score) else "-"
+    value = number_text(trial.score) if math.isfinite(trial.score) else "-"
     if len(trial.scores) > 1 and math.isfinite(trial.score):
-        value += " ({:.4g} to {:.4g})".format(*trial.extremes)
+        value += " ({} to {})".format(*map(number_text, trial.extremes))
     if trial.reached_s is not None:
-        value += f" (target at {trial.reached_s:,.4g} s)"
+        value += f" (target at {number_text(trial.reached_s)} s)"
     return value
 
 
 def _key(strategy: str, look: Look) -> str:
-    return f'<span class=key style="background:{look.colour(strategy)}"></span>{as_html(strategy)}'
+    return look.key(strategy) + as_html(strategy)
 
 
 def _table(

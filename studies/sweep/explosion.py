@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedmq.studies.sweep.intervals import number_text
+
 FACTOR, FLOOR = 1000.0, 10.0
 LAST_PART = 0.1
 """Part of a run's virtual time in which the metric must be beyond the limit throughout."""
@@ -48,7 +50,9 @@ def _of_metric(metric: str, evaluations: Sequence[Mapping[str, Any]], time_s: fl
     late = sum(at >= (1 - LAST_PART) * time_s for at, _ in rows)
     if beyond < max(late, 1):
         return None
-    return Explosion(rows[-beyond][0], f"{metric} was {start:.3g} at the start and stayed above {limit:.3g}")
+    return Explosion(
+        rows[-beyond][0], f"{metric} was {number_text(start)} at the start and stayed above {number_text(limit)}"
+    )
 
 
 __all__ = ["Explosion", "explosion_of"]

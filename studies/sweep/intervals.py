@@ -11,6 +11,8 @@ import numpy.typing as npt
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's quantile for 1 to 9 degrees of freedom."""
 _Z_975 = 1.959964
+DIGITS = 3
+"""Significant digits of a number that people read."""
 _ROUNDING = 1e-12
 """Part of the mean below which a spread comes from the last bits of sums."""
 
@@ -51,11 +53,12 @@ def mean_text(values: Sequence[float]) -> str:
         return "-"
     mean, half = mean_and_half_width(np.asarray(values, np.float64)[:, None])
     half = np.where(half > _ROUNDING * abs(mean), half, 0.0)
-    return _plain(mean[0], 4) if len(values) == 1 else f"{_plain(mean[0], 4)} ± {_plain(half[0], 2)}"
+    return number_text(mean[0]) if len(values) == 1 else f"{number_text(mean[0])} ± {number_text(half[0], 2)}"
 
 
 def difference_text(values: Sequence[float]) -> str:
-    """Return the mean with its sign, to the last digit that half the width of its interval has.
+    """Return the mean with its sign, to the last digit that half the width of its interval has, and at most to the
+    third one.
 
     One value has no interval. The text is "-" for no value.
     """
@@ -64,16 +67,17 @@ def difference_text(values: Sequence[float]) -> str:
     mean, half = (float(x[0]) for x in mean_and_half_width(np.asarray(values, np.float64)[:, None]))
     sign = "+" if mean > 0 else ""
     if len(values) == 1:
-        return f"{sign}{_plain(mean, 4)}"
+        return f"{sign}{number_text(mean)}"
     if not 1e-6 <= half < 1e9:
-        return f"{sign}{_plain(mean, 4)} ± {half:.2g}"
+        return f"{sign}{number_text(mean)} ± {half:.2g}"
     places = 1 - math.floor(math.log10(half))
-    shown = max(places, 0)
-    return f"{round(mean, places) + 0.0:+,.{shown}f} ± {round(half, places):,.{shown}f}"
+    rounded = float(f"{mean:.{DIGITS}g}")
+    shown = max(places, 0) if rounded == 0 else max(min(places, DIGITS - 1 - math.floor(math.log10(abs(rounded)))), 0)
+    own = max(places, 0)
+    return f"{round(rounded, places) + 0.0:+,.{shown}f} ± {round(half, places):,.{own}f}"
 
 
-def _plain(value: float, digits: int) -> str:
-    """Return a number with so many digits, from 1,000 on as a whole number, with an exponent only if it needs one."""
-    if 1e-4 <= abs(value) < 1e9:
-        return f"{value:,.0f}" if digits > 2 and abs(value) >= 1000 else f"{float(f'{value:.{digits}g}'):,.10g}"
-    return f"{value:.{digits}g}"
+def number_text(value: float, digits: int = DIGITS) -> str:
+    """Return a number with so many significant digits, and with an exponent only if it needs one."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.10g}" if rounded == 0 or 1e-4 <= abs(rounded) < 1e9 else f"{value:.{digits}g}"

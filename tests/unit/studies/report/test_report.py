@@ -202,9 +202,12 @@ def test_a_page_that_would_be_too_large_has_pictures_in_place_of_vectors(tmp_pat
 def test_means_come_with_students_interval():
     assert mean_text([2.0]) == "2"
     assert mean_text([1.0, 2.0, 3.0]) == "2 ± 2.5"
-    assert mean_text([20000.0, 20010.0, 20020.0]) == "20,010 ± 25"
+    assert mean_text([20000.0, 20010.0, 20020.0]) == "20,000 ± 25"
     assert mean_text([0.0, 400.0]) == "200 ± 2,500"
     assert mean_text([2e-5]) == "2e-05"
+    assert mean_text([0.123456]) == "0.123"
+    assert mean_text([999.6, 999.6]) == "1,000 ± 0"
+    assert mean_text([1234567.0]) == "1,230,000"
     assert mean_text([0.1 + 0.2, 0.3]) == "0.3 ± 0", "sums that differ in their last bits"
     assert mean_text([]) == mean_text([float("nan"), 1.0]) == "-"
     mean, half = mean_and_half_width(np.array([[1.0], [2.0], [3.0]]))
@@ -221,3 +224,5 @@ def test_a_band_of_few_seeds_stays_within_what_can_be():
     assert (below.tolist(), above.tolist()) == ([0, 0.2], [1.3, 0.9])
     below, above = _possible("accuracy in %", np.array([[-1.0, 50.0]]), low, high)
     assert (below.tolist(), above.tolist()) == ([-0.4, 0.2], [1.3, 0.9])
+    _, above = _possible("accuracy in %", np.array([[90.0, 99.0]]), low, np.array([110.0, 99.5]))
+    assert above.tolist() == [100, 99.5]

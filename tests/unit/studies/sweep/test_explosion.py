@@ -17,15 +17,15 @@ def exploded(*values, metric="loss", time_s=10.0):
 
 def test_a_run_has_diverged_when_its_loss_went_beyond_a_thousand_times_its_start_and_stayed():
     found = exploded(2.0, 1.0, 5000.0, 3.0, 3000.0, 1e6, 1e9)
-    assert found == (4.0, "loss was 2 at the start and stayed above 2e+03")
-    assert exploded(2.0, 2001.0) == (1.0, "loss was 2 at the start and stayed above 2e+03")
+    assert found == (4.0, "loss was 2 at the start and stayed above 2,000")
+    assert exploded(2.0, 2001.0) == (1.0, "loss was 2 at the start and stayed above 2,000")
     assert exploded(2.0, 2000.0) is None, "not above it"
     assert exploded(2.0, 1e9, 3.0) is None, "it recovered"
 
 
 def test_the_last_tenth_of_the_run_must_be_beyond():
     rising = [1.0] * 9 + [1e5, 1e9]
-    assert exploded(*rising) == (9.0, "loss was 1 at the start and stayed above 1e+03")
+    assert exploded(*rising) == (9.0, "loss was 1 at the start and stayed above 1,000")
     assert exploded(*[1.0] * 10, 1e9) is None, "the evaluation at 9 s is within the last tenth"
 
 
@@ -48,6 +48,6 @@ def test_the_cells_verdict_keeps_the_reason():
     assert judged(cell((0.0, 1.0), (10.0, 2.0), metric="loss")).finished != "diverged"
     found = judged(run)
     assert (found.finished, found.diverged_s) == ("diverged", 10.0)
-    assert found.detail == "loss was 1 at the start and stayed above 1e+03"
+    assert found.detail == "loss was 1 at the start and stayed above 1,000"
     assert judged(found) == found
     assert json.dumps(asdict(found))
