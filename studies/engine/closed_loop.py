@@ -65,8 +65,9 @@ _OPTIMIZERS = frozenset(
      server_optimizers.Adam, server_optimizers.AmsGrad}
 )  # fmt: skip
 _LAWS = frozenset(
-    {laws.Constant, laws.Uniform, laws.Exponential, laws.HalfNormal, laws.LogNormal, laws.Pareto, laws.Zipf}
-)
+    {laws.Constant, laws.Uniform, laws.Exponential, laws.HalfNormal, laws.LogNormal, laws.Pareto, laws.Zipf,
+     laws.Choice, laws.Empirical, laws.Shifted, laws.Mixture}
+)  # fmt: skip
 _CLIENT_WEIGHTS = frozenset({"equal", "examples", "sqrt", "log"})
 """Kinds of client weights. `quality` is not among them: it goes by the losses."""
 # Settings that the loop takes into account. One that is not here has to be at its default.

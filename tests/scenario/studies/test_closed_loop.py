@@ -17,7 +17,18 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies import simulate as simulating
 from fedmq.studies.engine.closed_loop import changed
 from fedmq.studies.engine.settings import StudyRun
-from fedmq.studies.population.laws import Constant, Exponential, HalfNormal, LogNormal, Uniform, Zipf
+from fedmq.studies.population.laws import (
+    Choice,
+    Constant,
+    Exponential,
+    HalfNormal,
+    LogNormal,
+    Mixture,
+    Part,
+    Shifted,
+    Uniform,
+    Zipf,
+)
 from fedmq.studies.population.population import Availability, Compute, Dropout, Network, Population
 from fedmq.studies.problems.softmax import SoftmaxFederation
 from tests.scenario.studies.federations import Given, Watched, softmax, until
@@ -70,7 +81,8 @@ def like_the_core(strategy, population=PEOPLE, run=RUN, training=STEP, *, by_the
 
 LAWS = st.sampled_from(
     [Constant(value=1), Exponential(mean=1), HalfNormal(mean=1), LogNormal(median=1, sigma=1), Uniform(low=0, high=2),
-     Zipf(exponent=1.5, largest=4)]
+     Zipf(exponent=1.5, largest=4), Choice(values=(1, 2)), Shifted(by=1, law=Exponential(mean=1)),
+     Mixture(parts=(Part(share=0.5, law=Constant(value=1)), Part(share=0.5, law=Uniform(low=0, high=2))))]
 )  # fmt: skip
 SLOWNESS = st.sampled_from([Constant(value=1), Constant(value=1), LogNormal(median=1, sigma=1)])
 """Constants often, so that many events come at one time."""
