@@ -241,6 +241,7 @@ class ClosedLoop:
         outcome.parameters = self._model.parameters
         outcome.time_s = self._now
         outcome.bytes_up, outcome.bytes_down = self._sent_bytes, self._issued_bytes
+        outcome.tasks_issued = self._tasks
         outcome.num_examples = list(self._federation.num_examples)
         outcome.mean_task_s = [
             m.mean_task_s(compute, example_passes(training, count), self._payload_bytes)
@@ -355,7 +356,9 @@ class ClosedLoop:
         metrics = self._federation.evaluate(self._model.parameters)
         if not all(math.isfinite(v) for v in metrics.values()):
             raise LeftToTheCore
-        found = Evaluation(self._version, self._now, self._accepted, self._sent_bytes, self._issued_bytes, metrics)
+        found = Evaluation(
+            self._version, self._now, self._accepted, self._sent_bytes, self._issued_bytes, metrics, self._tasks
+        )
         self._outcome.evaluations.append(found)
         if self._on_evaluation is not None:
             self.evaluations_told += 1

@@ -241,6 +241,7 @@ class Engine:
             )
             return
         self._works += 1
+        self._outcome.tasks_issued += 1
         self._issued_bytes += self._down_bytes
         training = device.part_of(task.training)
         work = device.begin(
@@ -326,6 +327,8 @@ class Engine:
         self._say_hello(i)
 
     def _withdraw(self, command: Withdraw) -> None:
+        if not self._core.stopping:  # at the end all tasks are
+            self._outcome.tasks_withdrawn += 1
         i = self._index[command.participant_id]
         device = self._devices[i]
         if device.work is not None and device.work.task.task_id == command.task_id:
@@ -384,7 +387,10 @@ class Engine:
     def _evaluate(self, command: Evaluate) -> None:
         version = command.version
         metrics = self._federation.evaluate(self._core.parameters)
-        found = Evaluation(version, self._now, self._core.accepted, self._sent_bytes, self._issued_bytes, metrics)
+        found = Evaluation(
+            version, self._now, self._core.accepted, self._sent_bytes, self._issued_bytes, metrics,
+            self._outcome.tasks_issued, self._outcome.tasks_withdrawn,
+        )  # fmt: skip
         self._outcome.evaluations.append(found)
         if self._on_evaluation is not None:
             self._on_evaluation(found)

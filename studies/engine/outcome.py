@@ -58,6 +58,9 @@ class Evaluation:
     bytes_up: float
     bytes_down: float
     metrics: Mapping[str, float]
+    tasks_issued: int = 0
+    """Tasks that participants have taken until then: the trips of clients."""
+    tasks_withdrawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,10 @@ class Outcome:
     """Bytes that all participants sent in the whole run, what came after the last accepted update included."""
     bytes_down: float = 0.0
     discarded: dict[str, int] = field(default_factory=dict)
+    tasks_issued: int = 0
+    """Tasks that participants took in the whole run. Each is a trip: the model goes down, whatever comes back."""
+    tasks_withdrawn: int = 0
+    """Tasks that were withdrawn before the run's end, such as those of a round that is over."""
     dropouts: int = 0
     missed_arrivals: int = 0
     """Offers of participants that were busy or off (open loop)."""

@@ -14,11 +14,13 @@ from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
 from fedmq.studies.sweep.differences import FINAL, Difference
 from fedmq.studies.sweep.intervals import difference_text, mean_text, number_text
-from fedmq.studies.sweep.measures import chance_share, cost_of, final_value, misplaced_share
+from fedmq.studies.sweep.measures import chance_share, cost_of, final_value, misplaced_share, reached_at
 from fedmq.studies.sweep.tuning import Trial, Tuned
 
 _COUNTED = (*AXES, ("bytes_down", "downloaded (MB)", 1e-6))
 """Costs that are counted to a target: key, label, unit."""
+_TRIPS = {"tasks_issued": "tasks issued", "tasks_withdrawn": "tasks withdrawn"}
+"""Tasks until a target, by key: each is a trip of a client."""
 
 
 def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) -> str:
@@ -35,10 +37,12 @@ def outcomes(cells: Sequence[CellResult], metrics: Sequence[str], look: Look) ->
         "misplaced weight, %": lambda r: 100 * misplaced_share(r),
         "by chance, %": lambda r: 100 * chance_share(r),
         "discarded": lambda r: sum(r.discarded.values()),
+        "tasks issued": lambda r: math.nan if r.tasks_issued is None else r.tasks_issued,
+        "withdrawn": lambda r: r.tasks_withdrawn or 0,
         "dropouts": lambda r: r.dropouts,
         "missed arrivals": lambda r: r.missed_arrivals,
     }
-    optional = {"discarded", "dropouts", "missed arrivals"}
+    optional = {"discarded", "withdrawn", "dropouts", "missed arrivals"}
     shown = {name: value for name, value in columns.items() if name not in optional or any(value(r) for r in cells)}
     rows = []
     every_end = sorted({r.finished for r in cells})
@@ -142,14 +146,17 @@ def targets(
         mark = "" if len(costs) in (0, len(runs)) else " †"
         partly = partly or bool(mark)
         columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in _COUNTED]
+        at = [found for r in runs if (found := reached_at(r, target)) is not None]
+        columns += [mean_text([found.get(key, math.nan) for found in at]) + mark for key in _TRIPS]
         rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
     how = " (chosen by the report: 95 % of the way to the worst final value of a finished cell)" if chosen else ""
     note = f"Cost of reaching {what}{how}, at the first evaluation that had it and over whose next tenth of the run "
     note += "the mean had it too: a lucky evaluation does not count. Means over the seeds that reached it, with 95 % "
-    note += "confidence intervals."
+    note += "confidence intervals. Tasks issued are those that participants took, each of them a trip with the model. "
+    note += "Those withdrawn were in vain."
     if partly:
         note += " † Not all seeds reached it; the mean over all would be higher."
-    return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED)], rows, note)
+    return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED), *_TRIPS.values()], rows, note)
 
 
 def trouble(results: Sequence[CellResult]) -> str:

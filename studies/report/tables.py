@@ -28,18 +28,21 @@ from fedmq.studies.sweep.tuning import Tuned
 
 _CELL = (
     "strategy", "population", "seed", "finished", "detail", "diverged_s", "time_s", "versions", "updates", "bytes_up",
-    "bytes_down", "dropouts", "missed_arrivals", "mean_staleness", "cohorts", "backend", "digest", "took_s", "key",
+    "bytes_down", "tasks_issued", "tasks_withdrawn", "dropouts", "missed_arrivals", "mean_staleness", "cohorts",
+    "backend", "digest", "took_s", "key",
 )  # fmt: skip
 COLUMNS: dict[str, dict[str, str]] = {
     "evaluations": {
         "strategy": "string", "population": "string", "seed": "int64", "version": "int64", "time_s": "double",
-        "updates": "int64", "bytes_up": "double", "bytes_down": "double", "metric": "string", "value": "double",
+        "updates": "int64", "bytes_up": "double", "bytes_down": "double",
+        "tasks_issued": "int64", "tasks_withdrawn": "int64", "metric": "string", "value": "double",
     },
     "cells": {
         **dict.fromkeys(("strategy", "population"), "string"), "seed": "int64",
         **dict.fromkeys(("finished", "detail"), "string"), "diverged_s": "double", "time_s": "double",
         **dict.fromkeys(("versions", "updates"), "int64"), **dict.fromkeys(("bytes_up", "bytes_down"), "double"),
-        **dict.fromkeys(("dropouts", "missed_arrivals"), "int64"), "mean_staleness": "double", "cohorts": "int64",
+        **dict.fromkeys(("tasks_issued", "tasks_withdrawn", "dropouts", "missed_arrivals"), "int64"),
+        "mean_staleness": "double", "cohorts": "int64",
         **dict.fromkeys(("backend", "digest"), "string"), "took_s": "double", "key": "string", "discarded": "int64",
     },
     "participants": {
@@ -91,7 +94,9 @@ def evaluation_rows(results: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
                 yield {
                     "strategy": result.strategy, "population": result.population, "seed": result.seed,
                     "version": e["version"], "time_s": e["time_s"], "updates": e["updates"],
-                    "bytes_up": e["bytes_up"], "bytes_down": e["bytes_down"], "metric": metric, "value": value,
+                    "bytes_up": e["bytes_up"], "bytes_down": e["bytes_down"],
+                    "tasks_issued": e.get("tasks_issued"), "tasks_withdrawn": e.get("tasks_withdrawn"),
+                    "metric": metric, "value": value,
                 }  # fmt: skip
 
 

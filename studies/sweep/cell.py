@@ -104,6 +104,9 @@ class CellResult:
     """Training examples of each participant. Cells of older versions have none."""
     participant_ids: list[str] = field(default_factory=list)
     """Name of each participant. Cells of older versions have none."""
+    tasks_issued: int | None = None
+    """Tasks that participants took: the trips of clients. None in the file of an earlier state of fedmq."""
+    tasks_withdrawn: int | None = None
 
 
 def _contents(path: str) -> str:
@@ -225,6 +228,8 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         bytes_up=outcome.bytes_up,
         bytes_down=outcome.bytes_down,
         discarded=outcome.discarded,
+        tasks_issued=outcome.tasks_issued,
+        tasks_withdrawn=outcome.tasks_withdrawn,
         dropouts=outcome.dropouts,
         missed_arrivals=outcome.missed_arrivals,
         mean_staleness=float(staleness.mean()) if count else 0.0,
@@ -238,7 +243,8 @@ def _result(cell: Cell, outcome: Outcome, detail: str, took_s: float) -> CellRes
         participant_ids=outcome.participant_ids,
         evaluations=[
             {"version": e.version, "time_s": e.time_s, "updates": e.updates, "bytes_up": e.bytes_up,
-             "bytes_down": e.bytes_down, "metrics": dict(e.metrics)}
+             "bytes_down": e.bytes_down, "tasks_issued": e.tasks_issued, "tasks_withdrawn": e.tasks_withdrawn,
+             "metrics": dict(e.metrics)}
             for e in outcome.evaluations
         ],
         cohorts=outcome.cohorts,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,14 @@ def met_at_start(cells: Iterable[CellResult], target: TargetMetric) -> bool:
 
 
 def cost_of(result: CellResult, target: TargetMetric) -> dict[str, float] | None:
-    """Return the costs of the run at the evaluation at which it reached the target; None if it did not.
+    """Return the costs of the run at the evaluation at which it reached the target (`reached_at`); None if it did
+    not."""
+    found = reached_at(result, target)
+    return None if found is None else {key: float(found[key]) for key in COSTS}
+
+
+def reached_at(result: CellResult, target: TargetMetric) -> Mapping[str, Any] | None:
+    """Return the evaluation at which the run reached the target; None if it did not.
 
     1. It is the first evaluation that meets the target and from which on the metric holds it on average: the mean over
        the next tenth of the run's virtual time meets it too. A single lucky evaluation of a metric that jitters does
@@ -108,7 +116,7 @@ def cost_of(result: CellResult, target: TargetMetric) -> dict[str, float] | None
         begin = min(i, np.searchsorted(times, last_s))  # the last tenth is one window
         end = np.searchsorted(times, times[i] + window_s, side="right")
         if _meets(float(values[begin:end].mean()), target) or (result.finished == "target" and i == len(rows) - 1):
-            return {key: float(rows[i][0][key]) for key in COSTS}
+            return rows[i][0]
     return None
 
 
