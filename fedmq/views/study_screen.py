@@ -116,4 +116,5 @@ def failures(results: Sequence[CellResult]) -> Iterator[str]:
     for r in results:
         if r.finished in {"diverged", "stuck"}:
             why = f": {r.detail}" if r.detail else ""
-            yield escaped(f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {number_text(r.time_s)} s{why}")
+            when = r.time_s if r.diverged_s is None else r.diverged_s
+            yield escaped(f"{r.strategy}, {r.population}, seed {r.seed} {r.finished} at {number_text(when)} s{why}")

@@ -46,3 +46,5 @@ def test_labels_reach_no_terminal_as_commands():
     assert "[bold]x[/bold]" in text
     (line,) = failures([replace(CELL, strategy="\x1b[2J", finished="stuck", detail="no\nway")])
     assert line == r"\u001b[2J, phones, seed 0 stuck at 2 s: no\nway"
+    (line,) = failures([replace(CELL, finished="diverged", diverged_s=1.25)])
+    assert line.endswith("seed 0 diverged at 1.25 s")
