@@ -45,7 +45,7 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
-from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
+from fedmq.schemas.errors import BrokerError, ConfigError, Deposed, LedgerLocked
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
@@ -253,8 +253,8 @@ class CoordinatorService:
         return False
 
     def _lead(self, ledger: Ledger, transport: Transport, inbox: Inbox, leadership: Leadership) -> None:
-        if ledger.is_new() and (waiting := transport.depth(self._topology.updates.name)):
-            log.warning("updates_of_another_run", queue=self._topology.updates.name, waiting=waiting, detail=_NOT_OURS)
+        if ledger.is_new():
+            _tell_of_another_run(transport, self._topology.updates.name)
         core = open_core(
             self._folder,
             ledger,
@@ -437,3 +437,15 @@ class CoordinatorService:
                 metrics=metrics[-1] if metrics else {},
                 model_path=models[0] if models and finished is not None else None,
             )
+
+
+def _tell_of_another_run(transport: Transport, queue: str) -> None:
+    """Warn of updates that wait before the run begins. Nothing depends on it, so a broker that does not tell ends
+    nothing."""
+    try:
+        waiting = transport.depth(queue)
+    except BrokerError as error:
+        log.info("waiting_updates_unknown", queue=queue, detail=error)
+        return
+    if waiting:
+        log.warning("updates_of_another_run", queue=queue, waiting=waiting, detail=_NOT_OURS)

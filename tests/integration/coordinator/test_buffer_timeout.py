@@ -147,6 +147,7 @@ def test_a_run_of_a_ledger_without_the_table_goes_on_and_is_read_before_that(fed
     made = active.result(DEADLINE_S).version
     with sqlite3.connect(federation.run_dir / "ledger.sqlite") as db:
         db.execute("DROP TABLE timeouts")
+        db.execute("DROP TABLE connections")
         db.execute("PRAGMA user_version = 5")
         settings = json.loads(db.execute("SELECT settings FROM run").fetchone()[0])
         del settings["strategy"]["buffer_timeout_s"], settings["strategy"]["min_updates"]

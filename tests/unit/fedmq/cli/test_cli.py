@@ -205,8 +205,8 @@ def test_a_watch_waits_for_the_run_until_it_is_interrupted(tmp_path):
     (tmp_path / "federation.toml").write_text(CONFIG)
     arguments = [sys.executable, "-m", "fedmq", "status", "--config", "federation.toml", "--watch"]
     with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
-        assert watch.stdout is not None
-        assert re.fullmatch(r"Waiting for the run in .*r1 to start. Ctrl-C ends this.\n", watch.stdout.readline())
+        assert watch.stderr is not None
+        assert re.fullmatch(r"Waiting for the run in .*r1 to start. Ctrl-C ends this.\n", watch.stderr.readline())
         assert watch.poll() is None
         watch.send_signal(signal.SIGINT)
         out, err = watch.communicate(timeout=DEADLINE_S)
