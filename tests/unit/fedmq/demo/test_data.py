@@ -1,4 +1,5 @@
 import hashlib
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -104,3 +105,9 @@ def test_two_shards_each_hold_few_classes():
 def test_impossible_deals_are_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_an_app_has_the_same_names_from_fedmq_data():
+    public, own = import_module("fedmq.data"), import_module("fedmq.demo.data")
+    assert public.__all__ == own.__all__
+    assert all(getattr(public, name) is getattr(own, name) for name in own.__all__)
