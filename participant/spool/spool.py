@@ -116,9 +116,9 @@ class Spool:
             )
         for folder in (self._outbox, self._memory, self._next):
             if not folder.is_dir():
-                log.warning("spool_folder_made_again", folder=folder)
                 with _as_spool_error("make", folder):
                     make_folder(folder)
+                log.warning("spool_folder_made_again", folder=folder)
 
     def close(self) -> None:
         """Let another process use the folder. Idempotent."""

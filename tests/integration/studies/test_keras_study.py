@@ -13,7 +13,7 @@ from fedmq.studies.simulate import simulate
 from fedmq.study.app_problem import AppProblem
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
-from tests.support.full import FULL, in_full
+from tests.support.full import in_full
 
 
 def study_of(folder, path, seeds=(0,)):
@@ -32,7 +32,8 @@ def study_of(folder, path, seeds=(0,)):
     )
 
 
-@pytest.mark.parametrize("path", ["cohort", "plain"] if FULL else ["cohort"])
+@in_full("test_keras_cohort.py has the same bytes on one path, and the next test a study in processes")
+@pytest.mark.parametrize("path", ["cohort", "plain"])
 def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path):
     study = study_of(tmp_path, path)
     first = study.run(tmp_path / "a", workers=1)
