@@ -5,12 +5,13 @@ These are Python's and numpy's, and those of Keras and TensorFlow if the process
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+
+from fedmq.participant.training.generators import seeded_generators
 
 INITIAL_MODEL, DATA, TRAINING = 1004, 1005, 1006
 """Purposes of the seeds."""
@@ -24,15 +25,9 @@ def seeded(seed: int, purpose: int, *, keras: bool = True) -> Iterator[int]:
     stay seeded. That costs 10 ms, so `keras` leaves them alone for code that seeds them itself.
     """
     own = int(np.random.SeedSequence(seed, spawn_key=(purpose,)).generate_state(1)[0])
-    before = random.getstate(), np.random.get_state()
-    if keras and "keras" in sys.modules and "tensorflow" in sys.modules:
-        from fedmq.participant.training.keras.steps import seed_keras
+    with seeded_generators(own):
+        if keras and "keras" in sys.modules and "tensorflow" in sys.modules:
+            from fedmq.participant.training.keras.steps import seed_keras
 
-        seed_keras(own)
-    random.seed(own)
-    np.random.seed(own)
-    try:
+            seed_keras(own)
         yield own
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])

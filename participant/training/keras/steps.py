@@ -10,7 +10,6 @@ all of these, run eagerly                   the process's seeds
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmq.participant.training.generators import seeded_generators
 from fedmq.participant.training.keras.backend import keras, tf
 
 KERAS_STATE, TENSORFLOW_STATE = "seed_generator_state", "StateVar"
@@ -77,17 +77,11 @@ def seeded_process(seed: int, *, eager: bool = False) -> Iterator[int]:
 
     Afterwards they go on from where they were. With `eager` those of Keras and TensorFlow are seeded too, and stay so.
     """
-    before = random.getstate(), np.random.get_state()
     word = _words(seed, 1)[0]
-    if eager:
-        seed_keras(word)
-    random.seed(word)
-    np.random.seed(word)
-    try:
+    with seeded_generators(word):
+        if eager:
+            seed_keras(word)
         yield word
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 def seed_keras(word: int) -> None:
