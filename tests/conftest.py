@@ -21,6 +21,14 @@ hypothesis.settings.register_profile("fedmq", deadline=None)
 hypothesis.settings.load_profile("fedmq")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that takes a node, so that `make test-brokers` leaves none out."""
+    for item in items:
+        if {"rabbitmq_node", "own_node"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests measured and assert nothing about (`record_property`)."""
     for report in terminalreporter.getreports("passed"):
