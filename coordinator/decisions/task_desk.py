@@ -173,17 +173,14 @@ class TaskDesk:
     def is_done_with(self, task: HeldTask, hello: Hello) -> bool:
         """Return True if the hello shows that its participant would not train this task again.
 
-        The task is the one that it finished last, or an older one, issued before this start.
+        The task was issued before this start, and the participant finished it last, or a later one. Of a task that was
+        issued since then it is not believed: an endless supply of tasks would cost it one short message each.
         """
-        if hello.last_task is None or hello.last_task == task.task_id:
-            return hello.last_task is not None
+        if hello.last_task is None or task.seq > self.first_task_seq:
+            return False
         last, own = parsed(hello.last_task), parsed(task.task_id)
-        return (
-            task.seq <= self.first_task_seq
-            and last is not None
-            and own is not None
-            and last.uid == own.uid
-            and last.seq > own.seq
+        return hello.last_task == task.task_id or (
+            last is not None and own is not None and last.uid == own.uid and last.seq > own.seq
         )
 
     def _on_lost(self, p: Participant, task: HeldTask, new_session: bool, doubted: bool, accepting: bool) -> None:

@@ -301,3 +301,14 @@ def test_scaffold_begins_anew_with_control_variates_of_zero(shape):
     for task in {t.participant_id: t for t in tasks}.values():
         assert of(Accept, one.update(task, next_memory="z", tensors=sent))
     assert one.core.version == 2
+
+
+@pytest.mark.parametrize("session", ["s0", "s{}"], ids=["one session", "new sessions"])
+def test_a_participant_that_says_it_is_done_with_each_task_of_this_start_gets_no_endless_supply(session):
+    one = bench()
+    go_back(one, one.save())
+    issued = of(IssueTask, one.hello("a"))
+    for i in range(100):
+        issued += of(IssueTask, one.hello("a", t=i / 1000, session=session.format(i), last_task=issued[-1].task_id))
+    assert len(issued) <= 5
+    assert one.core.set_backs == ()
