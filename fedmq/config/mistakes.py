@@ -217,20 +217,25 @@ MOST_PLACES = 3
 nothing."""
 
 
-def tables(node: SchemaNode, tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+def tables(
+    node: SchemaNode, tree: object, path: tuple[str, ...] = (), above: tuple[Tree, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], set[str]]]:
     """Yield the path of each table of the file, also inside other tables, with its keys.
 
-    These are the keys of the form that the table has in `tree`, and of all forms if it is not there.
+    These are the keys of the form that the table has in `tree`, and of all forms if it is not there. A form that may
+    hold itself, as a law in a law, is not looked for inside itself (`above`) unless the file has it there.
     """
     picked = node.picked(tree)
     forms = [form for form in ([picked] if picked else node.options()) if form.properties]
+    if not isinstance(tree, dict):
+        forms = [form for form in forms if not any(form.schema is one for one in above)]
     if not forms:
         return
     yield path, {key for form in forms for key in form.properties}
     for form in forms:
         for name in form.properties:
             inner = tree.get(name) if isinstance(tree, dict) else None
-            yield from tables(form.child(name), inner, (*path, name))
+            yield from tables(form.child(name), inner, (*path, name), (*above, form.schema))
 
 
 NEAR = 0.75

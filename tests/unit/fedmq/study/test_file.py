@@ -285,3 +285,12 @@ def test_a_buffer_with_a_timeout_may_be_larger_than_the_run(tmp_path):
     timed = GOOD.replace("buffer_size = 2", "buffer_size = 20, buffer_timeout_s = 5")
     study, _ = load_study(write(tmp_path, timed))
     assert study.contenders[0].strategy == FedBuff(buffer_size=20, buffer_timeout_s=5.0)
+
+
+def test_a_key_that_no_table_has_is_told_where_laws_may_hold_laws(tmp_path):
+    problem = 'name = "quadratics"\n    dimenson = 3'
+    assert mistakes(tmp_path, 'name = "softmax"', problem)[0].startswith("problem.dimenson: unknown key (got 3)")
+    law = '{name = "shifted", by = 1, law = {name = "shifted", by = 1, lav = 2, law = {name = "constant", value = 1}}}'
+    text = GOOD.replace('"softmax"', '"quadratics"').replace('{name = "constant", value = 1}', law)
+    with pytest.raises(ConfigError, match=r"task_s\.law\.lav: unknown key"):
+        load_study(write(tmp_path, text))
