@@ -99,7 +99,7 @@ def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT)
         raise ConfigError(f"The {what} file {path} cannot be read: {e}") from e
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise ConfigError(f"{path} is not valid TOML: {e}") from None
 
 

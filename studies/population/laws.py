@@ -26,12 +26,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from fedmq.schemas.errors import InputError
-from fedmq.studies.population.measured import read_values
+from fedmq.studies.population.measured import LARGEST, read_values
 from fedmq.studies.population.steps import Steps, smallest, step_of
 from fedmq.studies.value import Value
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 _NORMAL = NormalDist()
 SUM_TOLERANCE = 1e-6
@@ -131,7 +132,7 @@ class LogNormal(Value):
 
     name: Literal["lognormal"] = "lognormal"
     median: Positive
-    sigma: NonNegative
+    sigma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
     @property
     def mean(self) -> float:
@@ -212,7 +213,7 @@ class Choice(Value):
 
     name: Literal["choice"] = "choice"
     values: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=100_000)]
-    shares: tuple[NonNegative, ...] | None = None
+    shares: tuple[Share, ...] | None = None
     """Probabilities of the values, in their order. They add up to 1."""
     _steps: Steps = PrivateAttr()
 
@@ -308,7 +309,7 @@ class Shifted(Value):
 class Part(Value):
     """A part of a mixture."""
 
-    share: NonNegative
+    share: Share
     """Probability that a draw is of this part."""
     law: AnyLaw
 

@@ -1,14 +1,13 @@
 """Measured values from a file: one column of a CSV, or a text file with a value in each row.
 
 Without a `column` the file has one column, and its first row may be the column's name. Rows that are empty are passed
-over. Each value is a finite number of 0 or more.
+over. Each value is a number from 0 to LARGEST.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,9 @@ from fedmq.schemas.local.files import read_text
 MOST_BYTES = 256 * 1024**2
 MOST_VALUES = 1_000_000
 """Largest number of values of one law. Each process of a study keeps them."""
+
+LARGEST = 1e30
+"""Largest number in a law. Means of such laws, and products of their draws, are finite numbers too."""
 
 
 def read_values(path: Path, column: str | None = None) -> array[float]:
@@ -50,8 +52,8 @@ def _numbers(lines: Iterator[list[str]], path: Path, column: str | None) -> Iter
         if at >= len(row):
             raise InputError(f"{path}, line {line}: there are {len(row)} cells, expected {at + 1} or more")
         value = _number(row[at])
-        if value is None or not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{path}, line {line}: got {shown(row[at])}, expected a finite number of 0 or more")
+        if value is None or not 0 <= value <= LARGEST:
+            raise InputError(f"{path}, line {line}: got {shown(row[at])}, expected a number from 0 to {LARGEST:g}")
         yield value
 
 

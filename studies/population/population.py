@@ -39,6 +39,8 @@ Coefficient = Annotated[float, Field(ge=-1, le=1)]
 
 _TRAITS, _TASKS, _PRESENCE, _ARRIVALS, _EFFORT = range(5)
 """Purposes of one participant's generators."""
+MOST_EXAMPLES = 2**53
+"""Largest count that a message, a table and a float hold exactly. A larger draw counts as this one."""
 DRAWS_A_TASK = 4
 """Draws for one task: its duration, whether it drops out, when, and how long the participant is away."""
 
@@ -224,9 +226,7 @@ class Population(Value):
         return Member(
             index=index,
             participant_id=f"p{index:06d}",
-            examples=max(
-                1, history.num_examples if history else round(device.examples or self.examples.quantile(size))
-            ),
+            examples=history.num_examples if history else _count(device.examples or self.examples.quantile(size)),
             slowness=compute.slowness.quantile(min(1.0 - speed, math.nextafter(1.0, 0.0))),
             example_s=example_s,
             down_s_per_byte=1.0 / down if down else 0.0,
@@ -376,3 +376,7 @@ def _drawn(law: AnyLaw | None, u: float) -> float | None:
 
 def _normal_cdf(z: float) -> float:
     return min(0.5 * math.erfc(-z / math.sqrt(2)), math.nextafter(1.0, 0.0))
+
+
+def _count(examples: float) -> int:
+    return min(max(1, round(examples)), MOST_EXAMPLES)

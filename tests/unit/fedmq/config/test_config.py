@@ -156,6 +156,15 @@ def test_a_file_that_is_not_toml_is_refused_with_the_line(write):
         load_config(write("[run]\nrun_id = 'x'\nconcurrency 3\n"), environ={})
 
 
+def test_values_nested_without_end_are_a_mistake_and_no_traceback(write):
+    nested = "[" * 3000
+    with pytest.raises(ConfigError, match=r"federation.toml is not valid TOML: maximum recursion depth"):
+        load_config(write(f"a = {nested}"), environ={})
+    with pytest.raises(ConfigError, match=r"run\.concurrency .*expected a whole number"):
+        load_config(write(GOOD), environ={"FEDMQ_RUN__CONCURRENCY": nested})
+
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"There is no federation file .*nowhere.toml"):
         load_config(tmp_path / "nowhere.toml", environ={})

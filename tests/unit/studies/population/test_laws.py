@@ -20,6 +20,7 @@ from fedmq.studies.population.laws import (
     Zipf,
     law_files,
 )
+from fedmq.studies.population.measured import LARGEST
 
 LAW = TypeAdapter(AnyLaw)
 
@@ -88,7 +89,7 @@ def test_a_law_comes_from_a_table_and_a_mistake_in_it_is_named():
 def test_what_is_left_of_laws_at_the_edge_of_floats_is_a_number_or_for_ever():
     assert Pareto(minimum=1, shape=1.001).left(0.9999, 0.5) == math.inf
     assert Pareto(minimum=2, shape=2).left(0.75, 0.5) == 4
-    assert Uniform(low=0, high=1e200).left(0.25, 0.5) == 0.25e200
+    assert Uniform(low=0, high=LARGEST).left(0.25, 0.5) == 0.25 * LARGEST
     assert Uniform(low=3, high=3).left(0.3, 0.5) == 1.5
     assert Uniform(low=3, high=5).left(0.5, 1.0) == pytest.approx(math.sqrt(17))
 
@@ -175,9 +176,9 @@ def test_the_files_of_laws_are_found_at_any_depth(tmp_path):
 @pytest.mark.parametrize(
     ("text", "column", "said"),
     [
-        ("1\nfast\n", None, "line 2: got 'fast', expected a finite number of 0 or more"),
-        ("1\n-2\n", None, "line 2: got '-2', expected a finite number"),
-        ("1\ninf\n", None, "line 2: got 'inf', expected a finite number"),
+        ("1\nfast\n", None, "line 2: got 'fast', expected a number from 0 to 1e\\+30"),
+        ("1\n-2\n", None, "line 2: got '-2', expected a number from 0"),
+        ("1\ninf\n", None, "line 2: got 'inf', expected a number from 0"),
         ("a,b\n1,2\n", None, "has 2 columns: name one of them with column"),
         ("a,b\n1,2\n", "c", "has no column 'c', its first row has: a, b"),
         ("a,b\n1,2\n3\n", "b", "line 3: there are 1 cells, expected 2 or more"),
@@ -204,3 +205,40 @@ def test_a_file_of_measurements_is_refused_with_its_line(tmp_path, text, column,
 def test_laws_that_cannot_be_are_refused_in_a_sentence(table, said):
     with pytest.raises(ValidationError, match=said):
         LAW.validate_python(table)
+
+
+TOO_LARGE = [
+    {"name": "lognormal", "median": 1, "sigma": 1000},
+    {"name": "half_normal", "mean": 1.7e308},
+    {"name": "constant", "value": 1e308},
+    {"name": "choice", "values": [1, 2], "shares": [1e308, 1e308]},
+    {"name": "mixture", "parts": [{"share": 1e308, "law": {"name": "constant", "value": 1}}] * 2},
+    {"name": "shifted", "by": 1, "law": {"name": "pareto", "minimum": 1e308, "shape": 2}},
+]
+
+
+@pytest.mark.parametrize("law", TOO_LARGE, ids=lambda law: law["name"])
+def test_a_number_beyond_all_use_is_refused(law):
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        LAW.validate_python(law)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        LogNormal(median=LARGEST, sigma=10), HalfNormal(mean=LARGEST), Exponential(mean=LARGEST),
+        Uniform(low=LARGEST, high=LARGEST), Pareto(minimum=LARGEST, shape=math.nextafter(1, 2)),
+        Zipf(exponent=1e-300, largest=1_000_000, unit=LARGEST), Choice(values=(LARGEST, LARGEST)),
+    ],
+    ids=lambda law: law.name,
+)  # fmt: skip
+def test_the_largest_numbers_give_finite_draws_whose_products_are_finite(law):
+    most = max(law.mean, law.quantile(math.nextafter(1, 0)))
+    assert 0 < law.quantile(0.0) <= most or law.name in ("half_normal", "exponential")
+    assert math.isfinite(most**3)
+
+
+def test_a_measured_value_beyond_all_use_is_refused_with_its_line(tmp_path):
+    (tmp_path / "seconds.csv").write_text("1\n1e308\n")
+    with pytest.raises(ValidationError, match=r"line 2: got '?1e308'?, expected a number from 0 to 1e\+30"):
+        Empirical(file=str(tmp_path / "seconds.csv"))

@@ -30,6 +30,11 @@ def test_a_participant_is_the_same_in_a_population_of_any_size():
     assert Population(participants=3, **laws).members(seed=8) != small
 
 
+def test_a_draw_of_more_examples_than_a_table_holds_counts_as_the_most():
+    (member,) = Population(participants=1, examples=Constant(value=1e30)).members(seed=0)
+    assert member.examples == 2**53
+
+
 def test_with_a_coefficient_of_1_the_fastest_has_the_most_data():
     population = Population(
         participants=200,
