@@ -391,7 +391,7 @@ class CoordinatorService:
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
             downtime=Downtime(run.elapsed_s, run.committed_wall_s),
-            check_folder=self._folder.check,
+            check_folder=lambda: self._folder.check(ledger),
             certificates=certificates,
         )
 

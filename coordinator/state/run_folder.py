@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import LedgerError, StateError
 from fedmq.schemas.local.files import make_folder
 from fedmq.schemas.local.locks import FileLock, holders
@@ -78,11 +79,14 @@ class RunFolder:
             "with another run_id"
         )
 
-    def check(self) -> None:
-        """Raise StateError if the folder that `acquire` has kept was moved, replaced or removed, or a part of it."""
+    def check(self, ledger: Ledger) -> None:
+        """Raise StateError if the folder that `acquire` has kept was moved, replaced or removed, or a part of it.
+
+        `ledger` is the open one of this folder.
+        """
         if self._lock is None:
             return
-        if self._lock.in_place() and self.checkpoints.is_dir() and os.path.lexists(self.ledger):
+        if self._lock.in_place() and self.checkpoints.is_dir() and ledger.in_place():
             return
         raise StateError(
             f"the run folder {self.path} was moved, replaced or removed while its coordinator ran. Nothing was acked "

@@ -44,6 +44,8 @@ class Ledger(LedgerReader, ArchiveWriter):
 
     epoch = 0
     """The epoch of this writer; 0 before `take_over`."""
+    _written: Mapping[Path, tuple[int, int]] = {}
+    """Device and inode of the files that this writer writes, since `take_over`."""
 
     def _connect(self) -> sqlite3.Connection:
         _prepare(self.path)
@@ -78,7 +80,19 @@ class Ledger(LedgerReader, ArchiveWriter):
                 raise LedgerLocked(str(error)) from error
             raise
         self.epoch = epoch
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        self._written = {file: place for file in files if (place := _place(file)) is not None}
         return epoch
+
+    def in_place(self) -> bool:
+        """False if a file that this writer writes was moved, replaced or removed since `take_over`.
+
+        SQLite goes on writing it all the same, and nobody finds it again.
+        """
+        try:
+            return all(_place(file) == place for file, place in self._written.items())
+        except OSError:  # a disk that does not answer has lost nothing yet
+            return True
 
     def check_epoch(self) -> None:
         """Raise Deposed if another coordinator has taken over."""
@@ -282,3 +296,12 @@ def _discard_values(group: CommitGroup) -> list[tuple[Any, ...]]:
         for d, at in group.discards
         for u in (d.update,)
     ]  # fmt: skip
+
+
+def _place(file: Path) -> tuple[int, int] | None:
+    """Return the device and the inode of a file; None if it is not there."""
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino

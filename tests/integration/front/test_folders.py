@@ -81,7 +81,7 @@ def accepted(folder):
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("how", ["moved", "removed", "replaced"] if FULL else ["replaced"])
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced", "ledger"] if FULL else ["replaced", "ledger"])
 def test_a_run_folder_that_is_taken_away_stops_its_coordinator_and_loses_nothing(
     terminal, run_dir, tmp_path, rabbitmq_node, how
 ):
@@ -91,7 +91,10 @@ def test_a_run_folder_that_is_taken_away_stops_its_coordinator_and_loses_nothing
     participant = terminal("participant", *CONFIG, *prefix, "--id", "sensor-1", **url)
     coordinator = terminal("coordinator", *CONFIG, *prefix, **url)
     coordinator.wait_for("event=version_made version=5 ")
-    if how == "removed":
+    if how == "ledger":  # somebody puts a backup back, and forgot that the coordinator runs
+        shutil.copy(run_dir / "ledger.sqlite", tmp_path / "backup")
+        (tmp_path / "backup").rename(run_dir / "ledger.sqlite")
+    elif how == "removed":
         shutil.rmtree(run_dir)
     else:
         run_dir.rename(tmp_path / "elsewhere")

@@ -1,6 +1,7 @@
 """The ledger keeps a commit whole or not at all, and knows how every task ended."""
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -303,3 +304,28 @@ def test_a_ledger_of_the_format_before_connections_is_read_and_goes_on_with_the_
         ledger.take_over("host", 1, 2.0)
         ledger.note_broker(BrokerRow("connected", "", 3.0))
         assert ledger.broker() == BrokerRow("connected", "", 3.0)
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+@pytest.mark.parametrize("name", ["ledger.sqlite", "ledger.sqlite-wal"])
+def test_a_ledger_that_is_taken_from_under_its_writer_is_noticed(ledger, tmp_path, name, how):
+    ledger.take_over("host", 1, 1.0)
+    assert ledger.in_place()
+    if how == "removed":
+        (tmp_path / name).unlink()
+    else:  # as rsync does it, and whoever puts a backup back
+        shutil.copy(tmp_path / name, tmp_path / "copy")
+        (tmp_path / "copy").rename(tmp_path / name)
+    ledger.note_broker(BrokerRow("connected", "", 2.0))  # SQLite does not notice
+    assert not ledger.in_place()
+
+
+def test_a_ledger_that_others_read_and_tidy_stays_in_place(ledger, tmp_path):
+    ledger.take_over("host", 1, 1.0)
+    with LedgerReader(tmp_path / "ledger.sqlite") as reader:
+        assert reader.run().run_id == "r"
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    ledger.note_broker(BrokerRow("connected", "", 2.0))
+    assert ledger.in_place()
