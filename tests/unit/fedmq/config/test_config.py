@@ -164,7 +164,6 @@ def test_values_nested_without_end_are_a_mistake_and_no_traceback(write):
         load_config(write(GOOD), environ={"FEDMQ_RUN__CONCURRENCY": nested})
 
 
-
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"There is no federation file .*nowhere.toml"):
         load_config(tmp_path / "nowhere.toml", environ={})
