@@ -25,8 +25,8 @@ from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, OnDelivery
 from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.decisions.events import ParticipantSeen
-from fedmq.coordinator.service.commit import Committer
-from fedmq.coordinator.service.effects import Pending
+from fedmq.coordinator.service.commits.commit import Committer
+from fedmq.coordinator.service.commits.effects import Pending
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.service.startup import open_core
 from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings

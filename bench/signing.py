@@ -1,6 +1,6 @@
 """The price of signed tasks, in seconds of the processor: `python -m bench.signing [--mb 10] [--tasks 100]`.
 
-sent      what signatures add to tasks of one version in coordinator.service.publishing; nothing is sent anywhere
+sent      what signatures add to tasks of one version (coordinator.service.outgoing.publishing); nothing is sent
 received  what the check adds to the decoding of a task
 
 The reference is one pass of SHA-256 over the model: the coordinator makes one for a version, and a device one for a
@@ -19,7 +19,7 @@ from bench.codec import model_of
 from bench.report import Row, best_of, print_table
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.coordinator.service.publishing import CoordinatorPublisher
+from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
 from fedmq.fleet import certificates
 from fedmq.schemas.codec import Limits, decode, encode
 from fedmq.schemas.messages import Task, TrainingConfig

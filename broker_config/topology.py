@@ -140,8 +140,8 @@ class Topology:
 
     @property
     def leader(self) -> Queue:
-        """The queue of one token, whose holder is the active coordinator (coordinator.service.leadership). It is
-        classic by default: a broker that was killed may bring a young quorum queue back without a leader
+        """The queue of one token, whose holder is the active coordinator (coordinator.service.leading.leadership). It
+        is classic by default: a broker that was killed may bring a young quorum queue back without a leader
         (docs/operations.md), and then no coordinator would ever be active."""
         name = f"{self.prefix}.leader"
         return Queue(

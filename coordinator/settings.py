@@ -44,9 +44,9 @@ class StepAssignment(Settings):
     """Optimiser steps of a task: as many as its participant makes in `target_s`, by its measured speed.
 
     This works with any strategy but FedCompass, which assigns steps by arrival groups
-    (coordinator.decisions.arrival_groups). There the updates of unequal participants come at one moment and make a
-    version together. Here every task is meant to last `target_s`, the strategy alone decides when it makes a version,
-    and nobody waits. The updates come at the same pace, not at the same moment.
+    (coordinator.decisions.participants.arrival_groups). There the updates of unequal participants come at one
+    moment and make a version together. Here every task is meant to last `target_s`, the strategy alone decides when it
+    makes a version, and nobody waits. The updates come at the same pace, not at the same moment.
     """
 
     target_s: float = Field(gt=0, allow_inf_nan=False)
@@ -98,7 +98,7 @@ class RunSettings(Settings):
     """Number of participants that are known at the same time. Further ones are turned away."""
     max_per_user: int | None = Field(default=None, ge=1)
     """Number of participants of one user of the broker. None sets no limit while there is one user; if there are
-    several, no user holds more slots than the median one has participants (decisions.users)."""
+    several, no user holds more slots than the median one has participants (decisions.participants.users)."""
     hellos_per_s: float = Field(default=100.0, gt=0)
     """Hellos and declines of one user of the broker that are read per second (service.control_rate)."""
     evaluate_interval_s: float = Field(default=1.0, ge=0)

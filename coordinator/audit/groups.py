@@ -14,7 +14,7 @@ import numpy as np
 
 from fedmq.coordinator.audit.replay import groups_of, version_follows
 from fedmq.coordinator.decisions.failures import Drop
-from fedmq.coordinator.decisions.model import dropped
+from fedmq.coordinator.decisions.versions.model import dropped
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Grouped, Strategy
 from fedmq.schemas.parameters import Parameters

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmq.coordinator.decisions.failures import Drop, StrategyFailed, drops_in
-from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import Base, CheckpointRow, UpdateRow

@@ -66,7 +66,8 @@ class Accept(NamedTuple):
     group: int | None = None
     """The arrival group that the update came in time for; None if it was late, or if the strategy has no groups."""
     clamped: str = ""
-    """Description of the claims that were clamped; `update` has the clamped numbers (coordinator.decisions.claims)."""
+    """Description of the claims that were clamped (coordinator.decisions.updates.claims); `update` has the clamped
+    numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class NewVersion:
     orders: tuple[int, ...] | None = None
     """Positions of the updates among all accepted ones, for arrival groups, which may skip some; otherwise None."""
     by_timeout: bool = False
-    """True if the buffer was not full: its timeout made the version (coordinator.decisions.buffer_timer)."""
+    """True if the buffer was not full: its timeout made the version (coordinator.decisions.versions.buffer_timer)."""
 
 
 @dataclass(frozen=True, slots=True)

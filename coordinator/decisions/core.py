@@ -67,9 +67,6 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions import identity
-from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.commands import (
     Accept,
     Command,
@@ -97,16 +94,19 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.decisions.failures import Condemned, Drop, StrategyFailed, drops_in
-from fedmq.coordinator.decisions.model import Model
-from fedmq.coordinator.decisions.participants import Participant
+from fedmq.coordinator.decisions.participants import identity
+from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.requirements import check_requirements
-from fedmq.coordinator.decisions.rounds import Rounds, asked
 from fedmq.coordinator.decisions.set_backs import SetBack, SetBacks, set_backs_in
 from fedmq.coordinator.decisions.task_desk import TaskDesk
-from fedmq.coordinator.decisions.task_names import TaskName, TaskNames
-from fedmq.coordinator.decisions.tasks import HeldTask
-from fedmq.coordinator.decisions.validation import Judge, Rejection
+from fedmq.coordinator.decisions.tasks.book import HeldTask
+from fedmq.coordinator.decisions.tasks.names import TaskName, TaskNames
+from fedmq.coordinator.decisions.updates.validation import Judge, Rejection
+from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
+from fedmq.coordinator.decisions.versions.model import Model
+from fedmq.coordinator.decisions.versions.rounds import Rounds, asked
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout, max_participants
 from fedmq.schemas.messages import Hello, TrainingConfig, Update
@@ -295,7 +295,7 @@ class Core:
         return self._desk.roster.users.proven(user)
 
     def has_room_for(self, participant_id: str) -> bool:
-        """Return False for a known participant that holds none of the strategy's places (decisions.places)."""
+        """Return False for a known participant that holds none of the strategy's places (places.py)."""
         return self._desk.roster.has_room_for(participant_id)
 
     def participant_ids(self) -> list[str]:
@@ -308,11 +308,11 @@ class Core:
         return p is not None and p.revoked
 
     def stranger(self, participant_id: str, user: str | None) -> str | None:
-        """Return why this user may not speak for this participant; None if it may (coordinator.decisions.identity)."""
+        """Return why this user may not speak for this participant; None if it may (decisions.participants.identity)."""
         return identity.refusal(self._desk.roster.get(participant_id), user)
 
     def is_from_owner(self, task_id: str, user: str | None) -> bool:
-        """Return True if this user is shown to be the open task's participant (coordinator.decisions.identity)."""
+        """Return True if this user is shown to be the open task's participant (decisions.participants.identity)."""
         task = self._desk.tasks.get(task_id)
         return task is not None and identity.is_from(self._desk.owner(task), user)
 

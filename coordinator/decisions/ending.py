@@ -14,8 +14,8 @@ from typing import Any
 from fedmq.coordinator.decisions.commands import Evaluate, Finish
 from fedmq.coordinator.decisions.evaluation import Evaluations
 from fedmq.coordinator.decisions.events import EvaluationArrived
-from fedmq.coordinator.decisions.rounds import Rounds
 from fedmq.coordinator.decisions.task_desk import TaskDesk
+from fedmq.coordinator.decisions.versions.rounds import Rounds
 from fedmq.coordinator.settings import RunSettings, StopSettings
 
 

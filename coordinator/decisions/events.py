@@ -25,7 +25,7 @@ DiscardReason = Literal[
     "malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape",  # schemas.errors: poison
     "wrong_run", "unknown_task", "unknown_participant", "wrong_base_version", "wrong_payload",
     "duplicate", "task_closed", "too_stale", "wrong_memory", "run_finished", "strategy_error", "overflow",
-    "unknown_sender", "wrong_sender", "not_enrolled", "revoked",  # coordinator.decisions.identity
+    "unknown_sender", "wrong_sender", "not_enrolled", "revoked",  # coordinator.decisions.participants.identity
     "set_back",  # coordinator.decisions.set_backs
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ class Started:
 class ParticipantSeen:
     hello: Hello
     user: str | None = ""
-    """The broker's user that sent the hello (coordinator.decisions.identity); None if it names none, "" in a study."""
+    """The broker's user that sent the hello (decisions.participants.identity); None if it names none, "" in a study."""
     unissued: tuple[str, ...] = ()
     """Ids among `Core.doubtful` that the ledger does not have: tasks of a newer ledger, or of another copy
     (coordinator.decisions.set_backs)."""
@@ -70,14 +70,14 @@ class UpdateArrived(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PoisonArrived:
-    """A message that could not be decoded, or whose sender is refused (coordinator.decisions.identity)."""
+    """A message that could not be decoded, or whose sender is refused (coordinator.decisions.participants.identity)."""
 
     delivery: DeliveryHandle
     reason: DiscardReason
     detail: str
     task_id: str | None = None
     """The task that it closes, given only if the sender is shown to be the task's participant
-    (coordinator.decisions.identity). Training that ends in NaN must not hold its slot."""
+    (coordinator.decisions.participants.identity). Training that ends in NaN must not hold its slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Tick:
 class TimeStoodStill:
     """Run time stood still for so many seconds, because no coordinator was up or its machine slept.
 
-    Participants trained on meanwhile (coordinator.decisions.claims).
+    Participants trained on meanwhile (coordinator.decisions.updates.claims).
     """
 
     seconds: float

@@ -56,12 +56,11 @@ class ParticipantRecord:
     """Mark of the method's memory on the participant, by its last accepted update
     (schemas.messages.Update.next_memory)."""
     user: str | None = ""
-    """The broker's user that last said hello in its name (coordinator.decisions.identity); "" before that, and in a
-    study."""
+    """The broker's user that last said hello in its name (participants/identity.py); "" before that, and in a study."""
     counted_examples: int | None = None
     """Number of examples of its last accepted update, as it counted; None before the first."""
     clamped: int = 0
-    """Number of accepted updates with a claim that was clamped (coordinator.decisions.claims)."""
+    """Number of accepted updates with a claim that was clamped (coordinator.decisions.updates.claims)."""
     newcomer: bool = False
     """True if it first said hello after the run had accepted an update."""
     placed: bool = False

@@ -3,7 +3,7 @@
 A task is in the ledger before it is sent. Therefore the ledger lost something, or another copy of the folder is at
 work, if
 
-- a participant holds, finished or answered a task that a coordinator of this run issued (task_names.py), and the
+- a participant holds, finished or answered a task that a coordinator of this run issued (tasks/names.py), and the
   ledger does not have it: this is proved, or
 - a participant is done with a task that has been open in the ledger since before the coordinator's start. It got a
   verdict that this ledger does not have. That is its word alone, so it counts once a start.
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedmq.coordinator.decisions.task_names import TaskName, TaskNames
+from fedmq.coordinator.decisions.tasks.names import TaskName, TaskNames
 
 
 @dataclass(frozen=True, slots=True)

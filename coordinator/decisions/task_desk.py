@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions import claims
-from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.claims import Elapsed
 from fedmq.coordinator.decisions.commands import CloseTask, Command, IssueTask, RepeatReceipts, Withdraw
 from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
-from fedmq.coordinator.decisions.participants import Participant
+from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.participants.participant import Participant
+from fedmq.coordinator.decisions.participants.roster import Roster
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
-from fedmq.coordinator.decisions.roster import Roster
-from fedmq.coordinator.decisions.task_names import TaskNames, parsed
-from fedmq.coordinator.decisions.tasks import HeldTask, TaskBook
+from fedmq.coordinator.decisions.tasks.book import HeldTask, TaskBook
+from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
+from fedmq.coordinator.decisions.updates import claims
+from fedmq.coordinator.decisions.updates.claims import Elapsed
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals

@@ -32,9 +32,10 @@ from fedmq.coordinator.decisions.events import (
     TimeStoodStill,
     UpdateArrived,
 )
-from fedmq.coordinator.service.after_commit import say_goodbye, settle, tell
-from fedmq.coordinator.service.certificates import CertificateAnswered, CertificateDesk
-from fedmq.coordinator.service.chunked_updates import (
+from fedmq.coordinator.service.commits.after_commit import say_goodbye, settle, tell
+from fedmq.coordinator.service.commits.commit import CONTROL_WINDOW, Committer, Pace
+from fedmq.coordinator.service.commits.effects import Effects
+from fedmq.coordinator.service.incoming.chunked_updates import (
     ChunkedUpdates,
     ChunkNews,
     DeletePayload,
@@ -42,17 +43,23 @@ from fedmq.coordinator.service.chunked_updates import (
     SendAgain,
     Superseded,
 )
-from fedmq.coordinator.service.commit import CONTROL_WINDOW, Committer, Pace
-from fedmq.coordinator.service.control import COUNTED, CertificateNews, ControlPoison, LeftOut, Refusals, read_control
-from fedmq.coordinator.service.control_rate import ControlRate
-from fedmq.coordinator.service.downtime import Downtime
-from fedmq.coordinator.service.effects import Effects
-from fedmq.coordinator.service.inbox import Inbox
-from fedmq.coordinator.service.leadership import Leadership
-from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
-from fedmq.coordinator.service.senders import Senders
-from fedmq.coordinator.service.standby import Stop
-from fedmq.coordinator.service.update_reader import read_update
+from fedmq.coordinator.service.incoming.control import (
+    COUNTED,
+    CertificateNews,
+    ControlPoison,
+    LeftOut,
+    Refusals,
+    read_control,
+)
+from fedmq.coordinator.service.incoming.control_rate import ControlRate
+from fedmq.coordinator.service.incoming.inbox import Inbox
+from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.incoming.update_reader import read_update
+from fedmq.coordinator.service.leading.downtime import Downtime
+from fedmq.coordinator.service.leading.leadership import Leadership
+from fedmq.coordinator.service.leading.standby import Stop
+from fedmq.coordinator.service.outgoing.certificates import CertificateAnswered, CertificateDesk
+from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
@@ -113,8 +120,8 @@ class Loop:
         certificates: CertificateDesk | None = None,
         check_folder: Callable[[], None] = lambda: None,
     ) -> None:
-        """`hellos_per_s` is one user's rate (coordinator.service.control_rate). `run_s` gives run time in seconds
-        (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None without a fleet.
+        """`hellos_per_s` is one user's rate (coordinator.service.incoming.control_rate). `run_s` gives run time in
+        seconds (coordinator.decisions.events), `wall_s` Unix time. `certificates` is None without a fleet.
         `check_folder` raises StateError if the run folder is not in its place any more."""
         self._check_folder = check_folder
         self._folder_checked_s = float("-inf")

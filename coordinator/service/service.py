@@ -21,19 +21,19 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.members import Everybody, Members
-from fedmq.coordinator.service.certificates import CertificateDesk, Registrar
-from fedmq.coordinator.service.chunked_updates import ChunkedUpdates
-from fedmq.coordinator.service.commit import Committer, Pace
-from fedmq.coordinator.service.downtime import Downtime
-from fedmq.coordinator.service.effects import Effects
-from fedmq.coordinator.service.failures import Failures
-from fedmq.coordinator.service.inbox import Inbox
-from fedmq.coordinator.service.intake import Intake
-from fedmq.coordinator.service.leadership import Leadership
+from fedmq.coordinator.service.commits.commit import Committer, Pace
+from fedmq.coordinator.service.commits.effects import Effects
+from fedmq.coordinator.service.commits.failures import Failures
+from fedmq.coordinator.service.incoming.chunked_updates import ChunkedUpdates
+from fedmq.coordinator.service.incoming.inbox import Inbox
+from fedmq.coordinator.service.incoming.intake import Intake
+from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.leading.downtime import Downtime
+from fedmq.coordinator.service.leading.leadership import Leadership
+from fedmq.coordinator.service.leading.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.loop import Loop
-from fedmq.coordinator.service.publishing import CoordinatorPublisher
-from fedmq.coordinator.service.senders import Senders
-from fedmq.coordinator.service.standby import Stop, wait_to_lead
+from fedmq.coordinator.service.outgoing.certificates import CertificateDesk, Registrar
+from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
 from fedmq.coordinator.service.startup import drawn_names, open_core, refuse_changes, settings_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint

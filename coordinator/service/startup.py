@@ -12,10 +12,10 @@ from pydantic_core import to_jsonable_python
 
 from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.model import parameters_in
 from fedmq.coordinator.decisions.records import Snapshot
-from fedmq.coordinator.decisions.task_names import NONCE_CHARS, TaskNames
-from fedmq.coordinator.service.commit import Committer
+from fedmq.coordinator.decisions.tasks.names import NONCE_CHARS, TaskNames
+from fedmq.coordinator.decisions.versions.model import parameters_in
+from fedmq.coordinator.service.commits.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles

@@ -2,8 +2,8 @@
 
 Li et al. 2024, "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices Using a Computing
 Power Aware Scheduler" (ICLR). The core decides the steps of each participant and the groups that wait for one another
-(coordinator/decisions/arrival_groups.py has the scheduler's rules). The strategy sums the updates of a group when the
-group ends, with the updates that came late for an earlier group, and with client weights q:
+(coordinator/decisions/participants/arrival_groups.py has the scheduler's rules). The strategy sums the updates of a
+group when the group ends, with the updates that came late for an earlier group, and with client weights q:
 
     x ← x + η_g·(1/N)·Σ s(τ_i)·q_i·Δ_i
 

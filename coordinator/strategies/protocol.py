@@ -100,8 +100,8 @@ class DropsBuffer(Protocol):
 def max_participants(strategy: Strategy[Any]) -> int | None:
     """Return the number of participants that a strategy has room for: its optional attribute of this name.
 
-    None means any number. The first participants to say hello get the places (decisions.places); others get no
-    tasks.
+    None means any number. The first participants to say hello get the places
+    (decisions.participants.places); others get no tasks.
     """
     return getattr(strategy, "max_participants", None)
 
@@ -173,7 +173,7 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class BufferTimeout:
-    """The time after which a buffer that does not fill makes a version (coordinator.decisions.buffer_timer)."""
+    """The time after which a buffer that does not fill makes a version (decisions.versions.buffer_timer)."""
 
     timeout_s: float
     """Run time since the buffer's first update (seconds)."""
@@ -196,7 +196,7 @@ class Synchronous(Strategy[S], Protocol[S]):
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Settings of arrival groups (`coordinator.decisions.arrival_groups`).
+    """Settings of arrival groups (`coordinator.decisions.participants.arrival_groups`).
 
     A participant gets as many local steps, within bounds, as bring it back when the others of its group are expected.
     """

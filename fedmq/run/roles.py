@@ -18,7 +18,7 @@ from fedmq.config import custom_strategy
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
-from fedmq.coordinator.service.certificates import Registrar
+from fedmq.coordinator.service.outgoing.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService, RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
 from fedmq.participant.conditions import checker

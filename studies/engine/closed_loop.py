@@ -32,9 +32,9 @@ from fedmq.coordinator.decisions.ending import limit_reached
 from fedmq.coordinator.decisions.evaluation import Evaluations
 from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.decisions.failures import StrategyFailed
-from fedmq.coordinator.decisions.model import Model
-from fedmq.coordinator.decisions.selection import make_picker
+from fedmq.coordinator.decisions.participants.selection import make_picker
 from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies import FedAsync, FedBuff
 from fedmq.coordinator.strategies.fedasync import PendingUpdate

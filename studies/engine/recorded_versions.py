@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedmq.coordinator.audit.replay import groups_of, version_follows
-from fedmq.coordinator.decisions.arrival_groups import ArrivalGroups, Closed
-from fedmq.coordinator.decisions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.commands import Command
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import Event
 from fedmq.coordinator.decisions.failures import Drop
-from fedmq.coordinator.decisions.model import Model
-from fedmq.coordinator.decisions.participants import Participant
-from fedmq.coordinator.decisions.rounds import Rounds
+from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups, Closed
+from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.task_desk import TaskDesk
-from fedmq.coordinator.decisions.tasks import HeldTask
+from fedmq.coordinator.decisions.tasks.book import HeldTask
+from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
+from fedmq.coordinator.decisions.versions.model import Model
+from fedmq.coordinator.decisions.versions.rounds import Rounds
 from fedmq.coordinator.state.ledger.rows import UpdateRow, VersionRow
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import BufferTimeout, Cohort, State, Strategy, arrivals, buffer_timeout

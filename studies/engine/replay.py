@@ -18,7 +18,7 @@ from fedmq.coordinator.audit import audit
 from fedmq.coordinator.audit.replay import checkpoint_meta
 from fedmq.coordinator.decisions.events import ParticipantSeen
 from fedmq.coordinator.decisions.failures import Drop, drops_in
-from fedmq.coordinator.decisions.model import Model
+from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader, believed

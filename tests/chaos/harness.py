@@ -22,7 +22,7 @@ from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
-from fedmq.coordinator.decisions.task_names import parsed
+from fedmq.coordinator.decisions.tasks.names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import UpdateRow

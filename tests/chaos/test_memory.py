@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedmq.coordinator.decisions.task_desk import task_seed
-from fedmq.coordinator.decisions.task_names import parsed
+from fedmq.coordinator.decisions.tasks.names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.strategies import Area
 from fedmq.coordinator.strategies.protocol import ClientUpdate

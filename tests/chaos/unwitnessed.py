@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from fedmq.coordinator.decisions.task_desk import task_seed
-from fedmq.coordinator.decisions.task_names import parsed
+from fedmq.coordinator.decisions.tasks.names import parsed
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.schemas.parameters import Parameters

@@ -147,7 +147,7 @@ def test_a_single_active_consumer_has_the_queue_alone_until_it_leaves(world: Wor
 def test_a_token_that_is_given_back_stays_with_the_single_active_consumer_and_goes_on_when_it_is_cut_off(
     world: World, kind: Any
 ) -> None:
-    """The behaviour that coordinator.service.leadership relies on, with the very queue that it uses."""
+    """The behaviour that coordinator.service.leading.leadership relies on, with the very queue that it uses."""
     delivery_limit = 1_000_000 if kind == "quorum" else None
     queue = world.queue("q", kind, max_length=1, delivery_limit=delivery_limit, single_active_consumer=True)
     states = States()

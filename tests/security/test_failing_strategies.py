@@ -15,8 +15,8 @@ import pytest
 import fedmq
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.service import leadership
-from fedmq.coordinator.service.failures import Failures
+from fedmq.coordinator.service.commits.failures import Failures
+from fedmq.coordinator.service.leading import leadership
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, StopSettings
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedAvg, FedBuff, FedCompass

@@ -19,7 +19,7 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Message
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.coordinator.service.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
+from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
 from fedmq.fleet import certificates
 from fedmq.participant.service.service import ParticipantService
 from fedmq.participant.settings import ParticipantSettings

@@ -283,7 +283,7 @@ class LedgerReader(ArchiveReader):
         return dict(self._rows("SELECT reason, count(*) FROM discards GROUP BY reason ORDER BY reason"))
 
     def clamped(self) -> dict[str, int]:
-        """Count the accepted updates in which a claim was clamped, by the claim's name (decisions.claims)."""
+        """Count the accepted updates in which a claim was clamped, by the claim's name (decisions.updates.claims)."""
         checkpoints = self.checkpoints()
         return dict(checkpoints[0].scalars.get("clamped", {})) if checkpoints else {}
 

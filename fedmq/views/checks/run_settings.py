@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.decisions.requirements import unmet
-from fedmq.coordinator.decisions.rounds import asked
+from fedmq.coordinator.decisions.versions.rounds import asked
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
 from fedmq.schemas.errors import ConfigError

@@ -10,8 +10,8 @@ from fedmq.coordinator.decisions.commands import Discard, IssueTask
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ParticipantSeen, Started, UpdateArrived
 from fedmq.coordinator.decisions.failures import StrategyFailed
-from fedmq.coordinator.decisions.model import Model
 from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy, arrivals
 from fedmq.schemas.errors import AppError, StrategyError

@@ -138,7 +138,7 @@ def test_missing_permissions_are_told_for_declaring_and_for_publishing(
 def test_the_broker_vouches_for_the_user_that_a_message_names(
     rabbitmq_node: PrivateNode, prefix: str, reader: str
 ) -> None:
-    """coordinator.decisions.identity relies on it."""
+    """coordinator.decisions.participants.identity relies on it."""
     own, news = Corner(f"{prefix}.own"), News()
     transport = own.open(reader)
     transport.publish(own.message("1")).result(WAIT_S)

@@ -16,7 +16,7 @@ from fedmq.broker_config.chunks import receiver
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
-from fedmq.coordinator.service import intake
+from fedmq.coordinator.service.incoming import intake
 from fedmq.coordinator.service.service import RunSummary
 from fedmq.participant.decisions import agent, outbox, retries
 from fedmq.schemas import chunks

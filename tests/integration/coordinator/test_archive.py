@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.service import commit as commits
 from fedmq.coordinator.service import service as services
+from fedmq.coordinator.service.commits import commit as commits
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, StopSettings
 from fedmq.coordinator.state import archive
 from fedmq.coordinator.state.archive import Archive

@@ -8,7 +8,7 @@ import pytest
 
 from fedmq.cli.cli import main
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.service import leadership
+from fedmq.coordinator.service.leading import leadership
 from fedmq.coordinator.settings import ArchiveSettings, StopSettings
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import Area, Ca2fl, FedBuff, FedNova

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fedmq.coordinator.service import after_commit, commit, loop, publishing
+from fedmq.coordinator.service.commits import after_commit, commit, loop, publishing
 from fedmq.coordinator.settings import CommitSettings, StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies import Area, Ca2fl

@@ -3,7 +3,7 @@
 import pytest
 
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.service import commit
+from fedmq.coordinator.service.commits import commit
 from fedmq.coordinator.settings import CommitSettings
 from fedmq.coordinator.state.run_folder import RunFolder
 from tests.integration.coordinator.federation import same_bits

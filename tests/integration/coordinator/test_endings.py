@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from fedmq.coordinator.service import commit
-from fedmq.coordinator.service.commit import Committer
+from fedmq.coordinator.service.commits import commit
+from fedmq.coordinator.service.commits.commit import Committer
 from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, delta, same_bits, update_for
 
 

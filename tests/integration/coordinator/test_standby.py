@@ -7,7 +7,7 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
-from fedmq.coordinator.service import after_commit, commit, leadership, loop, publishing, standby
+from fedmq.coordinator.service.commits import after_commit, commit, leadership, loop, publishing, standby
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import ConfigError, LedgerError

@@ -17,7 +17,7 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import MAX_MESSAGE_BYTES, Topology
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
-from fedmq.coordinator.decisions.task_names import parsed
+from fedmq.coordinator.decisions.tasks.names import parsed
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state import checkpoint

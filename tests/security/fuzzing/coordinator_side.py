@@ -20,7 +20,7 @@ import numpy as np
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.service import service as service_module
-from fedmq.coordinator.service.inbox import Inbox
+from fedmq.coordinator.service.incoming.inbox import Inbox
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state import checkpoint

@@ -12,7 +12,7 @@ from fedmq.coordinator.decisions.commands import Command, IssueTask
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, Started, TaskDeclined, Tick, UpdateArrived
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
-from fedmq.coordinator.decisions.task_names import TaskNames
+from fedmq.coordinator.decisions.tasks.names import TaskNames
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.schemas.messages import Hello, TrainingConfig, Update, update_id

@@ -9,7 +9,7 @@ import pytest
 from fedmq.coordinator.decisions.commands import Accept, Discard, DropBuffer, IssueTask, SayHello, TellSetBack, Withdraw
 from fedmq.coordinator.decisions.events import Started
 from fedmq.coordinator.decisions.failures import drops_in
-from fedmq.coordinator.decisions.task_names import TaskNames
+from fedmq.coordinator.decisions.tasks.names import TaskNames
 from fedmq.coordinator.strategies import Area, FedAvg, FedBuff, Scaffold
 from fedmq.coordinator.strategies.ca2fl import Ca2fl
 from fedmq.coordinator.strategies.fedasync import FedAsync

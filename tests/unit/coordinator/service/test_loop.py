@@ -19,15 +19,15 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.members import Everybody
-from fedmq.coordinator.service.chunked_updates import Superseded
-from fedmq.coordinator.service.control import MOST_TOLD, LeftOut, Refusals
-from fedmq.coordinator.service.downtime import Downtime
-from fedmq.coordinator.service.effects import Effects
-from fedmq.coordinator.service.inbox import Inbox
+from fedmq.coordinator.service.commits.effects import Effects
+from fedmq.coordinator.service.incoming.chunked_updates import Superseded
+from fedmq.coordinator.service.incoming.control import MOST_TOLD, LeftOut, Refusals
+from fedmq.coordinator.service.incoming.inbox import Inbox
+from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD
+from fedmq.coordinator.service.leading.downtime import Downtime
+from fedmq.coordinator.service.leading.standby import Stop
 from fedmq.coordinator.service.loop import CONTROL_IN_A_ROW, Loop
-from fedmq.coordinator.service.senders import Senders
-from fedmq.coordinator.service.standby import Stop
-from fedmq.coordinator.service.update_reader import NO_PAYLOAD
 from fedmq.coordinator.state.ledger.rows import BrokerRow
 from fedmq.schemas.codec import Limits, encode
 from fedmq.schemas.messages import Hello, Update, update_id

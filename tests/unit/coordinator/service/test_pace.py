@@ -1,8 +1,8 @@
 """Times at which a commit is due, in exact seconds of run time."""
 
 from fedmq.coordinator.decisions.commands import Accept, IssueTask, NewVersion
-from fedmq.coordinator.service.commit import CONTROL_WINDOW, MOST_REST_S, Pace
-from fedmq.coordinator.service.effects import Pending
+from fedmq.coordinator.service.commits.commit import CONTROL_WINDOW, MOST_REST_S, Pace
+from fedmq.coordinator.service.commits.effects import Pending
 from fedmq.coordinator.settings import CommitSettings
 from fedmq.schemas.messages import TrainingConfig
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fedmq.coordinator.service.commit import Committer
-from fedmq.coordinator.service.effects import Pending
+from fedmq.coordinator.service.commits.commit import Committer
+from fedmq.coordinator.service.commits.effects import Pending
 from fedmq.coordinator.service.startup import open_core
 from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles

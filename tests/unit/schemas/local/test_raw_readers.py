@@ -42,7 +42,7 @@ ALLOWED = {
     # Methods of other things
     ("coordinator/decisions/core.py", "open"): "tasks",
     ("coordinator/decisions/ending.py", "open"): "tasks",
-    ("coordinator/decisions/rounds.py", "open"): "tasks",
+    ("coordinator/decisions/versions/rounds.py", "open"): "tasks",
     ("coordinator/decisions/task_desk.py", "open"): "tasks",
     ("coordinator/service/service.py", "open"): "a transport, an archive",
     ("participant/service/service.py", "open"): "a transport, a thread",

@@ -1,0 +1,1 @@
+"""Tasks: the open ones, and the ids of all."""

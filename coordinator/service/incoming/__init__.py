@@ -1,0 +1,1 @@
+"""Incoming: from a delivery to the event that the core gets."""

@@ -1,0 +1,1 @@
+"""Leading: which coordinator of a run is the active one, and what happened while there was none."""

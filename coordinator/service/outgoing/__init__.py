@@ -1,0 +1,1 @@
+"""Outgoing: tasks, receipts, notices and answers about certificates, and the lines about discards."""
