@@ -1,7 +1,7 @@
 """The coordinator's one question about its fleet: who is in it.
 
-`fedmq.fleet` answers it from its inventory, and `Everybody` where there is no fleet. fedmq/run/roles.py hands the one
-or the other to the service.
+`fedmq.fleet` answers it from its inventory, and `Everybody` where there is no fleet. fedmq/run/coordinator.py hands the
+one or the other to the service.
 """
 
 from __future__ import annotations

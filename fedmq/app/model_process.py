@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedmq.app.children import importable, python, without_settings
-from fedmq.app.model_worker import read_parameters, write_parameters
+from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.app.threads import tensorflow_environment
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
 from fedmq.schemas.errors import AppError, MissingExtra

@@ -30,32 +30,14 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.coordinator.state import checkpoint
-from fedmq.participant.service.startup import num_examples_of
-from fedmq.participant.training.methods import replies_of
-from fedmq.participant.training.task_work import TaskFailed, do_task
-from fedmq.schemas.errors import AppError, CheckpointError, FedmqError, MissingExtra, in_short, shown
+from fedmq.app.parameter_files import read_parameters, write_parameters
+from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short
 from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.local.leaving import leave
-from fedmq.schemas.messages import Task
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
-
-
-def write_parameters(path: Path, parameters: Parameters) -> None:
-    """Write the tensors and their non-trainable flags to one file."""
-    checkpoint.write(path, parameters, {"non_trainable": sorted(parameters.non_trainable)})
-
-
-def read_parameters(path: Path, *, most_bytes: int | None = None, named_by_user: bool = False) -> Parameters:
-    """Read a file of `write_parameters`, or a run's final model. Raises CheckpointError, as `checkpoint.read` does."""
-    found = checkpoint.read(path, most_bytes=most_bytes, named_by_user=named_by_user)
-    fixed = found.meta.get("non_trainable", [])
-    if not isinstance(fixed, list) or not all(isinstance(name, str) for name in fixed):
-        raise CheckpointError(f"checkpoint {path} says of no tensor that it is not trainable: {shown(fixed)}")
-    return Parameters(found.arrays, set(fixed))
 
 
 class Helper:
@@ -88,7 +70,7 @@ class Helper:
         if "hello" in request:
             return self._hello(request["hello"])
         if "train" in request:
-            return self._train(Task.model_validate(request["train"]), Path(request["from"]), Path(request["to"]))
+            return self._train(request["train"], Path(request["from"]), Path(request["to"]))
         raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export, hello or train")
 
     def _initial(self) -> Parameters:
@@ -137,13 +119,20 @@ class Helper:
         return self._trainers[participant_id]
 
     def _hello(self, participant_id: str) -> dict[str, Any]:
+        from fedmq.participant.service.startup import num_examples_of  # the doctor asks; a coordinator never does
+        from fedmq.participant.training.methods import replies_of
+
         conditions = self._app.get("conditions")
         if conditions is not None:
             conditions(participant_id)  # a participant takes no task if it raises
         trainer = self._trainer(participant_id)
         return {"num_examples": num_examples_of(trainer), "replies": replies_of(trainer)}
 
-    def _train(self, task: Task, source: Path, target: Path) -> dict[str, Any]:
+    def _train(self, order: Mapping[str, Any], source: Path, target: Path) -> dict[str, Any]:
+        from fedmq.participant.training.task_work import TaskFailed, do_task
+        from fedmq.schemas.messages import Task
+
+        task = Task.model_validate(order)
         try:
             done = do_task(self._trainer(task.participant_id), task, read_parameters(source), time.monotonic)
         except TaskFailed as failed:

@@ -1,6 +1,6 @@
 """The form of a log line on the console and in the demo's log:
 
-2026-11-29T13:30:01.123+00:00 INFO fedmq.run.roles event=app_loading app=app.py
+2026-11-29T13:30:01.123+00:00 INFO fedmq.run.coordinator event=app_loading app=app.py
 
 The time is RFC 3339 with the zone of this machine. Every logger of ours is below `fedmq`, and what follows the logger's
 name is written by fedmq.schemas.local.event_log.

@@ -147,14 +147,14 @@ class EmbeddedBackend:
         self._threads[name].start()
 
     def _coordinate(self, config: FederationConfig) -> None:
-        from fedmq.run.roles import coordinator_for
+        from fedmq.run.coordinator import coordinator_for
 
         with coordinator_for(config, lambda: EmbeddedTransport(self._broker, COORDINATOR)) as service:
             if self._may_run(service.stop):
                 service.run()
 
     def _participate(self, config: FederationConfig, name: str) -> None:
-        from fedmq.run.roles import participant_for
+        from fedmq.run.participant import participant_for
 
         service = participant_for(config, name, EmbeddedTransport(self._broker, name))
         if self._may_run(service.stop):

@@ -15,7 +15,8 @@ from fedmq.fleet.certificates import verifier
 from fedmq.fleet.device import Device, tighten
 from fedmq.fleet.joining import bundle_path, join
 from fedmq.participant.service.service import ParticipantService
-from fedmq.run.roles import amqp, participant_for
+from fedmq.run.broker_user import amqp
+from fedmq.run.participant import participant_for
 from fedmq.schemas.errors import ConfigError
 
 

@@ -23,7 +23,7 @@ from fedmq.config import custom_strategy
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.strategies.protocol import Strategy
-from fedmq.run.roles import amqp, check_user
+from fedmq.run.broker_user import amqp, check_user
 from fedmq.schemas.errors import BrokerError, ConfigError, FedmqError
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.extras import EXTRAS

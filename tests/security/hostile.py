@@ -240,7 +240,7 @@ CHECKPOINTS = {
 
 def initial(folder: Path) -> None:
     """Read a file of initial parameters, which the user names, and one that the worker process wrote."""
-    from fedmq.app.model_worker import read_parameters
+    from fedmq.app.parameter_files import read_parameters
 
     folder.mkdir(exist_ok=True)
     path = folder / "model.safetensors"

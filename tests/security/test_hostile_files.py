@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.app.model_worker import write_parameters
+from fedmq.app.parameter_files import write_parameters
 from fedmq.coordinator.settings import ArchiveSettings, StopSettings
 from fedmq.schemas.parameters import Parameters
 from tests.integration.coordinator.federation import Federation, initial

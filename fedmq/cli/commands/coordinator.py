@@ -17,7 +17,7 @@ def command(
     Ctrl-C commits and leaves. The same command goes on from there.
     """
     federation = options.configured(config, broker, settings)
-    from fedmq.run.roles import coordinator_for, summary_text
+    from fedmq.run.coordinator import coordinator_for, summary_text
 
     with coordinator_for(federation) as service, stopped_by_signals(service.stop, "the coordinator"):
         summary = service.run()

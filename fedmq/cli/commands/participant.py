@@ -55,7 +55,7 @@ def command(
                 f"start with --bundle {name}.bundle, the file of `fedmq fleet enrol {name}`. To log in by password all "
                 "the same, take `fleet` out of [security]."
             )
-        from fedmq.run.roles import participant_for
+        from fedmq.run.participant import participant_for
 
         service = participant_for(federation, name)
     ended = service.run()

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedmq.app.model_process import ModelChild
-from fedmq.app.model_worker import write_parameters
+from fedmq.app.parameter_files import write_parameters
 from fedmq.broker_config.amqp.handshake import MIB
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.decisions.evaluation import target_reached
 from fedmq.coordinator.decisions.requirements import check_goals, unmeasured
 from fedmq.coordinator.strategies.protocol import Strategy
-from fedmq.run.roles import initial_parameters, model_check
+from fedmq.run.coordinator import initial_parameters, model_check
 from fedmq.schemas.errors import ConfigError, FedmqError, MissingExtra, StrategyError
 from fedmq.schemas.messages import Task, TrainingConfig
 from fedmq.schemas.methods import update_spec

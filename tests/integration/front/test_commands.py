@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from fedmq.app.model_worker import write_parameters
+from fedmq.app.parameter_files import write_parameters
 from fedmq.cli.cli import main
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.schemas.parameters import Parameters

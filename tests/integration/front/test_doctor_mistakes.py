@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmq.app.model_worker import write_parameters
+from fedmq.app.parameter_files import write_parameters
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Message
 from fedmq.config.file import FederationConfig, load_config
-from fedmq.run.roles import coordinator_for, participant_for, summary_text
+from fedmq.run.coordinator import coordinator_for, summary_text
+from fedmq.run.participant import participant_for
 from fedmq.schemas.codec import encode
 from fedmq.schemas.errors import FedmqError
 from fedmq.schemas.messages import Update

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fedmq.app.app import load_app
-from fedmq.app.model_worker import Helper, read_parameters, write_parameters
+from fedmq.app.model_worker import Helper
+from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters

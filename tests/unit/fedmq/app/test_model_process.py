@@ -11,7 +11,8 @@ import pytest
 
 from fedmq.app.app import load_app
 from fedmq.app.model_process import ModelChild
-from fedmq.app.model_worker import Helper, read_parameters, write_parameters
+from fedmq.app.model_worker import Helper
+from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import Task, TrainingConfig
 from fedmq.schemas.parameters import Parameters

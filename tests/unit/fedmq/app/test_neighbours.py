@@ -50,7 +50,7 @@ def test_the_app_imports_its_neighbours_and_fedmq_and_the_libraries_import_their
     code = (
         "from fedmq.app.app import load_app\n"
         "print(load_app('app.py').need('build_model', 'here')())\n"
-        "import fedmq.schemas.codec, fedmq.run.roles, fedmq.broker_config.amqp.transport, concurrent.futures\n"
+        "import fedmq.schemas.codec, fedmq.run.participant, fedmq.broker_config.amqp.transport, concurrent.futures\n"
     )
     done = python(folder, code, "-P")
     assert done.stdout == f"{[f'the apps {name}' for name in OF_OURS]}\n"

@@ -108,8 +108,18 @@ def test_a_log_line_has_its_time_with_its_zone():
     assert datetime.fromisoformat(time).utcoffset() is not None
 
 
-def test_a_coordinator_is_put_together_without_tensorflow():
-    assert python("import sys, fedmq.run.roles; print({'tensorflow', 'keras'} & set(sys.modules))") == "set()"
+@pytest.mark.parametrize(
+    ("role", "other"),
+    [
+        ("coordinator", "fedmq.participant.(service|decisions|spool|training|conditions|trainer)"),
+        ("participant", "fedmq.coordinator.(service|state|audit|decisions.core|decisions.events)|sqlite3"),
+    ],
+)
+def test_a_role_is_put_together_without_the_other_and_without_tensorflow(role, other):
+    loaded = python(f"import sys, fedmq.run.{role}; print(*sys.modules)").split()
+    assert f"fedmq.{role}.service.service" in loaded
+    foreign = re.compile(rf"({other}|tensorflow|keras|fedmq.fleet|cryptography)(\..*)?")
+    assert [name for name in loaded if foreign.fullmatch(name)] == []
 
 
 def test_every_public_name_is_there():

@@ -6,7 +6,9 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.config.file import load_config
-from fedmq.run.roles import _log_identity, coordinator_for, participant_for
+from fedmq.run.broker_user import log_identity
+from fedmq.run.coordinator import coordinator_for
+from fedmq.run.participant import participant_for
 from fedmq.schemas.errors import ConfigError
 from tests.support.certificates import Authority
 
@@ -110,7 +112,7 @@ def test_the_first_log_line_says_how_sure_a_sender_is(configured, caplog, flags,
 
 
 def test_open_beside_a_fleet_is_a_warning(caplog):
-    _log_identity("open", "coordinator", "coordinator", fleet=True)
+    log_identity("open", "coordinator", "coordinator", fleet=True)
     assert [(record.levelname, "there is a fleet" in record.message) for record in caplog.records] == [
         ("WARNING", True)
     ]

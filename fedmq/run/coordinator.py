@@ -1,4 +1,7 @@
-"""Put the parts of a coordinator or a participant together, as a federation file asks. No other module does."""
+"""Put the parts of a coordinator together, as a federation file asks. No other module does.
+
+It imports nothing of a participant, so that the process pays for its own role alone.
+"""
 
 from __future__ import annotations
 
@@ -6,85 +9,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fedmq.app.app import load_app, trainer_of
 from fedmq.app.model_process import ModelChild
-from fedmq.app.model_worker import read_parameters
-from fedmq.app.threads import prepare_tensorflow
-from fedmq.broker_config.amqp.tls import TlsFiles
-from fedmq.broker_config.security import IdentityKind
-from fedmq.broker_config.settings import BrokerSettings
+from fedmq.app.parameter_files import read_parameters
 from fedmq.broker_config.transport import Transport
 from fedmq.config import custom_strategy
-from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
 from fedmq.coordinator.service.outgoing.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService, RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
-from fedmq.participant.conditions import checker
-from fedmq.participant.service.renewal import Credentials
-from fedmq.participant.service.service import ParticipantService
-from fedmq.schemas.errors import AppError, ConfigError, SpecMismatch
-from fedmq.schemas.local.backoff import Backoff
+from fedmq.run.broker_user import amqp, check_user, log_identity
+from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.signing import Sign, Verify
+from fedmq.schemas.signing import Sign
 from fedmq.schemas.tensors import check_spec, spec_of
 
 log = EventLog(__name__)
 
 MOST_HEADER_BYTES = 16 * 1024 * 1024
 """Bytes that a file of initial parameters may take beside the model's own: about 100 for each tensor."""
-
-
-def check_user(config: FederationConfig | DeviceConfig, kind: IdentityKind, name: str, role: str) -> None:
-    """Raise ConfigError unless the broker's user is the one that this process must be.
-
-    A certificate says who we are whatever `identity` says, so its name counts in any case.
-    """
-    broker = config.broker
-    if kind == "open" and broker.auth == "password":
-        return
-    from fedmq.broker_config.amqp.transport import addresses_for
-
-    place = "the common name of broker.cert_file" if broker.auth == "external" else "the user in broker.url"
-    for address in addresses_for(broker.url.get_secret_value(), broker.auth, TlsFiles.of(broker)):
-        if address.user != name:
-            raise ConfigError(
-                f"{role} is {name!r} and its user on the broker is {address.user!r} ({place}): they must be the same, "
-                f"because others believe a message from {name!r} only if the broker says that {name!r} sent it"
-            )
-
-
-def _log_identity(kind: IdentityKind, name: str, coordinator_user: str, *, fleet: bool = False) -> None:
-    """Write the first log line of a role: how sure it is of who sent a message. With a fleet, `open` is a warning."""
-    if kind == "user":
-        log.info("identity", identity=kind, user=name, coordinator_user=coordinator_user)
-    elif fleet:
-        detail = 'there is a fleet, but whoever may publish is believed: take identity = "open" out of [security]'
-        log.warning("identity", identity=kind, detail=detail)
-    else:
-        detail = (
-            'whoever may publish on the broker is believed; set [security] identity = "user" outside of one machine'
-        )
-        log.info("identity", identity=kind, detail=detail)
-
-
-def amqp(settings: BrokerSettings, name: str) -> Transport:
-    """Return the connection that the [broker] table asks for."""
-    from fedmq.broker_config.amqp.transport import AmqpTransport
-
-    return AmqpTransport(
-        settings.url.get_secret_value(),
-        name=name,
-        heartbeat_s=settings.heartbeat_s,
-        max_message_bytes=settings.max_message_bytes,
-        auth=settings.auth,
-        ca_file=settings.ca_file,
-        cert_file=settings.cert_file,
-        key_file=settings.key_file,
-        backoff=Backoff(base_s=min(0.5, settings.reconnect_max_s), cap_s=settings.reconnect_max_s),
-    )
 
 
 @contextmanager
@@ -116,7 +60,7 @@ def _coordinator_for(
 ) -> Iterator[CoordinatorService]:
     user = config.security.coordinator_user
     kind = config.security.kind(config.broker.auth, fleet=members is not None)
-    _log_identity(kind, user, user, fleet=members is not None)
+    log_identity(kind, user, user, fleet=members is not None)
     if connect is None:
         check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)
@@ -152,45 +96,6 @@ def _coordinator_for(
         )
     finally:
         child.close()
-
-
-def participant_for(
-    config: FederationConfig | DeviceConfig,
-    participant_id: str,
-    transport: Transport | None = None,
-    credentials: Credentials | None = None,
-    verify: Verify | None = None,
-) -> ParticipantService:
-    """Return the service around the app's trainer. `credentials` are those of a device of a fleet, and `verify` checks
-    that its tasks are signed.
-
-    Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
-    """
-    kind = config.security.kind(config.broker.auth)
-    _log_identity(kind, participant_id, config.security.coordinator_user)
-    if transport is None:
-        check_user(config, kind, participant_id, "the participant's id (--id)")
-    prepare_tensorflow()
-    log.info("app_loading", app=config.app)
-    app = load_app(config.app)
-    own = app.get("conditions")
-    return ParticipantService(
-        participant_id=participant_id,
-        settings=config.participant,
-        trainer=trainer_of(app, participant_id),
-        transport=transport or amqp(config.broker, f"participant {participant_id}"),
-        topology=config.broker.topology(),
-        spool_dir=Path(config.participant.spool_dir),
-        conditions=checker(config.participant.conditions, None if own is None else lambda: bool(own(participant_id))),
-        max_message_bytes=config.broker.max_message_bytes,
-        chunk_bytes=config.broker.chunk_bytes,
-        max_payload_bytes=config.broker.max_payload_bytes,
-        max_tensors=config.broker.max_tensors,
-        publish_timeout_s=config.broker.publish_timeout_s,
-        coordinator_user=config.security.coordinator_user if kind == "user" else None,
-        credentials=credentials,
-        verify=verify,
-    )
 
 
 def summary_text(config: FederationConfig, summary: RunSummary) -> str:

@@ -1,0 +1,61 @@
+"""Put the parts of a participant together, as a federation file or a bundle asks. No other module does.
+
+It imports nothing of the coordinator's service, so that a device pays for its own role alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedmq.app.app import load_app, trainer_of
+from fedmq.app.threads import prepare_tensorflow
+from fedmq.broker_config.transport import Transport
+from fedmq.config.device import DeviceConfig
+from fedmq.config.file import FederationConfig
+from fedmq.participant.conditions import checker
+from fedmq.participant.service.renewal import Credentials
+from fedmq.participant.service.service import ParticipantService
+from fedmq.run.broker_user import amqp, check_user, log_identity
+from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.signing import Verify
+
+log = EventLog(__name__)
+
+
+def participant_for(
+    config: FederationConfig | DeviceConfig,
+    participant_id: str,
+    transport: Transport | None = None,
+    credentials: Credentials | None = None,
+    verify: Verify | None = None,
+) -> ParticipantService:
+    """Return the service around the app's trainer. `credentials` are those of a device of a fleet, and `verify` checks
+    that its tasks are signed.
+
+    Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
+    """
+    kind = config.security.kind(config.broker.auth)
+    log_identity(kind, participant_id, config.security.coordinator_user)
+    if transport is None:
+        check_user(config, kind, participant_id, "the participant's id (--id)")
+    prepare_tensorflow()
+    log.info("app_loading", app=config.app)
+    app = load_app(config.app)
+    own = app.get("conditions")
+    return ParticipantService(
+        participant_id=participant_id,
+        settings=config.participant,
+        trainer=trainer_of(app, participant_id),
+        transport=transport or amqp(config.broker, f"participant {participant_id}"),
+        topology=config.broker.topology(),
+        spool_dir=Path(config.participant.spool_dir),
+        conditions=checker(config.participant.conditions, None if own is None else lambda: bool(own(participant_id))),
+        max_message_bytes=config.broker.max_message_bytes,
+        chunk_bytes=config.broker.chunk_bytes,
+        max_payload_bytes=config.broker.max_payload_bytes,
+        max_tensors=config.broker.max_tensors,
+        publish_timeout_s=config.broker.publish_timeout_s,
+        coordinator_user=config.security.coordinator_user if kind == "user" else None,
+        credentials=credentials,
+        verify=verify,
+    )
