@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fedmq.broker_config.admin.admin import ByDocuments
 from fedmq.broker_config.admin.documents import Document
+from fedmq.broker_config.amqp.tls import trusting
 from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError, shown
 
 TIMEOUT_S = 60.0
@@ -42,8 +43,8 @@ class ManagementAdmin(ByDocuments):
         self._open: http.client.HTTPConnection | None = None
         self.vhost = vhost
         try:
-            self._context = ssl.create_default_context(cafile=ca_file) if self._tls else None
-        except OSError as error:
+            self._context = trusting(ca_file) if self._tls else None
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the management API's ca_file {ca_file} cannot be read: {error}") from None
 
     def __repr__(self) -> str:

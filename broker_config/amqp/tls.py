@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 import ssl
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from fedmq.broker_config.settings import BrokerSettings
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.local.files import decoded, is_marked
 
 T = TypeVar("T")
 
@@ -49,10 +52,11 @@ class TlsFiles:
     def context(self) -> ssl.SSLContext:
         """Read the files. Raises ConfigError if they cannot be used."""
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            context = trusting(self.ca_file)
             if self.cert_file:
-                context.load_cert_chain(self.cert_file, self.key_file)
-        except OSError as error:
+                with _without_mark(self.cert_file) as cert, _without_mark(self.key_file) as key:
+                    context.load_cert_chain(cert or self.cert_file, key, password=self._no_passphrase)
+        except (OSError, UnicodeDecodeError) as error:
             files = ", ".join(repr(name) for name in (self.ca_file, self.cert_file, self.key_file) if name)
             raise ConfigError(f"the TLS files cannot be used ({files}): {error}; expected PEM files") from error
         return context
@@ -71,12 +75,19 @@ class TlsFiles:
         """Return the first and the last moment of our certificate. Raises ConfigError."""
         return self._of_certificate(validity)
 
+    def _no_passphrase(self) -> str:
+        """Refuse an encrypted key: OpenSSL would ask for its passphrase on the terminal, and wait."""
+        raise ConfigError(
+            f"the key in {self.key_file or self.cert_file} is encrypted, and nobody is asked for a passphrase: write "
+            "it without one, with mode 0600 (openssl pkey -in KEY -out PLAIN)"
+        )
+
     def _of_certificate(self, read: Callable[[bytes], T]) -> T:
         if self.cert_file is None:
             raise ConfigError('auth = "external" needs our certificate: set [broker] cert_file (and key_file)')
         try:
-            with Path(self.cert_file).open(encoding="ascii", errors="replace") as file:
-                pem = _PEM.search(file.read(_MOST_BYTES))
+            with Path(self.cert_file).open("rb") as file:
+                pem = _PEM.search(decoded(file.read(_MOST_BYTES), "replace"))
             if pem is None:
                 raise ConfigError(f"{self.cert_file} holds no certificate: expected a PEM file, the certificate first")
             return read(ssl.PEM_cert_to_DER_cert(pem[0]))
@@ -85,6 +96,29 @@ class TlsFiles:
 
 
 NO_FILES = TlsFiles()
+
+
+def trusting(ca_file: str | None) -> ssl.SSLContext:
+    """Return a context that trusts the authorities in a PEM file, or the system's. Raises OSError and ValueError."""
+    with _without_mark(ca_file) as plain:
+        return ssl.create_default_context(cafile=plain)
+
+
+@contextmanager
+def _without_mark(path: str | None) -> Iterator[str | None]:
+    """Yield the path of a PEM file that has no byte order mark: OpenSSL passes over what stands behind one."""
+    if path is None or not Path(path).is_file():  # whoever reads it says what is wrong
+        yield path
+        return
+    with Path(path).open("rb") as file:
+        written = file.read(_MOST_BYTES)
+    if not is_marked(written):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".pem") as copy:  # of this user alone, as a key must be
+        copy.write(decoded(written).encode())
+        copy.flush()
+        yield copy.name
 
 
 class _Value(NamedTuple):

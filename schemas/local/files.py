@@ -157,13 +157,20 @@ def read_json(path: Path, most_bytes: int, *, named_by_user: bool = False) -> An
     return parse_json(decoded(read_bytes(path, most_bytes, named_by_user=named_by_user)))
 
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def is_marked(written: bytes) -> bool:
+    """Return True if a file with this content begins with a byte order mark."""
+    return written.startswith((codecs.BOM_UTF8, *_UTF_16))
+
+
 def decoded(written: bytes, errors: str = "strict") -> str:
     """Return the text of a file in UTF-8, or in UTF-16 if it begins with that byte order mark. A mark is no text.
 
     Raises UnicodeDecodeError (a ValueError).
     """
-    utf_16 = written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return written.decode("utf-16" if utf_16 else "utf-8-sig", errors)
+    return written.decode("utf-16" if written.startswith(_UTF_16) else "utf-8-sig", errors)
 
 
 def tail(path: Path, most_bytes: int) -> str:

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 
 from fedmq.broker_config.amqp.address import Addresses, certificate_refusal, connection_refusal
-from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles, common_names
+from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles, common_names, trusting
 from fedmq.broker_config.amqp.transport import PikaDriver, addresses_for
 from fedmq.schemas.errors import ConfigError
 from tests.support.certificates import Authority, Pem
@@ -51,6 +52,28 @@ def test_key_chain_and_certificate_may_be_in_one_file(authority: Authority, tmp_
     tls = TlsFiles(str(authority.file), str(one))
     tls.context()
     assert tls.user() == "sensor-1"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_pem_files_that_an_editor_has_put_a_byte_order_mark_into_are_read(authority: Authority, encoding: str) -> None:
+    tls = files(authority.certify("sensor-1"), authority)
+    for path in (tls.ca_file, tls.cert_file, tls.key_file):
+        assert path is not None
+        Path(path).write_bytes(Path(path).read_text().encode(encoding))
+    assert [entry["subject"] for entry in tls.context().get_ca_certs()] == [
+        ((("commonName", "fedmq test authority"),),)
+    ]
+    assert tls.user() == "sensor-1"
+    assert trusting(tls.ca_file).cert_store_stats()["x509_ca"] == 1
+
+
+def test_an_encrypted_key_is_refused_and_no_passphrase_is_waited_for(authority: Authority) -> None:
+    pem = authority.certify("sensor-1")
+    key = serialization.load_pem_private_key(pem.key.read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    pem.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    with pytest.raises(ConfigError, match=r"sensor-1\.key is encrypted.*openssl pkey"):
+        files(pem, authority).context()
 
 
 @pytest.mark.parametrize("common_names", [(), ("a", "b")])
