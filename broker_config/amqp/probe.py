@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
@@ -41,6 +41,14 @@ class Refusal:
     def missing(self) -> bool:
         """True if the object is not there."""
         return self.code == NOT_FOUND
+
+
+class Depth(NamedTuple):
+    """A queue's content, as the broker tells it."""
+
+    ready: int
+    """Messages that wait, without those that a consumer has taken and not acked."""
+    consumers: int
 
 
 class Probe:
@@ -84,12 +92,13 @@ class Probe:
             return self._ask(lambda channel: channel.exchange_declare(item.name, passive=True))
         return self._ask(lambda channel: channel.queue_declare(item.name, passive=True))
 
-    def depth(self, name: str) -> int | None:
-        """Return the number of messages that are ready in a queue; None if it is not there."""
-        found: list[int] = []
+    def depth(self, name: str) -> Depth | None:
+        """Return what waits in a queue; None if it is not there."""
+        found: list[Depth] = []
 
         def ask(channel: Any) -> None:
-            found.append(int(channel.queue_declare(name, passive=True).method.message_count))
+            method = channel.queue_declare(name, passive=True).method
+            found.append(Depth(int(method.message_count), int(method.consumer_count)))
 
         self._ask(ask)
         return found[0] if found else None

@@ -42,7 +42,7 @@ from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import believed, open_if_made
 from fedmq.coordinator.state.ledger.writer import Ledger
-from fedmq.coordinator.state.run_folder import RunFolder, unwritable
+from fedmq.coordinator.state.run_folder import RunFolder, place_of, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
 from fedmq.schemas.errors import BrokerError, ConfigError, Deposed, LedgerLocked
@@ -195,7 +195,7 @@ class CoordinatorService:
         try:
             if self._stopping or not self._opened(transport, inbox):
                 return True
-            self._folder.acquire(f"{transport.broker_id} with prefix {self._topology.prefix}")
+            self._folder.acquire(place_of(transport.broker_id, self._topology.prefix))
             leadership = Leadership(transport, self._topology.leader, inbox.put, time.monotonic)
             if wait_to_lead(leadership, inbox, self._folder) and not self._is_over():
                 with Ledger(self._folder.ledger) as ledger:

@@ -26,6 +26,11 @@ def unwritable(path: Path, error: OSError) -> StateError:
     )
 
 
+def place_of(broker_id: str, prefix: str) -> str:
+    """Return the place that the coordinators of one broker and prefix have in common."""
+    return f"{broker_id} with prefix {prefix}"
+
+
 class RunFolder:
     """The paths of one run: ledger.sqlite, checkpoints/, copies/, archive/, the final model, and the folder's lock."""
 
@@ -36,6 +41,10 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "ledger.sqlite"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "coordinator.lock"
 
     @property
     def checkpoints(self) -> Path:
@@ -64,7 +73,7 @@ class RunFolder:
         self.release()
         for folder in (self.path, self.checkpoints):
             make_folder(folder)
-        lock = FileLock(self.path / "coordinator.lock")
+        lock = FileLock(self.lock)
         try:
             for _ in range(TRIES):
                 if (found := _share(lock, place)) == place:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fedmq.broker_config.settings import BrokerSettings
 from fedmq.config import custom_strategy
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
+from fedmq.coordinator.state.run_folder import place_of
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.run.broker_user import amqp, check_user
 from fedmq.schemas.errors import BrokerError, ConfigError, FedmqError
@@ -90,25 +91,15 @@ def examine(
         run = f"run {config.run.run_id}, strategy {config.strategy.name}, app {config.app}"
         yield Finding("ok", f"configuration: {run}")
         private.append(config.run_dir)
-        try:
-            with limited(try_s):
-                strategy = custom_strategy.build(config.strategy)
-                findings = list(run_settings.look(config, strategy))
-        except TookTooLong:
-            yield Finding("wrong", f"strategy: its file was cut off after {try_s:g} s", "put the strategy's file right")
-        except FedmqError as e:
-            advice = "put strategy.options in the federation file right, or the strategy's file"
-            yield Finding("wrong", f"strategy: {e}", advice, e)
-        except Exception as e:  # noqa: BLE001  a property of a strategy of the user's own
-            yield Finding("wrong", f"strategy: {type(e).__name__}: {e}", "put the strategy's file right")
-        else:
-            yield from findings
+        strategy = yield from _strategy(config, try_s)
     places = folders.places(config, participant_id, role)
     rights = [(place, folders.writable(place)) for place in places]
     for _, finding in rights:
         yield finding
     readable = all(finding.level == "ok" for place, finding in rights if place.setting == "runs_dir")
+    keeper: past_run.Held | None = None
     if isinstance(config, FederationConfig) and role != "participant" and readable:
+        keeper = past_run.held(config)
         past, wrong = past_run.look(config, strategy)
         yield from wrong
         if past is None:
@@ -122,15 +113,37 @@ def examine(
     kind = config.security.kind(config.broker.auth, fleet=fleet)
     yield identity(kind)
     yield from certificate(config.broker, role, now or datetime.now(UTC))
+    ours: str | None = None
     try:
         if role is not None:
             name = config.security.coordinator_user if role == "coordinator" else participant_id
             check_user(config, kind, name, "the coordinator" if role == "coordinator" else "the participant (--id)")
-        yield from _broker(config.broker, rehearsal.model_bytes, role, participant_id, strangers)
+        ours = yield from _broker(config.broker, rehearsal.model_bytes, role, participant_id, strangers)
     except ConfigError as e:
         yield Finding(
             "wrong", f"login: {e}", "put the [broker] table right: url, auth, ca_file, cert_file, key_file", e
         )
+    if keeper is not None and isinstance(config, FederationConfig):
+        yield past_run.live(config, keeper, ours)
+
+
+def _strategy(config: FederationConfig, try_s: float) -> Generator[Finding, None, Strategy[Any] | None]:
+    """Build the strategy and check the run's settings with it. Returns it; None if that fails."""
+    try:
+        with limited(try_s):
+            strategy = custom_strategy.build(config.strategy)
+            findings = list(run_settings.look(config, strategy))
+    except TookTooLong:
+        yield Finding("wrong", f"strategy: its file was cut off after {try_s:g} s", "put the strategy's file right")
+    except FedmqError as e:
+        advice = "put strategy.options in the federation file right, or the strategy's file"
+        yield Finding("wrong", f"strategy: {e}", advice, e)
+    except Exception as e:  # noqa: BLE001  a property of a strategy of the user's own
+        yield Finding("wrong", f"strategy: {type(e).__name__}: {e}", "put the strategy's file right")
+    else:
+        yield from findings
+        return strategy
+    return None
 
 
 def _keys(settings: BrokerSettings) -> Iterator[Path]:
@@ -160,10 +173,11 @@ def _broker(
     role: Role | None,
     participant_id: str,
     strangers: str | None = None,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, str | None]:
     """Check the broker as this role. `model_bytes` are those of an update, 0 if unknown.
 
-    `strangers` says why updates that wait cannot be this run's (queues.depths).
+    `strangers` says why updates that wait cannot be this run's (queues.depths). Returns the place of this broker and
+    prefix (`run_folder.place_of`); None if the broker could not be asked.
     """
     url, tls = settings.url.get_secret_value(), TlsFiles.of(settings)
     identity = None
@@ -180,12 +194,13 @@ def _broker(
         advice = "start it, or correct broker.url (FEDMQ_BROKER_URL, --broker)"
         yield Finding(level, f"broker: {error}", advice, error if level == "wrong" else None)
     if identity is None:
-        return
+        return None
     yield from _limits(settings, identity.max_message_bytes, model_bytes)
     topology = settings.topology()
-    transport = amqp(settings, "doctor")
+    transport, place = amqp(settings, "doctor"), None
     try:
         transport.open((), (), timeout_s=OPEN_TIMEOUT_S)
+        place = place_of(transport.broker_id, topology.prefix)
         transport.close()  # a device may have few connections
         with Probe(url, settings.auth, tls) as probe:
             how = "certificate" if probe.address.by_certificate else "password"
@@ -201,6 +216,7 @@ def _broker(
         yield Finding("wrong", f"login: {e}", advice, e)
     finally:
         transport.close()
+    return place
 
 
 def _limits(settings: BrokerSettings, brokers: int | None, model_bytes: int) -> Iterator[Finding]:

@@ -70,7 +70,9 @@ def check(probe: Probe, topology: Topology, role: Role | None, participant_id: s
     nobody = f"doctor-{uuid.uuid4().hex[:12]}"
     refused: list[tuple[Right, str]] = []
     if role != "participant":
+        missing = _missing(probe, topology)
         yield from _did(probe, coordinators_steps(topology, nobody), refused)
+        yield from _put_back(topology, missing, [name for name in missing if name in _missing(probe, topology)])
     if role == "participant":
         yield from _waits(probe, topology, participant_id)
     if role != "coordinator":
@@ -135,6 +137,23 @@ def _waits(probe: Probe, topology: Topology, participant_id: str) -> Iterator[Fi
     uploads = topology.upload_exchange(participant_id)
     if (found := probe.look(uploads)) is not None and found.missing:
         yield Finding("ok", f"uploads: the coordinator makes {uploads.name} before the first task, and it is not there")
+
+
+def _missing(probe: Probe, topology: Topology) -> list[str]:
+    """Return the names of the coordinator's exchanges and queues that are not there, in words."""
+    shared: tuple[Queue | Exchange, ...] = (*topology.exchanges, *topology.coordinator_queues)
+    return [f"{_kind(one)} {one.name}" for one in shared if (found := probe.look(one)) is not None and found.missing]
+
+
+def _put_back(topology: Topology, missing: Sequence[str], still: Sequence[str]) -> Iterator[Finding]:
+    """Yield the finding on shared objects that were missing before we declared them."""
+    made = [name for name in missing if name not in still]
+    if made and len(missing) == len(topology.exchanges) + len(topology.coordinator_queues):
+        yield Finding("ok", "shared objects: none was there, and they are made now, as by a coordinator's first start")
+    elif made:
+        what = f"shared objects: {', '.join(made)} {'was' if len(made) == 1 else 'were'} missing, and made again now"
+        advice = "see who deletes them, and who may: what was sent meanwhile was lost, and its senders send it again"
+        yield Finding("warning", what, advice)
 
 
 def _did(probe: Probe, steps: Sequence[Step], refused: list[tuple[Right, str]]) -> Iterator[Finding]:

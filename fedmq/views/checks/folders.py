@@ -51,7 +51,7 @@ def places(config: FederationConfig | DeviceConfig, participant_id: str, role: R
         inside = [folder.path, folder.checkpoints, config.run_dir / "model", folder.path / "copies"]
         if config.archive.on:
             inside.append(folder.archive)
-        files = (folder.ledger, folder.path / "coordinator.lock", config.run_dir / "model" / "model.log")
+        files = (folder.ledger, folder.lock, config.run_dir / "model" / "model.log")
         # Two checkpoints are kept and a third one is made. Each may hold as much beside the model.
         found.append(
             Place("runs_dir", Path(config.runs_dir), tuple(inside), files, 2 * (config.commit.keep_checkpoints + 2))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.service.startup import committed_parameters, refuse_changes, settings_of
@@ -12,8 +13,12 @@ from fedmq.coordinator.state.ledger.reader import believed, open_if_made
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import FedmqError
+from fedmq.schemas.local.files import check_plain, read_text
+from fedmq.schemas.local.locks import FileLock, holders
 from fedmq.schemas.parameters import Parameters
 from fedmq.views.finding import Finding
+
+MOST_PLACE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,42 @@ def look(config: FederationConfig, strategy: Strategy[Any] | None) -> tuple[Past
         return PastRun(), [
             Finding("wrong", f"run: {error}", "do what the message says, or choose another run_id", error)
         ]
+
+
+class Held(NamedTuple):
+    """A run folder that a coordinator keeps now."""
+
+    place: str
+    """Broker and prefix over which it works."""
+    holders: str
+    """The processes, as they can be seen from here."""
+
+
+def held(config: FederationConfig) -> Held | None:
+    """Return who keeps the run's folder; None if nobody does. Nothing is made and nothing is kept."""
+    path = RunFolder(config.run_dir).lock
+    try:
+        if not check_plain(path):
+            return None
+        with contextlib.closing(FileLock(path)) as lock:
+            if lock.take():
+                return None
+        return Held(read_text(path, MOST_PLACE_BYTES, errors="replace"), holders(path))
+    except OSError:  # the finding on the folder says it
+        return None
+
+
+def live(config: FederationConfig, found: Held, place: str | None) -> Finding:
+    """Return the finding on a live coordinator. `place` is that of a coordinator which would start from here; None if
+    it is not known."""
+    what = f"run: {found.holders} coordinates {config.run.run_id} in {config.run_dir} now"
+    if place in (None, found.place):
+        return Finding("warning", what, "leave it so, and do not start another one unless as its standby")
+    return Finding(
+        "wrong",
+        f"{what}, over {found.place}, and this file says {place}: a coordinator would refuse to start",
+        "stop that one first, use the same [broker] table, or choose another run.run_id",
+    )
 
 
 def _over(config: FederationConfig, reason: str) -> Finding:

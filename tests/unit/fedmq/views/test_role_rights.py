@@ -137,3 +137,25 @@ def test_a_queue_with_other_arguments_is_no_matter_of_rights() -> None:
     found = [one for one in check(broker, Topology(), "participant", "sensor-1") if one.level != "ok"]  # type: ignore[arg-type]
     assert [one.level for one in found] == ["wrong"]
     assert "set_permissions" not in found[0].what + found[0].advice
+
+
+def test_what_was_missing_and_is_declared_again_is_told_and_a_first_start_is_no_warning() -> None:
+    class Declaring(Broker):
+        def declare(self, item) -> None:
+            self.there.add(item.name)
+
+    topology = Topology()
+    all_there = {one.name for one in (*topology.exchanges, *topology.coordinator_queues)}
+
+    def told(there: set[str]) -> list[tuple[str, str]]:
+        found = check(Declaring({}, there), topology, None, "sensor-1")  # type: ignore[arg-type]
+        return [(one.level, one.what) for one in found if one.what.startswith("shared objects")]
+
+    assert told(set(all_there)) == []
+    assert told(all_there - {"fedmq.leader"}) == [
+        ("warning", "shared objects: queue fedmq.leader was missing, and made again now")
+    ]
+    assert told(all_there - {"fedmq.updates"}) == [
+        ("warning", "shared objects: exchange fedmq.updates, queue fedmq.updates were missing, and made again now")
+    ]
+    assert [level for level, _ in told(set())] == ["ok"]
