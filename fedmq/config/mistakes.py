@@ -268,14 +268,22 @@ def one_of(values: Iterable[object]) -> str:
     return ", ".join(show(value) for value in values)
 
 
+MOST_SHOWN = 200
+"""Most characters of a value that a mistake shows."""
+
+
 def show(value: object) -> str:
-    """Return a value as TOML writes it, without the password of a URL."""
+    """Return a value as TOML writes it, without the password of a URL. Only the beginning of a long one is shown."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{redacted(value)}"'
+        return f'"{_cut(redacted(value))}"'
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(show(item) for item in value)}]"
-    return str(value)
+        return _cut(f"[{', '.join(show(item) for item in value[:MOST_SHOWN])}]")
+    return _cut(str(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"

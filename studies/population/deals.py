@@ -22,6 +22,8 @@ Rows = npt.NDArray[np.int64]
 """Places of examples in a data set."""
 Part = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+MOST_EXAMPLES = 2**28
+"""Most examples of all participants together: 2 GiB for their places alone."""
 
 
 class Iid(Value):
@@ -136,8 +138,19 @@ class BySpeed(Value):
 AnyDeal = Annotated[Iid | Dirichlet | Shards | ByPosition | BySpeed, Field(discriminator="name")]
 
 
+def check_amount(members: Sequence[Member]) -> None:
+    """Raise InputError if the participants should have more examples than a study can hold."""
+    asked = sum(m.examples for m in members)
+    if asked > MOST_EXAMPLES:
+        raise InputError(
+            f"the population's examples are {asked:.3g} for {len(members)} participants, allowed are "
+            f"{MOST_EXAMPLES:,} for all together: give it a law with smaller numbers"
+        )
+
+
 def _each(members: Sequence[Member], seed: int) -> list[tuple[Member, np.random.Generator]]:
     """Pair each participant with its own generator for its data."""
+    check_amount(members)
     return [(m, np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(m.index, 1000)))) for m in members]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ def read_values(path: Path, column: str | None = None) -> array[float]:
     """Return the values of a file in rising order. Raises InputError with the first mistake and its line."""
     try:
         text = read_text(path, MOST_BYTES, named_by_user=True)
-        found = array("d", sorted(_numbers(csv.reader(io.StringIO(text, newline="")), path, column)))
+        numbers = _numbers(csv.reader(io.StringIO(text, newline="")), path, column)
+        found = array("d", sorted(itertools.islice(numbers, MOST_VALUES + 1)))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}: name one with a measured value in each row") from None
     except (OSError, UnicodeDecodeError, csv.Error) as e:
@@ -35,7 +37,7 @@ def read_values(path: Path, column: str | None = None) -> array[float]:
     if not found:
         raise InputError(f"{path} has no values, expected a number in each row")
     if len(found) > MOST_VALUES:
-        raise InputError(f"{path} has {len(found):,} values, allowed are {MOST_VALUES:,}: take a sample of them")
+        raise InputError(f"{path} has more than {MOST_VALUES:,} values, the most for one law: take a sample of them")
     return found
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.schemas.errors import InputError
+from fedmq.schemas.local.files import open_to_read
 from fedmq.studies.population.deals import AnyDeal, Iid, Rows
 from fedmq.studies.population.population import Member
 from fedmq.studies.problems.softmax import SoftmaxFederation
@@ -61,7 +62,7 @@ def load_arrays(path: Path) -> tuple[npt.NDArray[Any], ...]:
     Raises InputError if they do not fit each other or are not numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_to_read(path, 2**63 - 1, named_by_user=True) as raw, np.load(raw, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise InputError(f"{path} has the arrays {sorted(file.files)}, expected {', '.join(_KEYS)}")

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from fedmq.studies.population.deals import check_amount
 from fedmq.studies.population.laws import NonNegative
 from fedmq.studies.population.population import Member
 from fedmq.studies.problems.softmax import SoftmaxFederation
@@ -57,6 +58,7 @@ class Synthetic(Value):
         self, members: Sequence[Member], seed: int
     ) -> tuple[tuple[Array, Array], list[Array], tuple[Array, Array]]:
         """Return (x, y) for training, the rows in it of each participant, and (x, y) for the test."""
+        check_amount(members)
         shared = self._model(0.0, _generator(seed, 0, 1002)) if self.iid else None
         found = [self._drawn(m, seed, shared) for m in members]
         counts = [m.examples for m in members]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.training.keras.backend import keras, tf
+from fedmq.schemas.errors import in_short
 from fedmq.studies.problems.keras.known_layers import (
     DTYPES,
     Checks,
@@ -111,11 +112,16 @@ def known_model(model: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> KnownMo
         raise NotVectorised("it has an Embedding, known with SGD without momentum")
     loss = _known_loss(model)
     check_examples(model, loss, x, y)
-    with tf.GradientTape() as tape:
-        predicted = model(x[:1], training=True)
-        if isinstance(predicted, dict | list | tuple):
-            raise NotVectorised("the model gives named outputs")
-        value = model.compute_loss(x[:1], y[:1], predicted)
+    try:
+        with tf.GradientTape() as tape:
+            predicted = model(x[:1], training=True)
+            if isinstance(predicted, dict | list | tuple):
+                raise NotVectorised("the model gives named outputs")
+            if len(predicted) != 1:  # a constant in it has a batch's length of its own
+                raise NotVectorised(f"the model gives {len(predicted)} predictions for one example")
+            value = model.compute_loss(x[:1], y[:1], predicted)
+    except (tf.errors.OpError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotVectorised(f"it cannot be called on one example: {in_short(error)}") from None
     check_losses(model)
     for variable, gradient in zip(model.trainable_weights, tape.gradient(value, model.trainable_weights), strict=True):
         if gradient is None:  # the optimizer leaves it out

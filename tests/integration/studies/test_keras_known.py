@@ -324,6 +324,23 @@ def optimizer(make: Any) -> Any:
     return lambda: compiled(classifier("softmax"), SPARSE(), make())
 
 
+def called_with(**arguments: Any) -> Any:
+    def build_model() -> Any:
+        inputs = keras.Input((6,))
+        hidden = K.BatchNormalization()(inputs, **arguments)
+        return compiled(keras.Model(inputs, K.Dense(3, "softmax")(hidden)), SPARSE())
+
+    return build_model
+
+
+def times(constant: Any) -> Any:
+    def build_model() -> Any:
+        inputs = keras.Input((6,))
+        return compiled(keras.Model(inputs, K.Multiply()([K.Dense(3)(inputs), constant])), "mse")
+
+    return build_model
+
+
 UNKNOWN: dict[str, tuple[Any, Any, Any, str]] = {
     # layers
     "subclass": (layer(lambda: OwnDense(4)), X, CLASSES, "is a OwnDense, which the cohort path does not know"),
@@ -421,6 +438,8 @@ UNKNOWN: dict[str, tuple[Any, Any, Any, str]] = {
     # examples
     "labels": (loss(SPARSE), X, CLASSES + 1, "labels go from 1 to 3, expected 0 to 2"),
     "words": (lambda: compiled(words(), SPARSE()), WORDS + 5, CLASSES, "expected 0 to 8"),
+    "a mask's length": (called_with(mask=np.ones(8, bool)), X, CLASSES, "it cannot be called on one example: Inval"),
+    "a constant's length": (times(np.ones((8, 3))), X, NUMBERS, "the model gives 8 predictions for one example"),
     "strings": (loss(SPARSE), X.astype("U8"), CLASSES, "the inputs are of type <U8"),
     "objects": (loss(SPARSE), X, CLASSES.astype("U1").astype(object), "the labels are of type object"),
     "complex": (loss(SPARSE), X.astype("complex64"), CLASSES, "of type complex64"),

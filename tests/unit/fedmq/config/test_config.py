@@ -104,6 +104,14 @@ def test_each_mistake_says_where_what_was_got_and_what_is_allowed(write, change,
     assert mistakes(write(GOOD + change)) == [said]
 
 
+@pytest.mark.parametrize("value", ['"' + 100_000 * "a" + '"', f"[{100_000 * '1, '}1]"], ids=["a text", "a list"])
+def test_of_a_long_value_only_the_beginning_is_shown(write, value):
+    (said,) = mistakes(write(f"{GOOD}[training]\nepochs = {value}"))
+    assert said.endswith(", expected a whole number")
+    assert " characters)" in said
+    assert len(said) < 300
+
+
 def test_what_a_method_lacks_is_named_with_its_place(write):
     scaffold = GOOD.replace('name = "fedbuff"', 'name = "scaffold"\nnum_participants = 3')
     said = "training.learning_rate: missing, expected a number above 0: with scaffold participants divide by it to"

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -151,3 +152,20 @@ def test_synthetics_alpha_moves_all_classes_alike_and_so_no_label():
     (same_x, same_y), _, _ = Synthetic(alpha=50.0).examples(members(20, 50), 0)
     assert (x == same_x).all()
     assert (y == same_y).all()
+
+
+@pytest.mark.parametrize("deal", [Iid(), Dirichlet(), Shards(), ByPosition(), BySpeed()], ids=str)
+def test_more_examples_than_a_study_can_hold_are_refused_before_any_is_drawn(deal):
+    with pytest.raises(InputError, match=r"examples are 1e\+10 for 10 participants, allowed are 268,435,456 for all"):
+        deal.deal(LABELS, members(examples=1e9), 0)
+
+
+def test_the_same_goes_for_examples_that_are_made():
+    with pytest.raises(InputError, match="a law with smaller numbers"):
+        Synthetic().examples(members(examples=1e9), 0)
+
+
+def test_a_data_file_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(InputError, match="it is a FIFO"):
+        load_arrays(tmp_path / "data.npz")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fedmq.studies.population import measured
 from fedmq.studies.population.laws import (
     AnyLaw,
     Choice,
@@ -188,6 +189,13 @@ def test_the_files_of_laws_are_found_at_any_depth(tmp_path):
 def test_a_file_of_measurements_is_refused_with_its_line(tmp_path, text, column, said):
     with pytest.raises(ValidationError, match=said):
         Empirical(file=written(tmp_path, text), column=column)
+
+
+def test_a_file_of_too_many_measurements_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "MOST_VALUES", 2)
+    assert Empirical(file=written(tmp_path, "1\n2\n")).mean == 1.5
+    with pytest.raises(ValidationError, match="has more than 2 values, the most for one law: take a sample"):
+        Empirical(file=written(tmp_path, "1\n2\n3\nno number\n"))
 
 
 @pytest.mark.parametrize(
