@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fedmq.demo.data import load_mnist
     from fedmq.participant.trainer import Trainer, TrainResult
     from fedmq.participant.training.keras.trainer import KerasTrainer
+    from fedmq.participant.training.torch.trainer import TorchTrainer
     from fedmq.schemas.errors import (
         AppError,
         BrokerError,
@@ -97,6 +98,7 @@ _HOMES = {
     "StudyRun": "fedmq.studies.engine.settings",
     "Tuning": "fedmq.studies.sweep.tuning",
     "KerasTrainer": "fedmq.participant.training.keras.trainer",
+    "TorchTrainer": "fedmq.participant.training.torch.trainer",
     **dict.fromkeys(("TrainResult", "Trainer"), "fedmq.participant.trainer"),
     **dict.fromkeys(_ERRORS, "fedmq.schemas.errors"),
     "TrainingConfig": "fedmq.schemas.messages",
@@ -110,8 +112,8 @@ __all__ = [
     "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "ParticipantResult",
     "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Problem", "Quadratics", "RunSettings",
     "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study", "StudyRun", "Synthetic",
-    "TargetMetric", "TrainResult", "Trained", "Trainer", "TrainerError", "TrainingConfig", "Tuning", "WeightedMean",
-    "__version__", "load_config", "load_mnist", "replay", "simulate",
+    "TargetMetric", "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError", "TrainingConfig", "Tuning",
+    "WeightedMean", "__version__", "load_config", "load_mnist", "replay", "simulate",
 ]  # fmt: skip
 
 

@@ -8,10 +8,12 @@ of the cost of a numpy generator for each task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from fedmq.schemas.messages import TrainingConfig
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -43,6 +45,25 @@ def orders(seeds: Sequence[int], num_examples: Sequence[int], epoch: int) -> npt
     words.sort(axis=1)
     words &= LOWER
     return words.view(np.int64)
+
+
+def epochs(config: TrainingConfig, num_examples: int, least: int = 1) -> Iterator[Iterator[npt.NDArray[np.int64]]]:
+    """Yield the batches of each epoch of a task, as the examples' numbers, up to `config.max_steps` batches.
+
+    Each epoch has an order of its own. Its last batch has what is left. If that is less than `least`, the batch is left
+    out, unless it is the epoch's only one.
+    """
+    begins = range(0, num_examples, config.batch_size)
+    if len(begins) > 1 and num_examples - begins[-1] < least:
+        begins = begins[:-1]
+    steps_left = config.max_steps if config.max_steps is not None else config.epochs * len(begins)
+    for epoch in range(config.epochs):
+        starts = begins[: max(steps_left, 0)]
+        if not starts:
+            return
+        order = orders([config.seed], [num_examples], epoch)[0]
+        yield (order[i : i + config.batch_size] for i in starts)
+        steps_left -= len(starts)
 
 
 def _mixed(words: Words) -> Words:

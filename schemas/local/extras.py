@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, str] = {
     "matplotlib": "studies",
     "numba": "studies",
     "pyarrow": "studies",
+    "torch": "torch",
 }
 """Package to the extra that installs it, as in pyproject.toml."""
 

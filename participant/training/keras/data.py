@@ -9,7 +9,7 @@ import numpy as np
 
 from fedmq.participant.training.keras.backend import keras
 from fedmq.participant.training.keras.conversions import PARTS, Data, as_data, as_trained, leaves
-from fedmq.participant.training.shuffling import orders
+from fedmq.participant.training.shuffling import epochs
 from fedmq.schemas.messages import TrainingConfig
 
 __all__ = ["Data", "LazyData", "as_trained", "length"]
@@ -32,15 +32,9 @@ class LazyData:
 
     def epochs(self, config: TrainingConfig) -> Iterator[Iterator[Data]]:
         """Yield the batches of each epoch. Each epoch has an order of its own, which `config.seed` decides."""
-        data, count = self.arrays(), self.num_examples
-        steps_left = config.max_steps if config.max_steps is not None else config.epochs * count
-        for epoch in range(config.epochs):
-            starts = range(0, count, config.batch_size)[: max(steps_left, 0)]
-            if not starts:
-                return
-            order = orders([config.seed], [count], epoch)[0]
-            yield (_sliced(data, order[i : i + config.batch_size]) for i in starts)
-            steps_left -= len(starts)
+        data = self.arrays()
+        for batches in epochs(config, self.num_examples):
+            yield (_sliced(data, rows) for rows in batches)
 
     def in_order(self, batch_size: int) -> Iterator[Data]:
         for start in range(0, self.num_examples, batch_size):

@@ -15,7 +15,6 @@ Rules
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.trainer import TrainResult
+from fedmq.participant.training.environment import threads_from_environment
 from fedmq.participant.training.keras.backend import tf
 from fedmq.participant.training.keras.callbacks import TaskCallbacks, numbers
 from fedmq.participant.training.keras.checks import Units, check_labels, explained, takes_the_data, units_of
@@ -32,7 +32,7 @@ from fedmq.participant.training.keras.loop import Loop
 from fedmq.participant.training.keras.model import Model, built_model, parameters_of
 from fedmq.participant.training.keras.optimizers import held_by
 from fedmq.participant.training.keras.steps import making, seeded_process
-from fedmq.schemas.errors import AppError, ConfigError, TrainerError
+from fedmq.schemas.errors import AppError, TrainerError
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 
@@ -68,7 +68,7 @@ class KerasTrainer:
         callbacks: Callable[[], Sequence[Any]] | None = None,
         threads: int | None = None,
     ) -> None:
-        threads = threads if threads is not None else _threads_from_environment()
+        threads = threads if threads is not None else threads_from_environment()
         if threads is not None:
             limit_threads(threads)
         self._data = LazyData(data, "data")
@@ -193,10 +193,3 @@ class KerasTrainer:
                 f"the result is not finite, and {data.name} is not either: {place}. Remove such examples, or fill "
                 "them, before load_data returns them"
             )
-
-
-def _threads_from_environment() -> int | None:
-    value = os.environ.get("FEDMQ_TF_THREADS", "")
-    if value and not (value.isdecimal() and int(value) > 0):
-        raise ConfigError(f"FEDMQ_TF_THREADS is {value!r}, expected a whole number of at least 1")
-    return int(value) if value else None

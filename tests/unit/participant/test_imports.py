@@ -13,7 +13,7 @@ BASE_PACKAGES = {
 """Packages that a participant may import. Each costs every device disk, RAM and start-up time: think before you add."""
 BLOCK_EXTRAS = """
 import json, sys
-for name in ("keras", "tensorflow", "numba", "pyarrow", "matplotlib", "cryptography"):
+for name in ("keras", "tensorflow", "torch", "numba", "pyarrow", "matplotlib", "cryptography"):
     sys.modules[name] = None  # import raises ModuleNotFoundError
 before = set(sys.modules)
 """

@@ -37,7 +37,7 @@ def test_what_a_broken_package_says_is_left_as_it_is(monkeypatch, tmp_path):
 
 
 def test_other_errors_are_about_no_extra():
-    assert missing_extra(ModuleNotFoundError("x", name="torch"), "a test") is None
+    assert missing_extra(ModuleNotFoundError("x", name="sklearn"), "a test") is None
     assert missing_extra(ImportError("x", name="keras"), "a test") is None
     said = MissingExtra("the command")
     assert missing_extra(said, "a test") is said

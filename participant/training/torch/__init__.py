@@ -1,0 +1,1 @@
+"""The PyTorch trainer. `participant.training.torch.trainer` has its rules."""
