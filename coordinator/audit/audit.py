@@ -23,7 +23,7 @@ from fedmq.coordinator.audit import groups as audit_groups
 from fedmq.coordinator.audit.replay_check import Kept, stretches
 from fedmq.coordinator.audit.timeouts import other_moments
 from fedmq.coordinator.decisions.failures import DROPPED, Drop, drops_in
-from fedmq.coordinator.decisions.set_backs import set_backs_in
+from fedmq.coordinator.decisions.tasks.generations import set_backs_in
 from fedmq.coordinator.decisions.versions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles

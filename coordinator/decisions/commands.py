@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fedmq.coordinator.decisions.events import DeliveryHandle, DiscardReason
-from fedmq.coordinator.decisions.set_backs import SetBack
+from fedmq.coordinator.decisions.tasks.generations import SetBack
 from fedmq.schemas.messages import TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(

@@ -28,13 +28,13 @@ Rules
     kept out (rule 9 replaces this for synchronous strategies) until the run stops. Tasks that are out at that moment
     are withdrawn, so that no run waits for its slowest participant.
  8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A participant
-    that has declined far more often than it trained waits a second at least: each task carries the whole model, and
-    for that reason a task is repeated at once to few new sessions (task_desk.py has the numbers). A failure
-    (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A task
-    that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant has
-    lost it, if a round's deadline passes and the participant never gave an update, and if it could not be delivered for
-    the second time in a row. Only an accepted update or a new session ends a failure's back-off. A new session does so
-    once in ten minutes, because a silent participant can make any number of them.
+    that has declined far more often than it trained waits a second at least: each task carries the whole model, and for
+    that reason a task is repeated at once to few new sessions (task_desk.py and back_offs.py have the numbers). A
+    failure (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A
+    task that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant
+    has lost it, if a round's deadline passes and the participant never gave an update, and if it could not be delivered
+    for the second time in a row. Only an accepted update or a new session ends a failure's back-off. A new session does
+    so once in ten minutes, because a silent participant can make any number of them.
  9. A synchronous round (rounds.py) opens as soon as `min_updates` participants are free. It keeps
     ceil(size·over_selection) tasks out or answered, with one update from each participant; participants that become
     free later fill it up. The first `size` updates make the version, and all other tasks of the round are withdrawn. At
@@ -61,25 +61,16 @@ Rules
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.commands import (
-    Accept,
-    Command,
-    Discard,
-    DropBuffer,
-    NewVersion,
-    SayHello,
-    TellSetBack,
-)
+from fedmq.coordinator.decisions.commands import Command, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
     BufferFailed,
-    ClosedTask,
     EvaluationArrived,
     Event,
     ParticipantRevoked,
@@ -93,24 +84,23 @@ from fedmq.coordinator.decisions.events import (
     TimeStoodStill,
     UpdateArrived,
 )
-from fedmq.coordinator.decisions.failures import Condemned, Drop, StrategyFailed, drops_in
+from fedmq.coordinator.decisions.failures import Condemned
 from fedmq.coordinator.decisions.participants import identity
-from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
-from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.records import Changes, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.requirements import check_requirements
-from fedmq.coordinator.decisions.set_backs import SetBack, SetBacks, set_backs_in
+from fedmq.coordinator.decisions.set_backs import SetBacks
 from fedmq.coordinator.decisions.task_desk import TaskDesk
-from fedmq.coordinator.decisions.tasks.book import HeldTask
-from fedmq.coordinator.decisions.tasks.names import TaskName, TaskNames
-from fedmq.coordinator.decisions.updates.validation import Judge, Rejection
-from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
+from fedmq.coordinator.decisions.tasks.generations import SetBack
+from fedmq.coordinator.decisions.tasks.names import TaskNames
+from fedmq.coordinator.decisions.updates.validation import Judge
+from fedmq.coordinator.decisions.updates.verdicts import Verdicts
+from fedmq.coordinator.decisions.versions.buffer import Buffer
 from fedmq.coordinator.decisions.versions.model import Model
-from fedmq.coordinator.decisions.versions.rounds import Rounds, asked
+from fedmq.coordinator.decisions.versions.rounds import asked
 from fedmq.coordinator.settings import RunSettings
-from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout, max_participants
-from fedmq.schemas.messages import Hello, TrainingConfig, Update
-from fedmq.schemas.methods import METHODS, update_spec
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
+from fedmq.schemas.messages import TrainingConfig, Update
+from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
 
@@ -135,42 +125,36 @@ class Core:
         """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
-        self._strategy = strategy
         self._run_uid = run_uid
         self._model = Model(strategy, parameters)
-        self._remembers = METHODS[strategy.reply].remembers
-        spec = update_spec(strategy.reply, spec_of(parameters))
-        self._judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room, groups = max_participants(strategy), arrivals(strategy)
         names = TaskNames(run_uid) if naming is None else replace(naming, uid=run_uid)
         self._desk = TaskDesk(
             settings, strategy.reply, training, names, self._rng, max_participants=room, arrivals=groups
         )
-        self._groups = self._desk.groups
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
-        self._rounds = None if strategy.cohort is None else Rounds(strategy.cohort, self._desk, self._model)
-        timeout = buffer_timeout(strategy)
-        self._timer = None if timeout is None else BufferTimer(timeout)
-        self._ending = Ending(settings, self._desk, self._rounds, evaluates=evaluates)
-        self._accepted = 0
         self._discarded: Counter[str] = Counter()
-        self._buffer_ids: list[str] = []
+        self._buffer = Buffer(strategy, self._model, self._desk, self._discarded)
+        self._ending = Ending(settings, self._desk, self._buffer.rounds, evaluates=evaluates)
+        self._set_backs = SetBacks(self._desk, self._buffer, self._ending)
+        spec = update_spec(strategy.reply, spec_of(parameters))
+        judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness)
+        self._verdicts = Verdicts(
+            judge, self._desk, self._buffer, self._ending, self._set_backs, discarded=self._discarded
+        )
         self._gate_open = False
-        self._careful = False
-        self._drops: list[Drop] = []
-        self._set_backs = SetBacks()
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._on_started,
             ParticipantSeen: self._on_hello,
             ParticipantRevoked: lambda event: self._desk.revoke(event.participant_id),
-            UpdateArrived: self._on_update,
-            PoisonArrived: self._on_poison,
+            UpdateArrived: self._verdicts.on_update,
+            PoisonArrived: self._verdicts.on_poison,
             TaskDeclined: self._desk.on_decline,
             TaskUndeliverable: self._desk.on_undeliverable,
             EvaluationArrived: self._ending.on_evaluation,
             Tick: lambda _: None,
-            TimeStoodStill: lambda event: self._desk.stood_still(event.seconds),
+            TimeStoodStill: lambda event: self._verdicts.claims.stood_still(event.seconds),
             StopRequested: lambda event: self._ending.stop(event.detail),
         }
 
@@ -193,7 +177,7 @@ class Core:
     @property
     def accepted(self) -> int:
         """Number of updates accepted in the run."""
-        return self._accepted
+        return self._buffer.accepted
 
     @property
     def discarded(self) -> dict[str, int]:
@@ -213,7 +197,7 @@ class Core:
     @property
     def clamped(self) -> dict[str, int]:
         """Number of accepted updates with a clamped claim, by the claim's name (claims.py)."""
-        return dict(self._desk.clamped)
+        return dict(self._verdicts.claims.clamped)
 
     @property
     def tasks_out(self) -> int:
@@ -237,22 +221,18 @@ class Core:
     @property
     def set_backs(self) -> tuple[SetBack, ...]:
         """All times at which the ledger turned out to be older than its run (coordinator.decisions.set_backs)."""
-        return tuple(self._set_backs.all)
+        return self._set_backs.all
 
     def doubtful(self, participant_id: str, task_ids: Iterable[str | None]) -> list[str]:
         """Return those of a participant's ids that show a set-back if the ledger does not have them.
 
         A coordinator of this run issued them to this participant, and not this one since its start.
         """
-        return [
-            task_id
-            for task_id in task_ids
-            if task_id is not None and not self.holds(task_id) and self._issued_elsewhere(task_id, participant_id)
-        ]
+        return self._set_backs.doubtful(participant_id, task_ids)
 
     def holds(self, task_id: str) -> bool:
         """Return True if the core itself knows this task: it is open, or it closed since the last `changes`."""
-        return self._desk.tasks.get(task_id) is not None or self._desk.tasks.just_closed(task_id) is not None
+        return self._desk.tasks.holds(task_id)
 
     def awaits_from(self, participant_id: str, task_ids: Iterable[str]) -> bool:
         """Return True if one of these tasks is open, and this participant's."""
@@ -264,27 +244,17 @@ class Core:
 
         Other updates can be judged without their payload.
         """
-        event = UpdateArrived(0, update, Parameters({}))
-        rejection = self._judge.reject(
-            event,
-            self._desk.roster.get(update.participant_id),
-            self._desk.tasks.get(update.task_id),
-            self._closed(event),
-            version=self._desk.version,
-            stopping=self._ending.stopping,
-            payload_to_come=True,
-        )
-        return rejection is None
+        return self._verdicts.awaits(update)
 
     @property
     def payload_spec(self) -> ModelSpec:
         """Names, dtypes and shapes of the tensors that an update carries."""
-        return self._judge.spec
+        return self._verdicts.judge.spec
 
     @property
     def payload_bytes(self) -> int:
         """Encoded length of an update's tensors, in bytes."""
-        return packed_bytes(self._judge.spec)
+        return packed_bytes(self._verdicts.judge.spec)
 
     def knows(self, participant_id: str) -> bool:
         """Return True if the participant has said hello, and was neither turned away nor forgotten since."""
@@ -321,13 +291,8 @@ class Core:
         if self._ending.stopping is not None:
             return None
         soonest = self._desk.next_due()
-        deadline_s = None if self._rounds is None else self._rounds.deadline_s()
-        if self._groups is not None:
-            deadline_s = self._groups.next_due()
-        elif self._timer is not None:
-            deadline_s = self._timer.due_s(len(self._buffer_ids))
-        evaluation_s = self._ending.evaluations.due_s(self._desk.version, self._accepted)
-        for due in (self._settings.stop.max_time_s, evaluation_s, deadline_s):
+        evaluation_s = self._ending.evaluations.due_s(self._desk.version, self._buffer.accepted)
+        for due in (self._settings.stop.max_time_s, evaluation_s, self._buffer.next_due()):
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
         return soonest
@@ -340,32 +305,22 @@ class Core:
         desk.commands = []
         desk.now = max(desk.now, now)
         if isinstance(event, BufferFailed):  # before time passes: the version that failed may be due again
-            self._on_buffer_failed(event)
+            self._buffer.on_failed(event)
         elif self._ending.finished is None:
-            self._pass_time()
+            desk.pass_time()
+            if self._ending.stopping is None:
+                self._buffer.pass_time()
             self._handlers[type(event)](event)
-            if self._groups is not None:
-                self._end_groups(self._groups)
+            if self._buffer.groups is not None and self._ending.stopping is None:
+                self._buffer.end_groups(self._buffer.groups)
             desk.tidy()
-            self._ending.check(self._accepted)
-            self._ending.evaluate_if_due(self._accepted)
+            self._ending.check(self._buffer.accepted)
+            self._ending.evaluate_if_due(self._buffer.accepted)
             if self._ending.stopping is None:
                 self._issue()
         elif isinstance(event, UpdateArrived | PoisonArrived):
             self._handlers[type(event)](event)
         return desk.commands
-
-    def _pass_time(self) -> None:
-        self._desk.pass_time()
-        if self._groups is not None:
-            self._end_groups(self._groups)
-        elif self._ending.stopping is None:
-            if self._model.state.count and self._ready():
-                self._make_version()
-            elif self._timer is not None:
-                self._make_version_by_timeout(self._timer)
-            elif self._rounds is not None:
-                self._rounds.pass_time()
 
     # Tasks
 
@@ -377,16 +332,18 @@ class Core:
         if len(self._desk.roster):
             self._desk.commands.append(SayHello(tuple(self._desk.roster.ids())))
 
+    def _on_hello(self, event: ParticipantSeen) -> None:
+        self._set_backs.look_at_hello(event)
+        self._desk.on_hello(event.hello, event.user)
+
     def _issue(self) -> None:
         if not self._gate_open:
             if self._desk.roster.here < self._settings.min_participants:
                 return
             self._gate_open = True
-        if self._rounds is None:
-            wanted = self._settings.concurrency - self._desk.tasks.out
-        else:
-            wanted = self._rounds.tasks_wanted()
-        if self._groups is not None:
+        rounds = self._buffer.rounds
+        wanted = self._settings.concurrency - self._desk.tasks.out if rounds is None else rounds.tasks_wanted()
+        if self._desk.groups is not None:
             chosen = [self._desk.roster.pick(self._slots) for _ in range(min(wanted, self._desk.roster.free))]
             for p in sorted(chosen, key=lambda p: (p.step_s or 0.0, p.seq)):
                 self._desk.issue_to(p)
@@ -394,240 +351,6 @@ class Core:
         while wanted > 0 and self._desk.roster.free:
             self._desk.issue_to(self._desk.roster.pick(self._slots))
             wanted -= 1
-
-    # Set-backs
-
-    def _issued_elsewhere(self, task_id: str, participant_id: str) -> TaskName | None:
-        return self._set_backs.issued_elsewhere(self._desk.names, task_id, participant_id)
-
-    def _on_hello(self, event: ParticipantSeen) -> None:
-        hello = event.hello
-        if event.unissued or hello.last_task is not None:
-            names = [self._issued_elsewhere(task_id, hello.participant_id) for task_id in event.unissued]
-            found = [name for name in names if name is not None]
-            if found or self._is_done_with_an_open_task(hello):
-                self._set_back(found)
-        self._desk.on_hello(hello, event.user)
-
-    def _is_done_with_an_open_task(self, hello: Hello) -> bool:
-        """Return True if the task that was over last has been open in the ledger since before this start."""
-        task = self._desk.tasks.get(hello.last_task or "")
-        if task is None or task.seq > self._desk.first_task_seq or task.participant_id != hello.participant_id:
-            return False
-        return not self._set_backs.noticed
-
-    def _set_back(self, shown: Sequence[TaskName]) -> None:
-        """Note that the ledger is older than its run, as these ids show, and go on (set_backs.py)."""
-        desk, known = self._desk, self._set_backs
-        if self._ending.stopping is not None:
-            return
-        if known.noticed:
-            more = known.learn(shown)
-            if more is not None:
-                desk.commands.append(TellSetBack(more, first=False))
-            return
-        found = known.notice(shown, desk.names.uid, desk.first_task_seq, self._accepted, desk.now)
-        if self._remembers:
-            found = known.begun_anew(len(self._buffer_ids))
-        desk.commands.append(TellSetBack(found, first=True))
-        desk.names = desk.names.next_generation()
-        if self._remembers:
-            self._begin_anew(found.told())
-            return
-        for task in self._desk.tasks.open():
-            if task.state == "out" and task.seq <= desk.first_task_seq:
-                desk.lapse(task, "the ledger is older than its run: this task may be over")
-
-    def _begin_anew(self, detail: str) -> None:
-        """Begin the method anew: nobody knows how far the participants have moved what they remember."""
-        for task in self._desk.tasks.open():
-            self._desk.withdraw(task, "the method's memory began anew")
-        ids = tuple(self._buffer_ids)
-        if ids:
-            self._discarded["set_back"] += len(ids)
-            self._desk.commands.append(DropBuffer(ids, "set_back", detail))
-        drop = Drop(self._accepted, self._desk.version, "set_back", None, len(ids))
-        self._drops.append(drop)
-        self._forget_what_participants_remember(drop)
-        self._desk.commands.append(SayHello(tuple(self._desk.roster.ids())))
-
-    def _forget_what_participants_remember(self, drop: Drop) -> None:
-        self._model.drop(drop)
-        self._buffer_ids = []
-        waited = () if self._groups is None else self._groups.drop_all()
-        for participant_id in self._desk.roster.ids():
-            p = self._desk.roster.get(participant_id)
-            assert p is not None
-            p.memory = None
-            p.failures, p.asked_again_at_s = 0, None
-            self._desk.settle(p)
-        for p in waited:
-            self._desk.settle(p)
-        if self._timer is not None:
-            self._timer.close()
-        if self._rounds is not None:
-            self._rounds.on_dropped()
-
-    # Updates
-
-    def _on_update(self, event: UpdateArrived) -> None:
-        update = event.update
-        p, task = self._desk.roster.get(update.participant_id), self._desk.tasks.get(update.task_id)
-        rejection = self._judge.reject(
-            event, p, task, self._closed(event), version=self._desk.version, stopping=self._ending.stopping
-        )
-        if rejection is not None and rejection.reason in ("unknown_task", "unknown_participant"):
-            rejection = self._lost_task(event, task) or rejection
-        if rejection is None:
-            assert p is not None
-            assert task is not None
-            self._accept(event, p, task)
-        else:
-            self._reject(event, rejection, p, task)
-
-    def _lost_task(self, event: UpdateArrived, task: HeldTask | None) -> Rejection | None:
-        """Return the verdict on an update whose task is proved to be the run's, and is not in the ledger."""
-        update = event.update
-        name = None
-        if task is None and self._closed(event) is None:
-            name = self._desk.names.proved(update.task_id, update.participant_id)
-        if name is None:
-            return None
-        if self._issued_elsewhere(update.task_id, update.participant_id) is not None:
-            self._set_back([name])
-        detail = f"task {update.task_id} is in a newer ledger than this one, which was restored, or in another copy"
-        return Rejection("set_back", detail, fault=False)
-
-    def _closed(self, event: UpdateArrived) -> HeldTask | ClosedTask | None:
-        """Return the task if it ended: held here since the last `changes`, and by the ledger before that."""
-        return self._desk.tasks.just_closed(event.update.task_id) or event.closed_task
-
-    def _reject(self, event: UpdateArrived, rejection: Rejection, p: Participant | None, task: HeldTask | None) -> None:
-        self._discarded[rejection.reason] += 1
-        self._desk.commands.append(
-            Discard(event.delivery, rejection.reason, rejection.detail, event.update, rejection.staleness)
-        )
-        if p is None or rejection.reason == "wrong_run":
-            return
-        if rejection.reason == "set_back" and p.out is None:
-            p.accepting = True  # it was busy with a task that this ledger does not have
-        p.last_seen_s = self._desk.now
-        p.discarded += rejection.reason != "duplicate"
-        if rejection.reason == "task_closed" and p.out is None:
-            p.accepting = True  # it was busy with this task until now
-        if task is not None and self._desk.owner(task) is p:
-            self._desk.discard_task(task, rejection.reason, fault=rejection.fault)
-        self._desk.settle(p)
-
-    def _on_poison(self, event: PoisonArrived) -> None:
-        self._discarded[event.reason] += 1
-        self._desk.commands.append(Discard(event.delivery, event.reason, event.detail, None))
-        task = None if event.task_id is None else self._desk.tasks.get(event.task_id)
-        if task is not None:
-            self._desk.owner(task).discarded += 1
-            self._desk.discard_task(task, event.reason, fault=True)
-
-    def _accept(self, event: UpdateArrived, p: Participant, task: HeldTask) -> None:
-        update, clamped = self._within_bounds(event.update, p, task)
-        p.last_seen_s = self._desk.now
-        staleness = self._desk.version - task.base_version
-        self._desk.observe(p, update.num_examples, update.metrics.get("loss"))
-        group = None
-        if self._groups is None:
-            if event.update.num_steps:  # one step is the least that counts, but not for its speed
-                p.measure(update.train_s, update.num_steps)
-        else:
-            group = self._groups.arrive(p, task, update.update_id, self._accepted + 1, self._desk.now)
-        weight = self._desk.client_weights.weight(p.participant_id, update.num_examples, {})
-        tensors = event.payload.move() if event.owned else event.payload
-        try:
-            self._model.accumulate(update, tensors, staleness, weight, first=p.memory is None, group=group)
-            if self._careful:
-                self._model.check_finite()
-        except StrategyFailed as failed:
-            failed.blame((update.update_id,), participant_id=p.participant_id)
-            raise
-        del tensors  # making a version needs as much RAM again
-        if self._remembers:
-            p.memory = update.next_memory
-        self._accepted += 1
-        self._buffer_ids.append(update.update_id)
-        if self._timer is not None:
-            self._timer.on_accepted(self._desk.now)
-        self._desk.commands.append(Accept(event.delivery, update, staleness, weight, self._accepted, group, clamped))
-        self._desk.close(task, "accepted", "")
-        p.accepted += 1
-        p.failures, p.pardoned_s = 0, None
-        if p.out is None:
-            p.accepting, p.asked_again_at_s = True, None
-        if self._rounds is not None:
-            self._rounds.on_accepted(p)
-        self._desk.settle(p)
-        if self._ready():
-            self._make_version()
-        elif self._timer is not None:
-            self._make_version_by_timeout(self._timer)
-
-    def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:
-        return self._desk.within_bounds(p, task, update)
-
-    # Versions
-
-    def _ready(self) -> bool:
-        try:
-            return self._model.ready(self._strategy, self._desk.now)
-        except StrategyFailed as failed:
-            failed.blame(tuple(self._buffer_ids), of_buffer=True)
-            raise
-
-    def _weights_of_version(self, made_of: Sequence[str], group: int | None = None) -> tuple[float, ...]:
-        """Make the next version of these updates, and return their weights."""
-        try:
-            weights = self._model.make_version(group, len(made_of))
-            if self._careful:
-                self._model.check_finite()
-        except StrategyFailed as failed:
-            failed.blame(tuple(made_of), of_buffer=True, group=group)
-            raise
-        return weights
-
-    def _make_version_by_timeout(self, timer: BufferTimer) -> None:
-        """Make a version of a buffer that did not fill, if its time is over and enough is there."""
-        if timer.is_due(len(self._buffer_ids), self._desk.now):
-            self._make_version(by_timeout=True)
-
-    def _make_version(self, *, by_timeout: bool = False) -> None:
-        weights = self._weights_of_version(self._buffer_ids)
-        self._desk.version += 1
-        made_of = tuple(self._buffer_ids)
-        self._desk.commands.append(NewVersion(self._desk.version, made_of, weights, by_timeout=by_timeout))
-        self._buffer_ids = []
-        if self._timer is not None:
-            self._timer.close()
-        if self._rounds is not None:
-            self._rounds.on_version()
-        self._withdraw_too_stale()
-
-    def _end_groups(self, groups: ArrivalGroups) -> None:
-        """Make a version from each arrival group that is due to end by now."""
-        most = self._settings.stop.max_versions
-        while self._ending.stopping is None and (most is None or self._desk.version < most):
-            closed = groups.close(self._desk.now)
-            if closed is None:
-                return
-            made_of = closed.updates
-            weights = self._weights_of_version(tuple(made_of), closed.group)
-            self._desk.version += 1
-            orders = tuple(made_of.values())
-            self._desk.commands.append(NewVersion(self._desk.version, tuple(made_of), weights, orders))
-            self._buffer_ids = [update_id for update_id in self._buffer_ids if update_id not in made_of]
-            for p in closed.waited:
-                self._desk.settle(p)
-            self._withdraw_too_stale()
-
-    def _withdraw_too_stale(self) -> None:
-        for task in self._desk.tasks.too_stale(self._desk.version):
-            self._desk.withdraw(task, f"lapsed, and too stale at version {self._desk.version}")
 
     def limit_examples(self, most_of: Callable[[str], int | None]) -> None:
         """Take each participant's own limit of examples from a fleet's table, in place of the run's limit.
@@ -640,8 +363,8 @@ class Core:
 
     def condemn(self, updates: Mapping[str, Condemned], *, careful: bool = False) -> None:
         """Discard these updates when they come (failures.py). `careful` checks the whole state after each update."""
-        self._judge.condemned.update(updates)
-        self._careful = careful
+        self._verdicts.judge.condemned.update(updates)
+        self._buffer.careful = careful
 
     def check_finite(self) -> None:
         """Raise StrategyFailed if the model or the strategy's state is not finite: one pass over all of it.
@@ -649,28 +372,6 @@ class Core:
         A commit looks at it, so every committed state is finite, whatever the strategy is.
         """
         self._model.check_finite()
-
-    def _on_buffer_failed(self, event: BufferFailed) -> None:
-        waited: list[Participant] = []
-        if self._groups is None:
-            ids = tuple(self._buffer_ids)
-        else:
-            dropped, waited = self._groups.drop(event.group)
-            ids = tuple(dropped)
-        if not ids:
-            return
-        drop = Drop(self._accepted, self._desk.version, event.reason, event.group, len(ids))
-        self._model.drop(drop)
-        self._buffer_ids = [update_id for update_id in self._buffer_ids if update_id not in ids]
-        self._discarded[event.reason] += len(ids)
-        self._drops.append(drop)
-        self._desk.commands.append(DropBuffer(ids, event.reason, event.detail))
-        for p in waited:
-            self._desk.settle(p)
-        if self._rounds is not None:
-            self._rounds.on_dropped()
-        if self._timer is not None:
-            self._timer.close()
 
     # Checkpoints
 
@@ -683,25 +384,13 @@ class Core:
             "run_uid": self._run_uid,
             **self._model.scalars(),
             "rng": self._rng.bit_generator.state,
-            "client_weights": self._desk.client_weights.scalars(),
             "discarded": dict(self._discarded),
-            "clamped": dict(self._desk.clamped),
-            "drops": [asdict(drop) for drop in self._drops],
-            "set_backs": [asdict(one) for one in self._set_backs.all],
-            "task_names": {"uid": self._desk.names.uid, "key": self._desk.names.key},
-            "gaps": self._desk.elapsed.scalars(),
-            "now": self._desk.now,
-            "version": self._desk.version,
-            "last_task_seq": self._desk.last_task_seq,
-            "participants": len(self._desk.roster),
-            "next_seq": self._desk.roster.next_seq,
-            "accepted": self._accepted,
-            "buffer_ids": list(self._buffer_ids),
             "gate_open": self._gate_open,
-            "round_opened_s": None if self._rounds is None else self._rounds.opened_s,
-            "buffer_opened_s": None if self._timer is None else self._timer.opened_s,
+            **self._desk.scalars(),
+            **self._buffer.scalars(),
+            **self._verdicts.claims.scalars(),
             **self._ending.scalars(),
-            "arrival_groups": None if self._groups is None else self._groups.scalars(),
+            "set_backs": self._set_backs.scalars(),
         }
         return Snapshot(self._model.arrays(), scalars)
 
@@ -741,22 +430,12 @@ class Core:
         core = cls(settings, strategy, training, model.parameters, scalars["run_uid"], evaluates=evaluates)
         core._model.state = model.state
         core._rng.bit_generator.state = scalars["rng"]
-        core._discarded = Counter(scalars["discarded"])
-        core._accepted = scalars["accepted"]
-        core._drops = drops_in(scalars)
-        core._set_backs = SetBacks(set_backs_in(scalars), scalars["version"])
-        names = scalars.get("task_names", {})  # a ledger of an older fedmq does not have it
-        core._desk.names = TaskNames(
-            names.get("uid") or scalars["run_uid"],
-            names.get("key") or ("" if naming is None else naming.key),
-            "" if naming is None else naming.nonce,
-        )
-        core._buffer_ids = list(scalars["buffer_ids"])
+        core._discarded.update(scalars["discarded"])
+        core._desk.names = TaskNames.restore(scalars, naming)
         core._gate_open = scalars["gate_open"]
-        if core._rounds is not None:
-            core._rounds.opened_s = scalars["round_opened_s"]
-        if core._timer is not None:
-            core._timer.opened_s = scalars["buffer_opened_s"]
+        core._buffer.load(scalars)
+        core._verdicts.claims.load(scalars)
+        core._set_backs.load(scalars)
         core._ending.load(scalars)
         core._desk.load(scalars, participants, open_tasks)
         return core

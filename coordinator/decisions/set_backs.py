@@ -22,104 +22,105 @@ What follows, once for each set-back
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from fedmq.coordinator.decisions.tasks.names import TaskName, TaskNames
-
-
-@dataclass(frozen=True, slots=True)
-class SetBack:
-    """One set-back."""
-
-    uid: str
-    """The generation of task ids that ended with it."""
-    version: int
-    """Version with which this ledger went on."""
-    task: int
-    """Number of tasks that it knew of."""
-    accepted: int
-    """Number of updates that it held when the set-back was noticed."""
-    run_s: float
-    """Run time then, in seconds."""
-    lost_version: int | None = None
-    """Newest version that is shown to have been there; None if only a participant's word says that anything was."""
-    lost_task: int | None = None
-    """Highest number of a task that is shown to have been issued; None likewise."""
-    anew: bool = False
-    """True if the method's memory on the participants began anew."""
-    dropped: int = 0
-    """Number of updates in no version that were discarded with it."""
-
-    def after(self, names: Iterable[TaskName]) -> SetBack:
-        """Return it with what these ids show."""
-        versions = [self.lost_version, *(name.base_version for name in names)]
-        tasks = [self.lost_task, *(name.seq for name in names)]
-        return replace(self, lost_version=_most(versions), lost_task=_most(tasks))
-
-    def told(self) -> str:
-        """Return what was lost, as a sentence for a person."""
-        known = [f"it went on with version {self.version} after {self.task} tasks"]
-        if self.lost_version is not None:
-            known.append(f"participants know version {self.lost_version} and task {self.lost_task}")
-        else:
-            known.append("a participant is done with a task that was open in it")
-        if self.lost_version is not None and self.lost_version > self.version:
-            first = self.version + 1
-            which = f"version {first}" if first == self.lost_version else f"versions {first} to {self.lost_version}"
-            known.append(f"{which} at least are lost, and the updates in them")
-        else:
-            known.append("what was made of updates since then is lost")
-        if self.anew:
-            known.append("the method's memory on the participants began anew")
-        if self.dropped:
-            known.append(f"{self.dropped} accepted updates that were in no version were discarded")
-        return "the folder was restored from a backup, or is a copy: " + "; ".join(known)
+from fedmq.coordinator.decisions.commands import SayHello, TellSetBack
+from fedmq.coordinator.decisions.ending import Ending
+from fedmq.coordinator.decisions.events import ParticipantSeen
+from fedmq.coordinator.decisions.task_desk import TaskDesk
+from fedmq.coordinator.decisions.tasks.generations import Generations, SetBack, set_backs_in
+from fedmq.coordinator.decisions.tasks.names import TaskName
+from fedmq.coordinator.decisions.versions.buffer import Buffer
+from fedmq.schemas.messages import Hello
 
 
 class SetBacks:
-    """All set-backs of a run, and what this start of its coordinator has noticed."""
+    """The signs of a set-back, and what follows. Only the core uses it; it shares the task desk's time and commands."""
 
-    def __init__(self, known: Iterable[SetBack] = (), version: int = 0) -> None:
-        """`known` are those in the ledger. `version` is the one that this start began with."""
-        self.all = list(known)
-        self.noticed = False
-        """True if the last of them was noticed since this start."""
-        self._version = version
+    def __init__(self, desk: TaskDesk, buffer: Buffer, ending: Ending) -> None:
+        self._desk = desk
+        self._buffer = buffer
+        self._ending = ending
+        self._generations = Generations()
 
-    def issued_elsewhere(self, names: TaskNames, task_id: str, participant_id: str) -> TaskName | None:
-        """Return the parts of an id that another start of the run's coordinators issued.
+    @property
+    def all(self) -> tuple[SetBack, ...]:
+        """All set-backs of the run, oldest first."""
+        return tuple(self._generations.all)
 
-        None if it is none, or of a generation whose loss was noticed before this start.
-        """
-        name = names.proved(task_id, participant_id)
-        known = self.all[:-1] if self.noticed else self.all
-        if name is None or name.nonce == names.nonce or any(one.uid == name.uid for one in known):
-            return None
-        return name
+    def issued_elsewhere(self, task_id: str, participant_id: str) -> TaskName | None:
+        """Return the parts of an id that another start of the run's coordinators issued to this participant."""
+        return self._generations.issued_elsewhere(self._desk.names, task_id, participant_id)
 
-    def learn(self, shown: Sequence[TaskName]) -> SetBack | None:
-        """Return the set-back noticed since this start, if these ids show more of it."""
-        known = self.all[-1]
-        self.all[-1] = known.after(shown)
-        return None if self.all[-1] == known else self.all[-1]
+    def doubtful(self, participant_id: str, task_ids: Iterable[str | None]) -> list[str]:
+        """Return those of a participant's ids that show a set-back if the ledger does not have them."""
+        return [
+            task_id
+            for task_id in task_ids
+            if task_id is not None
+            and not self._desk.tasks.holds(task_id)
+            and self.issued_elsewhere(task_id, participant_id)
+        ]
 
-    def notice(self, shown: Sequence[TaskName], uid: str, task: int, accepted: int, run_s: float) -> SetBack:
-        """Note the first that is known of a set-back since this start. The arguments are fields of a SetBack."""
-        self.noticed = True
-        self.all.append(SetBack(uid, self._version, task, accepted, run_s).after(shown))
-        return self.all[-1]
+    def look_at_hello(self, event: ParticipantSeen) -> None:
+        """Notice what a hello shows."""
+        hello = event.hello
+        if event.unissued or hello.last_task is not None:
+            names = [self.issued_elsewhere(task_id, hello.participant_id) for task_id in event.unissued]
+            found = [name for name in names if name is not None]
+            if found or self._is_done_with_an_open_task(hello):
+                self._notice(found)
 
-    def begun_anew(self, dropped: int) -> SetBack:
-        """Note that the method began anew with the last set-back, and that so many updates were discarded."""
-        self.all[-1] = replace(self.all[-1], anew=True, dropped=dropped)
-        return self.all[-1]
+    def look_at_unknown_task(self, task_id: str, participant_id: str) -> bool:
+        """Notice what an update of a task shows that the ledger does not have. Return True if the task is proved to be
+        the run's."""
+        name = self._desk.names.proved(task_id, participant_id)
+        if name is None:
+            return False
+        if self.issued_elsewhere(task_id, participant_id) is not None:
+            self._notice([name])
+        return True
 
+    def _is_done_with_an_open_task(self, hello: Hello) -> bool:
+        """Return True if the task that was over last has been open in the ledger since before this start."""
+        task = self._desk.tasks.get(hello.last_task or "")
+        if task is None or task.seq > self._desk.first_task_seq or task.participant_id != hello.participant_id:
+            return False
+        return not self._generations.noticed
 
-def _most(numbers: Iterable[int | None]) -> int | None:
-    return max((number for number in numbers if number is not None), default=None)
+    def _notice(self, shown: Sequence[TaskName]) -> None:
+        """Note that the ledger is older than its run, as these ids show, and go on."""
+        desk, known = self._desk, self._generations
+        if self._ending.stopping is not None:
+            return
+        if known.noticed:
+            more = known.learn(shown)
+            if more is not None:
+                desk.commands.append(TellSetBack(more, first=False))
+            return
+        found = known.notice(shown, desk.names.uid, desk.first_task_seq, self._buffer.accepted, desk.now)
+        if desk.remembers:
+            found = known.begun_anew(len(self._buffer))
+        desk.commands.append(TellSetBack(found, first=True))
+        desk.names = desk.names.next_generation()
+        if desk.remembers:
+            self._begin_anew(found.told())
+            return
+        for task in desk.tasks.open():
+            if task.state == "out" and task.seq <= desk.first_task_seq:
+                desk.lapse(task, "the ledger is older than its run: this task may be over")
 
+    def _begin_anew(self, detail: str) -> None:
+        """Begin the method anew: nobody knows how far the participants have moved what they remember."""
+        for task in self._desk.tasks.open():
+            self._desk.withdraw(task, "the method's memory began anew")
+        self._buffer.begin_anew(detail)
+        self._desk.commands.append(SayHello(tuple(self._desk.roster.ids())))
 
-def set_backs_in(scalars: Mapping[str, Any]) -> list[SetBack]:
-    """Return all set-backs of a run, oldest first, from the scalars of a checkpoint."""
-    return [SetBack(**fields) for fields in scalars.get("set_backs", ())]
+    def scalars(self) -> list[dict[str, Any]]:
+        """Return the JSON values that the checkpoint stores."""
+        return self._generations.scalars()
+
+    def load(self, scalars: Mapping[str, Any]) -> None:
+        """Restore them from the scalars of a checkpoint: this start begins with its version."""
+        self._generations = Generations(set_backs_in(scalars), scalars["version"])

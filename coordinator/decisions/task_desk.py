@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,17 +17,16 @@ import numpy as np
 from fedmq.coordinator.decisions.commands import CloseTask, Command, IssueTask, RepeatReceipts, Withdraw
 from fedmq.coordinator.decisions.events import TaskDeclined, TaskUndeliverable
 from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
+from fedmq.coordinator.decisions.participants.back_offs import BackOffs
 from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.participants.roster import Roster
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
 from fedmq.coordinator.decisions.tasks.book import HeldTask, TaskBook
 from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
-from fedmq.coordinator.decisions.updates import claims
-from fedmq.coordinator.decisions.updates.claims import Elapsed
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
-from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Update
+from fedmq.schemas.messages import Hello, Reply, TrainingConfig
 from fedmq.schemas.methods import METHODS
 
 _LARGEST = sys.float_info.max
@@ -37,18 +35,11 @@ GRACE_OF_LEASE = 0.1
 """Part of the lease, at least MIN_GRACE_S, in which a hello of the same session may cross a task on a slow link."""
 MAX_LAPSED = 4
 """Most lapsed tasks of one participant whose updates are still welcome."""
-MAX_BACKOFF_S = 600.0
-"""Longest back-off after failures, and the shortest time between two that a new session ends (seconds)."""
 MAX_REPEATED = 8
 """Most receipts that one hello asks for. Each is looked up in the ledger, and a participant's queue holds 16 messages.
 The next hello asks for the next ones."""
 FREE_REPEATS = 3
 """Times that a task is repeated at once to new sessions. Later ones wait MIN_GRACE_S: each carries the whole model."""
-FREE_DECLINES = 20
-"""Declines beyond the accepted updates after which a participant waits at least LEAST_WAIT_S after each."""
-LEAST_WAIT_S = 1.0
-FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable", "bad_signature"})
-"""Reasons of declines that will come again. To ask at once would spin."""
 
 
 class TaskDesk:
@@ -67,10 +58,10 @@ class TaskDesk:
     ) -> None:
         self.settings = settings
         self.roster = Roster(settings, reply, rng, max_participants)
+        self.back_offs = BackOffs(settings, self.roster)
         self.groups = None if arrivals is None else ArrivalGroups(arrivals, self.roster.get)
         self.tasks = TaskBook(settings.max_staleness)
         self.client_weights = ClientWeights(settings.client_weights, settings.max_client_weight)
-        self.elapsed = Elapsed()
         self.now = 0.0
         self.version = 0
         self.last_task_seq = 0
@@ -80,11 +71,11 @@ class TaskDesk:
         self.commands: list[Command] = []
         self.own_limit: Callable[[str], int | None] = lambda _: None
         """Returns the most examples of a participant, by its id; None if only the run's limit is known."""
-        self.clamped: Counter[str] = Counter()
-        """Number of accepted updates in which each claim was clamped, by its name."""
         self._doubted: set[str] = set()
+        self.training = training
+        self.remembers = METHODS[reply].remembers
+        """True if participants keep the method's memory."""
         self._reply = reply
-        self._training = training
         self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
 
     # Time
@@ -134,9 +125,9 @@ class TaskDesk:
                     self.lapse(p.out, "its participant is done with it, and the ledger has no verdict")
                 else:
                     self._on_lost(p, p.out, new_session, doubted, hello.accepting)
-        self._end_back_off(p, new_session, hello.accepting)
+        self.back_offs.on_hello(p, self.now, new_session=new_session, accepting=hello.accepting)
         p.accepting = hello.accepting and p.out is None
-        if METHODS[self._reply].remembers:
+        if self.remembers:
             self._settle_overdue(p, hello)
         self.settle(p)
         over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
@@ -151,24 +142,6 @@ class TaskDesk:
         for task in list(p.lapsed):
             if task.task_id in hello.task_ids and self.now >= task.lease_until_s + self.settings.lease_s:
                 self.withdraw(task, "lapsed for a second lease, and its participant waits for a verdict")
-
-    def _end_back_off(self, p: Participant, new_session: bool, accepting: bool) -> None:
-        """End a back-off that this hello may end (core.py, rule 8)."""
-        if not p.failures:
-            if (new_session or accepting) and p.asked_again_at_s is not None:
-                if self._declines_often(p):
-                    self.roster.back_off(p, min(p.asked_again_at_s, self.now + LEAST_WAIT_S))
-                else:
-                    p.asked_again_at_s = None
-        elif new_session and p.asked_again_at_s is not None and not self._pardoned_lately(p):
-            p.asked_again_at_s, p.pardoned_s = None, self.now
-
-    @staticmethod
-    def _declines_often(p: Participant) -> bool:
-        return p.declined > FREE_DECLINES + p.accepted
-
-    def _pardoned_lately(self, p: Participant) -> bool:
-        return p.pardoned_s is not None and self.now - p.pardoned_s < MAX_BACKOFF_S
 
     def is_done_with(self, task: HeldTask, hello: Hello) -> bool:
         """Return True if the hello shows that its participant would not train this task again.
@@ -218,12 +191,7 @@ class TaskDesk:
                 self.lapse(task, detail)
             if p.out is None:
                 p.accepting = True
-                if event.reason in FAILURES:
-                    self._failed(p, event.retry_after_s or 0.0)
-                else:
-                    asked_s = event.retry_after_s
-                    wait_s = self.settings.decline_backoff_s if asked_s is None else asked_s
-                    self.roster.back_off(p, self.now + max(wait_s, LEAST_WAIT_S if self._declines_often(p) else 0.0))
+                self.back_offs.on_decline(p, self.now, event.reason, event.retry_after_s)
         self.settle(p)
 
     def on_undeliverable(self, event: TaskUndeliverable) -> None:
@@ -233,46 +201,13 @@ class TaskDesk:
             p.reachable = False
             if task.state == "out":
                 self.lapse(task, f"undeliverable: {event.detail}")
-                self._count_silence(p, forgiven=1)
+                self.back_offs.on_silence(p, self.now, forgiven=1)
             self.settle(p)
 
     def most_examples(self, p: Participant) -> int:
         """Return the largest number of examples that this participant may claim."""
         own = self.own_limit(p.participant_id)
         return self.settings.max_examples if own is None else own
-
-    def within_bounds(self, p: Participant, task: HeldTask, update: Update) -> tuple[Update, str]:
-        """Return the task's update with its claims inside their bounds, and a description of the clamped ones."""
-        max_steps = self._most_steps(p, task)
-        kept, names = claims.bounded(
-            update,
-            most_examples=self.most_examples(p),
-            last_examples=p.counted_examples,
-            epochs=self._training.epochs if self.groups is None or max_steps is None else max_steps,
-            batch_size=self._training.batch_size,
-            max_steps=max_steps,
-            elapsed_s=self.elapsed.since(task.issued_s, self.now),
-        )
-        if not names:
-            return update, ""
-        self.clamped.update(names)
-        p.clamped += 1
-        return kept, claims.shown(update, kept, names)
-
-    def _most_steps(self, p: Participant, task: HeldTask) -> int | None:
-        """Return the most steps that the task can have asked for; None if it set no limit.
-
-        The participant's speed is the one by which the steps were set, unless a lapsed task's update came in between.
-        """
-        steps = self.settings.steps
-        if steps is None or self.groups is not None or not (p.lapsed or task.repeats):
-            return self._max_steps(task)
-        return steps.max_steps if self._training.max_steps is None else min(steps.max_steps, self._training.max_steps)
-
-    def stood_still(self, seconds: float) -> None:
-        """Note that run time stood still until now for so many seconds."""
-        oldest_s = min((task.issued_s for task in self.tasks.open()), default=self.now)
-        self.elapsed.add_gap(self.now, seconds, oldest_s)
 
     def revoke(self, participant_id: str) -> None:
         """Withdraw all tasks of a participant, and give it none any more."""
@@ -291,24 +226,6 @@ class TaskDesk:
         if loss is not None:
             metrics["loss"] = p.client_loss = _bounded(loss)
         self.client_weights.observe(p.participant_id, num_examples, metrics)
-
-    def _failed(self, p: Participant, at_least_s: float = 0.0) -> None:
-        """Back off after a task that failed in a way that will come again."""
-        p.failures += 1
-        wait_s = self._doubled(max(self.settings.decline_backoff_s, 1.0), p.failures)
-        self.roster.back_off(p, self.now + max(wait_s, at_least_s))
-
-    def _count_silence(self, p: Participant, forgiven: int = 0) -> None:
-        """Back off after a task that lapsed, if it is not among the first `forgiven` failures in a row."""
-        if self.settings.lapse_backoff_s:
-            p.failures += 1
-            if p.failures > forgiven:
-                wait_s = self._doubled(self.settings.lapse_backoff_s, p.failures - forgiven)
-                self.roster.back_off(p, self.now + wait_s)
-
-    @staticmethod
-    def _doubled(first_s: float, failures: int) -> float:
-        return min(first_s * 2.0 ** min(failures - 1, 20), MAX_BACKOFF_S)
 
     def _grace_s(self) -> float:
         return max(MIN_GRACE_S, GRACE_OF_LEASE * self.settings.lease_s)
@@ -338,20 +255,20 @@ class TaskDesk:
 
     def _order(self, task: HeldTask, lease_s: float, again: bool) -> IssueTask:
         seed = task_seed(self.settings.seed, task.seq)
-        values = {**self._training_values, "seed": seed, "max_steps": self._max_steps(task)}
+        values = {**self._training_values, "seed": seed, "max_steps": self.max_steps(task)}
         if self.groups is not None:
             values["epochs"] = values["max_steps"]  # an epoch has a step at least
         training = TrainingConfig.trusted(values)
         return IssueTask(task.task_id, task.seq, task.participant_id, task.base_version, training, lease_s, again)
 
-    def _max_steps(self, task: HeldTask) -> int | None:
+    def max_steps(self, task: HeldTask) -> int | None:
         """Return the task's step limit, by its participant's speed if the run sets steps that way.
 
         It is never above the training's own limit. None means no limit.
         """
         if self.groups is not None:
             return self.groups.steps(task.task_id)
-        limit = self._training.max_steps
+        limit = self.training.max_steps
         if self.settings.steps is None:
             return limit
         steps = self.settings.steps.steps(self.owner(task).step_s)
@@ -369,13 +286,18 @@ class TaskDesk:
         if len(p.lapsed) > MAX_LAPSED:
             self.withdraw(p.lapsed[0], f"more than {MAX_LAPSED} lapsed tasks")
         if silent:
-            self._count_silence(p)
+            self.back_offs.on_silence(p, self.now)
         self.settle(p)
 
     def withdraw(self, task: HeldTask, detail: str) -> None:
         self.settle(self.close(task, "withdrawn", detail))
         self.commands.append(CloseTask(task.task_id, "withdrawn", detail))
         self.commands.append(Withdraw(task.participant_id, task.task_id, detail))
+
+    def withdraw_too_stale(self) -> None:
+        """Withdraw the lapsed tasks whose update would be too stale for the version that was just made."""
+        for task in self.tasks.too_stale(self.version):
+            self.withdraw(task, f"lapsed, and too stale at version {self.version}")
 
     def close(self, task: HeldTask, state: ClosedState, detail: str) -> Participant:
         """Remove the task from the book and from its participant; the caller changes that further and settles it."""
@@ -397,7 +319,7 @@ class TaskDesk:
         if p.out is None:
             p.accepting = True
             if fault:
-                self._failed(p)
+                self.back_offs.on_failure(p, self.now)
         self.settle(p)
 
     # Who is known, and who has a place
@@ -422,6 +344,15 @@ class TaskDesk:
                 self.settle(move.loser)
             self.settle(move.winner)
 
+    def forget_memories(self) -> None:
+        """Forget what participants remember of the method, and their failures: they begin anew as well."""
+        for participant_id in self.roster.ids():
+            p = self.roster.get(participant_id)
+            assert p is not None
+            p.memory = None
+            p.failures, p.asked_again_at_s = 0, None
+            self.settle(p)
+
     def owner(self, task: HeldTask) -> Participant:
         p = self.roster.get(task.participant_id)
         assert p is not None, "a task's participant is known"
@@ -429,6 +360,21 @@ class TaskDesk:
 
     def settle(self, p: Participant) -> None:
         self.roster.settle(p, self.now, self.version)
+
+    # Checkpoints
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the values that the checkpoint stores. Participants and tasks have tables of their own."""
+        return {
+            "task_names": self.names.scalars(),
+            "client_weights": self.client_weights.scalars(),
+            "now": self.now,
+            "version": self.version,
+            "last_task_seq": self.last_task_seq,
+            "participants": len(self.roster),
+            "next_seq": self.roster.next_seq,
+            "arrival_groups": None if self.groups is None else self.groups.scalars(),
+        }
 
     def load(
         self, scalars: Mapping[str, Any], participants: Iterable[ParticipantRecord], open_tasks: Iterable[TaskRecord]
@@ -461,8 +407,6 @@ class TaskDesk:
             ((r.participant_id, r.weighed_examples, r.client_loss) for r in rows),
             self.settings.max_client_weight,
         )
-        self.elapsed.load(scalars.get("gaps", ()))
-        self.clamped = Counter(scalars.get("clamped", {}))
 
 
 def task_seed(run_seed: int, task_seq: int) -> int:

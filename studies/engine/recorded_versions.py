@@ -19,6 +19,7 @@ from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroup
 from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.tasks.book import HeldTask
+from fedmq.coordinator.decisions.updates.claims import Claims
 from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import Rounds
@@ -159,6 +160,13 @@ class _RecordedWeights(ClientWeights):
         return next(self._given).client_weight
 
 
+class _RecordedClaims(Claims):
+    """The numbers in the ledger, as they were clamped."""
+
+    def within_bounds(self, p: Participant, task: HeldTask, update: Update) -> tuple[Update, str]:  # noqa: ARG002
+        return update, ""
+
+
 class RecordedCore(Core):
     """A core that can follow the record of a run."""
 
@@ -172,13 +180,10 @@ class RecordedCore(Core):
         """Begin the method anew if the run did so by now, at this update and version (decisions.set_backs)."""
         while self._to_begin_anew:
             at_s, drop = self._to_begin_anew[0]
-            if at_s > now or (drop.accepted, drop.version) != (self._accepted, self._desk.version):
+            if at_s > now or (drop.accepted, drop.version) != (self._buffer.accepted, self._desk.version):
                 return
             self._to_begin_anew = self._to_begin_anew[1:]
-            self._forget_what_participants_remember(drop)
-
-    def _within_bounds(self, update: Update, p: Participant, task: HeldTask) -> tuple[Update, str]:  # noqa: ARG002
-        return update, ""  # the ledger has the numbers as they were clamped
+            self._buffer.clear(drop)
 
     def follow(
         self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow], anew: Sequence[tuple[float, Drop]] = ()
@@ -190,16 +195,18 @@ class RecordedCore(Core):
         them: its versions follow from its updates.
         """
         self._desk.client_weights = _RecordedWeights(rows)
+        self._verdicts.claims = _RecordedClaims(self._desk)
         self._to_begin_anew = anew
-        strategy = self._strategy
+        strategy = self._buffer.strategy
         record = RecordedVersions(strategy, rows, versions)
         if arrivals(strategy) is not None:
-            self._groups = self._desk.groups = RecordedGroups(strategy, rows, record)
+            self._buffer.groups = self._desk.groups = RecordedGroups(strategy, rows, record)
         elif strategy.cohort is not None:
-            self._rounds = self._ending.rounds = RecordedRounds(strategy.cohort, self._desk, self._model, record)
-            self._strategy = _ReadyAsRecorded(strategy, record)
+            rounds = RecordedRounds(strategy.cohort, self._desk, self._model, record)
+            self._buffer.rounds = self._ending.rounds = rounds
+            self._buffer.strategy = _ReadyAsRecorded(strategy, record)
         elif (timeout := buffer_timeout(strategy)) is not None:
-            self._timer = RecordedTimer(timeout, record)
+            self._buffer.timer = RecordedTimer(timeout, record)
         else:
             return None
         return record

@@ -54,6 +54,10 @@ class TaskBook:
         task = self._dirty.get(task_id)
         return task if task is not None and task.state not in OPEN_STATES else None
 
+    def holds(self, task_id: str) -> bool:
+        """Return True for a task that is open, or that closed since the last `changes`."""
+        return self.get(task_id) is not None or self.just_closed(task_id) is not None
+
     def open(self) -> list[HeldTask]:
         """Return all open tasks in order of issue."""
         return sorted(self._open.values(), key=lambda task: task.seq)

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NONCE_CHARS, PROOF_CHARS = 8, 12
 _ID = re.compile(
@@ -54,6 +55,23 @@ class TaskNames:
     """Secret of the run, at least 16 characters, the same in all its coordinators."""
     nonce: str = ""
     """NONCE_CHARS hexadecimal digits, new with each start of a coordinator."""
+
+    @classmethod
+    def restore(cls, scalars: Mapping[str, Any], naming: TaskNames | None) -> TaskNames:
+        """Return the names of a run that goes on, from what the core's snapshot stores of it.
+
+        `naming` has this start's nonce, and a key for a run that has none yet.
+        """
+        stored = scalars.get("task_names", {})  # a ledger of an older fedmq does not have it
+        return cls(
+            stored.get("uid") or scalars["run_uid"],
+            stored.get("key") or ("" if naming is None else naming.key),
+            "" if naming is None else naming.nonce,
+        )
+
+    def scalars(self) -> dict[str, str]:
+        """Return the JSON values that the checkpoint stores. The nonce is each start's own."""
+        return {"uid": self.uid, "key": self.key}
 
     def name(self, seq: int, base_version: int, participant_id: str) -> str:
         """Return the id of a task."""

@@ -17,9 +17,13 @@ Rules
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fedmq.coordinator.decisions.participants.participant import Participant
+from fedmq.coordinator.decisions.task_desk import TaskDesk
+from fedmq.coordinator.decisions.tasks.book import HeldTask
 from fedmq.schemas.messages import Update
 from fedmq.schemas.texts import escaped
 
@@ -58,6 +62,60 @@ class Elapsed:
     def load(self, scalars: Iterable[Iterable[float]]) -> None:
         """Restore what `scalars` gave."""
         self._gaps = [(float(at), float(seconds)) for at, seconds in scalars]
+
+
+class Claims:
+    """The bounds of a run's claims, and the count of those beyond them. It shares the task desk's time."""
+
+    def __init__(self, desk: TaskDesk) -> None:
+        self.clamped: Counter[str] = Counter()
+        """Number of accepted updates in which each claim was clamped, by its name."""
+        self._desk = desk
+        self._elapsed = Elapsed()
+
+    def within_bounds(self, p: Participant, task: HeldTask, update: Update) -> tuple[Update, str]:
+        """Return the task's update with its claims inside their bounds, and a description of the clamped ones."""
+        desk, max_steps = self._desk, self._most_steps(p, task)
+        kept, names = bounded(
+            update,
+            most_examples=desk.most_examples(p),
+            last_examples=p.counted_examples,
+            epochs=desk.training.epochs if desk.groups is None or max_steps is None else max_steps,
+            batch_size=desk.training.batch_size,
+            max_steps=max_steps,
+            elapsed_s=self._elapsed.since(task.issued_s, desk.now),
+        )
+        if not names:
+            return update, ""
+        self.clamped.update(names)
+        p.clamped += 1
+        return kept, shown(update, kept, names)
+
+    def _most_steps(self, p: Participant, task: HeldTask) -> int | None:
+        """Return the most steps that the task can have asked for; None if it set no limit.
+
+        The participant's speed is the one by which the steps were set, unless a lapsed task's update came in between.
+        """
+        desk = self._desk
+        steps, limit = desk.settings.steps, desk.training.max_steps
+        if steps is None or desk.groups is not None or not (p.lapsed or task.repeats):
+            return desk.max_steps(task)
+        return steps.max_steps if limit is None else min(steps.max_steps, limit)
+
+    def stood_still(self, seconds: float) -> None:
+        """Note that run time stood still until now for so many seconds."""
+        now = self._desk.now
+        oldest_s = min((task.issued_s for task in self._desk.tasks.open()), default=now)
+        self._elapsed.add_gap(now, seconds, oldest_s)
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the values that the checkpoint stores."""
+        return {"clamped": dict(self.clamped), "gaps": self._elapsed.scalars()}
+
+    def load(self, scalars: Mapping[str, Any]) -> None:
+        """Restore what `scalars` gave. A ledger of an older fedmq does not have it."""
+        self.clamped = Counter(scalars.get("clamped", {}))
+        self._elapsed.load(scalars.get("gaps", ()))
 
 
 def most_steps(num_examples: int, epochs: int, batch_size: int, max_steps: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ParticipantSeen, TaskDeclined
-from fedmq.coordinator.decisions.task_desk import FAILURES
+from fedmq.coordinator.decisions.participants.back_offs import FAILURES
 from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from fedmq.coordinator.decisions.events import ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
-from fedmq.coordinator.decisions.set_backs import SetBack, set_backs_in
+from fedmq.coordinator.decisions.tasks.generations import SetBack, set_backs_in
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_name
 from fedmq.coordinator.state.ledger.memories import from_rows

@@ -10,7 +10,8 @@ import pytest
 from fedmq.coordinator.decisions.commands import Command, IssueTask
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import Event, ParticipantSeen, TaskDeclined, Tick
-from fedmq.coordinator.decisions.task_desk import FREE_DECLINES, FREE_REPEATS
+from fedmq.coordinator.decisions.participants.back_offs import FREE_DECLINES
+from fedmq.coordinator.decisions.task_desk import FREE_REPEATS
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.schemas.messages import Hello, TrainingConfig

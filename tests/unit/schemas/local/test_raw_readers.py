@@ -40,8 +40,9 @@ ALLOWED = {
     ("fedmq/study/checks.py", "read_bytes"): "the user's program, which is run",
     ("fedmq/study/checks.py", "is_file"): "the user's program, which is run",
     # Methods of other things
-    ("coordinator/decisions/core.py", "open"): "tasks",
+    ("coordinator/decisions/set_backs.py", "open"): "tasks",
     ("coordinator/decisions/ending.py", "open"): "tasks",
+    ("coordinator/decisions/updates/claims.py", "open"): "tasks",
     ("coordinator/decisions/versions/rounds.py", "open"): "tasks",
     ("coordinator/decisions/task_desk.py", "open"): "tasks",
     ("coordinator/service/service.py", "open"): "a transport, an archive",
