@@ -14,7 +14,8 @@ from fedmq.broker_config.chunks import receiver
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.transport import Message
-from fedmq.coordinator.service.incoming import intake, service
+from fedmq.coordinator.service import service
+from fedmq.coordinator.service.incoming import intake
 from fedmq.participant.decisions import agent
 from fedmq.participant.service.download import Download
 from fedmq.participant.spool.chunk_journal import PayloadFile

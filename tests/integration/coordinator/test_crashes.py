@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
-from fedmq.coordinator.service.commits import after_commit, commit, loop, publishing
+from fedmq.coordinator.service import loop
+from fedmq.coordinator.service.commits import after_commit, commit
+from fedmq.coordinator.service.outgoing import publishing
 from fedmq.coordinator.settings import CommitSettings, StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies import Area, Ca2fl

@@ -7,7 +7,10 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
-from fedmq.coordinator.service.commits import after_commit, commit, leadership, loop, publishing, standby
+from fedmq.coordinator.service import loop
+from fedmq.coordinator.service.commits import after_commit, commit
+from fedmq.coordinator.service.leading import leadership, standby
+from fedmq.coordinator.service.outgoing import publishing
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import ConfigError, LedgerError
