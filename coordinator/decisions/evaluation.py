@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
-from fedmq.coordinator.decisions.requirements import unmeasured
+from fedmq.coordinator.decisions.requirements import not_numbers, unmeasured
 from fedmq.coordinator.settings import Patience, RunSettings, TargetMetric
 from fedmq.schemas.parameters import Parameters
 
@@ -47,7 +47,7 @@ class PatienceState:
 
 
 MOST_FAILED = 3
-"""Failed evaluations after which a goal is taken to be never measured, if none has succeeded before."""
+"""Evaluations that fail, or give NaN, until a goal is taken to be never measured, if none has succeeded before."""
 
 
 class Evaluations:
@@ -128,6 +128,11 @@ class Evaluations:
                 return None
             return f"run.stop: no goal is ever measured, because all evaluations fail: {event.detail}"
         lacking = unmeasured(self._stop, event.metrics)
+        if not lacking and (names := not_numbers(self._stop, event.metrics)):
+            self._failed += 1
+            if self._failed < MOST_FAILED:
+                return None
+            return f"run.stop: no goal is ever measured, because all evaluations give nan for {', '.join(names)}"
         self._measured = not lacking
         return "; ".join(lacking) or None
 

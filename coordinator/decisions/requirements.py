@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings
@@ -40,6 +41,12 @@ def unmeasured(stop: StopSettings, metrics: Collection[str]) -> list[str]:
         for key, goal in goals.items()
         if goal is not None and goal.name not in metrics
     ]
+
+
+def not_numbers(stop: StopSettings, metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the goals' metrics that were measured as NaN, which reaches no goal."""
+    names = dict.fromkeys(goal.name for goal in (stop.target, stop.patience) if goal is not None)
+    return [name for name in names if math.isnan(metrics.get(name, 0.0))]
 
 
 def check_goals(stop: StopSettings, *, evaluates: bool) -> None:

@@ -112,7 +112,7 @@ def _run(path: Path) -> ModuleType:
     except SyntaxError as e:
         sys.modules.pop(name, None)
         raise AppError(f"{path}, line {e.lineno}: {e.msg}") from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         sys.modules.pop(name, None)
         if (missing := missing_extra(e, f"the app file {path}")) is not None:
             raise missing from e
@@ -136,7 +136,7 @@ def _translated(path: Path, name: str, function: Callable[..., Any]) -> Callable
     def call(*arguments: object) -> Any:
         try:
             return function(*arguments)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if (missing := missing_extra(e, f"{name} in {path}")) is not None:
                 raise missing from e
             raise AppError(f"{name} in {path} failed: {_last_frame(path, e)}") from e

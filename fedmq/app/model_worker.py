@@ -31,7 +31,7 @@ import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
 from fedmq.app.parameter_files import read_parameters, write_parameters
-from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short
+from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.local.leaving import leave
 from fedmq.schemas.parameters import Parameters
@@ -62,8 +62,7 @@ class Helper:
         if "outline" in request:
             return {"outline": [[t.name, t.dtype, t.shape, t.trainable] for t in spec_of(self._initial())]}
         if "evaluate" in request:
-            metrics = self._evaluator()(read_parameters(Path(request["evaluate"])))
-            return {"metrics": {str(name): float(value) for name, value in metrics.items()}}
+            return {"metrics": self._measured(read_parameters(Path(request["evaluate"])))}
         if "export" in request:
             self._export(read_parameters(Path(request["export"])), Path(request["to"]))
             return {"done": True}
@@ -84,6 +83,17 @@ class Helper:
         from fedmq.participant.training.keras.model import built_model, parameters_of
 
         return parameters_of(built_model(self._app.need("build_model", "for the first version of the model")))
+
+    def _measured(self, parameters: Parameters) -> dict[str, float]:
+        metrics: object = self._evaluator()(parameters)
+        try:
+            if isinstance(metrics, Mapping):
+                return {str(name): float(value) for name, value in metrics.items()}
+        except (TypeError, ValueError) as e:
+            raise AppError(
+                f"evaluate in {self._app.path} gave {metrics!r:.200}, expected numbers: {in_short(e)}"
+            ) from e
+        raise AppError(f"evaluate in {self._app.path} returned {shown(metrics)}, expected a dict name -> number")
 
     def _evaluator(self) -> Evaluate:
         if self._evaluate is None:

@@ -75,14 +75,14 @@ def _call(file: str, options: Mapping[str, Any]) -> Any:
         raise AppError(
             f"There is no strategy file {file}. strategy.file is relative to the federation file that names it."
         ) from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise AppError(f"The strategy file {file} fails when it is loaded: {type(e).__name__}: {e}") from e
     if not callable(getattr(module, "build_strategy", None)):
         there = ", ".join(name for name in vars(module) if not name.startswith("_"))
         raise AppError(f"{file} has no function build_strategy(**options). It has {there}.")
     try:
         return module.build_strategy(**options)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         said = str(e)
         if isinstance(e, ValidationError):  # its text has many lines
             said = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in e.errors())

@@ -25,7 +25,7 @@ from fedmq.coordinator.strategies.protocol import (
     Strategy,
     Synchronous,
 )
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, FedmqError, StrategyError, in_short, shown
 from fedmq.schemas.methods import METHODS, join, split
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.tensors import all_finite
@@ -55,9 +55,21 @@ class UpdateFacts(Protocol):
 def dropped(strategy: Strategy[Any], state: State, parameters: Parameters, drop: Drop) -> State:
     """Return a state without the updates that no version holds yet (`Model.drop`)."""
     if drop.anew or not isinstance(state, DropsBuffer):
-        return strategy.init(parameters)  # type: ignore[no-any-return]
+        return begun(strategy, parameters)
     state.drop(drop.group)
     return state
+
+
+def begun(strategy: Strategy[Any], parameters: Parameters) -> State:
+    """Return the strategy's first state. Raises StrategyError if its `init` raises, or wants to end the process."""
+    try:
+        return strategy.init(parameters)  # type: ignore[no-any-return]
+    except (MemoryError, FedmqError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise StrategyError(
+            f"strategy {type(strategy).__name__}: init() raised {in_short(error)}. Mend the strategy and start again"
+        ) from error
 
 
 def parameters_in(snapshot: Snapshot) -> Parameters:
@@ -76,7 +88,7 @@ class Model:
         self._task_tensors: Parameters | None = None
         self.parameters = parameters
         """Parameters of the newest version; never changed in place."""
-        self.state: State = strategy.init(parameters) if state is None else state
+        self.state: State = begun(strategy, parameters) if state is None else state
         """The strategy's state."""
 
     @classmethod
@@ -102,15 +114,15 @@ class Model:
 
     @contextmanager
     def _guarded(self, function: str) -> Iterator[None]:
-        """Turn whatever the strategy raises into StrategyFailed, apart from a lack of RAM."""
+        """Turn whatever the strategy raises into StrategyFailed, sys.exit too, apart from a lack of RAM."""
         try:
             yield
         except (MemoryError, StrategyFailed):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failed(function, error) from error
 
-    def failed(self, function: str, error: Exception | None = None) -> StrategyFailed:
+    def failed(self, function: str, error: BaseException | None = None) -> StrategyFailed:
         """Return the error that says that this function raised, or made what is not finite."""
         who = f"strategy {type(self._strategy).__name__}: {function}()"
         if error is None:
@@ -123,8 +135,11 @@ class Model:
     def ready(self, strategy: Strategy[Any], now: float) -> bool:
         """Ask a strategy whether the next version is due at this run time (seconds)."""
         try:
-            return bool(strategy.ready(self.state, now))
-        except Exception as error:
+            answer = strategy.ready(self.state, now)
+            if isinstance(answer, bool | np.bool_):
+                return bool(answer)
+            raise TypeError(f"it returned {shown(answer)}, expected True or False")
+        except (Exception, SystemExit) as error:
             raise self.failed("ready", error) from error
 
     def check_finite(self) -> None:
@@ -176,7 +191,7 @@ class Model:
                 self.state = self._strategy.accumulate(self.state, sent, staleness)
         except MemoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failed("accumulate", error) from error
 
     def open_round(self, now: float) -> None:
@@ -200,13 +215,28 @@ class Model:
             if not all(map(math.isfinite, weights)) or (count is not None and len(weights) != count):
                 raise ValueError(f"got the weights {list(weights)[:8]}, expected {count} finite numbers")
         with self._guarded("aggregate"), np.errstate(over="ignore", invalid="ignore"):
-            self.state, made = self._strategy.aggregate(self.state, self.parameters)
+            made = self._made(self._strategy.aggregate(self.state, self.parameters))
             finite = made is self.parameters or all_finite(made if made.block is None else {"": made.block})
         if not finite:
             raise self.failed("aggregate")
         self.parameters = made
         self._task_tensors = None
         return weights
+
+    def _made(self, returned: Any) -> Parameters:
+        """Take what `aggregate` returned: keep its state, and return its parameters. Raises TypeError for others than
+        this model's."""
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
+            raise TypeError(f"it returned {shown(returned)}, expected (state, parameters)")
+        state, made = returned
+        now = self.parameters
+        if made is not now and not (
+            made.keys() == now.keys()
+            and all((a.shape, a.dtype) == (now[name].shape, now[name].dtype) for name, a in made.items())
+        ):
+            raise TypeError("it returned parameters of other names, shapes or dtypes than it was given")
+        self.state = state
+        return made if isinstance(made, Parameters) else Parameters(made, now.non_trainable)
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays that the checkpoint stores. They are live: use or copy them before the next update."""

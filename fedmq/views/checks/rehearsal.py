@@ -17,7 +17,7 @@ from fedmq.broker_config.amqp.handshake import MIB
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.decisions.evaluation import target_reached
-from fedmq.coordinator.decisions.requirements import check_goals, unmeasured
+from fedmq.coordinator.decisions.requirements import check_goals, not_numbers, unmeasured
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.run.coordinator import initial_parameters, model_check
 from fedmq.schemas.errors import ConfigError, FedmqError, MissingExtra, StrategyError
@@ -136,6 +136,9 @@ class Rehearsal:
         for text in unmeasured(stop, metrics):
             advice = "the run ends at its first evaluation, with an error"
             yield Finding("wrong", f"stop: {text}", advice, ConfigError(text))
+        for name in not_numbers(stop, metrics):
+            what = f"stop: the first model measures {name} as nan, which reaches no goal"
+            yield Finding("wrong", what, "let the evaluation give a number; the run ends if it never does")
         if self._past is None and stop.target is not None and target_reached(stop.target, metrics):
             value, target = metrics[stop.target.name], stop.target
             yield Finding(

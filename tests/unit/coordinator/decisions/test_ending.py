@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fedmq.coordinator.decisions.commands import CloseTask, Discard, Evaluate, Finish, IssueTask, Withdraw
@@ -201,6 +203,18 @@ def test_a_goal_whose_evaluations_all_fail_is_a_mistake_after_the_third():
         if version < 3:
             task = only(IssueTask, bench.update(task))
     assert bench.core.mistake == "run.stop: no goal is ever measured, because all evaluations fail: no data"
+
+
+def test_a_goal_whose_metric_is_never_a_number_is_a_mistake_after_the_third_evaluation():
+    bench = Bench(FedAsync(), concurrency=1, evaluates=True, evaluate_interval_s=0.0, stop=TARGET)
+    bench.step(Started())
+    task = only(IssueTask, bench.hello("a"))
+    for version in range(3):
+        assert bench.core.mistake is None
+        bench.step(EvaluationArrived(version, {"accuracy": math.nan}))
+        if version < 2:
+            task = only(IssueTask, bench.update(task))
+    assert bench.core.mistake == "run.stop: no goal is ever measured, because all evaluations give nan for accuracy"
 
 
 def test_a_goal_without_an_evaluator_is_refused():

@@ -44,6 +44,10 @@ def evaluate(parameters):
     total = float(parameters["w"].sum())
     if total < 0:
         raise ValueError("below zero")
+    if total == 0:
+        return None
+    if total == 500:
+        return {"total": "much"}
     if total > 1000:
         os._exit(7)
     return {"total": total}
@@ -93,6 +97,8 @@ def test_a_failing_evaluation_is_a_result_and_a_dead_child_is_started_again(chil
     one = child()
     one.ready()
     assert evaluated(one, 1, [-1]).detail.startswith("AppError: evaluate in ")
+    assert evaluated(one, 1, [0]).detail.endswith("app.py returned None, expected a dict name -> number")
+    assert "gave {'total': 'much'}, expected numbers" in evaluated(one, 1, [500]).detail
     gone = evaluated(one, 2, [2000])
     assert "ended with status 7" in gone.detail
     assert not gone.metrics
