@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,27 @@ def clone(tmp_path):
 
 
 @pytest.fixture
+def build(package_index, tmp_path):
+    """A function: build(*arguments) runs `python -m build` with what pyproject.toml says that a build takes.
+
+    All builds share one folder with that, because an isolated environment costs each of them seconds.
+    """
+    folder = tmp_path / "backend"
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", folder)
+    done(*pip, *requires, cwd=tmp_path)
+
+    def build(*arguments):
+        done(sys.executable, "-m", "build", "--no-isolation", *arguments, cwd=tmp_path, PYTHONPATH=str(folder))
+
+    return build
+
+
+@pytest.fixture
 def borrowing(tmp_path):
     """The python of a fresh environment that sees this one's packages, but not its fedmq."""
     folder = tmp_path / "borrowing"
-    done(sys.executable, "-m", "venv", folder, cwd=tmp_path)
+    done(sys.executable, "-m", "venv", "--without-pip", folder, cwd=tmp_path)  # it has the borrowed one
     python = folder / "bin" / "python"
     site = done(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     ours = [path for path in sys.path if path.endswith("site-packages")]

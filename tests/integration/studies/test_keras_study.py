@@ -10,7 +10,7 @@ import fedmq
 from fedmq.schemas.errors import AppError
 from fedmq.studies.problems.keras import compiled_cache as keras_kept
 from fedmq.studies.simulate import simulate
-from fedmq.study.app_problem import AppProblem
+from fedmq.study.app_problem import AppProblem, app_data
 from tests.integration.studies.small_app import build_model
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
 from tests.support.full import in_full
@@ -214,6 +214,20 @@ def test_what_load_test_data_gives_is_looked_at_before_anything_is_trained(tmp_p
     problem = AppProblem(app=str(tmp_path / "app.py"), participant_id="sensor-{number}", path="plain")
     with pytest.raises(AppError, match=rf"load_test_data\(\) in .* {message}"):
         problem.deal(population(2).members(0), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("None", r"load_data\('p000000'\) in .* gave None, expected \(x, y\)"),
+        ("(np.array([[1.0], [np.nan]]), np.zeros(2))", "gave x with values that are not finite"),
+        ("(np.ones((2, 1)), np.array([0.0, np.inf]))", "gave y with values that are not finite"),
+    ],
+)
+def test_what_load_data_gives_is_looked_at_before_anything_is_trained(tmp_path, given, message):
+    (tmp_path / "app.py").write_text(f"import numpy as np\n\n\ndef load_data(participant_id):\n    return {given}\n")
+    with pytest.raises(AppError, match=message):
+        app_data(str(tmp_path / "app.py"), "", ("p000000",))
 
 
 NOISY = """

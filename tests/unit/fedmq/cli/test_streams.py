@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fedmq.app.children import importable, without_settings
+from tests.support.full import in_full
 
 FEDERATION = """
 [run]
@@ -32,7 +33,12 @@ def shell(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("where", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+ALONE = in_full("the closed standard output, and all three together")
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param("<&-", marks=ALONE), ">&-", pytest.param("2>&-", marks=ALONE), "<&- >&- 2>&-"]
+)
 def test_a_closed_stream_changes_no_exit_status(shell, where):
     done = shell(f"doctor -c federation.toml {where}")
     assert done.returncode == 2
@@ -55,7 +61,12 @@ def test_closed_streams_are_taken_by_nothing_else(tmp_path):
     assert (tmp_path / "ledger").read_text() == ""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
+OTHERS = in_full("the encoding that has the fewest characters and refuses the others")
+
+
+@pytest.mark.parametrize(
+    "encoding", [pytest.param("ascii", marks=OTHERS), pytest.param("latin-1", marks=OTHERS), "ascii:strict"]
+)
 def test_characters_that_the_terminal_lacks_are_replaced(shell, encoding):
     done = shell("status größe-π", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 1

@@ -11,7 +11,7 @@ from fedmq.studies.engine.deploy import federation_tables
 from fedmq.studies.simulate import simulate
 from fedmq.studies.sweep.cell import Cell
 from fedmq.studies.sweep.grids import with_values
-from fedmq.study.app_problem import AppProblem, _kept_back, app_data
+from fedmq.study.app_problem import AppProblem, _kept_back
 from fedmq.study.file import load_study
 from fedmq.study.strategy_file import StrategyFromFile
 from tests.scenario.studies.federations import TrainingConfig, fedbuff, population, until
@@ -114,20 +114,6 @@ def test_an_app_in_a_study_file_is_found_beside_it_and_its_mistakes_are_said(tmp
     found, _ = load_study(tmp_path / "s.toml")
     assert found.problem.app == str(tmp_path / "app.py")
     assert np.isclose(found.contenders[0].strategy.server_learning_rate, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("None", r"load_data\('p000000'\) in .* gave None, expected \(x, y\)"),
-        ("(np.array([[1.0], [np.nan]]), np.zeros(2))", "gave x with values that are not finite"),
-        ("(np.ones((2, 1)), np.array([0.0, np.inf]))", "gave y with values that are not finite"),
-    ],
-)
-def test_what_load_data_gives_is_looked_at_before_anything_is_trained(tmp_path, given, message):
-    (tmp_path / "app.py").write_text(f"import numpy as np\n\n\ndef load_data(participant_id):\n    return {given}\n")
-    with pytest.raises(AppError, match=message):
-        app_data(str(tmp_path / "app.py"), "", ("p000000",))
 
 
 def test_a_part_of_each_participants_rows_is_kept_back_and_nobody_trains_on_it():

@@ -3,6 +3,8 @@
 import re
 from dataclasses import replace
 
+import pytest
+
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.report.figures import curves
 from fedmq.studies.report.look import COLOURS, DARK, Look, with_page_colours
@@ -51,6 +53,7 @@ def test_figures_take_their_colours_from_the_page(tmp_path):
     assert with_page_colours('style="fill: #0072b2; stroke:#1c1c1d"') == 'style="fill: var(--c0); stroke:var(--ink)"'
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_number_of_a_table_has_more_than_three_significant_digits(tmp_path):
     cells = [
         replace(CELL, strategy=s, seed=i, time_s=12345.678 + i, updates=98765 + i, mean_staleness=1.23456 + i)

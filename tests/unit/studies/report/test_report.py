@@ -101,6 +101,7 @@ def test_without_a_target_it_is_one_that_all_cells_reached_and_none_had_at_its_s
     assert common_target([CELL, still], ["accuracy"]) is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_target_that_a_cell_has_at_its_start_is_refused_aloud(tmp_path):
     target = TargetMetric(name="accuracy", value=0.05)
     assert met_at_start([CELL], target)
@@ -135,6 +136,7 @@ def tuned(best, *others, **fields):
     return Tuned("C", "phones", "accuracy", "max", trials, trials[0], seeds=(7,), **fields)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_grid_that_ended_at_its_edge_is_said_at_the_top_of_the_page(tmp_path):
     inside = tuned((0.2, 0.9), (0.1, 0.5), (0.4, 0.6), judged_on="kept back")
     page = write_report(tmp_path / "report.html", "a study", [replace(CELL, strategy="C")], "", tunings=[inside])
@@ -152,6 +154,7 @@ def test_a_grid_that_ended_at_its_edge_is_said_at_the_top_of_the_page(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_was_tuned_on_which_seeds_is_said_with_its_spread(tmp_path):
     trials = (
         Trial({"strategy.alpha": 0.2}, (0.9, 0.8), None, "max_updates"),
@@ -167,6 +170,7 @@ def test_what_was_tuned_on_which_seeds_is_said_with_its_spread(tmp_path):
     assert "<tr><td class=text>0.1</td><td>1</td><td>0.5</td><td>max_updates</td></tr>" in text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_overview_says_how_many_cells_it_leaves_out(tmp_path):
     lost = replace(CELL, seed=1, finished="diverged", diverged_s=1.25)
     elsewhere = [replace(r, population="servers") for r in (CELL, lost)]
@@ -174,6 +178,7 @@ def test_an_overview_says_how_many_cells_it_leaves_out(tmp_path):
     assert "2 cells that diverged are left out." in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_same_bytes_are_promised_only_where_no_path_was_chosen_by_time(tmp_path):
     def page(backend):
         return write_report(tmp_path / "report.html", "a", [replace(CELL, backend=backend)], "").read_text()
@@ -183,6 +188,7 @@ def test_the_same_bytes_are_promised_only_where_no_path_was_chosen_by_time(tmp_p
     assert "Trained by: Keras, one step after the other (1 cell). The faster path was measured once" in measured
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_is_called_untuned_aloud_and_each_failure_is_listed(tmp_path):
     failed = replace(CELL, seed=1, finished="diverged", diverged_s=1.25)
     page = write_report(tmp_path / "report.html", "a study", [CELL, failed], "").read_text()

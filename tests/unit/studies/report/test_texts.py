@@ -60,6 +60,7 @@ def test_a_label_is_text_in_each_place_of_a_page(tmp_path):
     assert "settings\nof two lines" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_advice_names_what_is_there(tmp_path):
     target = TargetMetric(name="accuracy", value=0.05)
 

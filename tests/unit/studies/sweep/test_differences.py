@@ -129,6 +129,7 @@ def test_without_a_target_its_own_is_taken_and_one_that_is_met_at_the_start_is_n
     assert [row["measure"] for row in difference_rows([*A, *B], TargetMetric(name="accuracy", value=0.1))] == ["final"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_report_has_them_below_the_final_values_and_says_what_they_are(tmp_path):
     def page(*cells, target=HALF):
         return write_report(tmp_path / "report.html", "a study", cells, "", target=target).read_text()
