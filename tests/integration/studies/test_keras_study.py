@@ -32,7 +32,7 @@ def study_of(folder, path, seeds=(0,)):
     )
 
 
-@in_full("test_keras_cohort.py has the same bytes on one path, and the next test a study in processes")
+@in_full("test_keras_cohort.py has the same bytes on one path")
 @pytest.mark.parametrize("path", ["cohort", "plain"])
 def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path):
     study = study_of(tmp_path, path)
@@ -44,8 +44,11 @@ def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path)
     assert losses[-1] < losses[0]
 
 
-def test_the_faster_path_is_chosen_once_for_all_cells_and_when_the_study_goes_on(tmp_path):
-    results = study_of(tmp_path, "measure", seeds=(0, 1)).run(tmp_path / "a", workers=2)
+@pytest.mark.parametrize(
+    "workers", [1, pytest.param(2, marks=in_full("scenario/studies/test_study.py has a choice of two processes"))]
+)
+def test_the_faster_path_is_chosen_once_for_all_cells_and_when_the_study_goes_on(tmp_path, workers):
+    results = study_of(tmp_path, "measure", seeds=(0, 1)).run(tmp_path / "a", workers=workers)
     (chosen,) = (tmp_path / "a" / "choices").iterdir()
     assert {r.backend for r in results} == {json.loads(chosen.read_text())["name"]}
     other = {"path": "plain", "name": "the other one"}

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
 from fedmq.schemas.errors import ConfigError, FedmqError
 from fedmq.studies.population.laws import Constant, LogNormal
 from fedmq.studies.population.population import Compute, Population
+from fedmq.studies.problems.keras.path_choice import shared
 from fedmq.studies.sweep.intervals import mean_text
 from fedmq.studies.sweep.measures import misplaced_share
 from tests.scenario.studies.federations import STEP, Quadratics, TrainingConfig, fedbuff, population, until
@@ -77,7 +79,24 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     def digests(workers):
         return [r.digest for r in study().run(tmp_path / str(workers), workers=workers)]
 
-    assert digests(1) == digests(4)
+    assert digests(1) == digests(2)
+
+
+class Choosing(Quadratics):
+    """A problem whose backend has the name of the process that chose it."""
+
+    def deal(self, members, seed):
+        federation = super().deal(members, seed)
+        chosen = shared("by-time", ("name",), lambda: {"name": f"process {os.getpid()}"})
+        object.__setattr__(federation.backend, "name", chosen["name"])
+        return federation
+
+
+def test_a_choice_by_time_is_made_once_for_all_processes_of_a_study(tmp_path):
+    results = study(problem=Choosing(dimension=2, noise=0.1)).run(tmp_path, workers=2)
+    (kept,) = (tmp_path / "choices").iterdir()
+    (name,) = {result.backend for result in results}
+    assert name == json.loads(kept.read_text())["name"]
 
 
 def test_progress_is_told_within_a_cell_too(tmp_path):
