@@ -6,7 +6,6 @@ witness has every confirmed update with its payload, which a replay needs.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -37,6 +36,7 @@ from fedmq.schemas.parameters import Parameters
 from fedmq.studies.engine import replay as engine_replay
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
+from tests.support.asking import ask_until
 
 DEADLINE_S = 60.0
 CONFIG = ("--config", "federation.toml")
@@ -198,10 +198,8 @@ class Federation:
         file = self.folder / "hold" / name
         file.parent.mkdir(exist_ok=True)
         file.touch()
-        deadline = time.monotonic() + DEADLINE_S
-        while wait and self.trainings(name).total() % 2 == 0:
-            assert time.monotonic() < deadline, f"{name} never trained"
-            os.sched_yield()
+        if wait:
+            ask_until(lambda: self.trainings(name).total() % 2 == 1, within_s=DEADLINE_S, what=f"a training of {name}")
 
     def release(self, name: str) -> None:
         (self.folder / "hold" / name).unlink()

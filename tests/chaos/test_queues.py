@@ -1,15 +1,14 @@
 """A broker that blocks publishers, is full, does not answer, or loses a queue, in the middle of a run."""
 
 import json
-import os
 import re
-import time
 
 import pytest
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from tests.chaos import unwitnessed
 from tests.chaos.harness import DEADLINE_S
+from tests.support.asking import ask_until
 from tests.support.full import in_full
 
 pytestmark = pytest.mark.broker
@@ -41,9 +40,7 @@ def wait_for_a_message(node, queue):
     """Wait for a message in the queue and return the number of ready ones."""
     transport = AmqpTransport(node.url, name="onlooker")
     transport.open((), (), timeout_s=DEADLINE_S)
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := transport.depth(queue.name)):
-        assert time.monotonic() < deadline, f"nothing came to {queue.name}"
+    found = ask_until(lambda: transport.depth(queue.name), within_s=DEADLINE_S, what=f"a message in {queue.name}")
     transport.close()
     return found
 
@@ -144,13 +141,14 @@ def refused(participants):
 
     It depends on the room that the killed coordinator's deliveries leave in the queue.
     """
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
+
+    def first():
         for name, one in zip(NAMES, participants, strict=True):
             if found := re.search(r'event=update_not_taken .*task=(\S+) detail="PublishRejected', one.text):
                 return name, found[1]
-        assert time.monotonic() < deadline, "both updates were taken"
-        os.sched_yield()
+        return None
+
+    return ask_until(first, within_s=DEADLINE_S, what="a refusal: both updates were taken")
 
 
 def test_a_full_updates_queue_takes_no_more_and_gets_all_once_it_drains(federation, rabbitmq_node):

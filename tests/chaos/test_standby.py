@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.chaos.harness import Federation
-from tests.contract.world import ask_until
+from tests.support.asking import ask_until
 from tests.support.full import FULL
 
 pytestmark = pytest.mark.broker

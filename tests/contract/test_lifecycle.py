@@ -11,7 +11,8 @@ import pytest
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.schemas.errors import BrokerError, TopologyConflict, TransportClosed, Unroutable
-from tests.contract.world import WAIT_S, States, World, ask_until, outcome
+from tests.contract.world import WAIT_S, States, World, outcome
+from tests.support.asking import ask_until
 
 
 def test_declaring_again_changes_nothing(world: World) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from fedmq.broker_config.transport import Delivery, Message
 from fedmq.schemas.errors import PublishError, PublishRejected, PublishTimeout, Unroutable
-from tests.contract.world import WAIT_S, World, ask_until, outcome
+from tests.contract.world import WAIT_S, World, outcome
+from tests.support.asking import ask_until
 
 
 def test_a_confirmed_publish_is_in_its_queue(world: World) -> None:

@@ -8,7 +8,8 @@ from queue import Queue
 import pytest
 
 from fedmq.schemas.errors import BrokerUnavailable, TransportClosed
-from tests.contract.world import WAIT_S, States, World, ask_until, outcome
+from tests.contract.world import WAIT_S, States, World, outcome
+from tests.support.asking import ask_until
 
 
 def test_a_severed_transport_tells_and_consumes_again(world: World) -> None:

@@ -11,7 +11,8 @@ import pytest
 from fedmq.broker_config.topology import Exchange, Topology
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.schemas.errors import BrokerUnavailable, Unroutable
-from tests.contract.world import WAIT_S, States, World, ask_until, outcome
+from tests.contract.world import WAIT_S, States, World, outcome
+from tests.support.asking import ask_until
 
 
 def open_meanwhile(transport: Transport, topology: Topology, participant_id: str, states: States) -> Future[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, Queue
 from typing import Any, Literal, TypeVar
@@ -24,6 +23,7 @@ from fedmq.broker_config.transport import Delivery, HeaderValue, Message, OnDeli
 from fedmq.schemas.errors import PublishError
 from fedmq.schemas.local.backoff import Backoff
 from tests.chaos.proxy import Proxy
+from tests.support.asking import ask_until
 
 WAIT_S = 20.0
 QUICK = Backoff(base_s=0.02, cap_s=0.2)
@@ -55,14 +55,6 @@ class States(Queue[TransportState]):
             if state.name == name:
                 return state
             seen.append(state)
-
-
-def ask_until(question: Callable[[], T], answer: Callable[[T], bool], within_s: float = WAIT_S) -> T:
-    """Ask until the answer is right, because a broker or a process takes its own time."""
-    deadline_s = time.monotonic() + within_s
-    while not answer(found := question()):
-        assert time.monotonic() < deadline_s, f"still {found!r} after {within_s} s"
-    return found
 
 
 def outcome(future: Future[None]) -> type[BaseException] | None:

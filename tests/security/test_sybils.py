@@ -17,6 +17,7 @@ import pytest
 from fedmq.schemas.codec import encode
 from fedmq.schemas.messages import Decline, Hello
 from tests.chaos.harness import Federation
+from tests.support.asking import ask_until
 from tests.support.full import FULL
 
 NUMBER = 100_000 if FULL else 4_000
@@ -74,10 +75,14 @@ def test_a_flood_of_hellos_with_fresh_ids_costs_bounded_memory_and_honest_update
         before, rows_before = rss_bytes(coordinator.pid), ledger_bytes(federation)
         flood = Flood(rabbitmq_node.url, federation, NUMBER)
         flood.start()
-        most = before
-        while flood.is_alive() or federation.witness.depth(federation.topology.control):
-            most = max(most, rss_bytes(coordinator.pid))
-            flood.join(0.2)
+        sizes = [before]
+
+        def over() -> bool:
+            sizes.append(rss_bytes(coordinator.pid))
+            return not flood.is_alive() and not federation.witness.depth(federation.topology.control)
+
+        ask_until(over, within_s=300.0, what="the end of the flood")
+        most = max(sizes)
         assert flood.published == NUMBER, "the attack was not made"
         with federation.ledger() as ledger:
             assert ledger.version() < VERSIONS, "the run was over before the flood was"

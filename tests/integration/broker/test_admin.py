@@ -24,6 +24,7 @@ from fedmq.broker_config.node.tls import NodeTls
 from fedmq.broker_config.rights import Rights, device_rights
 from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tests.integration.broker.traffic import WAIT_S
+from tests.support.asking import ask_until
 from tests.support.certificates import Authority
 from tests.support.rabbitmq import require_server
 
@@ -112,12 +113,6 @@ def nacked(channel: BlockingChannel, queue: str) -> bool:
     return False
 
 
-def until(question: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + 60.0
-    while not question():
-        assert time.monotonic() < deadline_s, what
-
-
 def test_a_device_comes_in_works_and_goes(
     admin: BrokerAdmin, site: Site, prefix: str, record_property: Callable[[str, object], None]
 ) -> None:
@@ -141,9 +136,9 @@ def test_a_device_comes_in_works_and_goes(
     assert {own, payload} <= set(admin.queues())
     admin.delete_user(device)
     since_s = time.monotonic()
-    until(lambda: closed(connection), "RabbitMQ closes a deleted user's connections")
+    ask_until(lambda: closed(connection), what="RabbitMQ closes a deleted user's connections")
     record_property("a deleted user's connection was closed after", f"{time.monotonic() - since_s:.1f} s")
-    until(lambda: not admin.connections_of(device), "the list of connections knows it")
+    ask_until(lambda: not admin.connections_of(device), what="the list of connections knows it")
     for _ in range(2):
         admin.delete_user(device)
         admin.delete_queues([own, payload])

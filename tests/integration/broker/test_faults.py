@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from fedmq.broker_config.node.node import PrivateNode
 from fedmq.broker_config.transport import Delivery
 from fedmq.schemas.errors import PublishTimeout, TransportClosed
 from tests.integration.broker.traffic import WAIT_S, Corner, News, alive
+from tests.support.asking import ask_until
 
 pytestmark = pytest.mark.broker
 MESSAGES = 400
@@ -113,9 +113,7 @@ def test_a_queue_deleted_under_its_consumer_is_declared_and_consumed_again(
     lost = news.wait_for_state("consumer_lost")
     assert corner.queue.name in lost.detail
     assert transport.ack(news.deliveries[0]) is False
-    deadline_s = time.monotonic() + WAIT_S
-    while transport.publish(corner.message("2")).exception(WAIT_S) is not None:
-        assert time.monotonic() < deadline_s
+    ask_until(lambda: transport.publish(corner.message("2")).exception(WAIT_S) is None)
     news.wait_for(lambda found: "2" in found.ids)
     assert news.count("disconnected") == 0
     transport.close()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from fedmq.broker_config.node.node import DEFAULT_CONFIG, PrivateNode
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
 from tests.integration.broker.traffic import WAIT_S, Corner, News, alive
+from tests.support.asking import ask_until
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
@@ -27,13 +25,6 @@ def listens(port: int) -> bool:
     except ConnectionRefusedError:
         return False
     return True
-
-
-def until(question: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not question():
-        assert time.monotonic() < deadline_s
-        os.sched_yield()
 
 
 def test_messages_and_the_password_survive_stop_start_and_a_long_path(tmp_path: Path, prefix: str) -> None:
@@ -87,8 +78,8 @@ def test_the_node_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
         pid, port = (int(word) for word in parent.stdout.readline().split())
         assert alive(pid)
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not alive(pid))
-    until(lambda: not listens(port))
+    ask_until(lambda: not alive(pid))
+    ask_until(lambda: not listens(port))
 
 
 def test_a_node_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.schemas.errors import PublishTimeout
 from tests.chaos.proxy import Proxy
-from tests.contract.world import ask_until
 from tests.integration.broker.traffic import WAIT_S, Corner
+from tests.support.asking import ask_until
 
 pytestmark = pytest.mark.broker
 BODY = bytes(8 * 2**20)

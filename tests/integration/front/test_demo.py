@@ -4,8 +4,8 @@ import signal
 import psutil
 import pytest
 
-from tests.contract.world import ask_until
 from tests.integration.front.terminal import DEADLINE_S
+from tests.support.asking import ask_until
 from tests.support.rabbitmq import require_server
 
 
