@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -61,14 +60,6 @@ def _cell(result: CellResult) -> str:
         f"{result.strategy}, {result.population}, seed {result.seed}: {result.finished} at {result.time_s:,.1f} s, "
         f"{result.updates:,} updates, {result.took_s:.1f} s to compute"
     )
-
-
-def print_uncut(console: Console, tables: Iterable[Table]) -> None:
-    """Print tables as wide as they are. Rich would cut them to a terminal's width, and to 80 columns in a pipe."""
-    wide = console.options.update(max_width=100_000)
-    for table in tables:
-        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
-        console.print(table)
 
 
 def summary(

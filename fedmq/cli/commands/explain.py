@@ -28,33 +28,11 @@ def command(
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    from rich.table import Table
-    from rich.text import Text
+    from fedmq.views.explanation import explanation_view
+    from fedmq.views.uncut import print_uncut
 
-    from fedmq.schemas.texts import escaped
-
-    point = found.point
-    how = ", by its buffer's timeout" if point.by_timeout else ""
-    table = Table(title=f"Version {version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time{how}")
-    for heading in ("participant", "task"):
-        table.add_column(heading)
-    grouped = any(row.arrival_group is not None for row in found.updates)
-    for heading in ("base", "staleness", "examples", "client weight", "weight", "loss", *["group"] * grouped):
-        table.add_column(heading, justify="right")
-    for row in found.updates:
-        loss = row.metrics.get("loss")
-        table.add_row(
-            row.participant_id, row.task_id, str(row.base_version), str(row.staleness), str(row.num_examples),
-            f"{row.client_weight:.4g}", f"{row.weight:.4g}", "" if loss is None else f"{loss:.4g}",
-            *["late" if row.arrival_group is None else str(row.arrival_group)] * grouped,
-        )  # fmt: skip
     console = options.console()
-    console.print(table)
-    for lost in found.lost:
-        console.print(
-            f"Before it, {lost.count} accepted updates were discarded, because "
-            f"{'the method began anew' if lost.anew else 'their version failed'}: {lost.reason}"
-        )
-    if found.metrics:
-        metrics = (f"{escaped(name)} {value:.4f}" for name, value in found.metrics.items())
-        console.print(Text("On the test data: " + "  ".join(metrics)))
+    if console.is_terminal:
+        console.print(*explanation_view(found))
+    else:
+        print_uncut(console, explanation_view(found))

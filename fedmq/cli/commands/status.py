@@ -53,8 +53,18 @@ def command(
             print(json.dumps(status.to_json()), flush=True)
         return
     from fedmq.views.status_view import status_view
+    from fedmq.views.uncut import print_uncut
 
     console, ledger = options.console(), RunFolder(run_dir).ledger
+    if not console.is_terminal:
+        with believed(ledger):
+            print_uncut(console, [status_view(status, everybody=everybody)])
+            while watch and status.finished is None:
+                time.sleep(WATCH_INTERVAL_S)
+                status = read_status(run_dir)
+                print(flush=True)
+                print_uncut(console, [status_view(status, everybody=everybody)])
+        return
     if not watch:
         with believed(ledger):
             console.print(status_view(status, everybody=everybody))

@@ -48,7 +48,8 @@ def command(  # noqa: PLR0917 - the flags of a command line
     With --from-run the population is a recorded run's: what would other strategies have made of its participants? FILE
     names the strategies and the problem. With --config in place of FILE the problem is the run's own app.
     """
-    from fedmq.views.study_screen import LABEL_WIDTH, failures, print_uncut, progress, summary
+    from fedmq.views.study_screen import LABEL_WIDTH, failures, progress, summary
+    from fedmq.views.uncut import print_uncut
 
     study, folder = _study(file, from_run, order, config)
     folder = out or folder

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from fedmq.coordinator.settings import TargetMetric
-from fedmq.views.study_screen import failures, print_uncut, summary
+from fedmq.views.study_screen import failures, summary
+from fedmq.views.uncut import print_uncut
 from tests.unit.studies.report.test_report import CELL
 
 
