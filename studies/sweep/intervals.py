@@ -65,6 +65,7 @@ def difference_text(values: Sequence[float]) -> str:
     if not values:
         return "-"
     mean, half = (float(x[0]) for x in mean_and_half_width(np.asarray(values, np.float64)[:, None]))
+    half = half if half > _ROUNDING * abs(mean) else 0.0
     sign = "+" if mean > 0 else ""
     if len(values) == 1:
         return f"{sign}{number_text(mean)}"

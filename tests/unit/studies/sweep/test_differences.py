@@ -97,6 +97,7 @@ def test_differences_are_written_to_the_digit_that_their_interval_has():
     assert difference_text([-1.0, 1.0]) == "+0 ± 13"
     assert difference_text([20000.0, 20010.0, 20020.0]) == "+20,000 ± 25"
     assert difference_text([0.001, 0.001, 0.001]) == "+0.001 ± 0"
+    assert difference_text([0.1 + 0.2, 0.3, 0.3]) == "+0.3 ± 0", "the last bits of sums are no spread"
     assert difference_text([1e-9, 3e-9]) == "+2e-09 ± 1.3e-08"
     assert difference_text([-0.125]) == "-0.125"
     assert difference_text([1.23449, 1.23451]) == "+1.23 ± 0.00013"
