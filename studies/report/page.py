@@ -26,10 +26,10 @@ MEASURED = "a participant took"
 """Words in the name of a backend that was chosen by time (studies.problems.keras.cohort)."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back)}
-body{max-width:1160px;margin:2em auto;padding:0 1em}
+body{max-width:1240px;margin:2em auto;padding:0 1em}
 h1{font-size:1.7em;margin-bottom:.2em}h2{margin-top:2.2em;border-bottom:1px solid var(--rule)}h3{margin:1.4em 0 .2em}
 table{border-collapse:collapse;margin:.8em 0;font-size:.88em;font-variant-numeric:tabular-nums}
-th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th,td{padding:.25em .55em;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{border-bottom:1.5px solid var(--line);font-weight:600;white-space:normal;vertical-align:bottom}
 td.text,th.text{text-align:left;white-space:normal}
 td:first-child{white-space:nowrap}
