@@ -22,6 +22,8 @@ _received: list[int] = []
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C call `stop`. A second signal ends the process at once."""
+    from fedmq.schemas.local.signals import handled_by
+
     seen = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -32,12 +34,8 @@ def stopped_by_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
         os.write(2, f"\n{signal.Signals(number).name}: stopping {what} (again to leave at once)\n".encode())
         stop()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def terminate_as_interrupt() -> None:

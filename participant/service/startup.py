@@ -14,6 +14,7 @@ from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.clocks import age_s, moment_now
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.signals import handled_by
 from fedmq.schemas.messages import Task
 
 log = EventLog(__name__)
@@ -59,12 +60,8 @@ def signals(stop: Callable[[], None]) -> Iterator[None]:
         return
 
     def on_signal(number: int, _frame: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, before[number])
         stop()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled_by(on_signal) as before:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
