@@ -11,30 +11,13 @@ from fedmq.app.parameter_files import write_parameters
 from fedmq.cli.cli import main
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.schemas.parameters import Parameters
+from tests.support.apps import plain_app
 from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
-APP = """
-import threading
-import numpy as np
-
-class Trainer:
-    num_examples = 10
-    def train(self, parameters, config):
-        threading.Event().wait(0.05)
-        class Result:
-            num_examples, num_steps, metrics = 10, 1, {"loss": 1.0}
-        Result.parameters = {name: array + 1 for name, array in parameters.items()}
-        return Result
-
-def build_trainer(participant_id):
-    return Trainer()
-
-def initial_parameters():
-    return {"w": np.zeros(1000, dtype="float32")}
-
+APP = f"""{plain_app(1000)}
 def evaluate(parameters):
-    return {"mean": float(parameters["w"].mean())}
+    return {{"mean": float(parameters["w"].mean())}}
 """
 
 FEDERATION = """

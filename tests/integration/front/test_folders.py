@@ -6,28 +6,11 @@ import sqlite3
 import pytest
 
 from tests.chaos.disk import NO_MOUNT, Disk
+from tests.support.apps import plain_app
 from tests.support.full import FULL
 from tests.support.rabbitmq import require_server
 
-APP = """
-import threading
-import numpy as np
-
-class Trainer:
-    num_examples = 10
-    def train(self, parameters, config):
-        threading.Event().wait(0.05)
-        class Result:
-            num_examples, num_steps, metrics = 10, 1, {"loss": 1.0}
-        Result.parameters = {name: array + 1 for name, array in parameters.items()}
-        return Result
-
-def build_trainer(participant_id):
-    return Trainer()
-
-def initial_parameters():
-    return {"w": np.zeros(10, dtype="float32")}
-"""
+APP = plain_app(10)
 FEDERATION = """
 [run]
 run_id = "r1"

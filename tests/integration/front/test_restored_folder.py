@@ -84,6 +84,12 @@ class World:
         service.stop()
         assert run.result(DEADLINE_S).finished is None
 
+    def back_up_at(self, version):
+        """Copy the folder of a coordinator that worked to this version at least, and stopped."""
+        self.coordinator()
+        self.until(version)
+        shutil.copytree(self.run_dir, self.backup)
+
     def put_back(self):
         shutil.rmtree(self.run_dir)
         shutil.copytree(self.backup, self.run_dir)
@@ -149,9 +155,7 @@ STRATEGIES = [
 def test_a_restored_run_notices_says_what_it_lost_and_goes_on_at_once(world, strategy):
     one = world(strategy)
     one.join("p0", "p1")
-    one.coordinator()
-    one.until(3)
-    shutil.copytree(one.run_dir, one.backup)
+    one.back_up_at(3)
     with one.ledger() as ledger:
         version = ledger.version()
     one.coordinator()
@@ -183,9 +187,7 @@ def test_a_method_that_began_anew_goes_on_from_there_after_another_crash(world, 
     """The archive gives the state again if both checkpoint files are gone, and begins anew at the same place."""
     one = world(Area(num_participants=2, buffer_size=2, memory="participant"))
     one.join("p0", "p1")
-    one.coordinator()
-    one.until(2)
-    shutil.copytree(one.run_dir, one.backup)
+    one.back_up_at(2)
     one.coordinator()
     one.until(4)
     one.put_back()
@@ -233,9 +235,7 @@ def test_updates_and_memories_that_wait_in_the_spools_of_the_lost_past_are_disca
     """The participants stop with their work on disk, and the broker is lost together with the folder."""
     one = world(Area(num_participants=2, buffer_size=2, memory="participant"))
     one.join("p0", "p1")
-    one.coordinator()
-    one.until(3)
-    shutil.copytree(one.run_dir, one.backup)
+    one.back_up_at(3)
     one.coordinator()
     one.until(6)
     until(one.unsettled)  # trained for the stopped coordinator, and sent to nobody

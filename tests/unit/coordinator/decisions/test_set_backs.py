@@ -139,12 +139,18 @@ def test_an_ordinary_restart_shows_nothing():
     assert one.core.set_backs == ()
 
 
-def test_a_second_restart_does_not_notice_the_same_loss_again():
+def gone_back():
+    """Return a bench that went back to what it saved, what that was, and a task that it issued after that."""
     one = bench(concurrency=2)
     first, _ = of(IssueTask, one.hello("a", "b"))
     saved = one.save()
     lost = only(IssueTask, one.update(first))
     go_back(one, saved)
+    return one, saved, lost
+
+
+def test_a_second_restart_does_not_notice_the_same_loss_again():
+    one, _, lost = gone_back()
     one.hello("a", last_task=lost.task_id)
     go_back(one, one.save(), nonce="00000003")
     assert len(one.core.set_backs) == 1
@@ -154,11 +160,7 @@ def test_a_second_restart_does_not_notice_the_same_loss_again():
 
 
 def test_a_backup_that_is_restored_twice_is_noticed_twice():
-    one = bench(concurrency=2)
-    first, _ = of(IssueTask, one.hello("a", "b"))
-    saved = one.save()
-    lost = only(IssueTask, one.update(first))
-    go_back(one, saved)
+    one, saved, lost = gone_back()
     task = only(IssueTask, one.hello("a", last_task=lost.task_id))
     go_back(one, saved, nonce="00000003")
     found = only(TellSetBack, one.hello("a", last_task=task.task_id))
