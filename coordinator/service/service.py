@@ -7,10 +7,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from fedmq.coordinator.service.leading.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.outgoing.certificates import CertificateDesk, Registrar
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
-from fedmq.coordinator.service.startup import drawn_names, open_core, refuse_changes, settings_of
+from fedmq.coordinator.service.startup import drawn_names, open_core, refuse_changes, settings_of, tell_of_another_run
+from fedmq.coordinator.service.summary import RunSummary, summary_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
@@ -45,7 +45,7 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder, place_of, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
-from fedmq.schemas.errors import BrokerError, ConfigError, Deposed, LedgerLocked
+from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
@@ -61,26 +61,6 @@ MOST_PREFETCH = 512
 """Most updates that the broker hands out unsettled."""
 OPEN_POLL_S = 0.2
 """Seconds between looks at `stop` while the broker is waited for."""
-
-_NOT_OURS = (
-    "this run begins now, so they are not its own, and it discards them as wrong_run. If their coordinator is only "
-    "down, stop this one, and give each run a broker.prefix of its own"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """The state of a run. `finished` is the reason, None if the run can be resumed; `model_path` is set once it is
-    finished."""
-
-    run_id: str
-    version: int
-    accepted: int
-    discarded: Mapping[str, int]
-    finished: str | None
-    metrics: Mapping[str, float]
-    """Metrics of the last central evaluation that succeeded."""
-    model_path: Path | None
 
 
 class CoordinatorService:
@@ -157,7 +137,7 @@ class CoordinatorService:
         and again.
         """
         if self._is_over():
-            return self._summary()
+            return summary_of(self._folder, self._run_settings.run_id)
         keep_freed_memory()
         try:
             if not self._folder.ledger.exists():
@@ -169,7 +149,7 @@ class CoordinatorService:
             raise unwritable(self._folder.path, error) from error
         finally:
             self._folder.release()
-        return self._summary()
+        return summary_of(self._folder, self._run_settings.run_id)
 
     def _is_over(self) -> bool:
         """True if the run is finished. Raises ConfigError if the settings are not the run's: a standby should learn it
@@ -254,7 +234,7 @@ class CoordinatorService:
 
     def _lead(self, ledger: Ledger, transport: Transport, inbox: Inbox, leadership: Leadership) -> None:
         if ledger.is_new():
-            _tell_of_another_run(transport, self._topology.updates.name)
+            tell_of_another_run(transport, self._topology.updates.name)
         core = open_core(
             self._folder,
             ledger,
@@ -418,34 +398,3 @@ class CoordinatorService:
 
     def _settings(self) -> dict[str, Any]:
         return settings_of(self._run_settings, self._strategy, self._training, self._commit_settings)
-
-    def _summary(self) -> RunSummary:
-        run_id = self._run_settings.run_id
-        reader = open_if_made(self._folder.ledger)
-        if reader is None:
-            return RunSummary(run_id, 0, 0, {}, None, {}, None)
-        with reader as ledger, ledger.at_one_moment():
-            finished = None if ledger.is_new() else ledger.run().finished
-            models = [path for path in (self._folder.final_model, self._folder.final_parameters) if path.exists()]
-            metrics = [row.metrics for row in ledger.evaluations() if row.metrics]
-            return RunSummary(
-                run_id=run_id,
-                version=ledger.version(),
-                accepted=ledger.accepted(),
-                discarded=ledger.discarded(),
-                finished=finished,
-                metrics=metrics[-1] if metrics else {},
-                model_path=models[0] if models and finished is not None else None,
-            )
-
-
-def _tell_of_another_run(transport: Transport, queue: str) -> None:
-    """Warn of updates that wait before the run begins. Nothing depends on it, so a broker that does not tell ends
-    nothing."""
-    try:
-        waiting = transport.depth(queue)
-    except BrokerError as error:
-        log.info("waiting_updates_unknown", queue=queue, detail=error)
-        return
-    if waiting:
-        log.warning("updates_of_another_run", queue=queue, waiting=waiting, detail=_NOT_OURS)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.records import Snapshot
@@ -23,12 +24,17 @@ from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
-from fedmq.schemas.errors import CheckpointError, ConfigError
+from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Array, Parameters
 
 log = EventLog(__name__)
+
+_NOT_OURS = (
+    "this run begins now, so they are not its own, and it discards them as wrong_run. If their coordinator is only "
+    "down, stop this one, and give each run a broker.prefix of its own"
+)
 
 FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
 """Settings that a run keeps for life, beside its strategy and training: a replay of the ledger needs them."""
@@ -166,3 +172,15 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFo
             f"the run in {folder.path} began with other settings: {'; '.join(changed)}. "
             "Set them back to continue it, or choose another run_id for a new run"
         )
+
+
+def tell_of_another_run(transport: Transport, queue: str) -> None:
+    """Warn of updates that wait before the run begins. Nothing depends on it, so a broker that does not tell ends
+    nothing."""
+    try:
+        waiting = transport.depth(queue)
+    except BrokerError as error:
+        log.info("waiting_updates_unknown", queue=queue, detail=error)
+        return
+    if waiting:
+        log.warning("updates_of_another_run", queue=queue, waiting=waiting, detail=_NOT_OURS)

@@ -16,7 +16,8 @@ from fedmq.config import custom_strategy
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.members import Members
 from fedmq.coordinator.service.outgoing.certificates import Registrar
-from fedmq.coordinator.service.service import CoordinatorService, RunSummary
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.service.summary import RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
 from fedmq.run.broker_user import amqp, check_user, log_identity
 from fedmq.schemas.errors import AppError, SpecMismatch

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.service.service import RunSummary
+from fedmq.coordinator.service.summary import RunSummary
 from fedmq.coordinator.state.ledger.reader import LedgerReader, open_if_made
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.messages import TrainingConfig

@@ -20,7 +20,8 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import DeliveryHandle, PoisonArrived, UpdateArrived
-from fedmq.coordinator.service.incoming.intake import Broken, Intake, Manifest, Whole
+from fedmq.coordinator.service.incoming.intake import Intake
+from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
 from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import MalformedMessage, PeerError

@@ -30,15 +30,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Literal
-
-import numpy as np
 
 from fedmq.broker_config.chunks.receiver import PATIENCE_S, ChunkArrived, ChunkReceiver, Lost
 from fedmq.broker_config.topology import Topology
-from fedmq.broker_config.transport import Delivery, Transport
+from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.events import DeliveryHandle
+from fedmq.coordinator.service.incoming.payloads import Broken, History, Manifest, Reading, Whole
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.limits import DEFAULT_LIMITS
 from fedmq.schemas.local.event_log import EventLog
@@ -61,91 +59,6 @@ _ENVELOPE_BYTES = DEFAULT_LIMITS.max_header_bytes + 256
 _AMQP_MOST_PREFETCH = 65_535
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """An update whose payload is in its queue."""
-
-    handle: DeliveryHandle
-    update: Update
-    chunks: ChunkedPayload
-
-
-@dataclass(slots=True)
-class Whole:
-    """A payload whose chunks are all there, as they were sent."""
-
-    manifest: Manifest
-    _body: memoryview | None
-
-    def take_body(self) -> memoryview:
-        """Hand the payload over, once: nothing here keeps it in RAM from then on."""
-        body, self._body = self._body, None
-        assert body is not None
-        return body.toreadonly()
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A payload that cannot be put together; `final` at the last try."""
-
-    manifest: Manifest
-    detail: str
-    final: bool
-
-
-@dataclass(slots=True)
-class _History:
-    """An update's turns so far."""
-
-    tries: int = 0
-    tried_at_s: float = float("-inf")
-    silent_since_s: float | None = None
-    """Time since when chunks have been missing in its queue; None if they were not at the last look."""
-    look_s: float = float("-inf")
-    """Time before which it is not looked at again."""
-    budgets: int = 0
-    """Number of budgets that were used up."""
-    hollow: int = 0
-    """Number of turns in which its queue had chunks enough, and not the right ones."""
-
-
-class _Reading:
-    """The payload that is read now, and its receiver's store: one buffer; only repeated chunks are acked (rule 3)."""
-
-    def __init__(self, manifest: Manifest, transport: Transport) -> None:
-        self.manifest = manifest
-        self.receiver: ChunkReceiver
-        self.until_s = float("inf")
-        """End of the budget."""
-        self._transport = transport
-        # A bytearray would write zeros first.
-        self._buffer: memoryview | None = np.empty(manifest.chunks.num_bytes, np.uint8).data
-
-    def arrived(self, start: int, delivery: Delivery) -> Delivery:
-        buffer = self._buffer  # the loop may let go of it meanwhile
-        if buffer is not None:
-            buffer[start : start + len(delivery.body)] = delivery.body
-        return replace(delivery, body=b"")
-
-    def bytes_of(self, start: int, length: int, _delivery: Delivery) -> memoryview:
-        assert self._buffer is not None
-        return self._buffer[start : start + length]
-
-    def keep(self, index: int | None, _digest: bytes, delivery: Delivery) -> None:
-        if index is None:
-            self._transport.ack(delivery)
-
-    def stop(self) -> memoryview | None:
-        """Stop the receiver. Return the buffer, and hold it no more."""
-        self.receiver.stop()
-        return self.let_go()
-
-    def let_go(self) -> memoryview | None:
-        """Return the buffer, and hold it no more. Receiver and store hold each other until a garbage collection."""
-        buffer, self._buffer = self._buffer, None
-        return buffer
-
-
 class Intake:
     """The module docstring has the rules. The loop's thread calls everything; `put` is called from the transport's."""
 
@@ -166,8 +79,8 @@ class Intake:
         self._payload_bytes = payload_bytes
         self._sender_of = sender_of
         self._waiting: deque[Manifest] = deque()
-        self._current: _Reading | None = None
-        self._histories: dict[str, _History] = {}
+        self._current: Reading | None = None
+        self._histories: dict[str, History] = {}
         """Histories by update_id, of the updates that are not over."""
 
     def check(self, chunks: ChunkedPayload) -> None:
@@ -246,7 +159,7 @@ class Intake:
                 return None
             if isinstance(look, Broken):
                 return look
-        history, current = self._history(update), _Reading(manifest, self._transport)
+        history, current = self._history(update), Reading(manifest, self._transport)
         prefetch = min(2 * chunks.count + 16, _AMQP_MOST_PREFETCH)
         current.receiver = ChunkReceiver(
             self._transport,
@@ -310,7 +223,7 @@ class Intake:
             return other
         return self._let_others_go_first(current, history, now)
 
-    def _let_others_go_first(self, current: _Reading, history: _History, now: float) -> Broken | None:
+    def _let_others_go_first(self, current: Reading, history: History, now: float) -> Broken | None:
         receiver, manifest = current.receiver, current.manifest
         detail = "it waits for its chunks"
         if receiver.has_all_that_was_ready:
@@ -334,13 +247,13 @@ class Intake:
         log.info("payload_gives_way", task=manifest.update.task_id, detail=f"{detail}; others go first")
         return None
 
-    def _gives_way_s(self, current: _Reading) -> float:
+    def _gives_way_s(self, current: Reading) -> float:
         """Return the time at which the payload may have to let others go first."""
         quiet_s = current.receiver.heard_s + GIVE_WAY_S
         return min(quiet_s, current.until_s, self._all_came_s(current))
 
     @staticmethod
-    def _all_came_s(current: _Reading) -> float:
+    def _all_came_s(current: Reading) -> float:
         return float("-inf") if current.receiver.has_all_that_was_ready else float("inf")
 
     def _other(self, now: float) -> Manifest | Broken | None:
@@ -385,8 +298,8 @@ class Intake:
         update = manifest.update
         return self.queue_of(update.run_id, update.task_id, update.participant_id)
 
-    def _history(self, update: Update) -> _History:
-        return self._histories.setdefault(update.update_id, _History())
+    def _history(self, update: Update) -> History:
+        return self._histories.setdefault(update.update_id, History())
 
     def abandon(self) -> Manifest | None:
         """Stop reading, and return the manifest that was read."""
@@ -409,11 +322,11 @@ class Intake:
         """Forget the turns and tries of an update that is over."""
         self._histories.pop(update_id, None)
 
-    def _stop(self, current: _Reading) -> memoryview | None:
+    def _stop(self, current: Reading) -> memoryview | None:
         self._current = None
         return current.stop()
 
-    def _give_up(self, current: _Reading, lost: Lost, now: float) -> Broken:
+    def _give_up(self, current: Reading, lost: Lost, now: float) -> Broken:
         self._stop(current)
         return self._broken(current.manifest, lost.detail, now)
 

@@ -17,7 +17,7 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
 from fedmq.coordinator.service.incoming import intake
-from fedmq.coordinator.service.service import RunSummary
+from fedmq.coordinator.service.summary import RunSummary
 from fedmq.participant.decisions import agent, outbox, retries
 from fedmq.schemas import chunks
 from fedmq.schemas.codec import decode, encode

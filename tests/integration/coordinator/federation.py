@@ -14,7 +14,8 @@ import numpy as np
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery, Message
-from fedmq.coordinator.service.service import CoordinatorService, RunSummary
+from fedmq.coordinator.service.service import CoordinatorService
+from fedmq.coordinator.service.summary import RunSummary
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader

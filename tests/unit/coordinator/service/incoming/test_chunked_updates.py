@@ -16,7 +16,7 @@ from fedmq.coordinator.service.incoming.chunked_updates import (
     SendAgain,
     Superseded,
 )
-from fedmq.coordinator.service.incoming.intake import Broken, Manifest, Whole
+from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
 from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD
 from fedmq.schemas.codec import Limits, encode
 from fedmq.schemas.errors import LimitExceeded

@@ -14,7 +14,7 @@ import pytest
 from fedmq.broker_config.chunks.receiver import MORE_UNWANTED, PATIENCE_S, ChunkArrived
 from fedmq.broker_config.topology import Topology
 from fedmq.broker_config.transport import Delivery
-from fedmq.coordinator.service.incoming import intake
+from fedmq.coordinator.service.incoming import payloads
 from fedmq.coordinator.service.incoming.intake import (
     BUDGET_S,
     GIVE_WAY_S,
@@ -23,10 +23,9 @@ from fedmq.coordinator.service.incoming.intake import (
     MOST_TRIES,
     ONE_TRY_S,
     SLOW_BYTES_PER_S,
-    Broken,
     Intake,
-    Whole,
 )
+from fedmq.coordinator.service.incoming.payloads import Broken, Whole
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
@@ -424,7 +423,7 @@ def test_a_payload_whose_queue_is_gone_holds_no_ram(monkeypatch: pytest.MonkeyPa
         made.append(weakref.ref(buffer))
         return buffer
 
-    monkeypatch.setattr(intake, "np", SimpleNamespace(empty=empty, uint8=np.uint8))
+    monkeypatch.setattr(payloads, "np", SimpleNamespace(empty=empty, uint8=np.uint8))
     one = desk("a")
     one.queues.depths[queue_of("a")] = BrokerError("no such queue")
     gc.disable()
