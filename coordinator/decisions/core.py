@@ -13,8 +13,9 @@ Rules
     does not touch the task (identity.py says whose a message is).
  4. A task is open while it is `out` or `lapsed`. A task that is out holds a slot and its participant. A lapsed task
     holds neither, but its update is still welcome. A task lapses when its lease is over, when it could not be
-    delivered, or when its participant seems to have lost it and it cannot be repeated. In each of these cases somebody
-    may be training it, and finished work is not thrown away. A task that was sent twice and is declined lapses too,
+    delivered, when its participant leaves with it, or when its participant seems to have lost it and it cannot be
+    repeated. In each of these cases somebody may be training it, or will go on with it, and finished work is not thrown
+    away. A task that was sent twice and is declined lapses too,
     instead of closing, because its other copy may be in training. A lapsed task is withdrawn when its update would be
     too stale, or when its participant has more than four lapsed tasks. If participants keep the method's memory, it is
     also withdrawn at a hello that names it a whole lease later: the participant takes no other task before a verdict.
@@ -32,9 +33,10 @@ Rules
     that reason a task is repeated at once to few new sessions (task_desk.py and back_offs.py have the numbers). A
     failure (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A
     task that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant
-    has lost it, if a round's deadline passes and the participant never gave an update, and if it could not be delivered
-    for the second time in a row. Only an accepted update or a new session ends a failure's back-off. A new session does
-    so once in ten minutes, because a silent participant can make any number of them.
+    has lost it, if a round's deadline passes and the participant never gave an update, and if it could not be
+    delivered, or its participant left with it, for the second time in a row. Only an accepted update or a new session
+    ends a failure's back-off. A new session does so once in ten minutes, because a silent participant can make any
+    number of them.
  9. A synchronous round (rounds.py) opens as soon as `min_updates` participants are free. It keeps
     ceil(size·over_selection) tasks out or answered, with one update from each participant; participants that become
     free later fill it up. The first `size` updates make the version, and all other tasks of the round are withdrawn. At

@@ -125,6 +125,9 @@ class TaskDesk:
                     self.lapse(p.out, "its participant is done with it, and the ledger has no verdict")
                 else:
                     self._on_lost(p, p.out, new_session, doubted, hello.accepting)
+            elif hello.leaving:
+                self.lapse(p.out, "its participant has left")
+                self.back_offs.on_silence(p, self.now, forgiven=1)  # who comes and goes gets no endless supply of tasks
         self.back_offs.on_hello(p, self.now, new_session=new_session, accepting=hello.accepting)
         p.accepting = hello.accepting and p.out is None
         if self.remembers:

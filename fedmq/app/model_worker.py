@@ -21,7 +21,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,10 +35,12 @@ from fedmq.app.app import App, load_app, trainer_of
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.files import remove, tighten
-from fedmq.schemas.local.leaving import leave
+from fedmq.schemas.local.leaving import kill_descendants, leave
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
 
+ORPHAN_S = 10.0
+"""Longest time that the worker goes on without its parent. A parent that leaves by itself waits for less."""
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 
 
@@ -161,6 +165,7 @@ def main(argv: list[str]) -> int:
         _say(lines, _failed(e))
         return 2
     _say(lines, {"ready": True, "evaluates": helper.evaluates, "exports": helper.exports})
+    threading.Thread(target=_end_without_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
     for line in sys.stdin:
         try:
             _say(lines, helper.answer(json.loads(line)))
@@ -171,6 +176,23 @@ def main(argv: list[str]) -> int:
         except Exception as e:  # noqa: BLE001 (the user's model failed: the coordinator reports it and goes on)
             _say(lines, {"error": in_short(e)})
     return 0
+
+
+def _end_without_parent(stdin: int) -> None:
+    """End this process if its parent is gone and it is still at work `ORPHAN_S` later, with all that the app started.
+
+    A coordinator that is killed by SIGKILL cannot end a worker that hangs in the app. Its end closes the pipe, and that
+    is told here without a byte being read. The platforms without `poll` have nothing of this.
+    """
+    if not hasattr(select, "poll"):
+        return
+    hung_up = select.poll()
+    hung_up.register(stdin, 0)  # no event but the pipe's end
+    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in hung_up.poll()):
+        pass
+    time.sleep(ORPHAN_S)
+    kill_descendants()
+    os._exit(1)
 
 
 def _failed(error: FedmqError) -> dict[str, Any]:

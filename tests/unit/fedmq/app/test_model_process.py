@@ -1,12 +1,15 @@
 """The helper process with an app that needs no Keras: quick, and the protocol is the same."""
 
 import os
+import re
+import subprocess
 import sys
 import textwrap
 import threading
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from fedmq.app.app import load_app
@@ -17,6 +20,7 @@ from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import Task, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
+from tests.support.asking import ask_until
 
 DEADLINE_S = 60
 
@@ -52,6 +56,32 @@ def evaluate(parameters):
         os._exit(7)
     return {"total": total}
 """
+
+
+HUNG = """
+import subprocess, sys, threading
+
+def initial_parameters():
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    print("started", other.pid, flush=True)
+    threading.Event().wait()
+"""
+WORKER = "import sys; from fedmq.app import model_worker; model_worker.ORPHAN_S = 0.05; model_worker.main(sys.argv[1:])"
+
+
+def test_a_worker_that_hangs_in_the_app_ends_when_its_parent_is_gone_with_what_the_app_started(tmp_path):
+    (tmp_path / "app.py").write_text(HUNG)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "app.py")]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as worker:
+        assert '"ready": true' in worker.stdout.readline()
+        worker.stdin.write('{"initial": "nowhere"}\n')
+        worker.stdin.flush()
+        (other,) = re.findall(r"started (\d+)", worker.stderr.readline())
+        assert psutil.pid_exists(int(other))
+        worker.stdin.close()  # as the kernel does for a parent that was killed
+        assert worker.wait(DEADLINE_S) == 1
+        ask_until(lambda: not psutil.pid_exists(int(other)))
 
 
 @pytest.fixture

@@ -75,6 +75,24 @@ def test_one_that_said_that_it_leaves_gets_no_task_and_keeps_its_row_until_it_wo
     assert not bench.participants["a"].left
 
 
+def test_the_slot_of_one_that_leaves_with_its_task_is_free_at_once_and_its_update_is_welcome_later():
+    bench = Bench(concurrency=1, lapse_backoff_s=10.0)
+    task = only(IssueTask, bench.hello("a", t=0.0))
+    assert receivers(bench.hello("b", t=0.5)) == []
+    assert receivers(bench.hello("a", accepting=False, leaving=True, holds=[task.task_id], t=1.0)) == ["b"]
+    bench.hello("a", session="s1", accepting=False, holds=[task.task_id], t=2.0)
+    assert only(Accept, bench.update(task, t=3.0)).order == 1
+
+
+def test_one_that_leaves_with_each_task_soon_waits_for_the_next_one():
+    bench = Bench(concurrency=1, lapse_backoff_s=10.0)
+    for turn, issued in enumerate((["a"], ["a"], ["a"], [])):
+        issues = bench.hello("a", session=f"s{turn}", t=10.0 * turn)  # one is forgiven, and one pardoned (rule 8)
+        assert receivers(issues) == issued
+        for task in of(IssueTask, issues):
+            bench.hello("a", session=f"s{turn}", accepting=False, leaving=True, holds=[task.task_id], t=10.0 * turn + 5)
+
+
 def test_finished_work_of_one_that_is_away_is_still_welcome():
     bench = Bench(concurrency=1)
     task = only(IssueTask, bench.hello("a", t=0.0))
