@@ -19,6 +19,7 @@ Units = Any
 """Number of units of the model's last layer, or a nest of them for several outputs; None if it is not known."""
 
 _SPARSE = (keras.losses.SparseCategoricalCrossentropy, keras.losses.sparse_categorical_crossentropy)
+_CATEGORICAL = (keras.losses.CategoricalCrossentropy, keras.losses.categorical_crossentropy)
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.binary_crossentropy)
 
 
@@ -42,7 +43,22 @@ def explained(model: Model, data: LazyData) -> Iterator[None]:
         takes = "" if shape is None else f"; the model takes x of shape {shape}"
         raise TrainerError(
             f"the model cannot make a step on {data.name}: {in_short(error)} ({data.name} is {_shapes(data)}{takes})"
+            f"{_other_loss(model, data)}"
         ) from error
+
+
+def _other_loss(model: Model, data: LazyData) -> str:
+    """Return advice if y has class numbers and the loss takes a column for each class, or the other way round."""
+    arrays = data.arrays()
+    y = arrays[1] if len(arrays) > 1 else None
+    if not isinstance(y, np.ndarray) or not y.size:
+        return ""
+    one_hot = y.ndim > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(axis=-1) == 1).all())
+    if one_hot and _is(model.loss, _SPARSE):
+        return ": y seems to have a column for each class, so compile categorical_crossentropy, or return y.argmax(-1)"
+    if y.ndim == 1 and y.dtype.kind in "iu" and _is(model.loss, _CATEGORICAL):
+        return ": y seems to have the numbers of classes, so compile sparse_categorical_crossentropy"
+    return ""
 
 
 def check_labels(model: Model, units: Units, data: LazyData) -> None:
@@ -60,6 +76,11 @@ def check_labels(model: Model, units: Units, data: LazyData) -> None:
             bad = (labels < 0) | (labels >= number)
             if getattr(loss, "ignore_class", None) is not None:
                 bad &= labels != loss.ignore_class
+            if labels.dtype.kind == "f":
+                why = "classes are whole numbers: number them from 0, or compile a loss for such values"
+                _refuse_labels(
+                    (labels != np.floor(labels)) & np.isfinite(labels), labels, f"{place} of {data.name}", why
+                )
             _refuse_labels(bad, labels, f"{place} of {data.name}", (
                 f"the model has {number} units, for classes from 0 to {number - 1}: number the classes from 0, or give "
                 "the last layer a unit for each class"

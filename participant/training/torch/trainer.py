@@ -196,7 +196,7 @@ class TorchTrainer:
         if place := data.not_finite():
             raise TrainerError(
                 f"the result is not finite, and {data.name} is not either: {place}. Remove such examples, or fill "
-                "them, before load_data returns them"
+                "them, before they are returned"
             )
 
 

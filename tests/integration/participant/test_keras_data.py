@@ -145,6 +145,7 @@ def test_the_conversions_that_the_errors_name_work() -> None:
         (model, np.where(Y == 1, 7, 0), r"y of data has the label 7 at \[\d+\], and the model has 2 units"),
         (model, Y - 1, "has the label -1 at .*classes from 0 to 1: number the classes from 0"),
         (lambda: model(keras.losses.SparseCategoricalCrossentropy()), Y + 1, "has the label 2 at"),
+        (model, np.where(Y == 1, 0.5, 0.0), r"has the label 0\.5 at .*classes are whole numbers"),
         (lambda: model("binary_crossentropy", 1, "sigmoid"), 2 * Y - 1, "label -1 at .*takes numbers from 0 to 1"),
     ],
 )
@@ -185,3 +186,20 @@ def test_data_of_another_shape_are_told_by_keras_own_sentence_and_the_shapes_of_
     assert "(data is x float32[20, 5], y int64[20]; the model takes x of shape (None, 6))" in said
     assert "\x1b" not in said
     assert "kwargs" not in said
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "text"),
+    [
+        (
+            "sparse_categorical_crossentropy",
+            np.eye(2)[Y],
+            r"compile categorical_crossentropy, or return y\.argmax\(-1\)$",
+        ),
+        ("categorical_crossentropy", Y, "so compile sparse_categorical_crossentropy$"),
+        ("categorical_crossentropy", np.eye(3)[Y], r"\(None, 6\)\)$"),
+    ],
+)
+def test_labels_for_another_loss_are_told_from_other_mistakes(loss: str, labels: Any, text: str) -> None:
+    with pytest.raises(TrainerError, match=text):
+        trained((X, labels), lambda: model(loss))
