@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +14,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TargetMetric(Settings):
+_LOW_IS_BETTER = re.compile(
+    r"(.*[^a-z])?(loss|error|distance|mse|mae|rmse|mape|msle|perplexity|crossentropy|divergence)", re.IGNORECASE
+)
+
+
+class Goal(Settings):
+    """A metric that should be high (`max`) or low (`min`). Without a `mode` the names of losses and errors mean low."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _low_by_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "mode" not in data and _LOW_IS_BETTER.fullmatch(str(data.get("name"))):
+            return {**data, "mode": "min"}
+        return data
+
+
+class TargetMetric(Goal):
     """Stop when a central evaluation reaches a value."""
 
     name: str
@@ -21,7 +38,7 @@ class TargetMetric(Settings):
     mode: Literal["max", "min"] = "max"
 
 
-class Patience(Settings):
+class Patience(Goal):
     """Stop after `evaluations` central evaluations without an improvement of `min_delta`."""
 
     name: str

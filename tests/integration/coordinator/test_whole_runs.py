@@ -134,7 +134,7 @@ def test_a_run_whose_target_is_never_measured_ends_at_the_first_evaluation_and_g
     with pytest.raises(ConfigError, match=r"run.stop.target.name: got 'accuracy'.*it measures 'loss'.*at version 0"):
         federation.run(evaluator=Evaluator())
     federation.join("p0")
-    federation.stop = StopSettings(target=TargetMetric(name="loss", value=0.2))
+    federation.stop = StopSettings(target=TargetMetric(name="loss", value=0.2, mode="max"))
     assert federation.run(evaluator=Evaluator()).finished == "target"
     assert same_bits(federation.final(), federation.replayed())
 

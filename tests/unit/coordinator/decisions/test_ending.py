@@ -253,3 +253,16 @@ def test_a_missing_or_nan_metric_reaches_no_target_and_uses_up_patience():
     assert not target_reached(TargetMetric(name="m", value=0.9), {"m": float("nan")})
     state = PatienceState().after(patience, {"m": float("nan")}).after(patience, {})
     assert state.exhausted(patience)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("loss", "min"), ("val_loss", "min"), ("mean_squared_error", "min"), ("mse", "min"), ("RMSE", "min"),
+        ("accuracy", "max"), ("lossless", "max"), ("gloss", "max"), ("auc", "max"),
+    ],
+)  # fmt: skip
+def test_a_goal_of_a_loss_or_an_error_is_low_unless_it_says_otherwise(name, mode):
+    assert TargetMetric(name=name, value=1).mode == mode
+    assert Patience(name=name, evaluations=1).mode == mode
+    assert Patience(name=name, evaluations=1, mode="max").mode == "max"
