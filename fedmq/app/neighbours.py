@@ -61,7 +61,13 @@ def import_neighbours_of(app: Path) -> None:
     sys.meta_path.insert(sys.meta_path.index(PathFinder), Neighbours(str(folder)))
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    for hidden in sorted(PROTECTED & ({path.stem for path in folder.glob("*.py")} - {app.stem})):
-        log.warning(
-            "neighbour_hidden", file=folder / f"{hidden}.py", why=f"`import {hidden}` gives the installed module"
-        )
+    for file in hidden_by(app):
+        name = file.stem if file.name != "__init__.py" else file.parent.name
+        log.warning("neighbour_hidden", file=file, why=f"`import {name}` gives the installed module")
+
+
+def hidden_by(app: Path) -> list[Path]:
+    """Return the modules and packages beside an app file that it cannot import, because their names are taken."""
+    folder = app.resolve().parent
+    modules = [path for path in folder.glob("*.py") if path.stem in PROTECTED - {app.stem}]
+    return sorted([*modules, *(path for path in folder.glob("*/__init__.py") if path.parent.name in PROTECTED)])

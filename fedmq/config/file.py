@@ -95,7 +95,9 @@ def read_toml(path: Path, what: str = "federation", hint: str = FEDERATION_HINT)
         text = decoded(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"There is no {what} file {path}: {hint}.") from None
-    except (OSError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"The {what} file {path} is not text in UTF-8 ({e}): save it as UTF-8.") from None
+    except OSError as e:
         raise ConfigError(f"The {what} file {path} cannot be read: {e}") from e
     try:
         return tomllib.loads(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -218,7 +219,8 @@ def _figure(
     draw: Callable[[Any], None], look: Look, height_in: float, cells: Sequence[CellResult], *, legended: bool = True
 ) -> str:
     """Return the figure as HTML. The same figure gives the same text."""
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has it, or shows a box
         labels = [s for s, _ in by_strategy(cells)] if legended else []
         rows = math.ceil(len(labels) / _legend_columns(labels))
         height_in += LEGEND_ROW_IN * max(0, rows - 1)  # the panels keep their height for any legend

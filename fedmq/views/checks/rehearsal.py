@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedmq.app.model_process import ModelChild
+from fedmq.app.neighbours import hidden_by
 from fedmq.app.parameter_files import write_parameters
 from fedmq.broker_config.amqp.handshake import MIB
 from fedmq.config.device import DeviceConfig
@@ -88,6 +89,9 @@ class Rehearsal:
 
         if (yield from self._try("app", child, load, 2 * self._try_s)) is None:
             return
+        for file in hidden_by(self._app):
+            what = f"app: {file} is not what an app imports under this name: the installed module is"
+            yield Finding("warning", what, "give it another name if the app is to import it")
         first = yield from self._try("app", child, child.initial)
         if first is None:
             return

@@ -4,9 +4,10 @@ Keras's preprocessing layers have two kinds:
 
     computed from weights    Normalization keeps tensors made of its weights mean and variance. An assignment to the
                              weights does not change them. `refresh` does.
-    beside the weights       Discretization keeps bin boundaries, and the lookups a vocabulary, after `adapt`. They are
-                             no weights, so they do not travel. Their digest does, as an integer tensor. A model
-                             that was adapted to other data is refused.
+    beside the weights       Discretization keeps bin boundaries, and the lookups a vocabulary, after `adapt`. A
+                             Normalization may be given its mean, and Hashing its salt. A user's layer with an `adapt`
+                             may keep arrays or numbers as attributes. All these are no weights, so they do not
+                             travel. Their digest does, as an integer tensor. A model with others is refused.
 
 A layer of the user's own takes part in the first kind if it has a `finalize_state()`, or reads its variables in a
 `load_own_variables` of its own. Keras calls the latter too when it loads a file.
@@ -29,6 +30,8 @@ Layer = Any
 
 DIGEST_BYTES = 8
 _AUTOMATIC_SUFFIX = re.compile(r"_\d+$")
+ADAPTED = "adapted_state"
+"""Digest's name for the attributes of a user's layer that has an `adapt`."""
 _LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup)
 
 
@@ -101,7 +104,7 @@ class TracedState:
 
 def digests(model: Model) -> list[tuple[str, npt.NDArray[np.uint8]]]:
     """Return a name and a digest for each layer's state beside its weights, sorted by name. The names are
-    "layer/bin_boundaries" and "layer/vocabulary"."""
+    "layer/bin_boundaries", "layer/vocabulary", "layer/mean", "layer/salt" and "layer/adapted_state"."""
     found = [(f"{without_suffix(layer.name)}/{what}", _digest(state)) for layer, what, state in _beside(model)]
     return sorted(found, key=lambda pair: pair[0])
 
@@ -116,6 +119,30 @@ def _beside(model: Model) -> Iterator[tuple[Layer, str, bytes]]:
             weights = getattr(layer, "idf_weights_const", None)
             inverse = b"" if weights is None else np.asarray(weights, np.float32).tobytes()
             yield layer, "vocabulary", words.encode() + inverse
+        elif isinstance(layer, keras.layers.Normalization) and not layer.weights:
+            given = (np.asarray(value, np.float32) for value in (layer.input_mean, layer.input_variance))
+            yield layer, "mean", b"".join(array.tobytes() for array in given)
+        elif isinstance(layer, keras.layers.Hashing):
+            yield layer, "salt", repr((layer.num_bins, layer.salt)).encode()
+        elif _adapts_attributes(layer) and (kept := list(_numbers(layer))):
+            yield layer, ADAPTED, b"".join(name.encode() + array.tobytes() for name, array in kept)
+
+
+def _adapts_attributes(layer: Layer) -> bool:
+    """Return True for a user's layer that learns by an `adapt`, and has no weight to keep it in."""
+    own = not type(layer).__module__.startswith("keras.")
+    return own and callable(getattr(layer, "adapt", None)) and not layer.weights
+
+
+def _numbers(layer: Layer) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Yield the public attributes of a layer that are numbers or arrays of them, by name."""
+    for name, value in sorted(vars(layer).items()):
+        if name.startswith("_") or not isinstance(value, float | np.ndarray | np.number | tf.Tensor | list | tuple):
+            continue
+        try:
+            yield name, np.asarray(value, np.float32)
+        except (TypeError, ValueError, NotImplementedError):  # texts, ragged lists, tensors of a traced function
+            continue
 
 
 def _digest(state: bytes) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.training.keras.backend import keras
-from fedmq.participant.training.keras.derived import computing_layers, digests, refresh, without_suffix
+from fedmq.participant.training.keras.derived import ADAPTED, computing_layers, digests, refresh, without_suffix
 from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import TensorSpec, check_spec
@@ -111,10 +111,15 @@ def _matching(own: str, given: str) -> str:
 
 def _other_state(name: str) -> str:
     _, layer, what = name.split("/")
+    if what == ADAPTED:
+        return (
+            f"this app's layer {layer} was adapted to other data than the federation's, and keeps what it learned as "
+            "attributes, which do not travel. Keep it in weights: self.add_weight(..., trainable=False)"
+        )
     return (
-        f"this app's layer {layer} was adapted to other data than the federation's: its {what.replace('_', ' ')} "
-        f"differ, and Keras keeps them outside of the weights. Give all participants and the coordinator the same, "
-        f"as the argument `{what}` of the layer, in place of `adapt`"
+        f"this app's layer {layer} differs from the federation's in its {what.replace('_', ' ')}, and Keras keeps that "
+        f"outside of the weights. Give all participants and the coordinator the same, as the argument `{what}` of the "
+        "layer: not from `adapt` or from data of their own"
     )
 
 

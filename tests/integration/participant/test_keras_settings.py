@@ -169,10 +169,57 @@ def test_bins_and_vocabularies_of_other_data_are_refused_because_they_do_not_tra
     data = ([X[:, :1], np.array(["a", "b"] * 30).reshape(-1, 1)], Y.astype(np.float32))
     result = KerasTrainer(lambda: binned(X[:, 0]), data).train(start, CONFIG)
     assert same({n: result.parameters[n] for n in list(start)[2:]}, {n: start[n] for n in list(start)[2:]})
-    with pytest.raises(AppError, match=r"layer discretization was adapted to other data.*argument `bin_boundaries`"):
+    with pytest.raises(AppError, match=r"layer discretization differs.* bin boundaries.*argument `bin_boundaries`"):
         KerasTrainer(lambda: binned(X[:30, 0]), data).train(start, CONFIG)
-    with pytest.raises(AppError, match=r"layer string_lookup was adapted to other data.*argument `vocabulary`"):
+    with pytest.raises(AppError, match=r"layer string_lookup differs.* vocabulary.*argument `vocabulary`"):
         set_parameters(binned(X[:, 0], ["b", "c"]), start)
+
+
+class Learning(layers.Layer):
+    """A user's layer that keeps what it has adapted to as an attribute."""
+
+    def adapt(self, rows: Any) -> None:
+        self.centre = rows.mean(0)
+
+    def call(self, x: Any) -> Any:
+        return x - self.centre
+
+
+def learning(rows: Any) -> Any:
+    layer = Learning(name="mine")
+    layer.adapt(rows)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda rows: layers.Normalization(mean=rows.mean(0), variance=rows.var(0), name="mine"), "argument `mean`"),
+        (lambda rows: layers.Normalization(mean=[0.0] * 3, variance=rows.var(0), name="mine"), "argument `mean`"),
+        (learning, r"self\.add_weight\(\.\.\., trainable=False\)"),
+    ],
+)
+def test_numbers_that_a_layer_keeps_beside_its_weights_are_compared(layer: Any, said: str) -> None:
+    def built(rows: Any) -> Any:
+        model = keras.Sequential([keras.Input(X.shape[1:]), layer(rows), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    start = parameters_of(built(X))
+    set_parameters(built(X.copy()), start)
+    with pytest.raises(AppError, match=f"this app's layer mine .*{said}"):
+        set_parameters(built(X[:5]), start)
+
+
+def test_the_salt_of_a_hashing_layer_is_compared() -> None:
+    def built(salt: int) -> Any:
+        hashed = layers.Hashing(4, salt=salt, output_mode="one_hot")
+        model = keras.Sequential([keras.Input((1,), dtype="string"), hashed, layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(AppError, match="layer hashing differs from the federation's in its salt"):
+        set_parameters(built(1), parameters_of(built(2)))
 
 
 def test_a_run_of_an_older_version_has_no_digests_and_goes_on() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from fedmq.app.neighbours import PROTECTED, Neighbours
+from fedmq.app.neighbours import PROTECTED, Neighbours, hidden_by
 
 DEADLINE_S = 60
 PYPROJECT = Path(__file__).parents[4] / "pyproject.toml"
@@ -87,3 +87,12 @@ def test_the_packages_of_a_plain_install_are_protected():
     assert {"numpy", "pydantic"} <= seen
     modules = {name.lower().replace("-", "_").removesuffix("_py") for name in seen}
     assert modules <= PROTECTED
+
+
+def test_modules_and_packages_that_an_app_cannot_import_are_named(tmp_path):
+    (tmp_path / "json").mkdir()
+    for name in ("keras.py", "own.py", "numpy.py", "json/__init__.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "queue").mkdir()  # a plain folder of data
+    named = [path.relative_to(tmp_path.resolve()).as_posix() for path in hidden_by(tmp_path / "numpy.py")]
+    assert named == ["json/__init__.py", "keras.py"]

@@ -75,3 +75,9 @@ def test_a_byte_order_mark_is_no_part_of_the_file(path, encoding):
     mark = "" if encoding == "utf-8-sig" else "\ufeff"
     path.write_bytes((mark + "# größer\n" + GOOD).encode(encoding))
     assert load_config(path, environ={}).run.run_id == "r1"
+
+
+def test_a_file_in_another_encoding_is_refused_with_what_to_do(path):
+    path.write_bytes(("# größer\n" + GOOD).encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"is not text in UTF-8 \(.*\): save it as UTF-8"):
+        load_config(path, environ={})

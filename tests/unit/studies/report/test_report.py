@@ -84,6 +84,11 @@ def test_dollars_in_a_label_are_no_formula(tmp_path):
     assert page.count(">5 $\\x$ a GB<") >= 4, "tables and legends"
 
 
+def test_a_label_that_our_font_has_no_glyphs_for_is_no_warning(tmp_path):
+    page = write_report(tmp_path / "report.html", "a study", [replace(CELL, strategy="日本")], "").read_text()
+    assert page.count(">日本<") >= 4
+
+
 def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
     reached = cost_of(CELL, TargetMetric(name="accuracy", value=0.35))
     assert reached == {"time_s": 1.0, "updates": 2.0, "bytes_up": 20.0, "bytes_down": 0.0}
