@@ -136,7 +136,7 @@ class AmqpClient:
                 raise TransportClosed(f"transport {self.name!r} was opened before: make a new one")
             self._exchanges, self._on_state, self._patient = tuple(exchanges), on_state, timeout_s is None
             self._queues.update((queue.name, queue) for queue in queues)
-            self._keeper = Keeper(self._exchanges, tuple(self._queues.values()))
+            self._keeper = Keeper(self._exchanges, tuple(self._queues.values()), self._consumers.counted)
             self._is_open = True
             self._thread = threading.Thread(target=self._run, name=f"fedmq-{self.name}", daemon=True)
             self._thread.start()

@@ -77,10 +77,16 @@ class Consumer:
         self._on_lost = on_lost
         self._on_failed = on_failed
         self._hold: Hold | None = None
+        self._confirmed: Hold | None = None
 
     @property
     def active(self) -> bool:
         return self._hold is not None
+
+    @property
+    def confirmed_on(self) -> Any:
+        """Channel on which the broker has confirmed the consumer; None if there is none now."""
+        return None if self._hold is None or self._hold is not self._confirmed else self._hold.channel
 
     def start(self, channel: Any, on_works: Callable[[], None] = lambda: None) -> None:
         """Consume on a fresh channel, and close the former channel. Two channels would share the queue's messages, and
@@ -90,6 +96,7 @@ class Consumer:
 
         def works() -> None:
             self.failures = 0
+            self._confirmed = hold
             on_works()
 
         channel.add_on_cancel_callback(lambda _frame: self._cancelled(hold))

@@ -30,6 +30,11 @@ class Consumers:
         self._by_queue: dict[str, Consumer] = {}
         self._answers: dict[str, Answer] = {}
         """The awaited answer to the newest try to consume, by queue."""
+        self._restarts: dict[str, object] = {}
+        """Mark of the planned restart, by queue: a consumer that is lost twice at once, or stopped meanwhile, has no
+        other."""
+        self._missed: dict[str, object] = {}
+        """The channel of a queue's consumer that RabbitMQ had not when it was last asked, by queue."""
 
     def add(self, consumer: Consumer) -> None:
         """Start a consumer in place of the queue's former one."""
@@ -42,6 +47,7 @@ class Consumers:
     def remove(self, queue: str) -> None:
         """Stop consuming a queue. Unsettled deliveries go back."""
         former = self._by_queue.pop(queue, None)
+        self._restarts.pop(queue, None)
         self._await_no_more(queue)
         if former is not None:
             former.stop()
@@ -55,6 +61,8 @@ class Consumers:
     def detach(self) -> None:
         """Forget the session, which is gone: unsettled deliveries come again."""
         self._session = None
+        self._restarts.clear()
+        self._missed.clear()
         for consumer in self._by_queue.values():
             consumer.detach()
             self._await_no_more(consumer.queue)
@@ -70,11 +78,37 @@ class Consumers:
         log.warning("consumer_lost", queue=consumer.queue, detail=detail)
         self._report(TransportState("consumer_lost", detail))
 
+        mark = self._restarts[consumer.queue] = object()
+
+        def is_wanted() -> bool:
+            return session is self._session and self._restarts.get(consumer.queue) is mark
+
+        def start() -> None:
+            if is_wanted():
+                self._start(consumer)
+
         def again() -> None:
-            if session is self._session:
-                session.declare(lambda: self._start(consumer))
+            if is_wanted():
+                session.declare(start)
 
         self._driver.loop.call_later(delay_s, again)
+
+    def counted(self, queue: str, consumers: int) -> None:
+        """Start a consumer again that RabbitMQ does not have, although it confirmed it and never cancelled it.
+
+        It drops the consumers of a queue without a word if the queue is deleted and declared again at once. Asked once
+        is not enough: the answer may be older than the consumer.
+        """
+        consumer = self._by_queue.get(queue)
+        channel = None if consumers or consumer is None else consumer.confirmed_on
+        missed = self._missed.pop(queue, None)
+        if consumer is None or channel is None:
+            return
+        if channel is missed:
+            consumer.stop()
+            self.lost(consumer, f"the broker has no consumer of queue {queue!r} any more")
+        else:
+            self._missed[queue] = channel
 
     def _start(self, consumer: Consumer) -> None:
         session = self._session
@@ -101,6 +135,7 @@ class Consumers:
             consumer.stop()
             self.lost(consumer, silence)
 
+        self._restarts.pop(consumer.queue, None)
         self._await_no_more(consumer.queue)
         answer = self._answers[consumer.queue] = session.answer(session.consuming, silent)
         answer.wait(f"the consumer of queue {consumer.queue!r}")

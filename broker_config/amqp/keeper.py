@@ -1,12 +1,13 @@
 """The shared exchanges and queues are declared again and again while a session lasts, so they stay there.
 
 RabbitMQ tells nobody that an exchange or a binding was deleted. Those who publish hear of it, and have no right to make
-the exchange. A queue without a consumer, that of the dead letters, goes just as silently.
+the exchange. A queue without a consumer, that of the dead letters, goes just as silently. The same look counts the
+consumers of each queue: a queue that is deleted and at once declared again loses them without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fedmq.broker_config.amqp.address import BrokerAddress, declaration_refusal
 from fedmq.broker_config.amqp.session import Session
@@ -23,10 +24,16 @@ log = EventLog(__name__)
 class Keeper:
     """The keeper of one transport. Everything here runs on the I/O thread."""
 
-    def __init__(self, exchanges: Iterable[Exchange], queues: Iterable[Queue]) -> None:
-        """The passive ones are somebody else's to keep."""
+    def __init__(
+        self,
+        exchanges: Iterable[Exchange],
+        queues: Iterable[Queue],
+        counted: Callable[[str, int], None] = lambda _queue, _consumers: None,
+    ) -> None:
+        """The passive ones are somebody else's to keep. `counted` gets a queue's name and its number of consumers."""
         self._exchanges = tuple(exchange for exchange in exchanges if not exchange.passive)
         self._queues = tuple(queue for queue in queues if not queue.passive)
+        self._counted = counted
         self._session: Session | None = None
         self._wait_s = KEEP_S
 
@@ -54,4 +61,4 @@ class Keeper:
             log.warning("not_kept", detail=f"{error}; trying again in {self._wait_s:g} s")
             self._later(session, address)
 
-        session.keep(self._exchanges, self._queues, kept, refused)
+        session.keep(self._exchanges, self._queues, kept, refused, self._counted)

@@ -233,18 +233,21 @@ class Session:
         queues: Iterable[Queue],
         then: Callable[[], None],
         refused: Callable[[str, int, str], None],
+        counted: Callable[[str, int], None],
     ) -> None:
         """Declare these once more on a ready session, then call `then`. `refused` gets the name of what the broker does
-        not let us declare, its code and its words; the session goes on. A broker that does not answer is left alone:
-        who needs the answer waits for it elsewhere."""
+        not let us declare, its code and its words; the session goes on. `counted` gets each queue's name and number of
+        consumers. A broker that does not answer is left alone: who needs the answer waits for it elsewhere."""
         steps = _steps(exchanges, queues, frozenset())
         current = _Step("a channel", "", {})
 
         def opened(channel: Any) -> None:
-            def advance(_frame: object = None) -> None:
+            def advance(frame: Any = None) -> None:
                 nonlocal current
                 if self.over:
                     return
+                if current.method == "queue_declare":
+                    counted(current.arguments["queue"], frame.method.consumer_count)
                 step = next(steps, None)
                 if step is None:
                     channel.close()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedmq.broker_config.amqp import answers as amqp_answers
+from fedmq.broker_config.amqp import keeper
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.schemas.errors import BrokerUnavailable
@@ -73,4 +74,24 @@ def test_a_deletion_that_is_never_answered_fails_alone(
     assert isinstance(error, BrokerUnavailable)
     assert "has not answered the deletion of queue" in str(error)
     assert transport.publish(corner.message("1")).exception(WAIT_S) is None, "the publishing connection is another"
+    transport.close()
+
+
+def test_a_consumer_that_the_broker_dropped_without_a_word_is_there_again(
+    rabbitmq_node: PrivateNode, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ does that if a queue is deleted, and declared again before the consumer's channel hears of it."""
+    monkeypatch.setattr(keeper, "KEEP_S", 0.1)
+    corner, news = Corner(prefix), News()
+    transport = corner.open(rabbitmq_node.url, news)
+    transport.consume(corner.queue.name, news.on_delivery, prefetch=8)
+    assert transport.publish(corner.message("1")).exception(WAIT_S) is None
+    news.wait_for(lambda news: news.ids == {"1"})
+    transport.ack(news.deliveries[0])
+    consumer = transport._consumers._by_queue[corner.queue.name]
+    channel = consumer.confirmed_on
+    transport._loop.add_callback_threadsafe(lambda: channel.basic_cancel(channel.consumer_tags[0]))
+    news.wait_for_state("consumer_lost")
+    assert transport.publish(corner.message("2")).exception(WAIT_S) is None
+    news.wait_for(lambda news: "2" in news.ids)
     transport.close()
