@@ -24,7 +24,7 @@ from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
-from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError
+from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError, LedgerError
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Array, Parameters
@@ -63,8 +63,9 @@ def open_core(
     settings = settings_of(run, strategy, training, commit)
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
-        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates, naming=naming)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
+        _refuse_checkpoints_without_a_ledger(folder, files)
+        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates, naming=naming)
         files.prepare()
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
@@ -82,6 +83,17 @@ def open_core(
     ledger.resume(settings)
     log.info("run_resumed", run=run.run_id, version=core.version, accepted=core.accepted)
     return core
+
+
+def _refuse_checkpoints_without_a_ledger(folder: RunFolder, files: CheckpointFiles) -> None:
+    """Raise LedgerError if the folder had a run. A new one in it would remove what is left of the old one's model."""
+    found = files.newest_of_a_run()
+    if found is not None:
+        raise LedgerError(
+            f"{folder.ledger} knows no run, but there are checkpoints of one, {found} the newest: the ledger was lost "
+            "or emptied. Put it back from a backup, ledger.sqlite-wal with it if there is one. To begin anew, move "
+            f"{folder.path} away, or choose another run_id"
+        )
 
 
 def drawn_names() -> TaskNames:

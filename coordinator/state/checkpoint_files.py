@@ -124,6 +124,13 @@ class CheckpointFiles:
         found = {path.name for folder in self._folders() if folder.is_dir() for path in folder.iterdir()}
         return sorted(name for name in found.difference(kept) if epoch_of(name) <= epoch)
 
+    def newest_of_a_run(self) -> Path | None:
+        """Return the newest checkpoint that a commit has written; None if there is at most that of a run's creation."""
+        found = [path for folder in self._folders() if folder.is_dir() for path in folder.iterdir()]
+        return max(
+            (path for path in found if _seq_of(path.name) > 0), key=lambda path: _seq_of(path.name), default=None
+        )
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove files. One that stays does no harm, and the next start removes it."""
         for name in names:
@@ -153,4 +160,9 @@ def file_name(seq: int, epoch: int, again: int = 0) -> str:
 def epoch_of(name: str) -> int:
     """Return the epoch in a file's name, also while the file is half written; 0 if the file is not ours."""
     found = re.search(r"-e(\d{4,})[-.]", name)
+    return int(found[1]) if found else 0
+
+
+def _seq_of(name: str) -> int:
+    found = re.fullmatch(r"(\d{8,})-e\d{4,}(-\d+)?\.safetensors", name)
     return int(found[1]) if found else 0

@@ -1,11 +1,15 @@
 """Damage that a disk does to a checkpoint after its commit, and the next start."""
 
+import shutil
+
 import pytest
 
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.service.commits import commit
 from fedmq.coordinator.settings import CommitSettings
+from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.schemas.errors import LedgerError
 from tests.integration.coordinator.federation import same_bits
 from tests.integration.coordinator.test_crashes import Crashed, crash_at
 
@@ -33,6 +37,36 @@ def stopped_in_the_middle(federation, monkeypatch):
     with federation.ledger() as ledger:
         assert 0 < ledger.accepted() < 15
         return ledger.checkpoints()[0].file
+
+
+@pytest.mark.parametrize("lose", [remove, lambda path: path.write_bytes(b"")], ids=["removed", "emptied"])
+def test_a_folder_whose_ledger_is_lost_begins_no_new_run_over_the_checkpoints(federation, monkeypatch, tmp_path, lose):
+    name = stopped_in_the_middle(federation, monkeypatch)
+    monkeypatch.undo()
+    whole = (federation.run_dir / "checkpoints" / name).read_bytes()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in federation.run_dir.glob("ledger.sqlite*"):
+        shutil.copy(path, kept)
+        lose(path) if path.name == "ledger.sqlite" else remove(path)
+    with pytest.raises(LedgerError, match=f"knows no run, but there are checkpoints of one, .*{name} the newest"):
+        federation.run()
+    assert (federation.run_dir / "checkpoints" / name).read_bytes() == whole
+    for path in federation.run_dir.glob("ledger.sqlite*"):
+        path.unlink()
+    shutil.copytree(kept, federation.run_dir, dirs_exist_ok=True)
+    assert federation.run().version == 5
+    assert same_bits(federation.final(), federation.replayed())
+
+
+def test_a_run_whose_creation_was_cut_short_is_created_at_the_next_start(federation, monkeypatch):
+    federation.join("p0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "create", lambda *_: (_ for _ in ()).throw(Crashed))
+        with pytest.raises(Crashed):
+            federation.run()
+    assert [path.name for path in (federation.run_dir / "checkpoints").iterdir()] == ["00000000-e0001.safetensors"]
+    assert federation.run().version == 5
 
 
 @pytest.mark.parametrize("damage", [flip, cut, remove])
