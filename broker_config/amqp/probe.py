@@ -17,8 +17,9 @@ import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 from fedmq.broker_config.amqp.address import ACCESS_REFUSED, NOT_FOUND, BrokerAddress, declaration_refusal
+from fedmq.broker_config.amqp.driver import PikaDriver
 from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles
-from fedmq.broker_config.amqp.transport import Auth, PikaDriver, addresses_for
+from fedmq.broker_config.amqp.transport import Auth, addresses_for
 from fedmq.broker_config.topology import Exchange, Queue
 from fedmq.schemas.errors import BrokerError
 

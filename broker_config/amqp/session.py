@@ -40,7 +40,7 @@ class Loop(Timers, Protocol):
 
 
 class Driver(Protocol):
-    """The part of `broker_config.amqp.transport` that touches pika. Connections and channels are pika's own objects."""
+    """The part that touches pika (`broker_config.amqp.driver`). Connections and channels are pika's own objects."""
 
     @property
     def loop(self) -> Loop: ...

@@ -5,7 +5,7 @@ import pytest
 from pika.exceptions import BodyTooLongError
 from pika.frame import Body, Header, Method
 
-from fedmq.broker_config.amqp.transport import _AssemblerInPlace
+from fedmq.broker_config.amqp.driver import _AssemblerInPlace
 
 
 def assemble(assembler, size, *pieces):

@@ -10,8 +10,8 @@ import pika
 import pytest
 
 from fedmq.broker_config.amqp.address import Addresses
+from fedmq.broker_config.amqp.driver import PikaDriver
 from fedmq.broker_config.amqp.publisher import NEW_CHANNEL_S, SLOWEST_LINK_BYTES_PER_S, AmqpPublisher, Outgoing, Window
-from fedmq.broker_config.amqp.transport import PikaDriver
 from fedmq.broker_config.transport import Message
 from fedmq.schemas.errors import (
     BrokerRefused,

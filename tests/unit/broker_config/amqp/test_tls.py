@@ -7,8 +7,9 @@ from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 
 from fedmq.broker_config.amqp.address import Addresses, certificate_refusal, connection_refusal
+from fedmq.broker_config.amqp.driver import PikaDriver
 from fedmq.broker_config.amqp.tls import NO_FILES, TlsFiles, common_names, trusting
-from fedmq.broker_config.amqp.transport import PikaDriver, addresses_for
+from fedmq.broker_config.amqp.transport import addresses_for
 from fedmq.schemas.errors import ConfigError
 from tests.support.certificates import Authority, Pem
 
