@@ -27,8 +27,9 @@ from fedmq.coordinator.decisions.tasks.generations import set_backs_in
 from fedmq.coordinator.decisions.versions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy
 from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy, arrivals, buffer_timeout

@@ -40,7 +40,8 @@ from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger import epochs
-from fedmq.coordinator.state.ledger.reader import believed, open_if_made
+from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder, place_of, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy

@@ -20,7 +20,8 @@ from fedmq.coordinator.service.commits.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy

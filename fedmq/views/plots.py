@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.local.extras import require
 

@@ -13,8 +13,9 @@ import psutil
 
 from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed, check_files
+from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
+from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
 

@@ -21,8 +21,9 @@ from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.state import archive, checkpoint
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout
 from fedmq.schemas.errors import InputError, StateError

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fedmq.coordinator.state.ledger.reader import LedgerReader, believed
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import ConfigError
 

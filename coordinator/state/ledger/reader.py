@@ -13,7 +13,6 @@ import contextlib
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -42,18 +41,24 @@ from fedmq.coordinator.state.ledger.schema import (
     CONNECTIONS_SINCE,
     LEDGER_VERSION,
     OLDEST_VERSION,
-    TABLES,
     TIMEOUTS_SINCE,
-    tables_since,
+)
+from fedmq.coordinator.state.ledger.trust import (
+    ADVICE,
+    believed,
+    check_files,
+    format_of,
+    is_empty,
+    own_tables,
+    tables_of,
+    unusable,
 )
 from fedmq.schemas.errors import LedgerError, shown
-from fedmq.schemas.local.files import check_plain, parse_json
+from fedmq.schemas.local.files import parse_json
 from fedmq.schemas.parameters import Array
 
-ADVICE = "Restore the run folder from a backup, or start a new run_id."
 LAST_TASKS = 10_000
 """Number of tasks, the newest ones, in which the participants' last answers are looked for."""
-_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 _UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
 
@@ -82,8 +87,8 @@ class LedgerReader(ArchiveReader):
                 "use the fedmq that wrote it"
             )
         with self._guarded():
-            tables = _tables(self._db)
-        if tables != _own_tables(ledger_version):
+            tables = tables_of(self._db)
+        if tables != own_tables(ledger_version):
             self.close()
             raise LedgerError(f"ledger {path} has other tables than fedmq makes. {ADVICE}")
 
@@ -360,62 +365,6 @@ def open_if_made(path: Path) -> LedgerReader | None:
     finally:
         db.close()
     return LedgerReader(path)
-
-
-def unusable(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
-    """Return the error for a ledger that SQLite cannot use."""
-    advice = "Make room on its disk, or let it be written." if of_the_disk(error) else ADVICE
-    return LedgerError(f"ledger {path} cannot be used: {error}. {advice}")
-
-
-def of_the_disk(error: sqlite3.DatabaseError) -> bool:
-    """True if the disk refuses, and the ledger is whole."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _OF_THE_DISK
-
-
-@contextlib.contextmanager
-def believed(path: Path) -> Iterator[None]:
-    """Raise LedgerError for whatever goes wrong inside with values that no fedmq wrote."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise LedgerError(
-            f"ledger {path} holds values that fedmq did not write ({type(error).__name__}: "
-            f"{shown(str(error), 200)}). {ADVICE}"
-        ) from error
-
-
-def check_files(path: Path) -> bool:
-    """Return True if there is a ledger that SQLite may open. Raises LedgerError if one of its files is no plain one."""
-    try:
-        made = check_plain(path)
-        for suffix in ("-wal", "-shm", "-journal"):
-            check_plain(path.with_name(path.name + suffix))
-    except OSError as error:
-        raise LedgerError(f"ledger {path} cannot be used: {error}") from error
-    return made
-
-
-def _tables(db: sqlite3.Connection) -> list[tuple[str, ...]]:
-    db.execute("PRAGMA trusted_schema = OFF")
-    return sorted(db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"))
-
-
-@cache
-def _own_tables(ledger_version: int) -> list[tuple[str, ...]]:
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(TABLES + tables_since(OLDEST_VERSION, ledger_version))
-        return _tables(db)
-
-
-def format_of(db: sqlite3.Connection) -> int:
-    """Return the format of a ledger's tables."""
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def is_empty(db: sqlite3.Connection) -> bool:
-    """Return True if the database has no tables yet."""
-    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
 
 def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:

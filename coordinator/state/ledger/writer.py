@@ -18,16 +18,10 @@ from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
-from fedmq.coordinator.state.ledger.reader import (
-    LedgerReader,
-    check_files,
-    format_of,
-    is_empty,
-    of_the_disk,
-    unusable,
-)
+from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, OLDEST_VERSION, TABLES, tables_since
+from fedmq.coordinator.state.ledger.trust import check_files, format_of, is_empty, of_the_disk, unusable
 from fedmq.schemas.errors import LedgerError, LedgerLocked
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.local.files import FILE_MODE, tighten

@@ -37,7 +37,7 @@ def command(
 
     Give no argument to see the newest run in ./runs. A terminal shows as many participants as it has lines for.
     """
-    from fedmq.coordinator.state.ledger.reader import believed
+    from fedmq.coordinator.state.ledger.trust import believed
     from fedmq.coordinator.state.run_folder import RunFolder
     from fedmq.views.status import read_status
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from fedmq.config.file import FederationConfig
 from fedmq.coordinator.service.startup import committed_parameters, refuse_changes, settings_of
-from fedmq.coordinator.state.ledger.reader import believed, open_if_made
+from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import FedmqError
