@@ -24,6 +24,14 @@ def check_it_trains(fleet: Fleet, kind: str) -> None:
     assert {row.participant_id for row in fleet.check()} == {fleet.name("a")}
 
 
+def killed_and_again(fleet: Fleet, point: str, *command: str) -> None:
+    """Kill a command at this point, and then let the same command end well."""
+    killed = fleet.command(*command, fault=point)
+    assert died_at(killed, point), killed.text
+    again = fleet.command(*command)
+    assert again.ended() == 0, again.text
+
+
 @pytest.mark.parametrize("points", [[point] for point in ENROL] if FULL else [["fleet-user", "fleet-bundle"]], ids=str)
 def test_an_enrolment_that_was_killed_goes_on(fleet_of: FleetOf, points: list[str]) -> None:
     fleet = fleet_of()
@@ -41,10 +49,7 @@ def test_an_enrolment_that_was_killed_goes_on(fleet_of: FleetOf, points: list[st
 def test_a_token_whose_making_was_killed_is_made(fleet_of: FleetOf, point: str) -> None:
     fleet = fleet_of()
     fleet.make()
-    killed = fleet.command("token", fleet.name("a"), fault=point)
-    assert died_at(killed, point), killed.text
-    again = fleet.command("token", fleet.name("a"))
-    assert again.ended() == 0, again.text
+    killed_and_again(fleet, point, "token", fleet.name("a"))
     check_it_trains(fleet, "token")
 
 
@@ -55,9 +60,6 @@ def test_a_revocation_that_was_killed_goes_on_and_others_train(fleet_of: FleetOf
     fleet.make()
     fleet.enrol("a")
     fleet.enrol("b")
-    killed = fleet.command("revoke", fleet.name("b"), fault=point)
-    assert died_at(killed, point), killed.text
-    again = fleet.command("revoke", fleet.name("b"))
-    assert again.ended() == 0, again.text
+    killed_and_again(fleet, point, "revoke", fleet.name("b"))
     assert fleet.name("b") not in fleet.users()
     check_it_trains(fleet, "bundle")

@@ -131,7 +131,7 @@ def test_a_wrong_shape_is_told_with_the_difference():
 def test_integer_tensors_are_not_part_of_an_update():
     model = Parameters({"w": np.zeros(2, np.float32), "steps": np.zeros((), np.int64)}, {"steps"})
     bench, task = bench_with_task(model=model)
-    only(Accept, bench.update(task))
+    assert only(Accept, bench.update(task)).update.task_id == task.task_id
 
 
 def test_too_stale_is_discarded_with_its_staleness_and_its_participant_is_asked_again():
