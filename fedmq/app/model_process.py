@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.app.children import importable, python, without_settings
+from fedmq.app.children import end_session, importable, kill_session, python, without_settings
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.app.threads import tensorflow_environment
 from fedmq.coordinator.decisions.events import SUPERSEDED, EvaluationArrived
@@ -141,9 +139,7 @@ class ModelChild:
 
     def kill(self) -> None:
         """End the child at once, with all that it has started. The next question starts another one."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # it is the leader of its session
-        self._process.wait()
+        kill_session(self._process)
 
     def _end(self, grace_s: float) -> None:
         """Close the child's input, which tells it to leave; kill it after the grace, with all that the app started."""
@@ -151,12 +147,7 @@ class ModelChild:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
-            self._process.wait()
+        end_session(self._process, grace_s)
 
     def _start(self) -> subprocess.Popen[str]:
         with open_log(self._log_path) as log_file:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _own_status(argv: Sequence[str]) -> int:
     """Run one command in this process, which ends with it."""
-    from fedmq.cli.streams import prepare_streams
+    from fedmq.schemas.local.streams import prepare_streams
 
     prepare_streams()
     if list(argv[:1]) == ["--version"]:
@@ -84,7 +84,7 @@ def _status(argv: Sequence[str]) -> int:
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except FedmqError as e:
-        from fedmq.cli.console_log import debugging
+        from fedmq.schemas.local.console_log import debugging
 
         if debugging():
             import traceback

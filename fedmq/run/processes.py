@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from fedmq.app.children import importable, python
+from fedmq.app.children import Watchdog, importable, kill_session, python
 from fedmq.schemas.local.files import make_folder, open_log, tail
 from fedmq.schemas.redaction import redacted
 
@@ -28,7 +26,7 @@ class Children:
         self._log_dir = log_dir
         self._environ = importable(environ)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._watchdogs: list[subprocess.Popen[bytes]] = []
+        self._watchdogs: list[Watchdog] = []
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Run `python -P -m fedmq ARGUMENTS` in a session of its own. A Ctrl-C is ours to pass on."""
@@ -42,17 +40,7 @@ class Children:
                 start_new_session=True,
             )
         self._processes[name] = process
-        # `read` returns when we close the pipe or die, however that happens.
-        self._watchdogs.append(
-            subprocess.Popen(  # noqa: S603 (a constant script)
-                ["/bin/sh", "-c", 'read -r _; kill -KILL -"$1" 2>/dev/null', "fedmq-watchdog", str(process.pid)],
-                env={},  # it needs nothing of ours, and least of all a password
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )
+        self._watchdogs.append(Watchdog(process.pid))
 
     def log_path(self, name: str) -> Path:
         """Return the path of its output."""
@@ -83,17 +71,11 @@ class Children:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-        for watchdog in self._watchdogs:  # before the groups, because a pid that is free again may be somebody else's
-            watchdog.kill()
-            watchdog.wait()
-            if watchdog.stdin is not None:
-                watchdog.stdin.close()
+        for watchdog in self._watchdogs:
+            watchdog.close()
         self._watchdogs.clear()
         for process in self._processes.values():
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            kill_session(process)
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,7 @@
 """The log without secrets, also in what other libraries write, and in tracebacks that nobody caught.
 
 The filter belongs on every handler: Python asks a logger's own filters about its own records only, and not about its
-children's. `fedmq.cli.console_log` puts it there.
+children's. `fedmq.schemas.local.console_log` puts it there.
 """
 
 from __future__ import annotations

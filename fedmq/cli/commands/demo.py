@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from fedmq.cli.commands import options
-from fedmq.cli.console_log import FORM_WITH_THREAD, debugging, log_to
 from fedmq.schemas.errors import InputError
+from fedmq.schemas.local.console_log import FORM_WITH_THREAD, debugging, log_to
 from fedmq.schemas.local.extras import check_installed
 
 

@@ -13,8 +13,8 @@ import typer
 
 from fedmq.cli.commands import options
 from fedmq.cli.commands.participant import checked_id
-from fedmq.cli.console_log import debugging
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.local.console_log import debugging
 
 if TYPE_CHECKING:
     from fedmq.views.finding import Finding

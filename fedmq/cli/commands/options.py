@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmq.cli.console_log import log_to
+from fedmq.schemas.local.console_log import log_to
 from fedmq.schemas.redaction import redacted
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.transport import Delivery
-from fedmq.cli.console_log import Formatter
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import MalformedMessage, PeerError
+from fedmq.schemas.local.console_log import Formatter
 from fedmq.schemas.local.event_log import line
 from fedmq.schemas.texts import escape, escaped
 from tests.unit.schemas.samples import UPDATE_FIELDS, envelope, header

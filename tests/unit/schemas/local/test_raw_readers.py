@@ -32,7 +32,7 @@ ALLOWED = {
     ("broker_config/node/ctl.py", "loads"): "the same file",
     ("broker_config/node/tls.py", "is_file"): "certificates that the user names",
     ("fedmq/cli/commands/broker.py", "is_file"): "certificates that the user names",
-    ("fedmq/cli/streams.py", "open"): "/dev/null",
+    ("schemas/local/streams.py", "open"): "/dev/null",
     ("fedmq/app/app.py", "is_file"): "the user's program, which is run",
     ("fedmq/app/model_process.py", "loads"): "a line of our own child",
     ("fedmq/app/model_worker.py", "loads"): "a line of our own parent",

@@ -48,7 +48,7 @@ def test_a_closed_stream_changes_no_exit_status(shell, where):
 
 def test_closed_streams_are_taken_by_nothing_else(tmp_path):
     code = (
-        "import os; from fedmq.cli.streams import prepare_streams; prepare_streams(); "
+        "import os; from fedmq.schemas.local.streams import prepare_streams; prepare_streams(); "
         f"file = open({str(tmp_path / 'ledger')!r}, 'w'); print('lost'); os.write(2, b'lost'); "
         "assert file.fileno() == 3, file.fileno()"
     )
