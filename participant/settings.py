@@ -18,5 +18,7 @@ class ParticipantSettings(BaseModel):
     conditions: tuple[Literal["idle", "charging", "unmetered"], ...] = ()
     """Conditions that must all hold before a task is taken. The app file's `conditions(participant_id)` adds the user's
     own."""
+    keep_trainer_s: float = Field(default=300.0, ge=0)
+    """Seconds without a task after which the process with the trainer leaves. 0: after each task. inf: never."""
     retry_after_s: float = Field(default=60.0, ge=0)
     """Seconds that a decline for conditions asks the coordinator to wait before it sends another task."""

@@ -21,6 +21,7 @@ leaves with that message. Any other exception declines the task as a trainer err
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
@@ -48,6 +49,18 @@ class Trainer(Protocol):
 
     def train(self, parameters: Parameters, config: TrainingConfig) -> TrainResult:
         """Train from `parameters` on the participant's own data."""
+
+
+class TrainerElsewhere(ABC):
+    """A trainer that lives in another process, which the participant starts and ends."""
+
+    @abstractmethod
+    def open(self) -> Any:
+        """Return a stand-in: an object with the methods that the trainer has. Raises AppError and MissingExtra."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the process. Idempotent."""
 
 
 def checked_result(returned: Any) -> Any:

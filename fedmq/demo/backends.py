@@ -156,7 +156,7 @@ class EmbeddedBackend:
     def _participate(self, config: FederationConfig, name: str) -> None:
         from fedmq.run.participant import participant_for
 
-        service = participant_for(config, name, EmbeddedTransport(self._broker, name))
+        service = participant_for(config, name, EmbeddedTransport(self._broker, name), in_process=True)
         if self._may_run(service.stop):
             service.run()
 

@@ -6,13 +6,15 @@ It imports nothing of the coordinator's service, so that a device pays for its o
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedmq.app.app import load_app, trainer_of
 from fedmq.app.threads import prepare_tensorflow
+from fedmq.app.trainer_process import TrainerProcess
 from fedmq.broker_config.transport import Transport
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
-from fedmq.participant.conditions import checker
+from fedmq.participant.conditions import UserCondition, checker
 from fedmq.participant.service.renewal import Credentials
 from fedmq.participant.service.service import ParticipantService
 from fedmq.run.broker_user import amqp, check_user, log_identity
@@ -28,9 +30,11 @@ def participant_for(
     transport: Transport | None = None,
     credentials: Credentials | None = None,
     verify: Verify | None = None,
+    *,
+    in_process: bool = False,
 ) -> ParticipantService:
     """Return the service around the app's trainer. `credentials` are those of a device of a fleet, and `verify` checks
-    that its tasks are signed.
+    that its tasks are signed. The trainer has a process of its own, unless it is to be `in_process`.
 
     Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
     """
@@ -38,18 +42,15 @@ def participant_for(
     log_identity(kind, participant_id, config.security.coordinator_user)
     if transport is None:
         check_user(config, kind, participant_id, "the participant's id (--id)")
-    prepare_tensorflow()
-    log.info("app_loading", app=config.app)
-    app = load_app(config.app)
-    own = app.get("conditions")
+    trainer, own = _in_process(config.app, participant_id) if in_process else _elsewhere(config, participant_id)
     return ParticipantService(
         participant_id=participant_id,
         settings=config.participant,
-        trainer=trainer_of(app, participant_id),
+        trainer=trainer,
         transport=transport or amqp(config.broker, f"participant {participant_id}"),
         topology=config.broker.topology(),
         spool_dir=Path(config.participant.spool_dir),
-        conditions=checker(config.participant.conditions, None if own is None else lambda: bool(own(participant_id))),
+        conditions=checker(config.participant.conditions, own),
         max_message_bytes=config.broker.max_message_bytes,
         chunk_bytes=config.broker.chunk_bytes,
         max_payload_bytes=config.broker.max_payload_bytes,
@@ -59,3 +60,18 @@ def participant_for(
         credentials=credentials,
         verify=verify,
     )
+
+
+def _in_process(path: str, participant_id: str) -> tuple[Any, UserCondition | None]:
+    """Return the trainer of an app that is loaded here, and the app's condition. Raises AppError."""
+    prepare_tensorflow()
+    log.info("app_loading", app=path)
+    app = load_app(path)
+    own = app.get("conditions")
+    return trainer_of(app, participant_id), None if own is None else lambda: bool(own(participant_id))
+
+
+def _elsewhere(config: FederationConfig | DeviceConfig, participant_id: str) -> tuple[Any, UserCondition]:
+    """Return the trainer in a process of its own, and the app's condition, which is asked there."""
+    process = TrainerProcess(Path(config.app), participant_id, config.participant.keep_trainer_s)
+    return process, process.conditions

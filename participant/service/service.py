@@ -40,6 +40,7 @@ from fedmq.participant.service.strangers import Strangers
 from fedmq.participant.service.task_intake import TaskIntake
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.spool.spool import SentRecord, Spool
+from fedmq.participant.trainer import TrainerElsewhere
 from fedmq.participant.training.methods import replies_of
 from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
@@ -122,7 +123,8 @@ class ParticipantService:
         self._verify = verify
         self._renewal: Renewal | None = None
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._training = TrainingThread(trainer, f"train-{participant_id}", max_payload_bytes, self._inbox.put)
+        self._max_payload_bytes = max_payload_bytes
+        self._training: TrainingThread
         self._handles = itertools.count(1)
         self._deliveries: dict[ev.DeliveryHandle, Delivery] = {}
         self._tick_at = float("-inf")
@@ -134,10 +136,22 @@ class ParticipantService:
     def run(self) -> str:
         """Serve until the run is finished ("run_finished") or `stop()` was called ("stopped").
 
-        Raises AppError if this app's model is not the federation's, SpoolError if the spool is in use, cannot be
-        made or was taken away, and BrokerRefused if the broker does not take this participant's login or has no rights
-        for it.
+        Raises AppError if the app cannot be loaded, or if its model is not the federation's, SpoolError if the spool is
+        in use, cannot be made or was taken away, and BrokerRefused if the broker does not take this participant's login
+        or has no rights for it.
         """
+        trainer = self._trainer
+        if not isinstance(trainer, TrainerElsewhere):
+            return self._run(trainer)
+        try:
+            return self._run(trainer.open())
+        finally:
+            trainer.close()
+            self._transport.close()  # if the trainer was not opened, nobody else does it
+
+    def _run(self, trainer: Any) -> str:
+        name = f"train-{self.participant_id}"
+        self._training = TrainingThread(trainer, name, self._max_payload_bytes, self._inbox.put)
         self._spool = Spool(self._spool_dir, self.participant_id)
         context = ServiceContext(
             participant_id=self.participant_id,
@@ -158,7 +172,7 @@ class ParticipantService:
         try:
             self._training.open()
             with signals(self.stop):
-                return self._serve()
+                return self._serve(trainer)
         finally:
             self._transport.close(CLOSE_S)
             self._training.close()
@@ -171,15 +185,15 @@ class ParticipantService:
 
     # The agent's loop
 
-    def _serve(self) -> str:
+    def _serve(self, trainer: Any) -> str:
         self._agent = agent = Agent(
             self.participant_id,
             uuid.uuid4().hex,
             self._settings,
-            num_examples=num_examples_of(self._trainer),
+            num_examples=num_examples_of(trainer),
             rng=random.Random(),  # noqa: S311  jitter
             restored=restore(self._spool, self._limits),
-            replies=replies_of(self._trainer),
+            replies=replies_of(trainer),
             software=f"fedmq {importlib.metadata.version('fedmq')}",
         )
         log.info("started", participant=self.participant_id, session=agent.session_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.participant.trainer import checked_result
+from fedmq.participant.trainer import TrainResult, checked_result
 from fedmq.participant.training.methods import Memory, Start, begin, has_memory, make, takes_correction
 from fedmq.schemas.errors import AppError, NotFinite, Overflow, SpecMismatch, TrainerError, in_short, shown
 from fedmq.schemas.local.event_log import EventLog
@@ -70,19 +70,17 @@ def do_task(
         start = begin(task.reply, tensors, memory)
         if task.work == "evaluate":
             return FinishedTask(_evaluated(trainer, task, start.parameters, clock, started), None)
-        result = _train(trainer, task, start)
-        local = _checked(start.parameters, result.parameters)
-        num_steps = _count(result.num_steps, "num_steps", at_least=0)
-        made = make(task.reply, start, local, num_steps, task.training)
+        result = plain_result(start.parameters, _train(trainer, task, start))
+        made = make(task.reply, start, result.parameters, result.num_steps, task.training)
         _check_finite(made.tensors)
         update = _update(
             task,
             payload=task.reply,
             memory=None if memory is None else memory.mark,
             next_memory=mark,
-            num_examples=_count(result.num_examples, "num_examples", at_least=1),
-            num_steps=num_steps,
-            metrics=_metrics(result.metrics),
+            num_examples=result.num_examples,
+            num_steps=result.num_steps,
+            metrics=result.metrics,
             train_s=clock() - started,
         )
     except TaskFailed:
@@ -101,10 +99,24 @@ def do_task(
 
 def _train(trainer: Any, task: Task, start: Start) -> Any:
     if start.correction is None:
-        return checked_result(trainer.train(start.parameters, task.training))
+        return trainer.train(start.parameters, task.training)
     if not takes_correction(trainer):
         raise TaskFailed("unsupported", f"{type(trainer).__name__}.train has no argument `correction` ({task.reply})")
-    return checked_result(trainer.train(start.parameters, task.training, correction=start.correction))
+    return trainer.train(start.parameters, task.training, correction=start.correction)
+
+
+def plain_result(base: Parameters, returned: Any) -> TrainResult:
+    """Return what a `train` from these parameters returned, as arrays and numbers of plain types.
+
+    Raises TrainerError if the trainer protocol does not allow it.
+    """
+    result = checked_result(returned)
+    return TrainResult(
+        _checked(base, result.parameters),
+        num_examples=_count(result.num_examples, "num_examples", at_least=1),
+        num_steps=_count(result.num_steps, "num_steps", at_least=0),
+        metrics=plain_metrics(result.metrics),
+    )
 
 
 def _checked(base: Parameters, returned: Any) -> Parameters:
@@ -134,7 +146,7 @@ def _evaluated(trainer: Any, task: Task, parameters: Parameters, clock: Callable
     if evaluate is None:
         raise TaskFailed("unsupported", f"{type(trainer).__name__} has no evaluate method")
     try:
-        metrics = _metrics(evaluate(parameters))
+        metrics = plain_metrics(evaluate(parameters))
     except NotImplementedError as error:
         raise TaskFailed("unsupported", str(error)) from error
     num_examples = max(int(getattr(trainer, "num_examples", 0) or 0), 1)
@@ -164,7 +176,7 @@ def _count(value: Any, name: str, at_least: int) -> int:
     return count
 
 
-def _metrics(returned: Any) -> dict[str, float]:
+def plain_metrics(returned: Any) -> dict[str, float]:
     """Return finite scalars by short names. A metric that no message may carry is left out, and the log says so."""
     if not isinstance(returned, Mapping):
         raise TrainerError(f"metrics are {type(returned).__name__}, expected a mapping name -> number")

@@ -2,7 +2,8 @@
 
 calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. If there is a FIFO
 gate-<participant>, a training lasts until somebody has opened it for writing and closed it. A training does not end
-while there is a file hold/<participant>.
+while there is a file hold/<participant>. Trainings run in a process of the participant's: the point mid-training ends
+the participant, and trainer-mid-training that process.
 """
 
 import os
@@ -38,7 +39,8 @@ class Trainer:
 
     def train(self, parameters, config):
         self._note(f"begun {config.seed}")
-        fault("mid-training")
+        fault("mid-training", os.getppid())
+        fault("trainer-mid-training")
         if self._gate.exists():
             self._gate.read_bytes()
         while self._held.exists():

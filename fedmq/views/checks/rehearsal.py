@@ -6,6 +6,7 @@ trial has a time limit, because code of the user's own may hang.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -47,6 +48,14 @@ _ADVICE: dict[Part, str] = {
 }
 
 
+def _stay(keep_s: float) -> str:
+    """Say when the process that trains leaves."""
+    if math.isinf(keep_s):
+        return "never leaves (participant.keep_trainer_s)"
+    after = f"after {keep_s:g} s without a task" if keep_s else "after each task"
+    return f"leaves {after}, and the next task starts another (participant.keep_trainer_s)"
+
+
 class Rehearsal:
     """One rehearsal. `model_bytes` are those of the model; 0 until they are known."""
 
@@ -67,6 +76,7 @@ class Rehearsal:
         """The federation, if this may be the coordinator's machine."""
         self._past = past
         self._app = Path(config.app)
+        self._role = role
         self.model_bytes = 0
 
     def findings(self) -> Iterator[Finding]:
@@ -189,6 +199,8 @@ class Rehearsal:
             text = "run.client_weights: got 'quality', and the trainer reports no metric 'loss', which it goes by"
             yield Finding("wrong", text, "let train report a loss, or take other weights", ConfigError(text))
         yield Finding("ok", f"training: one step as {self._participant_id} on {examples} examples worked")
+        if self._role != "coordinator":
+            yield Finding("ok", f"trainer: its process {_stay(self._config.participant.keep_trainer_s)}")
         if trial is not None and self._strategy is not None:
             begun = trial
 

@@ -46,7 +46,7 @@ def test_the_apps_own_conditions_are_asked_about_this_participant(tmp_path, part
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "federation.toml").write_text(FEDERATION)
     config = load_config(tmp_path / "federation.toml", environ={})
-    service = participant_for(config, participant_id, EmbeddedTransport(EmbeddedBroker()))
+    service = participant_for(config, participant_id, EmbeddedTransport(EmbeddedBroker()), in_process=True)
     assert service._conditions is not None
     said = service._conditions()
     assert said is unmet if unmet is None else said.startswith(unmet)
