@@ -171,6 +171,7 @@ class RecordedCore(Core):
     """A core that can follow the record of a run."""
 
     _to_begin_anew: Sequence[tuple[float, Drop]] = ()
+    _record: RecordedVersions | None = None
 
     def step(self, event: Event, now: float) -> list[Command]:
         self.begin_anew_by(now)
@@ -184,6 +185,8 @@ class RecordedCore(Core):
                 return
             self._to_begin_anew = self._to_begin_anew[1:]
             self._buffer.clear(drop)
+            if self._record is not None:  # a buffer that was cleared made no version
+                self._record.version = self._desk.version
 
     def follow(
         self, rows: Sequence[UpdateRow], versions: Sequence[VersionRow], anew: Sequence[tuple[float, Drop]] = ()
@@ -209,4 +212,5 @@ class RecordedCore(Core):
             self._buffer.timer = RecordedTimer(timeout, record)
         else:
             return None
+        self._record = record
         return record

@@ -147,6 +147,7 @@ STRATEGIES = [
     FedBuff(buffer_size=2), FedAsync(), FedAvg(cohort_size=2, min_updates=2), Ca2fl(num_participants=2, buffer_size=2),
     Area(num_participants=2, buffer_size=2), FedCompass(num_participants=2, min_steps=1, max_steps=3),
     Area(num_participants=2, buffer_size=2, memory="participant"),
+    Area(num_participants=2, buffer_size=20, memory="participant", buffer_timeout_s=0.1, min_updates=1),
     Scaffold(num_participants=2, buffer_size=2), Scaffold(num_participants=2, cohort_size=2, min_updates=2),
 ]  # fmt: skip
 
