@@ -40,8 +40,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _logging_as_before() -> Iterator[None]:
     """Restore logging after a test. A command that ran in this process logs to the stderr that pytest captured for the
     test, and that is closed afterwards."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    root, ours = logging.getLogger(), logging.getLogger("fedmq")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
     yield
     root.handlers[:] = [h for h in root.handlers if h in handlers or "_pytest" in type(h).__module__]
-    root.setLevel(level)
+    for logger, level in zip((root, ours), levels, strict=True):
+        logger.setLevel(level)

@@ -153,6 +153,20 @@ class Ctl:
         return CtlFailed(f"rabbitmqctl {name} failed ({code}): {words}", code)
 
 
+def running_here() -> list[Path]:
+    """Return the folders of the private nodes of this user that run on this machine, in order of their names."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter(["name", "uids"]):
+        with contextlib.suppress(psutil.Error):
+            if (process.info["name"] or "").startswith("beam") and process.info["uids"].real == os.getuid():
+                folder = Path(process.environ().get("RABBITMQ_PID_FILE", "")).parent
+                if folder.is_absolute() and (folder / FILE).exists():
+                    found.add(folder)
+    return sorted(found)
+
+
 def write_file(data_dir: Path, command: Path, environment: Mapping[str, str]) -> None:
     """Write the file that `Ctl.of_node` reads: what `environment` has beside this process's own variables."""
     ours = {name: text for name, text in environment.items() if _outer_environment().get(name) != text}

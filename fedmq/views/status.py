@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
 from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
+from fedmq.schemas.local.locks import holding
 
 RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
@@ -26,7 +27,7 @@ AWAY_AFTER_S = 60.0
 BEING_MADE_S = 5.0
 """A ledger file of this age may not have its tables yet."""
 
-RunState = Literal["running", "stopped", "finished"]
+RunState = Literal["running", "waiting", "stopped", "finished"]
 WhyAway = Literal["", "silent", "left", "revoked"]
 
 
@@ -107,6 +108,9 @@ class RunStatus:
     coordinator_elsewhere: bool = False
     """True if the active coordinator is on another host, and only its commits show that it works."""
 
+    waiting_pids: tuple[int, ...] = ()
+    """Coordinators of this machine that have the run folder while none is active."""
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
@@ -127,6 +131,7 @@ def read_status(run_dir: Path) -> RunStatus:
         committed_ago_s = max(0.0, now - run.committed_wall_s)
         process = _Process() if run.finished is not None else _look_at(coordinator, committed_ago_s)
         running = process.alive
+        waiting = [] if running or run.finished is not None else holding(RunFolder(run_dir).lock)
         elapsed_s = run.elapsed_s + (committed_ago_s if running else 0.0)
         broker = _broker(ledger.broker(), now) if running else None
         heard_s = elapsed_s if running and not process.paused else run.elapsed_s
@@ -168,7 +173,7 @@ def read_status(run_dir: Path) -> RunStatus:
             )
         return RunStatus(
             run_id=run.run_id,
-            state="finished" if run.finished is not None else "running" if running else "stopped",
+            state="finished" if run.finished is not None else _state(running, waiting),
             finished=run.finished,
             strategy=_strategy(run.settings),
             version=version,
@@ -192,6 +197,7 @@ def read_status(run_dir: Path) -> RunStatus:
             coordinator_paused=process.paused,
             broker=broker,
             coordinator_elsewhere=process.elsewhere,
+            waiting_pids=tuple(waiting),
         )
 
 
@@ -238,6 +244,12 @@ def _why_away(record: ParticipantRecord, silent_before_s: float) -> WhyAway:
     if record.left:
         return "left"
     return "silent" if record.last_seen_s < silent_before_s else ""
+
+
+def _state(running: bool, waiting: Sequence[int]) -> RunState:
+    if running:
+        return "running"
+    return "waiting" if waiting else "stopped"
 
 
 def _state_of(record: ParticipantRecord, task: TaskRecord | None, now_s: float, why_away: WhyAway) -> str:

@@ -110,6 +110,9 @@ def headline(status: RunStatus) -> Text:
     elif status.state == "running":
         lost = status.broker is not None and status.broker.state == "disconnected"
         text.append("running, without its broker" if lost else "running", "bold red" if lost else "bold green")
+    elif status.state == "waiting":
+        who = ", ".join(map(str, status.waiting_pids))
+        text.append(f"waiting for its broker, or for its turn (coordinator: pid {who})", "bold yellow")
     elif status.coordinator_elsewhere:
         text.append("not heard of (its coordinator is on another host)", "bold yellow")
     else:

@@ -76,12 +76,17 @@ def _give_up_in_child() -> None:
 os.register_at_fork(after_in_child=_give_up_in_child)
 
 
-def holders(path: Path) -> str:
-    """Name the processes that have the file open: "process 4711 (python -m fedmq ...)", for an error text."""
-    found = []
+def holding(path: Path) -> list[int]:
+    """Return the pids of the processes that have the file open, as far as /proc shows them. It takes no lock."""
     with contextlib.suppress(OSError):
         file = path.stat()
-        found = [pid for pid in _processes() if _has_open(pid, file)]
+        return [pid for pid in _processes() if _has_open(pid, file)]
+    return []
+
+
+def holders(path: Path) -> str:
+    """Name the processes that have the file open: "process 4711 (python -m fedmq ...)", for an error text."""
+    found = holding(path)
     if not found:
         return "a process that cannot be seen from here (another user's, another container's or another machine's)"
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""

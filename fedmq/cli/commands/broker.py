@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,19 +96,32 @@ def command(
 def ctl(
     arguments: Annotated[list[str], typer.Argument(help="A command of rabbitmqctl with its arguments.")],
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="The broker's folder, as `fedmq broker` tells it.")
+        Path | None,
+        typer.Option("--dir", help="The broker's folder, as `fedmq broker` tells it, if several run."),
     ] = None,
     fleet: Annotated[Path | None, typer.Option(help="The fleet whose broker it is, instead of --dir.")] = None,
 ) -> None:
-    """Run rabbitmqctl for the node of `fedmq broker`, as in fedmq broker ctl --dir DIR list_queues.
+    """Run rabbitmqctl for the node of `fedmq broker`, as in fedmq broker ctl list_queues.
+
+    Without --dir and --fleet it is the only private node of yours that runs on this machine.
 
     Options of rabbitmqctl come after its command. The exit status is that of rabbitmqctl.
     """
-    from fedmq.broker_config.node.ctl import Ctl
+    from fedmq.broker_config.node.ctl import Ctl, running_here
 
-    if (folder is None) == (fleet is None):
-        raise ConfigError("Name the broker: its folder with --dir, or its fleet with --fleet.")
-    raise typer.Exit(Ctl.of_node(folder or fleet / FLEET_NODE).call(*arguments))  # type: ignore[operator]
+    if folder is not None and fleet is not None:
+        raise ConfigError("Name the broker once: its folder with --dir, or its fleet with --fleet.")
+    if fleet is not None:
+        folder = fleet / FLEET_NODE
+    raise typer.Exit(Ctl.of_node(folder or only_one(running_here())).call(*arguments))
+
+
+def only_one(folders: Sequence[Path]) -> Path:
+    """Return the one folder. Raises ConfigError if no node runs, or several do."""
+    if len(folders) != 1:
+        here = f"of which these run here: {', '.join(map(str, folders))}" if folders else "because none runs here"
+        raise ConfigError(f"Name the broker, {here}. Give its folder with --dir, or its fleet with --fleet.")
+    return folders[0]
 
 
 SUBCOMMANDS = {"ctl": ctl}

@@ -1,9 +1,14 @@
 """`fedmq broker ctl`, and folders whose names RabbitMQ cannot take."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
+from fedmq.broker_config.node.ctl import running_here
+from fedmq.cli.cli import main
+from fedmq.cli.commands.broker import only_one
+from fedmq.schemas.errors import ConfigError
 from tests.support.full import FULL
 from tests.support.rabbitmq import require_server
 
@@ -18,11 +23,29 @@ def test_ctl_is_rabbitmqctl_for_a_node_in_a_folder(terminal, tmp_path, rabbitmq_
     assert wrong.ended() == 67, wrong.text  # rabbitmqctl's own exit code
 
 
-@pytest.mark.parametrize("arguments", [(), ("--dir", "nothing")])
-def test_ctl_without_a_node_says_how_to_name_one(terminal, arguments):
-    ctl = terminal("broker", "ctl", *arguments, "list_users")
+def test_ctl_with_a_folder_of_no_node_says_so(terminal):
+    ctl = terminal("broker", "ctl", "--dir", "nothing", "list_users")
     assert ctl.ended() == 2
-    ctl.wait_for(r"fedmq: Name the broker|fedmq: nothing is not the folder of a private node")
+    ctl.wait_for("fedmq: nothing is not the folder of a private node")
+
+
+def test_ctl_without_a_name_takes_the_only_node_that_runs(monkeypatch, capsys, tmp_path):
+    for folders, told in ([], "Name the broker, because none runs here"), ([tmp_path], f"{tmp_path} is not the folder"):
+        monkeypatch.setattr("fedmq.broker_config.node.ctl.running_here", lambda folders=folders: folders)
+        with pytest.raises(SystemExit) as left:
+            main(["broker", "ctl", "list_users"])
+        assert (left.value.code, told in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.broker
+def test_a_node_that_runs_is_found_by_its_process_and_one_of_several_has_to_be_named(rabbitmq_node):
+    found = running_here()
+    assert rabbitmq_node.data_dir in found
+    assert only_one([rabbitmq_node.data_dir]) == rabbitmq_node.data_dir
+    with pytest.raises(ConfigError, match=r"^Name the broker, because none runs here\. Give its folder with --dir"):
+        only_one([])
+    with pytest.raises(ConfigError, match=r"^Name the broker, of which these run here: a, b\. Give its folder"):
+        only_one([Path("a"), Path("b")])
 
 
 @pytest.mark.broker

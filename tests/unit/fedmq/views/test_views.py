@@ -1,6 +1,8 @@
 import io
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -217,6 +219,29 @@ def test_nobody_goes_away_while_the_coordinator_cannot_hear_them(ledger, tmp_pat
     ledger.leave(time.time())
     stopped = read_status(tmp_path)
     assert (stopped.state, stopped.elapsed_s, stopped.broker, silent()) == ("stopped", 100.0, None, [])
+
+
+KEEPS = """
+import sys
+from pathlib import Path
+from fedmq.coordinator.state.run_folder import RunFolder
+
+RunFolder(Path(sys.argv[1])).acquire("a broker and a prefix")
+print("kept", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_coordinator_that_has_the_folder_and_is_not_active_yet_waits(ledger, tmp_path):
+    ledger.leave(time.time())
+    assert read_status(tmp_path).state == "stopped"
+    with subprocess.Popen([sys.executable, "-c", KEEPS, str(tmp_path)], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "kept\n"
+        status = read_status(tmp_path)
+        other.stdin.close()
+    assert (status.state, status.waiting_pids) == ("waiting", (other.pid,))
+    assert f"waiting for its broker, or for its turn (coordinator: pid {other.pid})" in drawn(status_view(status))
+    assert read_status(tmp_path).state == "stopped"
 
 
 def test_run_time_that_stood_still_does_not_make_anybody_younger(ledger, tmp_path):
