@@ -85,7 +85,7 @@ class CoordinatorService:
         check_model: Callable[[Parameters], None] | None = None,
         archive: ArchiveSettings | None = None,
         evaluator: Evaluator | None = None,
-        export: Callable[[Path], None] | None = None,
+        export: Callable[[Path], object] | None = None,
         publish_timeout_s: float = 60.0,
         identity: IdentityKind = "open",
         members: Members | None = None,
@@ -95,9 +95,9 @@ class CoordinatorService:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
         `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
-        raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes
-        final.keras beside it. `registrar` decides on certificates, and `sign` signs
-        tasks; both are None without a fleet."""
+        raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes the
+        model beside it (`FINAL_MODELS`). `registrar` decides on certificates, and `sign` signs tasks; both are None
+        without a fleet."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -394,7 +394,7 @@ class CoordinatorService:
         self._export_model()
 
     def _export_model(self) -> None:
-        if self._export is not None and not self._folder.final_model.exists():
+        if self._export is not None and self._folder.final_model is None:
             self._export(self._folder.final_parameters)
 
     def _settings(self) -> dict[str, Any]:

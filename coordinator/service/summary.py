@@ -32,7 +32,7 @@ def summary_of(folder: RunFolder, run_id: str) -> RunSummary:
         return RunSummary(run_id, 0, 0, {}, None, {}, None)
     with reader as ledger, ledger.at_one_moment():
         finished = None if ledger.is_new() else ledger.run().finished
-        models = [path for path in (folder.final_model, folder.final_parameters) if path.exists()]
+        models = [path for path in (folder.final_model, folder.final_parameters) if path and path.exists()]
         metrics = [row.metrics for row in ledger.evaluations() if row.metrics]
         return RunSummary(
             run_id=run_id,

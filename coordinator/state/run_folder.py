@@ -14,6 +14,8 @@ from fedmq.schemas.errors import LedgerError, StateError
 from fedmq.schemas.local.files import make_folder
 from fedmq.schemas.local.locks import FileLock, holders
 
+FINAL_MODELS = ("final.keras", "final.pt")
+"""Names of an exported model, one for each framework."""
 TRIES = 3
 """Attempts at the lock. One that finds another place in it may have met a coordinator that was just leaving."""
 
@@ -59,8 +61,9 @@ class RunFolder:
         return self.path / "final.safetensors"
 
     @property
-    def final_model(self) -> Path:
-        return self.path / "final.keras"
+    def final_model(self) -> Path | None:
+        """The exported model; None if there is none."""
+        return next((path for name in FINAL_MODELS if (path := self.path / name).exists()), None)
 
     def acquire(self, place: str) -> None:
         """Make the folder and keep it for the coordinators of one place, which is a broker and a prefix.

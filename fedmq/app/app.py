@@ -1,10 +1,10 @@
 """The app file: plain user code that fedmq loads by path and asks for functions by name.
 
-    build_model() -> a compiled Keras model
+    build_model() -> a compiled Keras model, or a PyTorch model (fedmq.app.models has its further functions)
     load_data(participant_id) -> (x, y)
     load_test_data() -> (x, y)                      optional: the coordinator evaluates with it
 
-or, for a trainer that is not Keras,
+or, for any other trainer,
 
     build_trainer(participant_id) -> a trainer      see fedmq.participant.trainer
     initial_parameters() -> {name: array}
@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fedmq.app.models import framework_of, given_data
 from fedmq.app.module_names import module_name
 from fedmq.app.neighbours import import_neighbours_of
 from fedmq.schemas.errors import AppError, in_short
@@ -155,9 +156,9 @@ def _last_frame(path: Path, error: BaseException) -> str:
 
 
 def trainer_of(app: App, participant_id: str) -> Any:
-    """Return the trainer of one participant: the app's own, or a KerasTrainer around its model and data.
+    """Return the trainer of one participant: the app's own, or one of Keras or PyTorch around its model and data.
 
-    Imports TensorFlow if the app has no build_trainer. Raises AppError and MissingExtra.
+    Imports the model's framework if the app has no build_trainer. Raises AppError and MissingExtra.
     """
     build_trainer = app.get("build_trainer")
     if build_trainer is not None:
@@ -168,11 +169,5 @@ def trainer_of(app: App, participant_id: str) -> Any:
                 "train(parameters, config)."
             )
         return trainer
-    build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
-    load_data = app.need("load_data", "for a participant's examples")
-    from fedmq.participant.training.keras.trainer import KerasTrainer
-
-    data = load_data(participant_id)
-    if data is None:
-        raise AppError(f"load_data in {app.path} returned None, expected (x, y): end it with `return x, y`")
-    return KerasTrainer(build_model, data)
+    model = framework_of(app, "to train with Keras or PyTorch (or build_trainer, to train with anything else)")
+    return model.trainer(given_data(app, "load_data", participant_id))

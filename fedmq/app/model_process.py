@@ -1,6 +1,6 @@
-"""The coordinator's end of fedmq.app.model_worker: initial parameters, central evaluation and the .keras export.
+"""The coordinator's end of fedmq.app.model_worker: initial parameters, central evaluation and the exported model.
 
-TensorFlow is never imported into the coordinator's own process.
+TensorFlow and PyTorch are never imported into the coordinator's own process.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ModelChild:
 
     @property
     def exports(self) -> bool:
-        """True if the app's model can be saved as a .keras file."""
+        """True if the app's model can be exported as a file of its framework."""
         return bool(self._ready and self._ready.get("exports"))
 
     def initial(self) -> Parameters:
@@ -95,9 +95,9 @@ class ModelChild:
         zeros = {name: np.broadcast_to(np.zeros((), DTYPES[dtype]), shape) for name, dtype, shape, _ in tensors}
         return Parameters(zeros, frozenset(name for name, _, _, trainable in tensors if not trainable))
 
-    def export(self, model: Path) -> None:
-        """Write the .keras file beside a .safetensors one. Raises AppError."""
-        self._ask({"export": str(model), "to": str(model.with_suffix(".keras"))})
+    def export(self, model: Path) -> Path:
+        """Write the .keras or .pt file beside a .safetensors one, and return its path. Raises AppError."""
+        return Path(self._ask({"export": str(model), "to": str(model.with_suffix(""))})["written"])
 
     def evaluate(self, parameters: Parameters, version: int = 0) -> dict[str, float]:
         """Return the metrics of these parameters. It blocks; `submit` does not. Raises AppError."""

@@ -1,4 +1,4 @@
-"""The coordinator's worker process: the only place on its side that loads the app, and with it TensorFlow.
+"""The coordinator's worker process: the only place on its side that loads the app, and with it TensorFlow or PyTorch.
 
 `python -m fedmq.app.model_worker APP` writes {"ready": true, "evaluates": ..., "exports": ...} to stdout. Then it
 answers each JSON line on stdin with one JSON line, in order:
@@ -6,7 +6,7 @@ answers each JSON line on stdin with one JSON line, in order:
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
     {"evaluate": IN, "version": n}       {"metrics": {...}}
-    {"export": IN, "to": OUT}            {"done": true}       OUT is a .keras file
+    {"export": IN, "to": STEM}           {"written": OUT}     OUT is STEM.keras or STEM.pt
     {"hello": ID}                        {"num_examples": n, "replies": [...]}   what this participant says of itself
     {"train": TASK, "from": IN, "to": OUT}  {"update": {...}}  the task as its participant does it, for fedmq doctor
 
@@ -25,23 +25,22 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
+from fedmq.app.models import Evaluate, Framework, framework_of, given_data
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
-from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.local.leaving import kill_descendants, leave
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
 
 ORPHAN_S = 10.0
 """Longest time that the worker goes on without its parent. A parent that leaves by itself waits for less."""
-Evaluate = Callable[[Parameters], Mapping[str, float]]
 
 
 class Helper:
@@ -50,11 +49,12 @@ class Helper:
     def __init__(self, app: App) -> None:
         self._app = app
         if app.get("build_model") is None and app.get("initial_parameters") is None:
-            app.need("build_model", "for the first version of the model (or initial_parameters, without Keras)")
+            app.need("build_model", "for the first version of the model (or initial_parameters, without one)")
         self.evaluates = app.get("evaluate") is not None or (
             app.get("build_model") is not None and app.get("load_test_data") is not None
         )
         self.exports = app.get("build_model") is not None
+        self._framework: Framework | None = None
         self._evaluate: Evaluate | None = None
         self._trainers: dict[str, Any] = {}
 
@@ -68,8 +68,7 @@ class Helper:
         if "evaluate" in request:
             return {"metrics": self._measured(read_parameters(Path(request["evaluate"])))}
         if "export" in request:
-            self._export(read_parameters(Path(request["export"])), Path(request["to"]))
-            return {"done": True}
+            return {"written": self._export(read_parameters(Path(request["export"])), Path(request["to"]))}
         if "hello" in request:
             return self._hello(request["hello"])
         if "train" in request:
@@ -84,9 +83,7 @@ class Helper:
                 raise AppError(f"initial_parameters in {self._app.path} gave {given!r:.80}, expected name -> array.")
             flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
             return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
-        from fedmq.participant.training.keras.model import built_model, parameters_of
-
-        return parameters_of(built_model(self._app.need("build_model", "for the first version of the model")))
+        return self._model("for the first version of the model").initial()
 
     def _measured(self, parameters: Parameters) -> dict[str, float]:
         metrics: object = self._evaluator()(parameters)
@@ -102,30 +99,19 @@ class Helper:
     def _evaluator(self) -> Evaluate:
         if self._evaluate is None:
             own = self._app.get("evaluate")
-            if own is not None:
-                self._evaluate = own
-            else:
-                from fedmq.participant.training.keras.trainer import KerasTrainer
-
-                build_model = self._app.need("build_model", "to evaluate")
-                test_data = self._app.need("load_test_data", "to evaluate")()
-                if test_data is None:
-                    raise AppError(f"load_test_data in {self._app.path} returned None, expected (x, y)")
-                self._evaluate = KerasTrainer(build_model, evaluation_data=test_data).evaluate
+            self._evaluate = own or self._model("to evaluate").evaluator(given_data(self._app, "load_test_data"))
         return self._evaluate
 
-    def _export(self, parameters: Parameters, target: Path) -> None:
-        from fedmq.participant.training.keras.model import built_model, set_parameters
+    def _export(self, parameters: Parameters, stem: Path) -> str:
+        model = self._model("to export it")
+        target = stem.with_name(stem.name + model.suffix)
+        model.export(parameters, target)
+        return str(target)
 
-        model = built_model(self._app.need("build_model", "to export a .keras file"))
-        set_parameters(model, parameters)
-        if getattr(model, "optimizer", None) is not None and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # else Keras warns of its variables at each load
-        beside = target.with_name(f"{target.stem}.part{target.suffix}")
-        remove(beside)
-        model.save(beside)
-        tighten(beside)
-        beside.replace(target)  # whole or not at all: a restart exports again only if the file is missing
+    def _model(self, why: str) -> Framework:
+        if self._framework is None:
+            self._framework = framework_of(self._app, why)
+        return self._framework
 
     def _trainer(self, participant_id: str) -> Any:
         if participant_id not in self._trainers:

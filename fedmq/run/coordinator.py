@@ -115,7 +115,7 @@ def summary_text(config: FederationConfig, summary: RunSummary) -> str:
     if metrics:
         lines.append(f"On the test data: {metrics}")
     folder = RunFolder(config.run_dir)
-    models = [path for path in (folder.final_parameters, folder.final_model) if path.exists()]
+    models = [path for path in (folder.final_parameters, folder.final_model) if path and path.exists()]
     lines.append(f"The model: {' and '.join(str(path) for path in models) or 'not saved'}")
     return "\n".join(lines)
 

@@ -5,15 +5,15 @@
     app = "../mnist/app.py"
 
 Each participant has the data that the app's load_data gives it, as in a deployment. Or `data` names a file, which
-`deal_by` deals out; a population's `examples` says how much each participant gets. An app without Keras trains with its
-own trainers.
+`deal_by` deals out; a population's `examples` says how much each participant gets. A PyTorch model trains one
+participant after the other, and so do an app's own trainers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
+from fedmq.app.models import Evaluate, TorchModel, framework_of, is_torch
 from fedmq.participant.trainer import checked_result
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
 from fedmq.schemas.messages import TrainingConfig
@@ -74,7 +75,11 @@ class AppProblem(Value):
             if self.data is not None:
                 raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
             return TrainerFederation(app, names, seed)
-        build_model = app.need("build_model", "to train with Keras (or build_trainer, to train with anything else)")
+        build_model = app.need(
+            "build_model", "to train with Keras or PyTorch (or build_trainer, to train with anything else)"
+        )
+        if is_torch(app):
+            return self._with_torch(TorchModel(app), app, names, members, seed)
         # TensorFlow, in the processes that run cells
         from fedmq.studies.problems.keras.cohort import KerasFederation
         from fedmq.studies.problems.keras.examples import examples, taken
@@ -114,6 +119,34 @@ class AppProblem(Value):
             what = " ".join(str(e).split())[:400]
             raise AppError(f"the model of {self.app} does not train on its examples: {type(e).__name__}: {what}") from e
 
+    def _with_torch(
+        self, model: TorchModel, app: App, names: Sequence[str], members: Sequence[Member], seed: int
+    ) -> Federation:
+        """Return the federation of a PyTorch model. Raises AppError."""
+        from fedmq.studies.problems.torch_models import Examples, TorchFederation
+
+        if self.path == "cohort":
+            raise AppError("a PyTorch model has no cohort path: set path to plain, or to measure")
+        examples = Examples()
+        test: Any = None
+        if self.data is None:
+            with seeded(0, DATA):
+                load_data = app.need("load_data", "for a participant's examples")
+                rows = [examples.add(load_data(name), f"what load_data({name!r}) in {self.app} gave") for name in names]
+                load_test = None if self.validation_part else app.get("load_test_data")
+                test = None if load_test is None else load_test()
+            if self.validation_part:
+                rows, kept = _kept_back(rows, self.validation_part, seed)
+                test = examples.taken(kept)
+        else:
+            x, y, *others = validated(load_arrays(Path(self.data)), self.validation_part, seed)
+            examples.add((x, y), self.data)
+            labels = np.zeros(len(y), np.int64) if isinstance(self.deal_by, Iid) else class_numbers(y)
+            rows, test = self.deal_by.deal(labels, members, seed), (others[0], others[1])
+        with seeded(seed, INITIAL_MODEL):
+            initial = model.initial().packed()
+        return TorchFederation(model.trainer, examples, rows, test, initial)
+
     def for_tuning(self, part: float) -> tuple[AppProblem, str]:
         """Return the problem of the trials (studies.problems.problem.ForTuning)."""
         whose = "each participant's" if self.data is None else "the training"
@@ -140,7 +173,7 @@ class TrainerFederation:
             # Still seeded, because a trainer may load its data only now.
             self.num_examples = [max(1, int(getattr(t, "num_examples", 1) or 1)) for t in trainers]
         self.backend = TrainerCohort(trainers)
-        self._evaluate: Callable[[Parameters], Mapping[str, float]] | None = app.get("evaluate") or _by_keras(app)
+        self._evaluate: Evaluate | None = app.get("evaluate") or _by_model(app)
         self.evaluates = self._evaluate is not None
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
@@ -152,8 +185,11 @@ def _initial(app: App, seed: int) -> Parameters:
     """Return version 0. A coordinator takes it from the same functions (fedmq.app.model_worker)."""
     own = app.get("initial_parameters")
     if own is None:
-        needed = "for the first version of the model (or initial_parameters, without Keras)"
+        needed = "for the first version of the model (or initial_parameters, without one)"
         build_model = app.need("build_model", needed)
+        if is_torch(app):
+            with seeded(seed, INITIAL_MODEL):
+                return TorchModel(app).initial().packed()
         from fedmq.studies.problems.keras.cohort import drawn_model
 
         return drawn_model(build_model, seed)
@@ -165,16 +201,14 @@ def _initial(app: App, seed: int) -> Parameters:
     return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
 
 
-def _by_keras(app: App) -> Callable[[Parameters], Mapping[str, float]] | None:
+def _by_model(app: App) -> Evaluate | None:
     """Return an evaluation on the app's test data; None if it has no model or no such data."""
     build_model, test_data = app.get("build_model"), app.get("load_test_data")
     if build_model is None or test_data is None:
         return None
-    from fedmq.participant.training.keras.trainer import KerasTrainer
-
     with seeded(0, DATA):
         data = test_data()
-    return KerasTrainer(build_model, evaluation_data=data).evaluate
+    return framework_of(app, "to evaluate").evaluator(data)
 
 
 class TrainerCohort:

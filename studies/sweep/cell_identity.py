@@ -30,7 +30,7 @@ _LATER = frozenset(
 )
 """Settings that came later. They are not named while they are None, and the results of before are found
 again."""
-_OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow"}) - {"__main__"}
+_OTHERS = frozenset({*sys.stdlib_module_names, "pydantic", "numpy", "keras", "tensorflow", "torch"}) - {"__main__"}
 
 
 def plain(value: Any) -> Any:

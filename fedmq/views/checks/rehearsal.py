@@ -44,7 +44,7 @@ _ADVICE: dict[Part, str] = {
     "evaluation": "put load_test_data() or evaluate() in the app file right, or take it out to do without",
     "training": "put the app file right; fedmq doctor --id NAME tries it as another participant",
     "strategy": "put the [strategy] table or the strategy's file right: a run discards such updates, or never begins",
-    "export": "put build_model() in the app file right: the run's end writes its model as a .keras file",
+    "export": "put build_model() in the app file right: the run's end writes its model as a file",
 }
 
 
@@ -123,13 +123,12 @@ class Rehearsal:
         if self._run is not None and child.exports:
             path = folder / "final.safetensors"
 
-            def export() -> bool:
+            def export() -> Path:
                 write_parameters(path, first)
-                child.export(path)
-                return True
+                return child.export(path)
 
-            if (yield from self._try("export", child, export)) is not None:
-                yield Finding("ok", "export: the model can be saved as a .keras file")
+            if (written := (yield from self._try("export", child, export))) is not None:
+                yield Finding("ok", f"export: the model can be saved as a {written.suffix} file")
 
     def _evaluation(self, config: FederationConfig, child: ModelChild, first: Parameters) -> Steps[None]:
         stop = config.run.stop

@@ -39,7 +39,7 @@ class LazyData:
 
     @property
     def num_examples(self) -> int:
-        return 0 if self.source is None else _length(self._loaded())
+        return 0 if self.source is None else number_of(self._loaded())
 
     def epochs(self, config: TrainingConfig, least: int) -> Iterator[Iterator[tuple[Any, Any]]]:
         """Yield the batches of each epoch (participant.training.shuffling.epochs)."""
@@ -85,7 +85,7 @@ class LazyData:
 
     def _loaded(self) -> Any:
         if self._made is None:
-            self._made = _as_data(self.source() if callable(self.source) else self.source, self.name)
+            self._made = as_data(self.source() if callable(self.source) else self.source, self.name)
         return self._made
 
     def _converted(self, leaf: Any) -> Any:
@@ -120,7 +120,7 @@ def batch_length(batch: tuple[Any, Any]) -> int:
     return len(next(leaves(batch[0], "x"))[1])
 
 
-def _as_data(given: Any, name: str) -> Any:
+def as_data(given: Any, name: str) -> Any:
     """Return (x, y) of arrays and tensors, or a map-style Dataset. Raises AppError, with the line that makes one."""
     if isinstance(given, torch.utils.data.DataLoader):
         raise AppError(
@@ -142,7 +142,7 @@ def _as_data(given: Any, name: str) -> Any:
     if not isinstance(given, tuple | list) or len(given) != 2 or _flat_list(given):
         got = "None" if given is None else shown(given)
         raise AppError(f"{name} is {got}, expected (x, y) or a map-style torch.utils.data.Dataset: return one of them")
-    made = tuple(mapped_arrays(part, f"{what} of {name}") for part, what in zip(given, "xy", strict=True))
+    made = tuple(_as_arrays(part, f"{what} of {name}") for part, what in zip(given, "xy", strict=True))
     lengths = {place: len(leaf) for part, what in zip(made, "xy", strict=True) for place, leaf in leaves(part, what)}
     if not lengths:
         raise AppError(f"{name} has no arrays, expected (x, y)")
@@ -152,12 +152,12 @@ def _as_data(given: Any, name: str) -> Any:
     return made
 
 
-def mapped_arrays(part: Any, place: str) -> Any:
+def _as_arrays(part: Any, place: str) -> Any:
     """Return a nest whose leaves are arrays or tensors with an axis of examples. Raises AppError."""
     if isinstance(part, Mapping):
-        return {key: mapped_arrays(value, f"{place} at {key!r}") for key, value in part.items()}
+        return {key: _as_arrays(value, f"{place} at {key!r}") for key, value in part.items()}
     if isinstance(part, tuple | list) and not _is_flat(part):
-        return tuple(mapped_arrays(value, f"{place} at {i}") for i, value in enumerate(part))
+        return tuple(_as_arrays(value, f"{place} at {i}") for i, value in enumerate(part))
     if isinstance(part, torch.Tensor):
         leaf = part.detach()
     else:
@@ -196,5 +196,13 @@ def _whole(leaf: Any) -> Any:
     return leaf if leaf.is_floating_point() or leaf.dtype == torch.bool else leaf.to(torch.int64)
 
 
-def _length(data: Any) -> int:
+def number_of(data: Any) -> int:
+    """Return the number of examples of what `as_data` returned."""
     return len(next(leaves(data, ""))[1]) if isinstance(data, tuple) else len(data)
+
+
+def taken(data: Any, rows: Rows) -> Any:
+    """Return these examples of what `as_data` returned, as data again."""
+    if isinstance(data, tuple):
+        return tuple(mapped(part, lambda leaf: leaf[rows]) for part in data)
+    return torch.utils.data.Subset(data, rows.tolist())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -45,6 +46,12 @@ def parameters_of(model: Module) -> Parameters:
 def set_parameters(model: Module, parameters: Mapping[str, Array]) -> None:
     """Put `parameters` into the model, bit for bit. Raises AppError with the differences if they do not fit."""
     Travelling(model).put(parameters)
+
+
+def save(model: Module, parameters: Mapping[str, Array], path: Path) -> None:
+    """Write the model's whole state_dict, with these values. torch.load(path, weights_only=True) reads it. Raises
+    AppError if they do not fit."""
+    torch.save(Travelling(model).whole(parameters), path)
 
 
 class Travelling:

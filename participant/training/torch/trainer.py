@@ -89,6 +89,10 @@ class TorchTrainer:
         """Train on other data from the next task on. Studies use this: one model trains for many participants."""
         self._data = self._lazy(data, "data")
 
+    def use_evaluation_data(self, data: Data | Callable[[], Data]) -> None:
+        """Evaluate on other data from now on."""
+        self._evaluation_data = self._lazy(data, "evaluation_data")
+
     def train(
         self,
         parameters: Mapping[str, npt.NDArray[Any]],

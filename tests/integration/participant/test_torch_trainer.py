@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -14,10 +15,11 @@ import pytest
 
 from fedmq.participant.training.methods import begin, make
 from fedmq.schemas.errors import AppError, TrainerError
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import Hello, TrainingConfig, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.problems.lazy_training import Job
 from fedmq.studies.problems.softmax import SoftmaxFederation
+from tests.integration.participant.scripted import ScriptedCoordinator
 
 torch = pytest.importorskip("torch")
 from fedmq.participant.training.torch.model import (  # noqa: E402  after the skip
@@ -485,6 +487,22 @@ def test_arrays_that_come_in_are_not_written_and_those_that_go_out_are_the_calle
     trainer.train(frozen, CONFIG.model_copy(update={"seed": 9}))
     assert same(first.parameters, kept)
     assert same(frozen, base)
+
+
+def test_a_task_over_the_embedded_transport_comes_back_as_the_trainers_own_delta(
+    coordinator: ScriptedCoordinator, start: Callable[..., Any]
+) -> None:
+    base = parameters_of(with_norm())
+    start(trainer_of())
+    assert coordinator.wait_for(Hello).replies == ("delta", "parameters", "change", "scaffold")
+    coordinator.send(coordinator.task(training=CONFIG), base)
+    decoded = coordinator.wait_for_decoded(Update)
+    assert decoded.message.num_examples == 50  # type: ignore[union-attr]
+    local = trainer_of().train(base, CONFIG).parameters
+    expected = {name: local[name] - base[name] for name in base.averaged()}
+    assert decoded.parameters is not None
+    assert same(expected, decoded.parameters)
+    assert decoded.parameters.non_trainable == {"1.running_mean", "1.running_var"}
 
 
 def test_pytorch_brings_no_tensorflow() -> None:

@@ -229,9 +229,9 @@ def test_an_export_that_dies_halfway_leaves_no_model_that_looks_finished(tmp_pat
         SimpleNamespace(set_parameters=lambda *_: None, built_model=lambda build: build()),
     )
     helper = Helper(load_app(tmp_path / "app.py"))
-    monkeypatch.setattr(helper, "_app", SimpleNamespace(need=lambda *_: Model))
+    monkeypatch.setattr(helper, "_app", SimpleNamespace(need=lambda *_: Model, functions={}, get=lambda _: None))
     write_parameters(tmp_path / "final.safetensors", Parameters({"w": np.zeros(1, "float32")}))
-    request = {"export": str(tmp_path / "final.safetensors"), "to": str(tmp_path / "final.keras")}
+    request = {"export": str(tmp_path / "final.safetensors"), "to": str(tmp_path / "final")}
     with pytest.raises(KeyboardInterrupt):
         helper.answer(request)
     assert not (tmp_path / "final.keras").exists()
