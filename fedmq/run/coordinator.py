@@ -25,6 +25,7 @@ from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import Sign
 from fedmq.schemas.tensors import check_spec, spec_of
+from fedmq.schemas.texts import escaped
 
 log = EventLog(__name__)
 
@@ -102,7 +103,7 @@ def _coordinator_for(
 def summary_text(config: FederationConfig, summary: RunSummary) -> str:
     """Return a text for a person on how the run ended."""
     discarded = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.discarded.items())) or "none"
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in summary.metrics.items())
+    metrics = "  ".join(f"{escaped(name)} {value:.4f}" for name, value in summary.metrics.items())
     if summary.finished is None:
         return (
             f"Run {summary.run_id} stopped at version {summary.version} with {summary.accepted} updates: "

@@ -15,6 +15,7 @@ from fedmq.cli.commands import options
 from fedmq.cli.commands.participant import checked_id
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.console_log import debugging
+from fedmq.schemas.texts import escaped
 
 if TYPE_CHECKING:
     from fedmq.views.finding import Finding
@@ -69,9 +70,9 @@ def command(
     with findings as found:
         for finding in found:
             mark, style = MARKS[finding.level]
-            console.print(Text.assemble((f"{mark} ", style), finding.what))
+            console.print(Text.assemble((f"{mark} ", style), escaped(finding.what, keep="\n")))
             if finding.advice:
-                console.print(Text.assemble("    → ", (finding.advice, "bold")))
+                console.print(Text.assemble("    → ", (escaped(finding.advice, keep="\n"), "bold")))
             wrong += finding.level == "wrong"
     if wrong:
         console.print(f"\n{wrong} thing(s) to put right.", style="bold red")

@@ -6,8 +6,9 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.config.file import load_config
+from fedmq.coordinator.service.summary import RunSummary
 from fedmq.run.broker_user import log_identity
-from fedmq.run.coordinator import coordinator_for
+from fedmq.run.coordinator import coordinator_for, summary_text
 from fedmq.run.participant import participant_for
 from fedmq.schemas.errors import ConfigError
 from tests.support.certificates import Authority
@@ -116,3 +117,8 @@ def test_open_beside_a_fleet_is_a_warning(caplog):
     assert [(record.levelname, "there is a fleet" in record.message) for record in caplog.records] == [
         ("WARNING", True)
     ]
+
+
+def test_a_metrics_name_cannot_write_on_the_terminal(configured):
+    summary = RunSummary("r1", 1, 2, {}, "max_versions", {"f1\x1b[2J": 0.5}, None)
+    assert "On the test data: f1\\u001b[2J 0.5000\n" in summary_text(configured(), summary)
