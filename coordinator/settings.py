@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedmq.schemas.messages import Identifier
+from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, FITTING, NEEDS_FEEDBACK
+from fedmq.schemas.messages import Identifier, Reply, Uplink
 
 
 class Settings(BaseModel):
@@ -134,6 +136,76 @@ class RunSettings(Settings):
                 "so the run would never begin: raise max_participants"
             )
         return self
+
+
+class UplinkSettings(Settings):
+    """The [uplink] table: the codec in which updates are asked for (schemas.codecs).
+
+    Participants that lack the codec send plain tensors.
+    """
+
+    codec: str = Field(default="none", max_length=64)
+    """none, bf16, int8, int4, topk, powersgd, or custom."""
+    error_feedback: bool | None = None
+    """Carry what an update left out to the next one. None: for topk, powersgd and no other."""
+    lossless: Literal["none", "zstd"] = "none"
+    """Compression of what the codec made; zstd takes the extra `zstd` on both sides."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """topk: part of the values that are sent; None is 0.01."""
+    values: Literal["float32", "bf16", "int8"] | None = None
+    """topk: form of the values that are sent; None is float32."""
+    rank: int | None = Field(default=None, ge=1, le=256)
+    """powersgd: rank of the matrices; None is 2."""
+    file: str | None = None
+    """custom: Python file with `build_codec(**options)`, for the coordinator and all participants."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """custom: arguments of `build_codec`."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.codec not in CODECS:
+            raise ValueError(f"codec is {self.codec!r}, allowed: {', '.join(CODECS)}")
+        for name, codec in _CODEC_OF_KEY.items():
+            if getattr(self, name) not in (None, {}) and self.codec != codec:
+                raise ValueError(f"{name} belongs to codec = {codec!r}, and codec is {self.codec!r}: take it out")
+        if self.codec == "custom" and self.file is None:
+            raise ValueError("codec = 'custom' needs file, a Python file with build_codec(**options)")
+        if self.codec == "none" and (self.error_feedback or self.lossless != "none"):
+            raise ValueError("codec is 'none', which leaves nothing to feed back or to compress: set a codec")
+        return self
+
+    def unmet(self, reply: Reply) -> Iterator[tuple[str, str]]:
+        """Yield each setting that does not go with a strategy's reply: its place, and what to do."""
+        if self.codec not in ("none", *FITTING[reply]):
+            yield (
+                "uplink.codec",
+                f"got {self.codec!r}, allowed with a strategy whose updates carry {reply!r}: "
+                f"{', '.join(('none', *FITTING[reply]))}",
+            )
+        if self.error_feedback and reply != "delta":
+            yield (
+                "uplink.error_feedback",
+                f"works with a strategy whose updates carry 'delta', and this one's carry {reply!r}: take it out",
+            )
+
+    def order(self, reply: Reply, name: str | None = None) -> Uplink | None:
+        """Return the order that tasks carry; None for plain updates. `name` is that of a custom codec."""
+        if self.codec == "none":
+            return None
+        feedback = self.codec in NEEDS_FEEDBACK if self.error_feedback is None else self.error_feedback
+        given = {"fraction": self.fraction, "values": self.values, "rank": self.rank}
+        return Uplink(
+            codec=name or self.codec,
+            error_feedback=feedback and reply == "delta",
+            # Only a contractive codec may be fed back, and rounding to the nearest is.
+            rounding="nearest" if feedback or reply == "change" else "stochastic",
+            lossless=self.lossless,
+            **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+
+CODECS = ("none", *BUILT_IN, CUSTOM)
+_CODEC_OF_KEY = {"fraction": "topk", "values": "topk", "rank": "powersgd", "file": CUSTOM, "options": CUSTOM}
 
 
 class CommitSettings(Settings):

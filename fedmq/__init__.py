@@ -11,7 +11,14 @@ from importlib import import_module
 TYPE_CHECKING = False  # checkers of types take it for True; `typing` takes a while to import
 if TYPE_CHECKING:
     from fedmq.config.file import FederationConfig, load_config
-    from fedmq.coordinator.settings import CommitSettings, Patience, RunSettings, StopSettings, TargetMetric
+    from fedmq.coordinator.settings import (
+        CommitSettings,
+        Patience,
+        RunSettings,
+        StopSettings,
+        TargetMetric,
+        UplinkSettings,
+    )
     from fedmq.coordinator.strategies import (
         Area,
         Ca2fl,
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from fedmq.participant.trainer import Trainer, TrainResult
     from fedmq.participant.training.keras.trainer import KerasTrainer
     from fedmq.participant.training.torch.trainer import TorchTrainer
+    from fedmq.schemas.codecs.codec import Codec, Encoded, Part, Places
     from fedmq.schemas.errors import (
         AppError,
         BrokerError,
@@ -75,7 +83,8 @@ _STRATEGIES = (
 )  # fmt: skip
 _HOMES = {
     **dict.fromkeys(
-        ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric"), "fedmq.coordinator.settings"
+        ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric", "UplinkSettings"),
+        "fedmq.coordinator.settings",
     ),
     **dict.fromkeys(_STRATEGIES, "fedmq.coordinator.strategies"),
     **dict.fromkeys(("ClientUpdate", "Strategy"), "fedmq.coordinator.strategies.protocol"),
@@ -103,17 +112,19 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "fedmq.schemas.errors"),
     "TrainingConfig": "fedmq.schemas.messages",
     "Parameters": "fedmq.schemas.parameters",
+    **dict.fromkeys(("Codec", "Encoded", "Part", "Places"), "fedmq.schemas.codecs.codec"),
 }
 
 __all__ = [
     "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CellResult",
-    "ClientUpdate", "CommitSettings", "ConfigError", "Contender", "Evaluation", "Fadas", "FedAsync", "FedAvg",
-    "FedBuff", "FedCompass", "FedNova", "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "Job",
-    "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "ParticipantResult",
-    "ParticipationCorrection", "Patience", "PeerError", "Population", "Port", "Problem", "Quadratics", "RunSettings",
-    "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study", "StudyRun", "Synthetic",
-    "TargetMetric", "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError", "TrainingConfig", "Tuning",
-    "WeightedMean", "__version__", "load_config", "load_mnist", "replay", "simulate",
+    "ClientUpdate", "Codec", "CommitSettings", "ConfigError", "Contender", "Encoded", "Evaluation", "Fadas",
+    "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight", "FederationConfig", "FedmqError",
+    "InputError", "Job", "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "Part",
+    "ParticipantResult", "ParticipationCorrection", "Patience", "PeerError", "Places", "Population", "Port", "Problem",
+    "Quadratics", "RunSettings", "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study",
+    "StudyRun", "Synthetic", "TargetMetric", "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError",
+    "TrainingConfig", "Tuning", "UplinkSettings", "WeightedMean", "__version__", "load_config", "load_mnist", "replay",
+    "simulate",
 ]  # fmt: skip
 
 

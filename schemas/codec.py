@@ -11,7 +11,9 @@ msgpack library can read the body. Encoding copies each tensor once; decoding co
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -43,6 +45,15 @@ _MAX_MAP_LEN = 128
 _MAX_STR_LEN = 32_768
 _FIRST_LOOK_BYTES = 16_384
 
+_LATER: Mapping[type[AnyMessage], tuple[str, ...]] = MappingProxyType(
+    {
+        Hello: ("leaving", "last_task", "codecs"),
+        Task: ("signature", "uplink"),
+        Update: ("codec",),
+    }
+)
+"""Fields that came after the first release. They are left out where they say nothing, so that an older fedmq, which
+refuses fields that it does not know, can read the message."""
 _ARRAY_OF_3 = b"\x93"
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
@@ -112,12 +123,7 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
         raise ValueError(mismatch)
     in_chunks = isinstance(message, Task | Update) and message.chunks is not None
     absent = {"kind"} if in_chunks else {"kind", "chunks"}
-    if isinstance(message, Task) and message.signature is None:
-        absent.add("signature")
-    if isinstance(message, Hello) and not message.leaving:
-        absent.add("leaving")
-    if isinstance(message, Hello) and message.last_task is None:
-        absent.add("last_task")
+    absent |= {name for name in _LATER.get(type(message), ()) if not getattr(message, name)}
     fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []

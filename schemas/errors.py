@@ -14,6 +14,7 @@ FedmqError
 │   ├── NotFinite             NaN or Inf among the values
 │   ├── Overflow              a finite number that is far too large for any sum of updates
 │   ├── SpecMismatch          tensor names, dtypes or shapes that differ from the model's
+│   ├── WrongCodec            an update in another codec than the run's
 │   └── BadSignature          a task that the fleet's coordinator has not signed as it is
 ├── BrokerError               RabbitMQ's, or the network's on the way to it
 │   ├── BrokerUnavailable     no connection now; trying again may help
@@ -154,6 +155,12 @@ class SpecMismatch(PeerError):
     """Tensor names, dtypes or shapes that differ from the model's."""
 
     reason = "wrong_shape"
+
+
+class WrongCodec(PeerError):
+    """An update in another codec than the one that the run asks for."""
+
+    reason = "wrong_payload"
 
 
 class BadSignature(PeerError):

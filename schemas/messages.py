@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -107,6 +107,34 @@ class TrainingConfig(Message):
     """Passed to the trainer as it is."""
 
 
+class Uplink(Message):
+    """The codec that an update is asked for in (schemas.codecs), with its settings."""
+
+    codec: Identifier
+    error_feedback: bool = False
+    """True if the participant adds what its accepted updates left out to the next one (Karimireddy et al. 2019)."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Rounding of int8 and int4."""
+    lossless: Literal["none", "zstd"] = "none"
+    """Compression of what the codec made."""
+    fraction: float = Field(default=0.01, gt=0, le=1)
+    """topk: part of the values that are sent."""
+    values: Literal["float32", "bf16", "int8"] = "float32"
+    """topk: form of the values that are sent."""
+    rank: int = Field(default=2, ge=1, le=256)
+    """powersgd: rank of the matrices."""
+
+    @property
+    def remembers(self) -> bool:
+        """True if a participant keeps something of its accepted updates for the next one."""
+        return self.error_feedback or self.codec == "powersgd"
+
+    def lacking(self, codecs: Collection[str]) -> str | None:
+        """Return the first thing that a participant with these codecs, from its hello, lacks; None if it has all."""
+        needed = (self.codec, *([] if self.lossless == "none" else [self.lossless]))
+        return next((name for name in needed if name not in codecs), None)
+
+
 class Hello(Message):
     """News of a participant that is here: on connecting, on a change of its state, and every `hello_interval_s`."""
 
@@ -119,6 +147,8 @@ class Hello(Message):
     """False while it holds a task or its conditions do not hold."""
     replies: tuple[Reply, ...] = ("delta", "parameters")
     """Forms of update that this participant can send back (its capabilities)."""
+    codecs: tuple[Identifier, ...] = Field(default=(), max_length=64)
+    """Codecs that it can send them in, and "zstd" if it can compress them (schemas.codecs.known)."""
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
     last_task: Identifier | None = None
@@ -140,6 +170,8 @@ class Task(Message):
     reply: Reply
     training: TrainingConfig
     lease_s: float = Field(gt=0, allow_inf_nan=False)
+    uplink: Uplink | None = None
+    """Codec that the update is asked for in; None asks for the plain tensors."""
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
@@ -157,6 +189,8 @@ class Update(Message):
     base_version: Count
     payload: Reply | Literal["none"]
     """"none" answers an evaluate task: metrics only."""
+    codec: Identifier | None = None
+    """Codec of the tensors (schemas.codecs.wire); None if they are plain."""
     memory: Identifier | None = None
     """Mark of the method's memory that this update was made from; None if the participant had none, or if the method
     has no memory. The coordinator discards an update that was made from any other memory than the last accepted update

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from fedmq.schemas.errors import AppError, SpecMismatch, shown
-from fedmq.schemas.messages import Reply
+from fedmq.schemas.messages import Reply, Task, Uplink
 from fedmq.schemas.parameters import Parameters, is_floating
 from fedmq.schemas.tensors import ModelSpec, TensorSpec, averaged_spec
 
@@ -42,6 +43,24 @@ METHODS: Mapping[Reply, Method] = MappingProxyType(
         "scaffold": Method(task=(CONTROL,), update=(CONTROL,), remembers=True, corrected=True),
     }
 )
+
+
+MemoryKind = Literal["none", "soft", "hard"]
+"""The memory that a participant keeps of its accepted updates. A hard one is part of the model: without it no update of
+the participant can be taken. A soft one (error feedback) is work that was not sent yet: without it the participant goes
+on from nothing. Two updates that were made from one memory are never both taken, whichever it is."""
+
+
+def memory_kind(reply: Reply, uplink: Uplink | None) -> MemoryKind:
+    """Return the kind of memory that tasks with this reply and this codec need."""
+    if METHODS[reply].remembers:
+        return "hard"
+    return "soft" if uplink is not None and uplink.remembers else "none"
+
+
+def has_memory(task: Task) -> bool:
+    """Return True if the task's method or its codec has a memory on the participant."""
+    return task.work == "train" and memory_kind(task.reply, task.uplink) != "none"
 
 
 def trained(parameters: Parameters) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ own key, which never goes through the broker (docs/decisions/0038-signed-tasks.m
 Rules
 1. The JSON is ASCII, its keys are sorted, and there is no space. A float is written as Python's `repr` writes it, with
    the fewest digits that give it back. So 1, 1.0 and true differ. The fields are `run_id`, `work`, `reply`, `training`
-   and `lease_s`. A field that is added to Task or to TrainingConfig is signed too.
+   and `lease_s`, and `uplink` if the update is asked for in a codec. A field that is added to Task or to
+   TrainingConfig is signed too.
 2. The blob is that of `schemas.tensors`, with zeros in its gaps. It is hashed in place, and no copy is made.
 3. `run_uid` is the part of the task_id that names the run.
 4. Nothing here depends on how a message is encoded, or on whether it travels whole or in chunks.
@@ -62,7 +63,8 @@ def tensors_digest(parameters: Parameters) -> bytes:
 
 def config_digest(task: Task) -> bytes:
     """Return the 32 bytes of SHA-256 over the fields of a task that do not stand by themselves."""
-    fields: dict[str, Any] = task.model_dump(exclude=set(BY_THEMSELVES))
+    absent = {"uplink"} if task.uplink is None else set()  # as before there were codecs
+    fields: dict[str, Any] = task.model_dump(exclude={*BY_THEMSELVES, *absent})
     return hashlib.sha256(_JSON.encode(fields).encode()).digest()
 
 

@@ -69,6 +69,8 @@ def simulate(
     members = population.members(seed)
     federation = problem.deal(members, seed)
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
+    for place, text in () if run.uplink is None else run.uplink.unmet(strategy.reply):
+        raise ConfigError(f"{place}: {text}")
     check_metrics(federation, goals(run))
     check_training(federation, strategy, population, run, training)
     loop = closed_loop_of(

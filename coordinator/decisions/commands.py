@@ -34,6 +34,8 @@ class IssueTask(NamedTuple):
     training: TrainingConfig
     lease_s: float
     again: bool = False
+    coded: bool = False
+    """True if the update is asked for in the run's codec, because the participant has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import asked
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
-from fedmq.schemas.messages import TrainingConfig, Update
+from fedmq.schemas.messages import TrainingConfig, Update, Uplink
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
@@ -123,8 +123,10 @@ class Core:
         *,
         evaluates: bool = False,
         naming: TaskNames | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
-        """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain."""
+        """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain. `uplink` is
+        the codec that updates are asked for in; this core sees them decoded."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._run_uid = run_uid
@@ -133,7 +135,14 @@ class Core:
         room, groups = max_participants(strategy), arrivals(strategy)
         names = TaskNames(run_uid) if naming is None else replace(naming, uid=run_uid)
         self._desk = TaskDesk(
-            settings, strategy.reply, training, names, self._rng, max_participants=room, arrivals=groups
+            settings,
+            strategy.reply,
+            training,
+            names,
+            self._rng,
+            max_participants=room,
+            arrivals=groups,
+            uplink=uplink,
         )
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
         self._discarded: Counter[str] = Counter()
@@ -141,7 +150,7 @@ class Core:
         self._ending = Ending(settings, self._desk, self._buffer.rounds, evaluates=evaluates)
         self._set_backs = SetBacks(self._desk, self._buffer, self._ending)
         spec = update_spec(strategy.reply, spec_of(parameters))
-        judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness)
+        judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness, self._desk.memory)
         self._verdicts = Verdicts(
             judge, self._desk, self._buffer, self._ending, self._set_backs, discarded=self._discarded
         )
@@ -419,6 +428,7 @@ class Core:
         *,
         evaluates: bool = False,
         naming: TaskNames | None = None,
+        uplink: Uplink | None = None,
     ) -> Core:
         """Rebuild the core that wrote the snapshot, from it, all participants and the tasks that were open then.
 
@@ -429,7 +439,9 @@ class Core:
         """
         scalars = snapshot.scalars
         model = Model.restore(strategy, snapshot)
-        core = cls(settings, strategy, training, model.parameters, scalars["run_uid"], evaluates=evaluates)
+        core = cls(
+            settings, strategy, training, model.parameters, scalars["run_uid"], evaluates=evaluates, uplink=uplink
+        )
         core._model.state = model.state
         core._rng.bit_generator.state = scalars["rng"]
         core._discarded.update(scalars["discarded"])

@@ -69,6 +69,8 @@ class ParticipantRecord:
     """Run time at which a new session last ended its back-off after failures."""
     left: bool = False
     """True if its last hello said that its process ends."""
+    codecs: tuple[str, ...] = ()
+    """Codecs that it can send updates in (schemas.messages.Hello)."""
     revoked: bool = False
     """True if it is in the fleet no more. It is for people: a restart asks the fleet's members."""
 

@@ -99,13 +99,15 @@ class SetBacks:
                 desk.commands.append(TellSetBack(more, first=False))
             return
         found = known.notice(shown, desk.names.uid, desk.first_task_seq, self._buffer.accepted, desk.now)
-        if desk.remembers:
+        if desk.memory == "hard":
             found = known.begun_anew(len(self._buffer))
         desk.commands.append(TellSetBack(found, first=True))
         desk.names = desk.names.next_generation()
-        if desk.remembers:
+        if desk.memory == "hard":
             self._begin_anew(found.told())
             return
+        if desk.memory == "soft":
+            desk.forget_memories()  # what was not sent yet is counted once, whatever its mark says
         for task in desk.tasks.open():
             if task.state == "out" and task.seq <= desk.first_task_seq:
                 desk.lapse(task, "the ledger is older than its run: this task may be over")

@@ -26,8 +26,8 @@ from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
-from fedmq.schemas.messages import Hello, Reply, TrainingConfig
-from fedmq.schemas.methods import METHODS
+from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Uplink
+from fedmq.schemas.methods import memory_kind
 
 _LARGEST = sys.float_info.max
 MIN_GRACE_S = 2.0
@@ -55,6 +55,7 @@ class TaskDesk:
         *,
         max_participants: int | None = None,
         arrivals: Arrivals | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
         self.settings = settings
         self.roster = Roster(settings, reply, rng, max_participants)
@@ -73,9 +74,10 @@ class TaskDesk:
         """Returns the most examples of a participant, by its id; None if only the run's limit is known."""
         self._doubted: set[str] = set()
         self.training = training
-        self.remembers = METHODS[reply].remembers
-        """True if participants keep the method's memory."""
+        self.memory = memory_kind(reply, uplink)
+        """Kind of the memory that participants keep of their accepted updates."""
         self._reply = reply
+        self._uplink = uplink
         self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
 
     # Time
@@ -113,7 +115,7 @@ class TaskDesk:
         if p is None:
             p = self.roster.add(hello, self.now, user)
         else:
-            p.session_id, p.replies, p.reachable = hello.session_id, hello.replies, True
+            p.session_id, p.replies, p.codecs, p.reachable = hello.session_id, hello.replies, hello.codecs, True
             p.last_seen_s, p.left = self.now, hello.leaving
             self.roster.set_user(p, user)
         p.num_examples = min(hello.num_examples, self.most_examples(p))
@@ -130,7 +132,7 @@ class TaskDesk:
                 self.back_offs.on_silence(p, self.now, forgiven=1)  # who comes and goes gets no endless supply of tasks
         self.back_offs.on_hello(p, self.now, new_session=new_session, accepting=hello.accepting)
         p.accepting = hello.accepting and p.out is None
-        if self.remembers:
+        if self.memory != "none":
             self._settle_overdue(p, hello)
         self.settle(p)
         over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
@@ -262,7 +264,9 @@ class TaskDesk:
         if self.groups is not None:
             values["epochs"] = values["max_steps"]  # an epoch has a step at least
         training = TrainingConfig.trusted(values)
-        return IssueTask(task.task_id, task.seq, task.participant_id, task.base_version, training, lease_s, again)
+        coded = self._uplink is not None and self._uplink.lacking(self.owner(task).codecs) is None
+        named = (task.task_id, task.seq, task.participant_id, task.base_version)
+        return IssueTask(*named, training, lease_s, again, coded)
 
     def max_steps(self, task: HeldTask) -> int | None:
         """Return the task's step limit, by its participant's speed if the run sets steps that way.

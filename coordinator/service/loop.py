@@ -63,6 +63,7 @@ from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, 
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
+from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import BrokerError, ConfigError
 from fedmq.schemas.limits import PLAIN
 from fedmq.schemas.local.event_log import EventLog
@@ -118,6 +119,7 @@ class Loop:
         wall_s: Callable[[], float],
         downtime: Downtime,
         certificates: CertificateDesk | None = None,
+        wire: Wire | None = None,
         check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         """`hellos_per_s` is one user's rate (coordinator.service.incoming.control_rate). `run_s` gives run time in
@@ -137,6 +139,7 @@ class Loop:
         self._inbox = inbox
         self._senders = senders
         self._limits = limits
+        self._wire = wire
         self._run_s = run_s
         self._wall_s = wall_s
         self._downtime = downtime
@@ -366,7 +369,7 @@ class Loop:
         return replace(seen, unissued=unissued) if unissued else seen
 
     def _on_update(self, delivery: Delivery) -> None:
-        event = read_update(self._core, self._senders, self._limits, self._effects.hold(delivery), delivery)
+        event = read_update(self._core, self._senders, self._limits, self._effects.hold(delivery), delivery, self._wire)
         self._revoke()
         if isinstance(event, UpdateArrived) and event.update.chunks is not None:
             self._carry_out(self._chunked.on_manifest(event))

@@ -46,11 +46,12 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder, place_of, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
+from fedmq.schemas.codecs.known import UplinkCodec
 from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import Sign
@@ -91,13 +92,14 @@ class CoordinatorService:
         members: Members | None = None,
         registrar: Registrar | None = None,
         sign: Sign | None = None,
+        uplink: UplinkCodec | None = None,
     ) -> None:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
         `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes the
         model beside it (`FINAL_MODELS`). `registrar` decides on certificates, and `sign` signs tasks; both are None
-        without a fleet."""
+        without a fleet. `uplink` is the codec that updates are asked for in."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -120,9 +122,14 @@ class CoordinatorService:
         self._members = members or Everybody()
         self._registrar = registrar
         self._sign = sign
+        self._uplink = uplink
         self._inbox: Inbox | None = None
         self._failures = Failures()
         self._stopping = False
+
+    @property
+    def _order(self) -> Uplink | None:
+        return None if self._uplink is None else self._uplink.order
 
     def stop(self) -> None:
         """Commit and leave; the same run can be resumed. Any thread may call it, and a signal handler."""
@@ -246,6 +253,7 @@ class CoordinatorService:
             initial_parameters=self._take_first,
             evaluates=self._evaluator is not None,
             naming=drawn_names(),
+            uplink=self._order,
             check_model=self._check_model,
         )
         self._check_tensors(core.payload_spec)
@@ -324,12 +332,14 @@ class CoordinatorService:
         limits = limits_for(min(self._max_message_bytes, most), *of_model)
         inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
+        wire = None if self._uplink is None else self._uplink.wire(core.payload_spec)
         senders = Senders(core, self._identity, self._members)
         intake = Intake(
             transport,
             self._topology,
             put=inbox.put,
             payload_bytes=core.payload_bytes,
+            least_bytes=None if wire is None else wire.bounds()[0],
             sender_of=senders.chunk_sender,
         )
         return Loop(
@@ -352,6 +362,7 @@ class CoordinatorService:
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
                 sign=self._sign,
+                uplink=self._order,
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,
@@ -363,11 +374,14 @@ class CoordinatorService:
                 put=inbox.put,
                 wall_s=time.time,
             ),
-            chunked=ChunkedUpdates(intake, core, transport, payload_limits, put=inbox.put, owned=archive is None),
+            chunked=ChunkedUpdates(
+                intake, core, transport, payload_limits, put=inbox.put, owned=archive is None, wire=wire
+            ),
             leadership=leadership,
             inbox=inbox,
             senders=senders,
             limits=limits,
+            wire=wire,
             hellos_per_s=self._run_settings.hellos_per_s,
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
@@ -398,4 +412,4 @@ class CoordinatorService:
             self._export(self._folder.final_parameters)
 
     def _settings(self) -> dict[str, Any]:
-        return settings_of(self._run_settings, self._strategy, self._training, self._commit_settings)
+        return settings_of(self._run_settings, self._strategy, self._training, self._commit_settings, self._order)

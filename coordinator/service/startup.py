@@ -27,7 +27,7 @@ from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
 from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError, LedgerError
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.parameters import Array, Parameters
 
 log = EventLog(__name__)
@@ -53,6 +53,7 @@ def open_core(
     evaluates: bool,
     naming: TaskNames | None = None,
     check_model: Callable[[Parameters], None] | None = None,
+    uplink: Uplink | None = None,
 ) -> Core:
     """Return the core of a new run, or the restored core of a run that the ledger knows.
 
@@ -61,12 +62,13 @@ def open_core(
     Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
     `check_model` if the parameters of an unfinished run do not fit its model.
     """
-    settings = settings_of(run, strategy, training, commit)
+    settings = settings_of(run, strategy, training, commit, uplink)
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
         _refuse_checkpoints_without_a_ledger(folder, files)
-        core = Core(run, strategy, training, initial_parameters(), run_uid, evaluates=evaluates, naming=naming)
+        parameters = initial_parameters()
+        core = Core(run, strategy, training, parameters, run_uid, evaluates=evaluates, naming=naming, uplink=uplink)
         files.prepare()
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
@@ -77,7 +79,15 @@ def open_core(
         snapshot = _load(folder, ledger, commit, strategy)
         participants = (row.record for row in ledger.participants())
         core = Core.restore(
-            run, strategy, training, snapshot, participants, ledger.open_tasks(), evaluates=evaluates, naming=naming
+            run,
+            strategy,
+            training,
+            snapshot,
+            participants,
+            ledger.open_tasks(),
+            evaluates=evaluates,
+            naming=naming,
+            uplink=uplink,
         )
     if check_model is not None and core.finished is None:
         check_model(core.parameters)
@@ -157,7 +167,11 @@ def _rebuild(
 
 
 def settings_of(
-    run: RunSettings, strategy: Strategy[Any], training: TrainingConfig, commit: CommitSettings
+    run: RunSettings,
+    strategy: Strategy[Any],
+    training: TrainingConfig,
+    commit: CommitSettings,
+    uplink: Uplink | None = None,
 ) -> dict[str, Any]:
     """Return the settings in the form in which the ledger keeps them."""
     return {
@@ -165,6 +179,7 @@ def settings_of(
         "strategy": {"type": type(strategy).__qualname__, **_hyper_parameters(strategy)},
         "training": to_jsonable_python(training),
         "commit": to_jsonable_python(commit),
+        "uplink": to_jsonable_python(uplink),
     }
 
 

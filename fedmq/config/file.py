@@ -22,7 +22,7 @@ from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.mistakes import Mistake, explain, show
 from fedmq.config.overrides import Overrides, from_environment, from_flags
 from fedmq.coordinator.decisions.requirements import unmet
-from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, UplinkSettings
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
@@ -44,6 +44,7 @@ class FederationConfig(BaseModel):
     run: RunSettings
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
+    uplink: UplinkSettings = UplinkSettings()
     commit: CommitSettings = CommitSettings()
     archive: ArchiveSettings = ArchiveSettings()
     broker: BrokerSettings = BrokerSettings()
@@ -118,6 +119,7 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
     if not isinstance(config.strategy, CustomStrategy):
         lacking = unmet(config.run.client_weights, config.strategy, config.training, config.run.steps)
         found += [Mistake(place, text) for place, text in lacking]
+        found += [Mistake(place, text) for place, text in config.uplink.unmet(config.strategy.reply)]
     return found
 
 
@@ -177,6 +179,9 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
             "strategy": replace(config.strategy, file=resolve(config.strategy.file))
             if isinstance(config.strategy, CustomStrategy)
             else config.strategy,
+            "uplink": config.uplink
+            if config.uplink.file is None
+            else config.uplink.model_copy(update={"file": resolve(config.uplink.file)}),
             "participant": config.participant.model_copy(update={"spool_dir": resolve(config.participant.spool_dir)}),
             "security": config.security
             if (fleet := _fleet(config.security.fleet, folder)) is None

@@ -6,8 +6,9 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedmq.config.mistakes import Mistake, SchemaNode, Tree, nearest, show
+from fedmq.config.mistakes import Mistake, SchemaNode, Tree, show
 from fedmq.config.platforms import made_by_platform
+from fedmq.schemas.nearest import nearest
 
 PREFIX = "FEDMQ_"
 SHORT_NAMES = {"FEDMQ_BROKER_URL": ("broker", "url")}

@@ -19,6 +19,7 @@ from fedmq.coordinator.service.outgoing.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.service.summary import RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
+from fedmq.coordinator.uplink import uplink_codec
 from fedmq.run.broker_user import amqp, check_user, log_identity
 from fedmq.schemas.errors import AppError, SpecMismatch
 from fedmq.schemas.local.event_log import EventLog
@@ -66,6 +67,7 @@ def _coordinator_for(
     if connect is None:
         check_user(config, kind, user, "security.coordinator_user")
     strategy = custom_strategy.build(config.strategy)
+    uplink = uplink_codec(config.uplink, strategy.reply)
     log.info("app_loading", app=config.app)
     try:
         child = ModelChild(Path(config.app), config.run_dir / "model")
@@ -95,6 +97,7 @@ def _coordinator_for(
             members=members,
             registrar=registrar,
             sign=sign,
+            uplink=uplink,
         )
     finally:
         child.close()

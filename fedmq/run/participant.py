@@ -14,6 +14,7 @@ from fedmq.app.trainer_process import TrainerProcess
 from fedmq.broker_config.transport import Transport
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
+from fedmq.coordinator.uplink import own_codec
 from fedmq.participant.conditions import UserCondition, checker
 from fedmq.participant.service.renewal import Credentials
 from fedmq.participant.service.service import ParticipantService
@@ -59,6 +60,7 @@ def participant_for(
         coordinator_user=config.security.coordinator_user if kind == "user" else None,
         credentials=credentials,
         verify=verify,
+        own_codec=own_codec(config.uplink) if isinstance(config, FederationConfig) else None,
     )
 
 

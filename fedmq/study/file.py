@@ -35,7 +35,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.file import read_toml
 from fedmq.config.mistakes import Mistake, explain
-from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.settings import TargetMetric, UplinkSettings
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.demo.data import SAMPLE, full_mnist
 from fedmq.schemas.errors import ConfigError
@@ -76,6 +76,8 @@ class StudyStrategy(Value):
     """Training in place of the study's, to compare a strategy at its own best learning rate."""
     run: StudyRun | None = None
     """Run in place of the study's."""
+    uplink: UplinkSettings | None = None
+    """Codec of its updates in place of the study's."""
     tune: dict[str, list[float]] | None = None
     """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to try, in place of the default grid. An
     empty table leaves this strategy as it is."""
@@ -98,6 +100,8 @@ class StudyFile(Value):
     problem: Annotated[AnyProblem, Field(discriminator="name")]
     run: StudyRun
     training: TrainingConfig = TrainingConfig()
+    uplink: UplinkSettings | None = None
+    """Codec of the updates, as in a federation file."""
     strategies: Annotated[list[StudyStrategy], Field(min_length=1)]
     populations: Annotated[list[Population], Field(min_length=1)]
 
@@ -129,7 +133,7 @@ def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) 
         problem=_found(file.problem, here),
         contenders=list(parts.contenders.values()),
         populations=list(parts.populations.values()),
-        run_settings=file.run,
+        run_settings=parts.run or file.run,
         training=file.training,
         seeds=parts.seeds or [0],
         target=file.target,
@@ -146,18 +150,40 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
     strategies = _rows(StudyStrategy, tree.get("strategies"))
     populations = _rows(Population, tree.get("populations"))
     seeds = _valid(Seeds, tree.get("seeds", 1))
+    uplink = _valid(UplinkSettings | None, tree.get("uplink"))
+    run = _with_uplink(_valid(StudyRun, tree.get("run")), uplink, here)
     return Parts(
         problem=None if problem is None else _found(problem, here),
-        run=_valid(StudyRun, tree.get("run")),
+        run=run,
         training=_valid(TrainingConfig, tree.get("training", {})),
         contenders={
-            i: Contender(s.label, _strategy(s.strategy, here), s.training, s.run, s.tune) for i, s in strategies.items()
+            i: Contender(s.label, _strategy(s.strategy, here), s.training, _own_run(s, run, uplink, here), s.tune)
+            for i, s in strategies.items()
         },
         populations={i: _with_trace(p, here) for i, p in populations.items()},
         seeds=list(range(seeds)) if isinstance(seeds, int) else seeds,
         tuning=_valid(Tuning, tree.get("tuning", {})),
         target=_valid(TargetMetric | None, tree.get("target")),
     )
+
+
+def _own_run(
+    strategy: StudyStrategy, run: StudyRun | None, uplink: UplinkSettings | None, here: Path
+) -> StudyRun | None:
+    """Return a strategy's own run; None if the study's is its own too."""
+    if strategy.run is None and strategy.uplink is None:
+        return None
+    return _with_uplink(strategy.run or run, strategy.uplink or uplink, here)
+
+
+def _with_uplink(run: StudyRun | None, uplink: UplinkSettings | None, here: Path) -> StudyRun | None:
+    """Return the run with this codec, and with a path of the codec's file that this process can open."""
+    found = uplink or (None if run is None else run.uplink)
+    if run is None or found is None:
+        return run
+    if found.file is not None:
+        found = found.model_copy(update={"file": str(here / Path(found.file).expanduser())})
+    return run.model_copy(update={"uplink": found})
 
 
 def _valid(kind: Any, given: object) -> Any:

@@ -60,7 +60,7 @@ from fedmq.participant.decisions.outbox import Belongs, Outbox
 from fedmq.participant.decisions.retries import Retry
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.messages import DeclineReason, Notice, Reply, Task, update_id
-from fedmq.schemas.methods import METHODS
+from fedmq.schemas.methods import has_memory
 
 LEASE_GRACE = 2.0
 """Age in leases at which a restart drops a spooled task, because its slot was given away long ago."""
@@ -101,6 +101,7 @@ class Agent:
         rng: random.Random,
         restored: ev.Restored | None = None,
         replies: tuple[Reply, ...] = ("delta", "parameters"),
+        codecs: tuple[str, ...] = (),
         software: str = "",
     ) -> None:
         self.participant_id = participant_id
@@ -116,7 +117,7 @@ class Agent:
         self._current: _Current | None = None
         self._outbox = Outbox(self._restored, rng)
         self._declines = Declines(participant_id, rng)
-        self._hellos = Hellos(participant_id, session_id, settings.hello_interval_s, replies, software)
+        self._hellos = Hellos(participant_id, session_id, settings.hello_interval_s, replies, software, codecs=codecs)
         self._leaving: _Leaving | None = None
         self._served: set[str] = set()
         self._handlers = {
@@ -237,7 +238,7 @@ class Agent:
             return [*self._decline(task, "busy", f"{self._outbox.num_unconfirmed} updates wait for the broker"), ack]
         if self.num_examples == 0:
             return [*self._decline(task, "no_data", "the trainer has no examples"), ack]
-        if self._outbox.num_unsettled and METHODS[task.reply].remembers:
+        if self._outbox.num_unsettled and has_memory(task):
             self._hellos.say_at(now)
             return [*self._decline(task, "busy", "the verdict on the last update is not here yet"), ack]
         unmet = self._unmet or ("the disk refused the last task" if now < self._disk_refused_until else None)
@@ -392,7 +393,7 @@ class Agent:
                 self._current = None
                 uid = self._update_id(current.task)
                 commands.append(ev.ClearOutbox(uid))
-                if METHODS[current.task.reply].remembers:
+                if has_memory(current.task):
                     commands.append(ev.DropNextMemory(uid))
         commands += self._outbox.drop(belongs)
         return [self._outbox.write_sent(), *commands]

@@ -315,6 +315,13 @@ class DropNextMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetSoftMemory:
+    """Delete the memory of this task's run, if the participant can go on without it (schemas.methods.MemoryKind)."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClearMemory:
     """Delete the memory of a run from the disk."""
 
@@ -352,6 +359,7 @@ class Exit:
 
 Command = (
     SpoolTask | CancelSpooling | Ack | StartTraining | CancelTraining | WriteOutbox | ClearTask | PublishUpdate
-    | AnnounceAgain | ClearOutbox | WriteSent | MoveMemory | DropNextMemory | ClearMemory | SendHello | SendDecline
+    | AnnounceAgain | ClearOutbox | WriteSent | MoveMemory | DropNextMemory | ForgetSoftMemory | ClearMemory
+    | SendHello | SendDecline
     | Note | Exit
 )  # fmt: skip

@@ -10,13 +10,21 @@ class Hellos:
     """The hellos of one session."""
 
     def __init__(
-        self, participant_id: str, session_id: str, interval_s: float, replies: tuple[Reply, ...], software: str
+        self,
+        participant_id: str,
+        session_id: str,
+        interval_s: float,
+        replies: tuple[Reply, ...],
+        software: str,
+        *,
+        codecs: tuple[str, ...] = (),
     ) -> None:
         self._participant_id = participant_id
         self._session_id = session_id
         self._interval_s = interval_s
         self._replies = replies
         self._software = software
+        self._codecs = codecs
         self._told_accepting: bool | None = None
         self._told_leaving = False
         self._next_at = 0.0
@@ -55,6 +63,7 @@ class Hellos:
             num_examples=num_examples,
             accepting=accepting,
             replies=self._replies,
+            codecs=self._codecs,
             task_ids=task_ids,
             last_task=last_task,
             software=self._software,

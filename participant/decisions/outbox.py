@@ -16,7 +16,7 @@ from collections.abc import Callable
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.retries import MAX_LISTED, Retry, Unconfirmed
 from fedmq.schemas.messages import Receipt, Task
-from fedmq.schemas.methods import METHODS
+from fedmq.schemas.methods import has_memory
 
 ANNOUNCE_AGAIN_S = 30.0
 """Longer than a coordinator takes to answer a hello: its answer repeats the receipts that there are."""
@@ -84,7 +84,7 @@ class Outbox:
 
     def add(self, uid: str, task: Task) -> None:
         """Add an update that is on disk now."""
-        if METHODS[task.reply].remembers:
+        if has_memory(task):
             self._unsettled.add(uid)
         self._unconfirmed[uid] = Unconfirmed(task.task_id, task.run_id)
 
@@ -177,7 +177,10 @@ class Outbox:
             return []
         if uid in self._unsettled and receipt.verdict == "accepted":
             return [ev.MoveMemory(uid, receipt.task_id)]
-        return [*self._drop_next_memory(uid), *self._settle(uid)]
+        # The disk may have been restored from a backup. What it says was not sent may have been sent since.
+        outdated = uid in self._unsettled and receipt.reason == "wrong_memory"
+        forget = [ev.ForgetSoftMemory(receipt.task_id)] if outdated else []
+        return [*self._drop_next_memory(uid), *forget, *self._settle(uid)]
 
     def memory_moved(self, uid: str) -> list[ev.Command]:
         self._unsettled.discard(uid)

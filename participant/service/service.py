@@ -44,6 +44,8 @@ from fedmq.participant.trainer import TrainerElsewhere
 from fedmq.participant.training.methods import replies_of
 from fedmq.participant.training.thread import Trained, TrainingThread
 from fedmq.schemas.codec import Limits, decode
+from fedmq.schemas.codecs.codec import Codec
+from fedmq.schemas.codecs.known import capabilities
 from fedmq.schemas.errors import AppError, BadSignature, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, header_bytes
 from fedmq.schemas.local.event_log import EventLog
@@ -100,9 +102,11 @@ class ParticipantService:
         coordinator_user: str | None = None,
         credentials: Credentials | None = None,
         verify: Verify | None = None,
+        own_codec: Codec | None = None,
     ) -> None:
         """`coordinator_user`: the only user whose messages and chunks are believed; None believes everybody's.
-        `verify` checks the signatures of tasks; None takes tasks without one."""
+        `verify` checks the signatures of tasks; None takes tasks without one. `own_codec` is the codec of the
+        federation's own file."""
         self.participant_id = participant_id
         self._settings = settings
         self._trainer = trainer
@@ -125,6 +129,7 @@ class ParticipantService:
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._max_payload_bytes = max_payload_bytes
         self._training: TrainingThread
+        self._own_codec = own_codec
         self._handles = itertools.count(1)
         self._deliveries: dict[ev.DeliveryHandle, Delivery] = {}
         self._tick_at = float("-inf")
@@ -151,7 +156,7 @@ class ParticipantService:
 
     def _run(self, trainer: Any) -> str:
         name = f"train-{self.participant_id}"
-        self._training = TrainingThread(trainer, name, self._max_payload_bytes, self._inbox.put)
+        self._training = TrainingThread(trainer, name, self._max_payload_bytes, self._inbox.put, self._own_codec)
         self._spool = Spool(self._spool_dir, self.participant_id)
         context = ServiceContext(
             participant_id=self.participant_id,
@@ -194,6 +199,7 @@ class ParticipantService:
             rng=random.Random(),  # noqa: S311  jitter
             restored=restore(self._spool, self._limits),
             replies=replies_of(trainer),
+            codecs=capabilities(self._own_codec),
             software=f"fedmq {importlib.metadata.version('fedmq')}",
         )
         log.info("started", participant=self.participant_id, session=agent.session_id)
@@ -401,6 +407,8 @@ class ParticipantService:
                 case ev.DropNextMemory(uid):
                     fault("before-memory-given-back")
                     self._spool.drop_next_memory(uid)
+                case ev.ForgetSoftMemory(task_id):
+                    self._spool.forget_soft_memory(run_uid(task_id))
                 case ev.ClearMemory(run_id):
                     self._spool.clear_memory(run_id)
                 case ev.WriteSent(sent, done):

@@ -16,13 +16,13 @@ from fedmq.broker_config.faults import fault
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
-from fedmq.participant.training.methods import has_memory
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, SpoolError
 from fedmq.schemas.local.clocks import moment_now
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task, run_uid
+from fedmq.schemas.methods import has_memory
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import check_signature, check_signed
 

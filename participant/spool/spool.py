@@ -230,7 +230,7 @@ class Spool:
         """Write the memory that counts once this update is accepted."""
         tensors = Parameters(memory.tensors)
         entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
-        header = {"task_id": task_id, "run_id": run_id, "mark": memory.mark, "tensors": entries}
+        header = {"task_id": task_id, "run_id": run_id, "mark": memory.mark, "tensors": entries, "soft": memory.soft}
         _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
 
     def move_memory(self, update_id: str, run_uid: str) -> None:
@@ -260,10 +260,17 @@ class Spool:
         try:
             listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
             entries = read_entries(listed, _OWN_FILES)
-            return Memory(_id(found[0]["mark"]), unpack(memoryview(found[1]), entries))
+            soft = found[0].get("soft") is True
+            return Memory(_id(found[0]["mark"]), unpack(memoryview(found[1]), entries), soft)
         except (*_WRONG, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
+
+    def forget_soft_memory(self, run_uid: str) -> None:
+        """Delete the memory of a run that its participant can go on without. Idempotent."""
+        memory = self.read_memory(run_uid)
+        if memory is not None and memory.soft:
+            _remove(self._memory / f"{run_uid}.fedmq")
 
     def unsettled(self) -> dict[str, tuple[str, str]]:
         """Return update_id -> (task_id, run_id) of the updates whose verdict decides on the memory, oldest first."""

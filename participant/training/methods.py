@@ -11,7 +11,7 @@ it agrees with the coordinator's books to the last rounding, however often tenso
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.schemas.errors import TrainerError
-from fedmq.schemas.messages import Reply, Task, TrainingConfig
+from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import CONTROL, METHODS, check_groups, join, split, trained
 from fedmq.schemas.parameters import Parameters
 
@@ -33,7 +33,9 @@ class Memory:
     mark: str
     """Name of this memory, new with every training (schemas.messages.Update)."""
     tensors: Mapping[str, Array]
-    """Tensors by name, in float64."""
+    """Tensors by name: a method's in float64, a codec's (participant.training.uplink) in float32."""
+    soft: bool = False
+    """True if the participant can go on without it (schemas.methods.MemoryKind)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,9 @@ class Made:
     """The method's memory once the update is accepted; None if the method has none."""
 
 
-def has_memory(task: Task) -> bool:
-    """True if the task's method has a memory on the participant."""
-    return task.work == "train" and METHODS[task.reply].remembers
+def method_memory(reply: Reply, memory: Memory | None) -> Memory | None:
+    """Return the method's own memory; None if it has none, and if it is the codec's."""
+    return memory if METHODS[reply].remembers else None
 
 
 def replies_of(trainer: Any) -> tuple[Reply, ...]:
@@ -93,23 +95,47 @@ def begin(reply: Reply, tensors: Parameters, memory: Memory | None) -> Start:
     return Start(parameters, beside, memory, correction)
 
 
-def make(reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig) -> Made:
-    """Return the update's tensors and the next memory. The arrays are new, except for the reply "parameters"."""
+Code = Callable[[Parameters], Parameters]
+"""Send an update's tensors in a codec, and return what the receiver makes of them."""
+
+
+def make(  # noqa: PLR0917
+    reply: Reply,
+    start: Start,
+    local: Mapping[str, Array],
+    num_steps: int,
+    config: TrainingConfig,
+    code: Code = lambda tensors: tensors,
+) -> Made:
+    """Return the update's tensors, as they arrive, and the method's next memory, which is of these.
+
+    The arrays are new, except for the reply "parameters".
+    """
+    tensors = _tensors(reply, start, local, num_steps, config)
+    sent = code(tensors)
+    if reply == "change":
+        return Made(sent, _sum(start.memory, sent))
+    if reply == "scaffold":
+        return Made(sent, _sum(start.memory, split(sent, (CONTROL,))[1][CONTROL]))
+    return Made(sent, None)
+
+
+def _tensors(
+    reply: Reply, start: Start, local: Mapping[str, Array], num_steps: int, config: TrainingConfig
+) -> Parameters:
     base, memory = start.parameters, start.memory
     names = base.averaged()
     flags = base.non_trainable & frozenset(names)
     if reply == "parameters":
         if isinstance(local, Parameters) and local.layout is not None and local.layout is base.layout:
-            return Made(local, None)
-        return Made(Parameters({n: local[n] for n in names}, flags), None)
+            return local
+        return Parameters({n: local[n] for n in names}, flags)
     if reply == "change":
-        sent = {n: _change(local[n], memory, n) for n in names}
-        return Made(Parameters(sent, flags), _sum(memory, sent))
+        return Parameters({n: _change(local[n], memory, n) for n in names}, flags)
     delta = _delta(base, local)
     if reply == "delta":
-        return Made(delta, None)
-    changes = _control_changes(start, local, num_steps, config)
-    return Made(join(delta, {CONTROL: changes}), _sum(memory, changes))
+        return delta
+    return join(delta, {CONTROL: _control_changes(start, local, num_steps, config)})
 
 
 def _control_changes(

@@ -15,10 +15,29 @@ from typing import Any
 import numpy as np
 
 from fedmq.participant.trainer import TrainResult, checked_result
-from fedmq.participant.training.methods import Memory, Start, begin, has_memory, make, takes_correction
-from fedmq.schemas.errors import AppError, NotFinite, Overflow, SpecMismatch, TrainerError, in_short, shown
+from fedmq.participant.training.methods import (
+    Memory,
+    Start,
+    begin,
+    make,
+    method_memory,
+    takes_correction,
+)
+from fedmq.participant.training.uplink import Coder, coder_of
+from fedmq.schemas.codecs.codec import Codec
+from fedmq.schemas.errors import (
+    AppError,
+    MissingExtra,
+    NotFinite,
+    Overflow,
+    SpecMismatch,
+    TrainerError,
+    in_short,
+    shown,
+)
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
+from fedmq.schemas.methods import has_memory
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.redaction import redacted
 from fedmq.schemas.tensors import check_magnitudes, check_spec, spec_of
@@ -58,8 +77,10 @@ def do_task(
     memory: Memory | None = None,
     *,
     was_cancelled: Callable[[], bool] = lambda: False,
+    own_codec: Codec | None = None,
 ) -> FinishedTask:
-    """Do a task, and return its update and payload. `memory` is the method's memory of the run.
+    """Do a task, and return its update and payload. `memory` is the method's or the codec's memory of the run, and
+    `own_codec` the codec of the federation's own file.
 
     `was_cancelled` says that the trainer was asked to stop: then its error is no fault that anybody must look into.
     Raises TaskFailed and nothing else.
@@ -67,15 +88,21 @@ def do_task(
     started = clock()
     mark = uuid.uuid4().hex if has_memory(task) else None
     try:
-        start = begin(task.reply, tensors, memory)
+        start = begin(task.reply, tensors, method_memory(task.reply, memory))
         if task.work == "evaluate":
             return FinishedTask(_evaluated(trainer, task, start.parameters, clock, started), None)
+        coder = _coder(task, start, memory, own_codec)
         result = plain_result(start.parameters, _train(trainer, task, start))
-        made = make(task.reply, start, result.parameters, result.num_steps, task.training)
-        _check_finite(made.tensors)
+
+        def code(update: Parameters) -> Parameters:
+            _check_finite(update)
+            return update if coder is None else coder.code(update)
+
+        made = make(task.reply, start, result.parameters, result.num_steps, task.training, code)
         update = _update(
             task,
             payload=task.reply,
+            codec=None if coder is None else coder.name,
             memory=None if memory is None else memory.mark,
             next_memory=mark,
             num_examples=result.num_examples,
@@ -93,8 +120,19 @@ def do_task(
         else:
             log.exception("trainer_error", task=task.task_id)
         raise TaskFailed("trainer_error", in_short(error)) from error
-    next_memory = None if made.next_memory is None or mark is None else Memory(mark, made.next_memory)
-    return FinishedTask(update, made.tensors, next_memory)
+    left = made.next_memory if coder is None or made.next_memory is not None else coder.next_memory()
+    next_memory = None if left is None or mark is None else Memory(mark, left, coder is not None and coder.remembers)
+    return FinishedTask(update, made.tensors if coder is None else coder.coded, next_memory)
+
+
+def _coder(task: Task, start: Start, memory: Memory | None, own_codec: Codec | None) -> Coder | None:
+    """Return the codec at work on this task's update; None if the plain tensors are asked for."""
+    if task.uplink is None:
+        return None
+    try:
+        return coder_of(task.uplink, task.reply, spec_of(start.parameters), task.training.seed, memory, own_codec)
+    except MissingExtra as error:
+        raise TaskFailed("unsupported", str(error)) from error
 
 
 def _train(trainer: Any, task: Task, start: Start) -> Any:

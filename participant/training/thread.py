@@ -13,6 +13,7 @@ from fedmq.participant.decisions.events import TrainingFailed
 from fedmq.participant.training.methods import Memory
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.codec import encode_in_pieces
+from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task, Update
 from fedmq.schemas.parameters import Parameters
@@ -40,9 +41,15 @@ class TrainingThread:
     """
 
     def __init__(
-        self, trainer: Any, name: str, max_payload_bytes: int, put: Callable[[Trained | TrainingFailed], None]
+        self,
+        trainer: Any,
+        name: str,
+        max_payload_bytes: int,
+        put: Callable[[Trained | TrainingFailed], None],
+        own_codec: Codec | None = None,
     ) -> None:
         self._trainer = trainer
+        self._own_codec = own_codec
         self._max_payload_bytes = max_payload_bytes
         self._put = put
         self._cancelled = threading.Event()
@@ -82,7 +89,15 @@ class TrainingThread:
     def _trained(self, task: Task, tensors: Parameters, memory: Memory | None) -> Trained | TrainingFailed:
         self._cancelled.clear()
         try:
-            done = do_task(self._trainer, task, tensors, time.monotonic, memory, was_cancelled=self._cancelled.is_set)
+            done = do_task(
+                self._trainer,
+                task,
+                tensors,
+                time.monotonic,
+                memory,
+                was_cancelled=self._cancelled.is_set,
+                own_codec=self._own_codec,
+            )
             pieces = encode_in_pieces(done.update, done.payload)
         except TaskFailed as failed:
             return TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal)

@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, str] = {
     "numba": "studies",
     "pyarrow": "studies",
     "torch": "torch",
+    "zstandard": "zstd",
 }
 """Package to the extra that installs it, as in pyproject.toml."""
 

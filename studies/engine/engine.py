@@ -39,6 +39,7 @@ from fedmq.coordinator.decisions.events import (
 )
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.errors import ConfigError, StrategyError
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.blame import line_of
@@ -91,13 +92,17 @@ class Engine:
         if population.order == "recorded":
             self._settings = self._settings.model_copy(update={"concurrency": len(devices)})
         initial = federation.initial
+        uplink = None if run.uplink is None else uplink_codec(run.uplink, strategy.reply)
+        order = None if uplink is None else uplink.order
         self._core = self.core_type(
-            self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates
+            self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates, uplink=order
         )
         self._down_bytes = self._core.task_tensors.num_bytes
-        self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
+        spec = update_spec(strategy.reply, spec_of(initial))
+        wire = None if uplink is None else uplink.wire(spec)
+        self._up_bytes = sum(t.num_bytes for t in spec) if wire is None else wire.usual_bytes
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
-        self._lazy = LazyTraining(federation.backend, strategy.reply)
+        self._lazy = LazyTraining(federation.backend, strategy.reply, wire, order)
         self._on_evaluation, self._on_version = on_evaluation, on_version
         self._arrivals_per_s = None if run.arrivals_per_s is None else run.arrivals_per_s / len(devices)
         self._arrival_rngs: dict[int, np.random.Generator] = {}
@@ -285,7 +290,7 @@ class Engine:
             self._diverged()
             return
         self._deliveries += 1
-        self._sent_bytes += self._up_bytes
+        self._sent_bytes += self._up_bytes if result.coded_bytes is None else result.coded_bytes
         task, participant_id = work.task, device.member.participant_id
         own_id = update_id("study", task.task_id, participant_id)
         update = Update.trusted(
@@ -304,6 +309,7 @@ class Engine:
                 "metrics": result.metrics,
                 "train_s": work.train_s,
                 "chunks": None,
+                "codec": None,
             }
         )
         self._lazy.sent(own_id, device.member.index, result)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings
+from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings, UplinkSettings
 from fedmq.studies.value import Value
 
 NEVER_S = 1e15
@@ -41,6 +41,9 @@ class StudyRun(Value):
     ties: Literal["seed"] | None = None
     """Order of tasks that end at one time, to the last bit of it. None: the one that went out first comes first.
     `seed`: the seed draws the order (studies.engine.ties)."""
+
+    uplink: UplinkSettings | None = None
+    """Codec of the updates, as in a federation file's [uplink] table. None sends plain tensors."""
 
     def run_settings(self, participants: int, seed: int) -> RunSettings:
         """Return the core's settings. The run begins when all participants are there, so that any can be selected."""

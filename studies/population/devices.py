@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.schemas.codecs.names import BUILT_IN
 from fedmq.schemas.messages import Hello, TrainingConfig
 from fedmq.schemas.methods import METHODS
 from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence, effort
@@ -14,6 +15,7 @@ from fedmq.studies.population.recorded_runs import RecordedTask
 from fedmq.studies.population.seeding import Streams
 
 ALL_REPLIES = tuple(METHODS)
+ALL_CODECS = (*BUILT_IN, "zstd")
 """Payloads that every participant of a study can send: its backends know every method."""
 TASKS_AHEAD = 8
 """Tasks whose draws are made at once. The draws of a single task would cost nearly as much."""
@@ -82,6 +84,7 @@ class Device:
                 "last_task": None,
                 "software": "",
                 "leaving": False,
+                "codecs": ALL_CODECS,
             }
         )
 

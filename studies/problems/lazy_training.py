@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.training.methods import Made, Memory, Start, begin, make
+from fedmq.participant.training.uplink import Coder
+from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import NotFinite
 from fedmq.schemas.layout import Layout
-from fedmq.schemas.messages import Reply, TrainingConfig
-from fedmq.schemas.methods import METHODS, Method
+from fedmq.schemas.messages import Reply, TrainingConfig, Uplink
+from fedmq.schemas.methods import METHODS, Method, memory_kind
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import check_finite
+from fedmq.schemas.tensors import check_finite, packed_bytes, spec_of
 
 
 class Job(NamedTuple):
@@ -107,16 +109,20 @@ class Result(NamedTuple):
     """The method's memory that its participant has once the update is accepted."""
     finite: bool = True
     """False if the training diverged."""
+    coded_bytes: int | None = None
+    """Bytes of its tensors as they travel; None if they are plain."""
 
 
 class LazyTraining:
     """The trainings in flight, by the number that the caller gives each, and the method's memory of each
     participant."""
 
-    def __init__(self, backend: Backend, reply: Reply) -> None:
+    def __init__(self, backend: Backend, reply: Reply, wire: Wire | None = None, uplink: Uplink | None = None) -> None:
+        """`wire` and `uplink` are the run's codec; None sends plain tensors."""
         self._reply = reply
+        self._wire, self._uplink = wire, uplink
         self._at_once: int | None = getattr(backend, "at_once", None)
-        self._plain = METHODS[reply] == Method()
+        self._plain = METHODS[reply] == Method() and wire is None
         deltas = getattr(backend, "train_deltas", None) if self._plain and reply == "delta" else None
         self._makes_deltas, self._train = deltas is not None, deltas or backend.train
         self._waiting: dict[int, tuple[Job, Start | None]] = {}
@@ -131,7 +137,8 @@ class LazyTraining:
         if self._plain:
             self._waiting[number] = (Job(participant, tensors, config), None)
             return
-        start = begin(self._reply, tensors, self._memories.get(participant))
+        own = self._memories.get(participant) if METHODS[self._reply].remembers else None
+        start = begin(self._reply, tensors, own)
         self._waiting[number] = (Job(participant, start.parameters, config, start.correction), start)
 
     def drop(self, number: int) -> None:
@@ -181,16 +188,35 @@ class LazyTraining:
                 delta = Parameters.in_block(layout, np.subtract(y, x), base.non_trainable)  # as `make` computes it
                 return Result(delta, *trained[1:], finite=_is_finite(delta))
             start = Start(base, {}, None, None)
-        return _made(make(self._reply, start, local, trained.num_steps, job.config), start, trained)
+        if self._wire is not None:
+            return self._coded(job, start, trained)
+        return _made(make(self._reply, start, local, trained.num_steps, job.config), start.memory, trained)
+
+    def _coded(self, job: Job, start: Start, trained: Trained) -> Result:
+        """Return the result as its receiver decodes it. A training that diverged is not encoded."""
+        assert self._wire is not None
+        assert self._uplink is not None
+        soft = memory_kind(self._reply, self._uplink) == "soft"
+        memory = self._memories.get(job.participant)
+        coder = Coder(self._wire, job.config.seed, memory if soft else None, self._uplink, remembers=soft)
+
+        def code(tensors: Parameters) -> Parameters:
+            return coder.code(tensors) if _is_finite(tensors) else tensors
+
+        made = make(self._reply, start, trained.parameters, trained.num_steps, job.config, code)
+        if coder.is_done:
+            made = Made(made.tensors, coder.next_memory() if made.next_memory is None else made.next_memory)
+        bytes_sent = packed_bytes(spec_of(coder.coded)) if coder.is_done else None
+        return _made(made, memory, trained)._replace(coded_bytes=bytes_sent)
 
 
-def _made(made: Made, start: Start, trained: Trained) -> Result:
+def _made(made: Made, memory: Memory | None, trained: Trained) -> Result:
     return Result(
         payload=_own(made.tensors),
         num_examples=trained.num_examples,
         num_steps=trained.num_steps,
         metrics=trained.metrics,
-        memory=None if start.memory is None else start.memory.mark,
+        memory=None if memory is None else memory.mark,
         remembered=made.next_memory,
         finite=_is_finite(made.tensors),
     )

@@ -54,6 +54,7 @@ class Cell:
         """Digest of everything that decides the result. The study's name and the strategy's label do not."""
         parts = (self.strategy, self.population, self.problem, self.run, self.training)
         paths = [*self.population.traces, *getattr(self.problem, "files", ()), *getattr(self.strategy, "files", ())]
+        paths += [] if self.run.uplink is None else [self.run.uplink.file]
         paths += [*law_files(self.population), *law_files(self.problem)]
         files = [_contents(path) for path in paths if path]
         if self.population.run is not None:

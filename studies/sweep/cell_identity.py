@@ -26,6 +26,7 @@ _LATER = frozenset(
         "local_steps",
         "evaluate_every_updates",
         "ties",
+        "uplink",
     }
 )
 """Settings that came later. They are not named while they are None, and the results of before are found

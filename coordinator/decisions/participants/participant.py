@@ -43,6 +43,7 @@ class Participant:
     placed: bool = False
     pardoned_s: float | None = None
     left: bool = False
+    codecs: tuple[str, ...] = ()
     revoked: bool = False
     """True if it is in the fleet no more. It is never here again. The fleet's members decide, not its record."""
     out: HeldTask | None = None

@@ -13,8 +13,8 @@ from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.tasks.book import HeldTask
 from fedmq.schemas.errors import SpecMismatch
 from fedmq.schemas.layout import Layout
-from fedmq.schemas.messages import Reply, update_id
-from fedmq.schemas.methods import METHODS
+from fedmq.schemas.messages import Reply, Update, update_id
+from fedmq.schemas.methods import MemoryKind
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES, ModelSpec, check_spec, layout_of_spec
 
@@ -39,6 +39,8 @@ class Judge:
     spec: ModelSpec
     """Names, dtypes and shapes of the tensors that an update carries (`schemas.methods.update_spec`)."""
     max_staleness: int | None
+    memory: MemoryKind = "none"
+    """Kind of the memory that participants keep (`schemas.methods.memory_kind`)."""
     condemned: dict[str, Condemned] = field(default_factory=dict)
     """update_id -> the verdict on updates that made the strategy fail before (failures.py)."""
     _tensors: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
@@ -111,17 +113,27 @@ class Judge:
             )
         if update.payload != self.reply:
             return Rejection("wrong_payload", f"got payload {update.payload!r}, the task asked for {self.reply!r}")
-        if METHODS[self.reply].remembers and (update.memory != memory or update.next_memory is None):
+        if self._has_wrong_memory(update, memory):
             return Rejection(
                 "wrong_memory",
                 f"the update was made from the memory {update.memory or 'none'}, the last accepted one left "
-                f"{memory or 'none'}: either two were sent at once, or the memory was lost (go on under another id)",
+                f"{memory or 'none'}: either two were sent at once, or the memory was lost"
+                + (" (go on under another id)" if self.memory == "hard" else ", and is begun anew"),
+                fault=self.memory == "hard",
             )
         staleness = version - task.base_version
         if self.max_staleness is not None and staleness > self.max_staleness:
             return self._too_stale(staleness)
         verdict = self.condemned.get(update.update_id)
         return None if verdict is None else Rejection(verdict.reason, verdict.detail, staleness, verdict.fault)
+
+    def _has_wrong_memory(self, update: Update, memory: str | None) -> bool:
+        """`memory` is the mark that the participant's last accepted update left; None if there is none, or after a
+        set-back."""
+        if self.memory == "hard":
+            return update.memory != memory or update.next_memory is None
+        # A soft memory may be lost, or be newer than this ledger: what was not sent yet is counted once all the same.
+        return self.memory == "soft" and None not in (update.memory, memory) and update.memory != memory
 
     def _misshapen(self, event: UpdateArrived) -> Rejection | None:
         if not self._fits(event.payload):

@@ -127,7 +127,7 @@ class Verdicts:
         tensors = event.payload.move() if event.owned else event.payload
         buffer.add(update, tensors, staleness, weight, first=p.memory is None, group=group)
         del tensors  # making a version needs as much RAM again
-        if desk.remembers:
+        if desk.memory == "hard" or (desk.memory == "soft" and update.next_memory is not None):
             p.memory = update.next_memory
         desk.commands.append(Accept(event.delivery, update, staleness, weight, buffer.accepted, group, clamped))
         desk.close(task, "accepted", "")

@@ -22,8 +22,9 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
-from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD
-from fedmq.schemas.codec import Limits, decode
+from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD, decoded
+from fedmq.schemas.codec import Limits, open_envelope
+from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import MalformedMessage, PeerError
 from fedmq.schemas.messages import Update
 
@@ -78,15 +79,17 @@ class ChunkedUpdates:
         *,
         put: Callable[[PayloadDropped], None],
         owned: bool,
+        wire: Wire | None = None,
     ) -> None:
         """`limits` are a whole payload's. `put` adds to the inbox, from any thread. `owned`: the core may let a
-        payload's memory go (UpdateArrived)."""
+        payload's memory go (UpdateArrived). `wire` decodes the run's codec; None if it has none."""
         self._intake = intake
         self._core = core
         self._transport = transport
         self._limits = limits
         self._put = put
         self._owned = owned
+        self._wire = wire
         self._dropping: dict[str, Manifest] = {}
         """Manifests of broken payloads whose queues are not deleted yet, by update_id."""
         self._has_room = True
@@ -161,12 +164,13 @@ class ChunkedUpdates:
         fault("payload-whole")
         self._intake.forget(update.update_id)
         try:
-            decoded = decode(whole.take_body(), self._limits)
-            if decoded.message != update.model_copy(update={"chunks": None}):
+            envelope = open_envelope(whole.take_body(), self._limits)
+            if envelope.message != update.model_copy(update={"chunks": None}):
                 raise MalformedMessage("the chunks are of another update than their manifest")
+            payload = decoded(update, envelope.parameters(check_finite=False), self._wire)
         except PeerError as error:
             return self._poison(handle, update, error)
-        return [UpdateArrived(handle, update, decoded.parameters or NO_PAYLOAD, owned=self._owned)]
+        return [UpdateArrived(handle, update, payload or NO_PAYLOAD, owned=self._owned)]
 
     def _poison(self, handle: DeliveryHandle, update: Update, error: PeerError) -> Sequence[Outcome]:
         poison = PoisonArrived(handle, error.reason, str(error), update.task_id)  # type: ignore[arg-type]

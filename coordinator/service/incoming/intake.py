@@ -69,14 +69,17 @@ class Intake:
         *,
         put: Callable[[ChunkArrived], None],
         payload_bytes: int,
+        least_bytes: int | None = None,
         sender_of: Callable[[str], str | None] = lambda _participant_id: None,
     ) -> None:
-        """`payload_bytes`: the length of every update's tensors. `sender_of` returns the user whose chunks are taken
+        """`payload_bytes`: the length of a plain update's tensors. `least_bytes`: the length of the shortest coded
+        ones, if the run has a codec. `sender_of` returns the user whose chunks are taken
         for a participant's; None if anybody's are."""
         self._transport = transport
         self._topology = topology
         self._put = put
         self._payload_bytes = payload_bytes
+        self._least_bytes = payload_bytes if least_bytes is None else min(least_bytes, payload_bytes)
         self._sender_of = sender_of
         self._waiting: deque[Manifest] = deque()
         self._current: Reading | None = None
@@ -89,7 +92,7 @@ class Intake:
             raise LimitExceeded(
                 f"the manifest announces {chunks.num_bytes} bytes, an update of this model has {self._payload_bytes}"
             )
-        if chunks.num_bytes < self._payload_bytes:
+        if chunks.num_bytes < self._least_bytes:
             raise SpecMismatch(
                 f"the manifest announces {chunks.num_bytes} bytes, an update of this model has {self._payload_bytes}: "
                 "coordinator and participants must build the same model"

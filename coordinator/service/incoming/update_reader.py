@@ -7,15 +7,37 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.schemas.codec import Limits, open_envelope
-from fedmq.schemas.errors import PeerError
+from fedmq.schemas.codecs.wire import Wire
+from fedmq.schemas.errors import PeerError, WrongCodec
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import check_magnitudes
 
 NO_PAYLOAD = Parameters({})
 
 
-def read_update(
-    core: Core, senders: Senders, limits: Limits, handle: DeliveryHandle, delivery: Delivery
+def decoded(update: Update, parameters: Parameters | None, wire: Wire | None) -> Parameters | None:
+    """Return an update's tensors as they were before its codec, and checked. They are not checked before.
+
+    Raises WrongCodec if the update is in another codec than the run's, and another PeerError if they cannot be decoded.
+    """
+    if update.codec is not None and parameters is not None:
+        if wire is None or update.codec != wire.codec.name:
+            asked = "plain tensors" if wire is None else f"{wire.codec.name!r} or plain tensors"
+            raise WrongCodec(f"got an update in the codec {update.codec!r}, the run asks for {asked}")
+        parameters = wire.decode(parameters)
+    if parameters is not None:
+        check_magnitudes(parameters)
+    return parameters
+
+
+def read_update(  # noqa: PLR0917
+    core: Core,
+    senders: Senders,
+    limits: Limits,
+    handle: DeliveryHandle,
+    delivery: Delivery,
+    wire: Wire | None = None,
 ) -> UpdateArrived | PoisonArrived:
     """Return the event of one message. An update in chunks comes without its payload, and so does that of a revoked
     participant, which the core discards."""
@@ -39,7 +61,7 @@ def read_update(
         detail = f"a message of kind {update.kind} on the updates queue"
         return _unreadable(core, handle, delivery, "malformed", detail)
     try:
-        parameters = envelope.parameters()
+        parameters = decoded(update, envelope.parameters(check_finite=False), wire)
     except PeerError as error:
         return _unreadable(core, handle, delivery, error.reason, str(error))
     return UpdateArrived(handle, update, parameters or NO_PAYLOAD)

@@ -38,6 +38,7 @@ from fedmq.schemas.messages import (
     Receipt,
     Reply,
     Task,
+    Uplink,
 )
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import Sign, signed, tensors_digest
@@ -96,8 +97,10 @@ class CoordinatorPublisher:
         chunk_bytes: int = CHUNK_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sign: Sign | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
-        """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned."""
+        """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned.
+        `uplink` is the codec that updates are asked for in."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -121,6 +124,9 @@ class CoordinatorPublisher:
         self._prepared: dict[str, tuple[float, Future[int]]] = {}
         """Time at which the exchange of a participant's uploads was last asked for, and the answer."""
         self._sign = sign
+        self._uplink = uplink
+        self._plain: set[str] = set()
+        """Participants that were told to lack the codec."""
         self._hashed: tuple[weakref.ref[Parameters], bytes] | None = None
         """The tensors that were hashed last, without keeping them in RAM, and their digest."""
 
@@ -200,6 +206,8 @@ class CoordinatorPublisher:
         self.pump()
 
     def _send(self, command: IssueTask, parameters: Parameters) -> None:
+        if self._uplink is not None and not command.coded:
+            self._tell_of_plain_updates(command.participant_id, self._uplink)
         task = Task(
             task_id=command.task_id,
             run_id=self._run_id,
@@ -208,6 +216,7 @@ class CoordinatorPublisher:
             reply=self._reply,
             training=command.training,
             lease_s=command.lease_s,
+            uplink=self._uplink if command.coded else None,
         )
         if self._sign is not None:
             task = signed(task, self._digest(parameters), self._sign)
@@ -216,6 +225,13 @@ class CoordinatorPublisher:
             self._send_chunks(command, task, pieces)
         else:
             self._publish(task, pieces.read(0, pieces.num_bytes))
+
+    def _tell_of_plain_updates(self, participant_id: str, uplink: Uplink) -> None:
+        if participant_id not in self._plain:
+            self._plain.add(participant_id)
+            codec = uplink.codec if uplink.lossless == "none" else f"{uplink.codec} with {uplink.lossless}"
+            detail = f"it does not have {codec}, and is asked for plain updates: update its fedmq, or install the extra"
+            log.warning("codec_not_there", participant=participant_id, detail=detail)
 
     def _digest(self, parameters: Parameters) -> bytes:
         if self._hashed is None or self._hashed[0]() is not parameters:

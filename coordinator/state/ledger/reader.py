@@ -379,4 +379,5 @@ def _means(updates: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, floa
 
 def _participant(text: str) -> ParticipantRecord:
     fields = parse_json(text)
-    return ParticipantRecord(**{**fields, "replies": tuple(fields["replies"])})
+    codecs = tuple(fields.get("codecs", ()))  # a ledger of an older fedmq does not have them
+    return ParticipantRecord(**{**fields, "replies": tuple(fields["replies"]), "codecs": codecs})

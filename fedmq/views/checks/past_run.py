@@ -46,7 +46,9 @@ def look(config: FederationConfig, strategy: Strategy[Any] | None) -> tuple[Past
             with believed(folder.ledger):
                 run = ledger.run()
                 if strategy is not None:
-                    settings = settings_of(config.run, strategy, config.training, config.commit)
+                    settings = settings_of(
+                        config.run, strategy, config.training, config.commit, config.uplink.order(strategy.reply)
+                    )
                     refuse_changes(run.settings, settings, folder)
                 if run.finished is not None:
                     return PastRun(run.finished, ledger.version()), [_over(config, run.finished)]

@@ -15,7 +15,7 @@ from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, 
 from fedmq.coordinator.decisions.tasks.names import TaskNames
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff
-from fedmq.schemas.messages import Hello, TrainingConfig, Update, update_id
+from fedmq.schemas.messages import Hello, TrainingConfig, Update, Uplink, update_id
 from fedmq.schemas.parameters import Parameters
 
 C = TypeVar("C")
@@ -36,6 +36,7 @@ class Bench:
         model: Parameters | None = None,
         training: TrainingConfig | None = None,
         naming: TaskNames | None = None,
+        uplink: Uplink | None = None,
         **run,
     ) -> None:
         values = {"run_id": "run", "concurrency": 2, "lease_s": 100.0, "stop": StopSettings(max_updates=1000)}
@@ -45,8 +46,16 @@ class Bench:
         self.model = model or parameters(0.0, 0.0)
         self.training = training or TrainingConfig()
         self.naming = naming
+        self.uplink = uplink
         self.core = Core(
-            self.settings, self.strategy, self.training, self.model, "abcdef01", evaluates=evaluates, naming=naming
+            self.settings,
+            self.strategy,
+            self.training,
+            self.model,
+            "abcdef01",
+            evaluates=evaluates,
+            naming=naming,
+            uplink=uplink,
         )
         self.t = 0.0
         self.participants: dict[str, Any] = {}
@@ -131,7 +140,7 @@ class Bench:
         open_tasks = [row for row in saved.tasks.values() if row.state in OPEN_STATES]
         self.core = Core.restore(
             self.settings, self.strategy, self.training, saved.snapshot, saved.participants.values(), open_tasks,
-            evaluates=self.evaluates, naming=self.naming,
+            evaluates=self.evaluates, naming=self.naming, uplink=self.uplink,
         )  # fmt: skip
         return self
 

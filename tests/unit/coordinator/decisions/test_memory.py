@@ -10,7 +10,7 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies import Area, FedBuff, Scaffold
 from fedmq.schemas.errors import AppError, ConfigError
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench, of, only
@@ -115,3 +115,55 @@ def test_settings_that_a_method_cannot_do_with_are_refused(refused, match):
 def test_a_model_whose_names_look_like_a_groups_is_refused_at_the_start():
     with pytest.raises(AppError, match="give it another name"):
         _ = core(Scaffold(num_participants=2), model=Parameters({"control:x": np.zeros(1)})).task_tensors
+
+
+FED_BACK = Uplink(codec="topk", error_feedback=True)
+HAS_IT = {"codecs": ("topk",)}
+
+
+def coded(uplink=FED_BACK, **settings):
+    return Bench(FedBuff(buffer_size=1), uplink=uplink, **({"concurrency": 1} | settings))
+
+
+def test_an_update_is_asked_for_in_the_codec_if_its_participant_has_it():
+    one = coded(Uplink(codec="int8", lossless="zstd"), concurrency=3)
+    assert only(IssueTask, one.hello("a", codecs=("int8", "zstd"))).coded
+    assert not only(IssueTask, one.hello("b", codecs=("int8",))).coded
+    assert not only(IssueTask, one.hello("c")).coded
+    assert not only(IssueTask, Bench().hello("a", codecs=("int8", "zstd"))).coded
+
+
+def test_what_a_participant_can_send_survives_a_restart():
+    one = coded()
+    one.hello("a", **HAS_IT, accepting=False)
+    one.restart()
+    assert one.core.participants == 1
+    assert only(IssueTask, one.hello("a", **HAS_IT)).coded
+
+
+def test_a_soft_memory_may_be_lost_and_of_two_updates_from_one_a_single_one_is_taken():
+    one = coded(lease_s=10.0)
+    first = only(IssueTask, one.hello("a", **HAS_IT))
+    second = only(IssueTask, one.update(first, next_memory="m1"))
+    third = only(IssueTask, one.update(second, memory="m1", next_memory="m2"))
+    refused = only(Discard, one.update(third, memory="m1", next_memory="m3"))
+    assert refused.reason == "wrong_memory"
+    assert "the memory was lost, and is begun anew" in refused.detail
+    lost = only(IssueTask, one.hello("a", **HAS_IT, session="s1"))  # without a back-off: it is nobody's fault
+    assert of(Accept, one.update(lost, next_memory="m4"))
+
+
+def test_a_plain_update_leaves_the_soft_memory_as_it_is():
+    one = coded()
+    task = only(IssueTask, one.update(only(IssueTask, one.hello("a", **HAS_IT)), next_memory="m1"))
+    task = only(IssueTask, one.update(task))
+    assert of(Accept, one.update(task, memory="m1", next_memory="m2"))
+
+
+def test_who_waits_for_the_verdict_on_a_fed_back_update_gets_one():
+    one = coded(lease_s=10.0)
+    task = only(IssueTask, one.hello("a", **HAS_IT))
+    one.tick(11.0)
+    assert (
+        only(Withdraw, one.hello("a", t=20.0, holds=[task.task_id], accepting=False, **HAS_IT)).task_id == task.task_id
+    )

@@ -14,7 +14,7 @@ from fedmq.coordinator.strategies import Area, FedAvg, FedBuff, Scaffold
 from fedmq.coordinator.strategies.ca2fl import Ca2fl
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.coordinator.strategies.fedcompass import FedCompass
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench, of, only, parameters
@@ -314,3 +314,16 @@ def test_a_participant_that_says_it_is_done_with_each_task_of_this_start_gets_no
         issued += of(IssueTask, one.hello("a", t=i / 1000, session=session.format(i), last_task=issued[-1].task_id))
     assert len(issued) <= 5
     assert one.core.set_backs == ()
+
+
+def test_after_a_set_back_any_soft_memory_is_taken_once():
+    one = bench(uplink=Uplink(codec="topk", error_feedback=True))
+    has = {"codecs": ("topk",)}
+    first = only(IssueTask, one.update(only(IssueTask, one.hello("a", **has)), next_memory="m1"))
+    saved = one.save()
+    second = only(IssueTask, one.update(first, memory="m1", next_memory="m2"))
+    third = only(IssueTask, one.update(second, memory="m2", next_memory="m3"))
+    go_back(one, saved)
+    issued = of(IssueTask, one.hello("a", t=0.1, last_task=third.task_id, **has))
+    assert of(Accept, one.update(issued[-1], memory="m3", next_memory="m4"))
+    assert one.core.discarded == {}

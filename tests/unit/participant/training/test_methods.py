@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fedmq.participant.trainer import TrainResult
-from fedmq.participant.training.methods import Memory, begin, has_memory, make, replies_of
+from fedmq.participant.training.methods import Memory, begin, make, replies_of
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.errors import TrainerError
 from fedmq.schemas.messages import Task, TrainingConfig, run_uid
-from fedmq.schemas.methods import join
+from fedmq.schemas.methods import has_memory, join
 from fedmq.schemas.parameters import Parameters
 
 MODEL = Parameters({"w": np.array([4.0], np.float32), "mean": np.array([1.0], np.float32)}, {"mean"})

@@ -1,0 +1,101 @@
+"""A codec at work on one task's update, and what the participant keeps of it for the next one.
+
+Error feedback (Seide et al. 2014; Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", algorithm 2)
+
+    p = Δ + e        send C(p)        e ← p - C(p) once the update is accepted
+
+e is 0 at first, and after a lost disk. If the update is discarded, e stays as it was, and Δ is gone. So the sum of what
+was accepted, and e, is the sum of the accepted updates' Δ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from fedmq.participant.training.methods import Memory
+from fedmq.schemas.codecs.codec import Codec
+from fedmq.schemas.codecs.known import codec_of
+from fedmq.schemas.codecs.wire import Sent, Wire
+from fedmq.schemas.errors import TrainerError
+from fedmq.schemas.messages import Reply, Uplink
+from fedmq.schemas.methods import memory_kind, update_spec
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import ModelSpec
+
+RESIDUAL = "residual"
+"""Name of e among the memory's tensors; the others are the codec's own."""
+
+
+class Coder:
+    """One update's way through the codec: call `code` once, then read the rest."""
+
+    def __init__(self, wire: Wire, seed: int, memory: Memory | None, uplink: Uplink, *, remembers: bool) -> None:
+        """`memory` is the codec's; None at first, after a lost disk, and if the method has a memory of its own."""
+        self._wire = wire
+        self._seed = seed
+        self._feedback = remembers and uplink.error_feedback
+        self.remembers = remembers
+        self._residual, self._warm = _split(memory, wire.places.size)
+        self._sent: Sent | None = None
+
+    @property
+    def name(self) -> str:
+        return self._wire.codec.name
+
+    @property
+    def coded(self) -> Parameters:
+        """The update's tensors as they travel."""
+        return self._done.tensors
+
+    def code(self, tensors: Parameters) -> Parameters:
+        """Encode an update's tensors, which are finite. Return what the receiver decodes."""
+        residual = self._residual if self._feedback else None
+        self._sent = self._wire.encode(tensors, self._seed, residual, self._warm)
+        return self._sent.received
+
+    def next_memory(self) -> Mapping[str, npt.NDArray[Any]] | None:
+        """Return what the participant keeps once this update is accepted; None if the codec keeps nothing."""
+        if not self.remembers:
+            return None
+        kept = dict(self._done.warm)
+        if self._feedback:
+            kept[RESIDUAL] = self._done.residual
+        return kept
+
+    @property
+    def is_done(self) -> bool:
+        """True once `code` was called."""
+        return self._sent is not None
+
+    @property
+    def _done(self) -> Sent:
+        assert self._sent is not None, "call code() first"
+        return self._sent
+
+
+def coder_of(  # noqa: PLR0917
+    uplink: Uplink, reply: Reply, model: ModelSpec, seed: int, memory: Memory | None, own: Codec | None = None
+) -> Coder:
+    """Return the coder of one task. Raises TrainerError if this participant does not have the codec."""
+    codec = codec_of(uplink, own)
+    if codec is None:
+        raise TrainerError(
+            f"the coordinator asks for updates in the codec {uplink.codec!r}, which this participant does not have: "
+            "give it the coordinator's federation file, and the codec's file beside it"
+        )
+    wire = Wire(codec, uplink.lossless == "zstd", update_spec(reply, model))
+    soft = memory_kind(reply, uplink) == "soft"
+    return Coder(wire, seed, memory if soft else None, uplink, remembers=soft)
+
+
+def _split(memory: Memory | None, size: int) -> tuple[npt.NDArray[Any] | None, dict[str, npt.NDArray[Any]]]:
+    """Return e and the codec's own arrays; e is None if there is none, or if it is of another model."""
+    if memory is None:
+        return None, {}
+    warm = dict(memory.tensors)
+    residual = warm.pop(RESIDUAL, None)
+    fits = residual is not None and residual.shape == (size,) and residual.dtype.kind == "f"
+    return residual if fits else None, warm

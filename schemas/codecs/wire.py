@@ -1,0 +1,230 @@
+"""An update's tensors in coded form, as they travel: the part of every codec's work that is the same.
+
+    coded:<part>     one flat tensor for each part of the codec's, in its order
+    coded:zstd       in place of them, with lossless compression: their bytes one after the other, as one zstd frame
+    <tensor>         each tensor that is not coded, as it is
+
+Nothing is allocated that the model does not justify: the names, dtypes and lengths of all parts are compared with what
+the codec makes of this model first. The decoded tensors have the model's dtypes and lie in one block where they can, so
+that nobody behind the decoding knows that there was a codec.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fedmq.schemas.codecs import zstd
+from fedmq.schemas.codecs.codec import Array, Codec, Part, Places, Values, places_of
+from fedmq.schemas.codecs.topk import TopK
+from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, SpecMismatch, shown
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec, layout_of_spec, packed_bytes, spec_of
+
+GROUP = "coded"
+_ZSTD = f"{GROUP}:zstd"
+_FRAME_BYTES = 1024
+"""More than a frame has beside its content, which zstd never makes longer by more than one byte in 256."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A codec with its lossless compression, on the tensors of one model."""
+
+    codec: Codec
+    compressed: bool
+    """True if the parts travel as one zstd frame."""
+    spec: ModelSpec
+    """The decoded update (`schemas.methods.update_spec`)."""
+
+    @property
+    def places(self) -> Places:
+        return places_of(self.spec)
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the fewest and the most bytes that the tensors of a coded update take in a message."""
+        places = self.places
+        parts = self.codec.parts(places)
+        plain = [TensorSpec(t.name, t.dtype, t.shape) for t in places.plain]
+        most = [TensorSpec(f"{GROUP}:{p.name}", p.dtype, (p.most,)) for p in parts]
+        least = [TensorSpec(f"{GROUP}:{p.name}", p.dtype, (p.least,)) for p in parts]
+        if self.compressed:
+            size = sum(t.num_bytes for t in most)
+            most = [TensorSpec(_ZSTD, "uint8", (size + size // 256 + _FRAME_BYTES,))]
+            least = [TensorSpec(_ZSTD, "uint8", (0,))]
+        return packed_bytes((*least, *plain)), packed_bytes((*most, *plain))
+
+    @cached_property
+    def usual_bytes(self) -> int:
+        """Bytes that the tensors of a coded update usually take in a message, before lossless compression.
+
+        Only topk's gaps vary: each has a byte for seven bits of a distance, and distances are like exponential ones.
+        """
+        places = self.places
+        size = {p.name: p.most for p in self.codec.parts(places)}
+        if isinstance(self.codec, TopK):
+            kept = self.codec.kept(places.size)
+            longer = (math.exp(-(1 << 7 * more) * kept / max(places.size, 1)) for more in range(1, 5))
+            size["gap"] = round(kept * (1 + sum(longer)))
+        parts = [TensorSpec(p.name, p.dtype, (size[p.name],)) for p in self.codec.parts(places)]
+        return packed_bytes((*parts, *places.plain))
+
+    def encode(self, tensors: Parameters, seed: int, residual: Array | None, warm: Mapping[str, Array]) -> Sent:
+        """Encode an update's tensors, which are finite, with what earlier updates left (None: 0).
+
+        Raises AppError if a codec of the user's own makes something else than it says.
+        """
+        places = self.places
+        values = flat(tensors, places)
+        if residual is not None:
+            values = values + residual
+        encoded = self.codec.encode(values, places, seed, warm)
+        parts = {n: np.ascontiguousarray(a) for n, a in encoded.parts.items()}
+        try:
+            _check(self.codec.parts(places), parts)
+        except (SpecMismatch, LimitExceeded) as error:
+            raise AppError(f"the codec {self.codec.name!r} breaks its own promise: {error}") from None
+        coded = _compressed(parts) if self.compressed else {f"{GROUP}:{n}": a for n, a in parts.items()}
+        plain = {t.name: tensors[t.name] for t in places.plain}
+        non_trainable = tensors.non_trainable & plain.keys()
+        return Sent(self, Parameters({**coded, **plain}, non_trainable), values, parts, plain, encoded.warm)
+
+    def decode(self, coded: Parameters) -> Parameters:
+        """Return the update's tensors. Raises a PeerError, and nothing else, whatever the tensors are."""
+        places = self.places
+        parts, rest = self._parts(coded)
+        plain = {t.name: rest.pop(t.name, None) for t in places.plain}
+        if rest:
+            raise SpecMismatch(f"an update in {self.codec.name} has the tensor {shown(next(iter(rest)))} too many")
+        for tensor in places.plain:
+            array = plain[tensor.name]
+            if array is None or (array.dtype, array.shape) != (DTYPES[tensor.dtype], tensor.shape):
+                raise SpecMismatch(f"an update in {self.codec.name} must have the tensor {tensor} as it is")
+        _check(self.codec.parts(places), parts)
+        try:
+            values = np.asarray(self.codec.decode(parts, places))
+        except MalformedMessage:
+            raise
+        except Exception as error:  # the user's own codec, on what a peer claims
+            raise MalformedMessage(f"the codec {self.codec.name!r} raised {type(error).__name__}: {error}") from error
+        if values.shape != (places.size,) or values.dtype != np.float32:
+            raise MalformedMessage(
+                f"the codec {self.codec.name!r} decoded to {values.dtype}{list(values.shape)}, expected "
+                f"float32[{places.size}]"
+            )
+        return self.tensors(values, plain)
+
+    def _parts(self, coded: Parameters) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the codec's parts, not checked yet, and the other tensors."""
+        parts = {n.removeprefix(f"{GROUP}:"): a for n, a in coded.items() if n.startswith(f"{GROUP}:")}
+        rest = {n: a for n, a in coded.items() if not n.startswith(f"{GROUP}:")}
+        if not self.compressed:
+            return parts, rest
+        frame = parts.get("zstd")
+        if list(parts) != ["zstd"] or frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
+            raise SpecMismatch(f"an update in {self.codec.name} with zstd must have the tensor {_ZSTD}, uint8 and flat")
+        return _decompressed(frame, self.codec.parts(self.places)), rest
+
+    def tensors(self, values: Values, plain: Mapping[str, Any]) -> Parameters:
+        """Return the tensors of a flat array beside the plain ones, in the model's order and dtypes."""
+        places, flags = self.places, frozenset(t.name for t in self.spec if not t.trainable)
+        layout = layout_of_spec(self.spec) if not places.plain else None
+        if layout is not None and layout.dtype == np.float32:
+            return Parameters.in_block(layout, values, flags)
+        found = dict(plain)
+        with np.errstate(over="ignore"):  # beyond float16: the check of finiteness says so
+            for tensor, (part, shape) in zip(places.coded, places.slices, strict=True):
+                found[tensor.name] = values[part].reshape(shape).astype(DTYPES[tensor.dtype], copy=False)
+        return Parameters({t.name: found[t.name] for t in self.spec}, flags)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The result of an encoding."""
+
+    _wire: Wire
+    tensors: Parameters
+    """Tensors of the message."""
+    _values: Array
+    _parts: Mapping[str, Array]
+    _plain: Mapping[str, Array]
+    warm: Mapping[str, Array]
+    """Arrays of the codec's own that the next encoding starts from, once this one is accepted."""
+
+    @cached_property
+    def _decoded(self) -> Values:
+        return np.asarray(self._wire.codec.decode(self._parts, self._wire.places), np.float32)
+
+    @property
+    def received(self) -> Parameters:
+        """The update as its receiver decodes it."""
+        return self._wire.tensors(self._decoded, self._plain)
+
+    @property
+    def residual(self) -> Array:
+        """The values less those that were sent. The next update carries them, once this one is accepted."""
+        return self._values - self._decoded
+
+
+def flat(tensors: Parameters, places: Places) -> Array:
+    """Return the coded tensors as one flat array, float64 if one of them is, else float32.
+
+    It is a view if they lie in one block, else a copy.
+    """
+    wide = any(tensor.dtype == "float64" for tensor in places.coded)
+    dtype = np.float64 if wide else np.float32
+    if not places.plain and tensors.block is not None and tensors.block.dtype == dtype:
+        return tensors.block
+    values = np.empty(places.size, dtype)
+    for tensor, (part, shape) in zip(places.coded, places.slices, strict=True):
+        np.copyto(values[part].reshape(shape), tensors[tensor.name], casting="unsafe")
+    return values
+
+
+def check_names(spec: ModelSpec) -> None:
+    """Raise AppError if a tensor of the model would be read as a part of a coded update."""
+    for tensor in spec:
+        if tensor.name.startswith(f"{GROUP}:"):
+            raise AppError(
+                f"the model's tensor {shown(tensor.name)} begins as a coded update does: give it another name"
+            )
+
+
+def coded_spec(coded: Parameters) -> ModelSpec:
+    """Return the spec of a coded update, for its size."""
+    return spec_of(coded)
+
+
+def _check(expected: tuple[Part, ...], parts: Mapping[str, Array]) -> None:
+    if list(parts) != [p.name for p in expected]:
+        raise SpecMismatch(f"the parts {list(parts)[:8]}, expected {[p.name for p in expected]}")
+    for part in expected:
+        array = parts[part.name]
+        if array.dtype != DTYPES[part.dtype] or array.ndim != 1:
+            raise SpecMismatch(f"part {part.name} is {array.dtype}{list(array.shape)}, expected {part.dtype} and flat")
+        if not part.least <= array.size <= part.most:
+            raise LimitExceeded(f"part {part.name} has {array.size} elements, expected {part.least} to {part.most}")
+
+
+def _compressed(parts: Mapping[str, Array]) -> dict[str, Array]:
+    data = b"".join(a.view(np.uint8).data for a in parts.values())
+    return {_ZSTD: np.frombuffer(zstd.compress(data), np.uint8)}
+
+
+def _decompressed(frame: Array, expected: tuple[Part, ...]) -> dict[str, Array]:
+    """Return the parts in a frame: all but the last one have their only length."""
+    sizes = [part.most * DTYPES[part.dtype].itemsize for part in expected]
+    fewest = [part.least * DTYPES[part.dtype].itemsize for part in expected]
+    data = memoryview(zstd.decompress(np.ascontiguousarray(frame).data, sum(fewest), sum(sizes)))
+    found, end = {}, 0
+    for part, size in zip(expected, sizes, strict=True):
+        start, end = end, min(end + size, len(data))
+        if (end - start) % DTYPES[part.dtype].itemsize:
+            raise MalformedMessage(f"part {part.name} has {end - start} bytes, which are no whole {part.dtype}")
+        found[part.name] = np.frombuffer(data[start:end], DTYPES[part.dtype])
+    return found

@@ -1,0 +1,150 @@
+"""Whole runs with coded updates, both services in one process: what is counted is what was sent, once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
+from fedmq.broker_config.topology import Topology
+from fedmq.coordinator.audit import audit
+from fedmq.coordinator.decisions.task_desk import task_seed
+from fedmq.coordinator.decisions.tasks.names import parsed
+from fedmq.coordinator.settings import ArchiveSettings, UplinkSettings
+from fedmq.coordinator.state import archive
+from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.run_folder import RunFolder
+from fedmq.coordinator.uplink import uplink_codec
+from fedmq.participant.spool.spool import Spool
+from fedmq.participant.training.uplink import RESIDUAL
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
+from tests.integration.chunks.federation import Federation, Result, Trainer, added
+
+VALUES = 12_000
+"""Values of the model: a matrix of 240 · 50, beside three."""
+
+
+def small() -> Parameters:
+    return Parameters(
+        {"000/w": np.linspace(0, 1, VALUES, dtype=np.float32).reshape(240, 50), "001/b": np.zeros(3, np.float32)}
+    )
+
+
+class Recording(Trainer):
+    """A trainer that notes the delta of each training, by the seed of its task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deltas: dict[int, np.ndarray] = {}
+
+    def train(self, parameters: Any, config: TrainingConfig) -> Any:
+        local = {name: array + added(config.seed, name, array) for name, array in parameters.items()}
+        self.deltas[config.seed] = np.concatenate([(local[n] - parameters[n]).reshape(-1) for n in parameters])
+        return Result(local)
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    broker = EmbeddedBroker()
+    one = Federation(tmp_path, Topology("p"), lambda name: EmbeddedTransport(broker, name))
+    yield one
+    one.close()
+
+
+def run(federation: Federation, settings: UplinkSettings, versions: int = 4, **sizes: int) -> dict[str, Recording]:
+    """Run to the end with two participants. Return their trainers."""
+    trainers = {name: Recording() for name in ("a", "b")}
+    ended = federation.coordinator(
+        versions, initial_parameters=small, archive=ArchiveSettings(max_bytes=2**30),
+        uplink=uplink_codec(settings, "delta"), **sizes,
+    )  # fmt: skip
+    left = [federation.participant(name, trainer, **sizes) for name, trainer in trainers.items()]
+    assert ended.result(60).version == versions
+    for one in left:
+        assert one.result(60) == "run_finished"
+    assert [check for check in audit.verify(RunFolder(federation.run_dir)) if not check.holds] == []
+    return trainers
+
+
+def accepted(federation: Federation) -> dict[str, tuple[np.ndarray, set[int]]]:
+    """Return, of each participant, the sum of what was accepted, from the archive, and the seeds of these tasks."""
+    sums: dict[str, Any] = defaultdict(float)
+    seeds: dict[str, set[int]] = defaultdict(set)
+    with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
+        kept = {row.accepted_order: row for row in ledger.archived(0, 10**9)}
+        for row in ledger.updates():
+            tensors = archive.read_update(federation.run_dir / "archive", kept[row.accepted_order])
+            values = np.concatenate([array.astype(np.float64).reshape(-1) for array in tensors.values()])
+            sums[row.participant_id] = sums[row.participant_id] + values
+            name = parsed(row.task_id)
+            assert name is not None
+            seeds[row.participant_id].add(task_seed(0, name.seq))
+    return {name: (sums[name], seeds[name]) for name in sums}
+
+
+def made(trainer: Recording, seeds: set[int]) -> np.ndarray:
+    """Return the sum of the deltas of these tasks, as they were before the codec."""
+    return np.sum([trainer.deltas[seed].astype(np.float64) for seed in seeds], axis=0)
+
+
+def residual(federation: Federation, name: str) -> np.ndarray:
+    """Return what a participant's disk says was not sent yet."""
+    spool = Spool(federation.folder / "spool", name)
+    with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
+        memory = spool.read_memory(ledger.run().run_uid)
+    spool.close()
+    assert memory is not None
+    return memory.tensors[RESIDUAL].astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codec": "bf16"},
+        {"codec": "int8", "lossless": "zstd"},
+        {"codec": "int4"},
+        {"codec": "topk", "fraction": 0.02, "values": "int8", "lossless": "zstd"},
+        {"codec": "powersgd"},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+@pytest.mark.parametrize("max_message_bytes", [65_536, 4096], ids=["whole", "chunks"])
+def test_a_run_in_each_codec_ends_and_its_ledger_gives_the_model_bit_for_bit(federation, settings, max_message_bytes):
+    trainers = run(federation, UplinkSettings(**settings), max_message_bytes=max_message_bytes, chunk_bytes=2048)
+    for name, (total, seeds) in accepted(federation).items():
+        wanted = made(trainers[name], seeds)
+        assert 0 < np.linalg.norm(total - wanted) < np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codec": "topk", "fraction": 0.02},
+        {"codec": "topk", "fraction": 0.02, "values": "bf16", "lossless": "zstd"},
+        {"codec": "int4", "error_feedback": True},
+        {"codec": "powersgd", "rank": 1},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_what_was_accepted_and_what_is_left_is_what_was_made(federation, monkeypatch, settings):
+    monkeypatch.setattr(Spool, "clear_memory", lambda _self, _run_id: None)  # at the end of the run
+    trainers = run(federation, UplinkSettings(**settings), versions=6)
+    for name, (total, seeds) in accepted(federation).items():
+        assert len(seeds) > 1
+        wanted = made(trainers[name], seeds)
+        left = residual(federation, name)
+        assert np.abs(left).max() > 0.01
+        assert np.linalg.norm(total + left - wanted) <= 1e-5 * np.linalg.norm(wanted)
+
+
+def test_participants_without_the_codec_send_plain_tensors(federation, monkeypatch):
+    monkeypatch.setattr("fedmq.participant.service.service.capabilities", lambda _own: ())
+    trainers = run(federation, UplinkSettings(codec="int8"))
+    for name, (total, seeds) in accepted(federation).items():
+        assert np.allclose(total, made(trainers[name], seeds), rtol=0, atol=1e-5)
