@@ -17,6 +17,7 @@ from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.engine.task_sizes import first_training
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Member, Population, task_streams
+from fedmq.studies.problems.claims import check_arguments, check_dealt
 from fedmq.studies.problems.problem import Federation, Problem
 
 P = ParamSpec("P")
@@ -52,11 +53,16 @@ def simulate(
     each version (`version_s`) and the reason of the end (`finished`). A run whose training diverges ends early with
     `finished == "diverged"`.
 
-    Raise ConfigError if tasks take no time, the run would never end, or the strategy does not fit the run, InputError
-    if the problem refuses its data, MissingExtra if it needs a package that is not installed, and Stuck (an InputError
-    that carries the `outcome` so far) if nothing is left to happen before the run's end.
+    Raise ConfigError if an argument or something of a problem of your own is not what its place takes, tasks take no
+    time, the run would never end, or the strategy does not fit the run; InputError if the problem refuses its data;
+    MissingExtra if it needs a package that is not installed; and Stuck (an InputError that carries the `outcome` so
+    far) if nothing is left to happen before the run's end.
     """
-    training = training or TrainingConfig()
+    training = TrainingConfig() if training is None else training
+    check_arguments(
+        strategy=strategy, problem=problem, population=population, run=run, training=training, seed=seed
+    )  # fmt: skip
+    seed = int(seed)  # numpy's integers are no Python integers
     if not population.takes_time:
         raise ConfigError(
             f"tasks of the population {population.name!r} take no time: "
@@ -68,6 +74,7 @@ def simulate(
     check_order(population, run)
     members = population.members(seed)
     federation = problem.deal(members, seed)
+    check_dealt(federation, len(members))
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
     for place, text in () if run.uplink is None else run.uplink.unmet(strategy.reply):
         raise ConfigError(f"{place}: {text}")

@@ -52,6 +52,7 @@ from fedmq.studies.engine.task_sizes import example_passes, first_training
 from fedmq.studies.engine.ties import Planned, Ties
 from fedmq.studies.population.devices import Device, Work
 from fedmq.studies.population.population import Population, arrival_generator
+from fedmq.studies.problems.claims import check_metrics_of
 from fedmq.studies.problems.lazy_training import LazyTraining
 from fedmq.studies.problems.problem import Federation
 
@@ -393,6 +394,7 @@ class Engine:
     def _evaluate(self, command: Evaluate) -> None:
         version = command.version
         metrics = self._federation.evaluate(self._core.parameters)
+        check_metrics_of(metrics)
         found = Evaluation(
             version, self._now, self._core.accepted, self._sent_bytes, self._issued_bytes, metrics,
             self._outcome.tasks_issued, self._outcome.tasks_withdrawn,

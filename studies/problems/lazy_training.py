@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedmq.participant.training.methods import Made, Memory, Start, begin, make
 from fedmq.participant.training.uplink import Coder
 from fedmq.schemas.codecs.wire import Wire
-from fedmq.schemas.errors import NotFinite
+from fedmq.schemas.errors import ConfigError, NotFinite
 from fedmq.schemas.layout import Layout
 from fedmq.schemas.messages import Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import METHODS, Method, memory_kind
@@ -173,7 +173,9 @@ class LazyTraining:
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` reports it
             for first in range(0, len(tasks), size):
                 part = tasks[first : first + size]
-                trained = self._train([job for job, _ in part])
+                jobs = [job for job, _ in part]
+                trained = self._train(jobs)
+                check_trained(trained, jobs)
                 for number, (job, start), result in zip(numbers[first : first + size], part, trained, strict=True):
                     self._done[number] = self._result(job, start, result)
 
@@ -208,6 +210,40 @@ class LazyTraining:
             made = Made(made.tensors, coder.next_memory() if made.next_memory is None else made.next_memory)
         bytes_sent = packed_bytes(spec_of(coder.coded)) if coder.is_done else None
         return _made(made, memory, trained)._replace(coded_bytes=bytes_sent)
+
+
+def check_trained(results: Any, jobs: Sequence[Job]) -> None:
+    """Raise ConfigError unless there is a Trained for each job, with the tensors of its base.
+
+    Arrays of another shape would be broadcast, without a word.
+    """
+    if not isinstance(results, Sequence) or len(results) != len(jobs):
+        raise ConfigError(
+            f"the backend's train(…) gave {named(results)} for {len(jobs)} jobs: return a list of as many"
+        )
+    for job, result in zip(jobs, results, strict=True):
+        if not isinstance(result, Trained) or not isinstance(result.parameters, Parameters):
+            got = named(result.parameters) + " as parameters" if isinstance(result, Trained) else named(result)
+            raise ConfigError(
+                f"the backend's train(…) gave {got}, expected fedmq.Trained(fedmq.Parameters({{name: array}}), "
+                "num_examples, num_steps, metrics) for each job"
+            )
+        base, local = job.base, result.parameters
+        if local.layout is not None and local.layout is base.layout:
+            continue
+        shapes, expected = ({name: array.shape for name, array in one.items()} for one in (local, base))
+        if shapes != expected:
+            raise ConfigError(f"the backend's train(…) gave tensors {shapes}, expected those of the base: {expected}")
+
+
+def named(given: Any) -> str:
+    """Return a thing that a user's code gave, in the words of an error."""
+    if given is None:
+        return "None"
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    count = f" of {len(given)}" if isinstance(given, list | tuple) else ""
+    return f"a {type(given).__name__}{count}"
 
 
 def _made(made: Made, memory: Memory | None, trained: Trained) -> Result:
