@@ -21,13 +21,18 @@ _LOW_IS_BETTER = re.compile(
 )
 
 
+def is_better_low(metric: str) -> bool:
+    """Return True for the names of losses, errors and distances. Other metrics are taken to be better high."""
+    return _LOW_IS_BETTER.fullmatch(metric) is not None
+
+
 class Goal(Settings):
     """A metric that should be high (`max`) or low (`min`). Without a `mode` the names of losses and errors mean low."""
 
     @model_validator(mode="before")
     @classmethod
     def _low_by_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "mode" not in data and _LOW_IS_BETTER.fullmatch(str(data.get("name"))):
+        if isinstance(data, dict) and "mode" not in data and is_better_low(str(data.get("name"))):
             return {**data, "mode": "min"}
         return data
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.settings import TargetMetric, is_better_low
 from fedmq.studies.sweep.cell import CellResult
 
 Floats = npt.NDArray[np.float64]
@@ -21,8 +21,8 @@ COSTS = ("time_s", "updates", "bytes_up", "bytes_down")
 
 
 def is_better_high(metric: str) -> bool:
-    """Return True for accuracies and the like, which should be high. Losses and distances should be low."""
-    return "accuracy" in metric or metric in {"auc", "f1", "precision", "recall"}
+    """Return True for metrics that should be high, by the rule of a target without a mode."""
+    return not is_better_low(metric)
 
 
 def metrics_of(results: Iterable[CellResult]) -> list[str]:

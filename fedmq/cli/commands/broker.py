@@ -6,8 +6,8 @@ import os
 import shlex
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +69,7 @@ def command(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-broker-")))
         make_folder(folder)
+        stack.enter_context(_alone(folder))
         before = _before(folder)
         node = PrivateNode(
             folder,
@@ -136,6 +137,22 @@ def _tls(fleet: Path, joining: bool) -> NodeTls:
     if not (authority.is_file() and own.is_file()):
         raise ConfigError(f"{fleet} is no fleet's folder, with ca.pem and server.pem: run `fedmq fleet init` first")
     return NodeTls(authority, certificate=own, key=own, passwords=joining)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second node out of the folder. Raises ConfigError if one runs in it."""
+    from fedmq.schemas.local.locks import FileLock, holders
+
+    lock = FileLock(folder / "lock")
+    try:
+        if not lock.take():
+            raise ConfigError(
+                f"A broker runs in {folder}: {holders(lock.path)}. Use it, stop it, or name another folder (--dir)."
+            )
+        yield
+    finally:
+        lock.close()
 
 
 def _before(folder: Path) -> BrokerAddress | None:

@@ -1,6 +1,8 @@
 """`fedmq broker ctl`, and folders whose names RabbitMQ cannot take."""
 
+import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from fedmq.broker_config.node.ctl import running_here
 from fedmq.cli.cli import main
 from fedmq.cli.commands.broker import only_one
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.local.locks import FileLock
 from tests.support.full import FULL
 from tests.support.rabbitmq import require_server
 
@@ -68,3 +71,13 @@ def test_a_folder_with_an_unusual_name_works_with_ctl_too(terminal, tmp_path, na
     assert ctl.ended() == 0, ctl.text
     broker.send(signal.SIGTERM)
     assert broker.ended() == 0
+
+
+@pytest.mark.broker
+def test_a_second_broker_in_one_folder_is_refused_and_the_first_goes_on(terminal, tmp_path):
+    require_server()
+    with closing(FileLock(tmp_path / "lock")) as lock:
+        assert lock.take()  # as a broker that runs does
+        second = terminal("broker", "--dir", str(tmp_path))
+        assert second.ended() == 2
+        second.wait_for(rf"fedmq: A broker runs in {tmp_path}: .*{os.getpid()}.*name another folder \(--dir\)")
