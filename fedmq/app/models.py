@@ -24,6 +24,7 @@ from fedmq.schemas.parameters import Parameters
 
 Evaluate = Callable[[Parameters], Mapping[str, float]]
 _OF_TORCH = ("loss", "optimizer")
+_TRAINING = "to train a PyTorch model (or build_trainer, for a fedmq.TorchTrainer of your making)"
 
 
 class Functions(Protocol):
@@ -136,7 +137,7 @@ class TorchModel:
 
         functions = self._app.functions  # without the app's own AppErrors: a batch that fails costs one task
         for name in _OF_TORCH[: 1 if data is None else 2]:
-            self._app.need(name, "to train a PyTorch model (or build_trainer, for a fedmq.TorchTrainer of your making)")
+            self._app.need(name, "to evaluate a PyTorch model" if data is None else _TRAINING)
         return TorchTrainer(
             self._build_model,
             functions["loss"],

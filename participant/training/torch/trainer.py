@@ -188,7 +188,7 @@ class TorchTrainer:
         """Raise TrainerError, with what PyTorch says and the shapes of the data, if a step on them fails."""
         try:
             yield
-        except (FedmqError, NotImplementedError):
+        except FedmqError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise TrainerError(

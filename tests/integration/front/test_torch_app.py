@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 
 from fedmq.app.app import load_app, trainer_of
 from fedmq.app.model_process import ModelChild
-from fedmq.app.models import is_torch
+from fedmq.app.models import framework_of, is_torch
 from fedmq.app.parameter_files import write_parameters
 from fedmq.schemas.errors import AppError
 from fedmq.schemas.parameters import Parameters
@@ -123,6 +123,12 @@ def test_the_coordinators_child_evaluates_and_exports_tied_weights_under_all_the
 def test_what_a_pytorch_app_lacks_is_said(tmp_path, text, said):
     with pytest.raises(AppError, match=said):
         trainer_of(load_app(write(tmp_path, text)), "sensor-1")
+
+
+def test_an_evaluation_without_a_loss_says_so_in_an_app_with_trainers_of_its_own(tmp_path):
+    app = load_app(write(tmp_path, APP.replace("def loss", "def error")))
+    with pytest.raises(AppError, match="has no function loss, which is needed to evaluate a PyTorch model"):
+        framework_of(app, "to evaluate").evaluator(app.need("load_test_data", "")())
 
 
 def test_an_app_that_imports_pytorch_late_is_known_by_its_functions(tmp_path):

@@ -453,6 +453,11 @@ def test_errors_of_a_step_name_the_data_and_labels() -> None:
         TorchTrainer(with_norm, nn.CrossEntropyLoss(reduction="none"), (X, Y), sgd).train(base, CONFIG)
     with pytest.raises(TrainerError, match="there are no training examples"):
         trainer_of(data=(X[:0], Y[:0])).train(base, CONFIG)
+    headless = nn.Module()
+    headless.w = nn.Parameter(torch.zeros(1))
+    given = {"w": np.zeros(1, np.float32)}
+    with pytest.raises(TrainerError, match='missing the required "forward"'):  # PyTorch's is a NotImplementedError
+        trainer_of(lambda: headless, evaluation_data=(X, Y)).evaluate(given)
     bad = X.copy()
     bad[3, 1] = np.nan
     with pytest.raises(TrainerError, match="data is not either: x has nan in example 3"):

@@ -86,6 +86,21 @@ def test_the_keras_trainer_without_keras_says_the_command_that_installs_it() -> 
     )
 
 
+def test_the_pytorch_trainer_without_pytorch_says_the_command_that_installs_it() -> None:
+    said = in_a_new_process("""
+        import fedmq
+
+        try:
+            fedmq.TorchTrainer
+        except fedmq.MissingExtra as error:
+            print(json.dumps(str(error)))
+    """)
+    assert said == (
+        "The package torch is not installed. It is needed for an app with a PyTorch model. "
+        "Install it with: pip install 'fedmq[torch]'"
+    )
+
+
 def test_a_device_with_a_bundle_and_without_the_extra_is_told_so_at_its_start() -> None:
     """The bundle has the coordinator's key, and only the extra can check signatures with it."""
     said = in_a_new_process("""
