@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,7 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
             ]
             checks += _timeouts(run.settings["strategy"], rows, points)
             checks += _discards(ledger)
+            checks += _sizes(ledger, rows)
             checks += [Check(_told(drop)) for drop in lost.drops]
             checks += [Check(one.told()) for one in set_backs_in(ledger.checkpoints()[0].scalars)]
             if sum(drop.count for drop in lost.drops) != len(lost.ids):
@@ -117,6 +118,16 @@ def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: 
             with believed(ledger.path):
                 checks += _replayed(folder, ledger, kept, of_the_run)
         return checks
+
+
+def _sizes(ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Iterator[Check]:
+    """Look for accepted updates without their bytes, from the first one whose bytes were counted."""
+    counted = ledger.counted_orders()
+    if not counted:
+        return
+    accepted = {row.accepted_order for row in rows if row.accepted_order >= counted[0]}
+    wrong = tuple(f"update {order}" for order in sorted(accepted.symmetric_difference(counted)))
+    yield Check("the bytes of each update are counted once", wrong)
 
 
 def _discards(ledger: LedgerReader) -> Iterator[Check]:

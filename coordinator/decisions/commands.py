@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fedmq.coordinator.decisions.events import DeliveryHandle, DiscardReason
+from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, DiscardReason
 from fedmq.coordinator.decisions.tasks.generations import SetBack
 from fedmq.schemas.messages import TrainingConfig, Update
 
@@ -70,6 +70,8 @@ class Accept(NamedTuple):
     clamped: str = ""
     """Description of the claims that were clamped (coordinator.decisions.updates.claims); `update` has the clamped
     numbers."""
+    carried: Carried | None = None
+    """Size of the update, for the ledger; None in a study."""
 
 
 @dataclass(frozen=True, slots=True)

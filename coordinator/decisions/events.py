@@ -57,6 +57,13 @@ class ParticipantSeen:
     (coordinator.decisions.set_backs)."""
 
 
+class Carried(NamedTuple):
+    """Bytes of an update: as it travelled, headers included, and of its tensors behind the codec."""
+
+    wire_bytes: int
+    decoded_bytes: int
+
+
 class UpdateArrived(NamedTuple):
     delivery: DeliveryHandle
     update: Update
@@ -66,6 +73,8 @@ class UpdateArrived(NamedTuple):
     owned: bool = False
     """True if nobody else uses the payload. The core then frees its RAM before it makes a version, which needs as
     much."""
+    carried: Carried | None = None
+    """Size of the update, for the ledger; None in a study, and without a payload."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,6 +324,8 @@ class Loop:
         if published.error is not None:
             log.warning("task_undeliverable", task=published.task_id, error=published.error)
             self._step(TaskUndeliverable(published.task_id, str(published.error)))
+        elif published.sent is not None:
+            self._effects.pending.group.sent.append(published.sent)
 
     def _on_evaluation(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())

@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmq.coordinator.audit.audit import Explanation
+from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.schemas.texts import escaped
+from fedmq.views.sizes import size, traffic_text
 
 
 def explanation_view(found: Explanation) -> Iterator[RenderableType]:
@@ -27,7 +29,8 @@ def explanation_view(found: Explanation) -> Iterator[RenderableType]:
     table.add_column("\ntask", overflow="ellipsis")
     grouped = any(row.arrival_group is not None for row in found.updates)
     numbers = ("\nbase", "stale-\nness", "exam-\nples", "client\nweight", "\nweight", "\nloss")
-    for heading in (*numbers, *["\ngroup"] * grouped):
+    sizes = any(row.wire_bytes is not None for row in found.updates)
+    for heading in (*numbers, *["\ngroup"] * grouped, *["\nsent"] * sizes):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.updates:
         loss = row.metrics.get("loss")
@@ -36,8 +39,16 @@ def explanation_view(found: Explanation) -> Iterator[RenderableType]:
             f"{row.num_examples:,}", f"{row.client_weight:.4g}", f"{row.weight:.4g}",
             "" if loss is None else f"{loss:.4g}",
             *["late" if row.arrival_group is None else str(row.arrival_group)] * grouped,
+            *["" if row.wire_bytes is None else size(row.wire_bytes)] * sizes,
         )  # fmt: skip
     yield table
+    counted = [row for row in found.updates if row.wire_bytes is not None]
+    if counted:
+        total = Traffic(
+            len(counted), sum(row.wire_bytes or 0 for row in counted), sum(row.decoded_bytes or 0 for row in counted)
+        )
+        which = "" if len(counted) == len(found.updates) else f" of {len(counted)} of the updates"
+        yield Text(f"Bytes up{which}: {traffic_text(total)}")
     for lost in found.lost:
         why = "the method began anew" if lost.anew else "their version failed"
         yield Text(f"Before it, {lost.count} accepted updates were discarded, because {why}: {escaped(lost.reason)}")

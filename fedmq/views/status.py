@@ -15,6 +15,7 @@ from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
+from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
@@ -26,6 +27,7 @@ RECENT_UPDATES = 500
 AWAY_AFTER_S = 60.0
 BEING_MADE_S = 5.0
 """A ledger file of this age may not have its tables yet."""
+NO_TRAFFIC = Traffic(0, 0, 0)
 
 RunState = Literal["running", "waiting", "stopped", "finished"]
 WhyAway = Literal["", "silent", "left", "revoked"]
@@ -110,10 +112,17 @@ class RunStatus:
 
     waiting_pids: tuple[int, ...] = ()
     """Coordinators of this machine that have the run folder while none is active."""
+    bytes_up: Traffic = NO_TRAFFIC
+    """Bytes of the accepted updates that were counted: those of an older fedmq were not."""
+    bytes_down: Traffic = NO_TRAFFIC
+    """Bytes of the tasks that the broker has taken, repeats included, likewise."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
+        told = {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
+        for key, traffic in (("bytes_up", self.bytes_up), ("bytes_down", self.bytes_down)):
+            told[key] = {**asdict(traffic), "ratio": traffic.ratio}
+        return told
 
     @property
     def mean_staleness(self) -> float | None:
@@ -198,6 +207,8 @@ def read_status(run_dir: Path) -> RunStatus:
             broker=broker,
             coordinator_elsewhere=process.elsewhere,
             waiting_pids=tuple(waiting),
+            bytes_up=ledger.bytes_up(),
+            bytes_down=ledger.bytes_down(),
         )
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from fedmq.schemas.texts import escaped
 from fedmq.views.durations import duration
 from fedmq.views.participants_view import participants_table
+from fedmq.views.sizes import traffic_text
 from fedmq.views.status import ParticipantStatus, RunStatus
 
 BAR_WIDTH = 30
@@ -131,6 +132,10 @@ def headline(status: RunStatus) -> Text:
         text.append(f"  {status.updates_per_s:.1f} updates/s")
     if status.mean_staleness is not None:
         text.append(f"  mean staleness {status.mean_staleness:.2f}")
+    if status.bytes_up.messages:
+        rest = status.accepted - status.bytes_up.messages
+        text.append(f"\nbytes up {traffic_text(status.bytes_up)}  bytes down {traffic_text(status.bytes_down)}")
+        text.append(f"  {rest} updates were not counted" if rest else "", "dim")
     if status.metrics:
         text.append(f"\nversion {status.evaluated_version} on the test data: {_values(status.metrics)}")
     if status.federated_metrics:

@@ -129,7 +129,9 @@ class Verdicts:
         del tensors  # making a version needs as much RAM again
         if desk.memory == "hard" or (desk.memory == "soft" and update.next_memory is not None):
             p.memory = update.next_memory
-        desk.commands.append(Accept(event.delivery, update, staleness, weight, buffer.accepted, group, clamped))
+        desk.commands.append(
+            Accept(event.delivery, update, staleness, weight, buffer.accepted, group, clamped, event.carried)
+        )
         desk.close(task, "accepted", "")
         p.accepted += 1
         p.failures, p.pardoned_s = 0, None

@@ -19,7 +19,7 @@ from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import DeliveryHandle, PoisonArrived, UpdateArrived
+from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
 from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD, decoded
@@ -115,11 +115,12 @@ class ChunkedUpdates:
             self._intake.withdraw(manifest)
         ended = [self._without_payload(manifest.handle, manifest.update) for manifest in over]
         former: DeliveryHandle | None
+        taken = Manifest(handle, update, update.chunks, 0 if arrived.carried is None else arrived.carried.wire_bytes)
         if update.update_id in self._dropping:
             former = self._dropping[update.update_id].handle
-            self._dropping[update.update_id] = Manifest(handle, update, update.chunks)
+            self._dropping[update.update_id] = taken
         else:
-            former = self._intake.offer(handle, update)
+            former = self._intake.offer(taken)
         return ended if former is None else [*ended, Superseded(former)]
 
     def work(self, now: float, has_room: bool) -> Sequence[Outcome] | None:
@@ -160,17 +161,19 @@ class ChunkedUpdates:
         return [manifest.handle for manifest in left]
 
     def _on_whole(self, whole: Whole) -> Sequence[Outcome]:
-        handle, update = whole.manifest.handle, whole.manifest.update
+        manifest = whole.manifest
+        handle, update = manifest.handle, manifest.update
         fault("payload-whole")
         self._intake.forget(update.update_id)
         try:
             envelope = open_envelope(whole.take_body(), self._limits)
             if envelope.message != update.model_copy(update={"chunks": None}):
                 raise MalformedMessage("the chunks are of another update than their manifest")
-            payload = decoded(update, envelope.parameters(check_finite=False), self._wire)
+            payload = decoded(update, envelope.parameters(check_finite=False), self._wire) or NO_PAYLOAD
         except PeerError as error:
             return self._poison(handle, update, error)
-        return [UpdateArrived(handle, update, payload or NO_PAYLOAD, owned=self._owned)]
+        carried = Carried(manifest.num_bytes + manifest.chunks.num_bytes, payload.num_bytes)
+        return [UpdateArrived(handle, update, payload, owned=self._owned, carried=carried)]
 
     def _poison(self, handle: DeliveryHandle, update: Update, error: PeerError) -> Sequence[Outcome]:
         poison = PoisonArrived(handle, error.reason, str(error), update.task_id)  # type: ignore[arg-type]

@@ -102,11 +102,10 @@ class Intake:
         """Return the name of the queue that a task's update is uploaded to."""
         return self._topology.upload(participant_id, update_id(run_id, task_id, participant_id)).name
 
-    def offer(self, handle: DeliveryHandle, update: Update) -> DeliveryHandle | None:
+    def offer(self, manifest: Manifest) -> DeliveryHandle | None:
         """Let this update wait for its turn. Return the earlier copy of its manifest, which is to be acked now
         (rule 5); None if there is none."""
-        assert update.chunks is not None
-        manifest, current = Manifest(handle, update, update.chunks), self._current
+        update, current = manifest.update, self._current
         if current is not None and current.manifest.update.update_id == update.update_id:
             former = current.manifest
             if former.chunks == manifest.chunks:

@@ -19,6 +19,8 @@ class Manifest:
     handle: DeliveryHandle
     update: Update
     chunks: ChunkedPayload
+    num_bytes: int = 0
+    """Length of the manifest itself."""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import DeliveryHandle, PoisonArrived, UpdateArrived
+from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.schemas.codec import Limits, open_envelope
 from fedmq.schemas.codecs.wire import Wire
@@ -64,7 +64,8 @@ def read_update(  # noqa: PLR0917
         parameters = decoded(update, envelope.parameters(check_finite=False), wire)
     except PeerError as error:
         return _unreadable(core, handle, delivery, error.reason, str(error))
-    return UpdateArrived(handle, update, parameters or NO_PAYLOAD)
+    payload = parameters or NO_PAYLOAD
+    return UpdateArrived(handle, update, payload, carried=Carried(len(delivery.body), payload.num_bytes))
 
 
 def _unreadable(core: Core, handle: DeliveryHandle, delivery: Delivery, reason: str, detail: str) -> PoisonArrived:

@@ -68,6 +68,8 @@ class TaskPublished:
     task_id: str
     num_bytes: int
     error: BaseException | None
+    sent: tuple[int, int, int] | None = None
+    """(seq, wire bytes, decoded bytes) of what the broker has taken (coordinator.state.ledger.traffic)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +224,10 @@ class CoordinatorPublisher:
             task = signed(task, self._digest(parameters), self._sign)
         pieces = Pieces(encode_in_pieces(task, parameters))
         if pieces.num_bytes > self._max_message_bytes:
-            self._send_chunks(command, task, pieces)
+            self._send_chunks(command, task, pieces, parameters.num_bytes)
         else:
-            self._publish(task, pieces.read(0, pieces.num_bytes))
+            sent = (command.seq, pieces.num_bytes, parameters.num_bytes)
+            self._publish(task, pieces.read(0, pieces.num_bytes), sent)
 
     def _tell_of_plain_updates(self, participant_id: str, uplink: Uplink) -> None:
         if participant_id not in self._plain:
@@ -238,7 +241,7 @@ class CoordinatorPublisher:
             self._hashed = weakref.ref(parameters), tensors_digest(parameters)
         return self._hashed[1]
 
-    def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces) -> None:
+    def _send_chunks(self, command: IssueTask, task: Task, pieces: Pieces, decoded_bytes: int) -> None:
         """Send the parameters first, then the task itself."""
         payload_id = uuid.uuid4().hex  # a new one for every try, so that no chunks are mistaken for those of another
         expires_s = min(max(task.lease_s, _LEAST_EXPIRY_S), _MOST_EXPIRY_S)
@@ -250,7 +253,8 @@ class CoordinatorPublisher:
                 self._transport.delete_queue(queue.name)
                 self._put(TaskPublished(task.task_id, 0, outcome))
                 return
-            published = self._publish(task.model_copy(update={"chunks": outcome}))
+            manifest = encode(task.model_copy(update={"chunks": outcome}))
+            published = self._publish(task, manifest, (command.seq, len(manifest) + outcome.num_bytes, decoded_bytes))
             published.add_done_callback(lambda sent: sent.exception() and self._transport.delete_queue(queue.name))
             self.pump()
 
@@ -268,8 +272,7 @@ class CoordinatorPublisher:
         self._sending = command, sender
         sender.begin()
 
-    def _publish(self, task: Task, body: bytes | None = None) -> Future[None]:
-        body = encode(task) if body is None else body
+    def _publish(self, task: Task, body: bytes, sent: tuple[int, int, int]) -> Future[None]:
         num_bytes = len(body)
         self._bytes_in_flight += num_bytes
         message = Message(
@@ -284,7 +287,7 @@ class CoordinatorPublisher:
         fault("before-task-publish")
         future = self._transport.publish(message, self._timeout_s)
         fault("after-task-publish")
-        future.add_done_callback(lambda done: self._put(TaskPublished(task.task_id, num_bytes, done.exception())))
+        future.add_done_callback(lambda done: self._put(TaskPublished(task.task_id, num_bytes, done.exception(), sent)))
         return future
 
     def receipt(self, receipt: Receipt) -> None:

@@ -13,11 +13,12 @@ import contextlib
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
-from fedmq.coordinator.decisions.events import ClosedTask
+from fedmq.coordinator.decisions.events import Carried, ClosedTask
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, TaskRecord
 from fedmq.coordinator.decisions.tasks.generations import SetBack, set_backs_in
 from fedmq.coordinator.state.ledger import epochs
@@ -43,6 +44,7 @@ from fedmq.coordinator.state.ledger.schema import (
     OLDEST_VERSION,
     TIMEOUTS_SINCE,
 )
+from fedmq.coordinator.state.ledger.traffic import TrafficReader
 from fedmq.coordinator.state.ledger.trust import (
     ADVICE,
     believed,
@@ -60,10 +62,10 @@ from fedmq.schemas.parameters import Array
 LAST_TASKS = 10_000
 """Number of tasks, the newest ones, in which the participants' last answers are looked for."""
 _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
-_UPDATE_FIELDS = tuple(UpdateRow.__dataclass_fields__)
+_UPDATE_FIELDS = tuple(name for name in UpdateRow.__dataclass_fields__ if name not in Carried._fields)
 
 
-class LedgerReader(ArchiveReader):
+class LedgerReader(ArchiveReader, TrafficReader):
     """Read-only access to a ledger, also while a coordinator writes it.
 
     Raises LedgerError if the file is missing, corrupt, not a ledger, or in another format than this fedmq's.
@@ -124,6 +126,10 @@ class LedgerReader(ArchiveReader):
         with self._guarded():
             return self._db.execute(query, values).fetchall()
 
+    def _format(self) -> int:
+        with self._guarded():
+            return format_of(self._db)
+
     def _object(self, text: str) -> dict[str, Any]:
         with believed(self.path):
             found = parse_json(text)
@@ -160,8 +166,9 @@ class LedgerReader(ArchiveReader):
 
     def broker(self) -> BrokerRow | None:
         """Return the last change of the newest epoch's connection to the broker; None if there was none."""
+        older = self._format() < CONNECTIONS_SINCE
         with self._guarded():
-            return None if format_of(self._db) < CONNECTIONS_SINCE else epochs.broker(self._db)
+            return None if older else epochs.broker(self._db)
 
     def checkpoints(self) -> list[CheckpointRow]:
         """Return the kept checkpoints, newest first. The first one is the run's state."""
@@ -187,9 +194,8 @@ class LedgerReader(ArchiveReader):
         return sum(self._timeouts("count(*)", 0))
 
     def _timeouts(self, column: str, after: int) -> list[int]:
-        with self._guarded():
-            if format_of(self._db) < TIMEOUTS_SINCE:
-                return []
+        if self._format() < TIMEOUTS_SINCE:
+            return []
         return [n for (n,) in self._rows(f"SELECT {column} FROM timeouts WHERE version > ?", after)]  # noqa: S608
 
     def evaluations(self) -> list[EvaluationRow]:
@@ -220,7 +226,8 @@ class LedgerReader(ArchiveReader):
 
     def updates_in(self, version: int) -> list[UpdateRow]:
         """Return the updates that made a version, in the order of their acceptance."""
-        return self._updates("version = ?", version)
+        rows, sizes = self._updates("version = ?", version), self.bytes_of(version)
+        return [replace(row, **sizes[at]._asdict()) if (at := row.accepted_order) in sizes else row for row in rows]
 
     def accepted_tasks(self) -> list[TaskRecord]:
         """Return the tasks whose update was accepted, in order of issue."""

@@ -113,6 +113,8 @@ class CommitGroup:
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
     memories: dict[str, Mapping[str, Array]] = field(default_factory=dict)
     archived: list[ArchivedUpdate] = field(default_factory=list)
+    sent: list[tuple[int, int, int]] = field(default_factory=list)
+    """(seq, wire bytes, decoded bytes) of tasks that the broker has taken (coordinator.state.ledger.traffic)."""
     finished: str | None = None
 
 
@@ -185,6 +187,10 @@ class UpdateRow:
     wall_s: float
     arrival_group: int | None = None
     """The arrival group that the update came in time for; None if it came late, or if the strategy has no groups."""
+    wire_bytes: int | None = None
+    """Bytes that it took to the coordinator (coordinator.state.ledger.traffic). `updates_in` fills these two in; None
+    elsewhere, and if they were not counted."""
+    decoded_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

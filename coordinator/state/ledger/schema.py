@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedmq.coordinator.state.ledger import archive_tables
+from fedmq.coordinator.state.ledger import archive_tables, traffic
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 7
+LEDGER_VERSION = 8
 """SQLite's user_version of a ledger. Raise it with every change of the tables."""
 TIMEOUTS_SINCE = 6
 """The format that added the table of timeouts."""
@@ -133,6 +133,7 @@ CREATE TABLE connections(           -- the last news of the broker in each epoch
     wall_s REAL NOT NULL
 ) STRICT;
 """,
+    traffic.TRAFFIC_SINCE: traffic.TABLES,
 }
 """Tables that later formats than OLDEST_VERSION have beside TABLES, by the format that added them."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
-from fedmq.coordinator.state.ledger import epochs
+from fedmq.coordinator.state.ledger import epochs, traffic
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
 from fedmq.coordinator.state.ledger.memories import to_rows
 from fedmq.coordinator.state.ledger.reader import LedgerReader
@@ -184,6 +184,8 @@ class Ledger(LedgerReader, ArchiveWriter):
             )
             db.executemany("INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", to_rows(group.memories))
             put_archived(db, group.archived)
+            traffic.put_up(db, ((a.order, *a.carried) for a, _ in group.accepted if a.carried is not None))
+            traffic.put_down(db, group.sent)
             db.execute(
                 "UPDATE run SET elapsed_s = ?, committed_wall_s = ?, finished = ?", (run_s, wall_s, group.finished)
             )

@@ -33,6 +33,6 @@ def command(
 
     console = options.console()
     if console.is_terminal:
-        console.print(*explanation_view(found))
+        console.print(*explanation_view(found), sep="\n")
     else:
         print_uncut(console, explanation_view(found))

@@ -117,6 +117,12 @@ def residual(federation: Federation, name: str) -> np.ndarray:
 @pytest.mark.parametrize("max_message_bytes", [65_536, 4096], ids=["whole", "chunks"])
 def test_a_run_in_each_codec_ends_and_its_ledger_gives_the_model_bit_for_bit(federation, settings, max_message_bytes):
     trainers = run(federation, UplinkSettings(**settings), max_message_bytes=max_message_bytes, chunk_bytes=2048)
+    with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
+        up, down, model = ledger.bytes_up(), ledger.bytes_down(), small().num_bytes
+        assert (up.messages, up.decoded_bytes) == (ledger.accepted(), ledger.accepted() * model)
+        assert up.wire_bytes < up.decoded_bytes / 1.9
+        assert down.decoded_bytes >= ledger.accepted() * model, "each update had its task"
+        assert down.decoded_bytes < down.wire_bytes < 1.1 * down.decoded_bytes, "headers and manifests"
     for name, (total, seeds) in accepted(federation).items():
         wanted = made(trainers[name], seeds)
         assert 0 < np.linalg.norm(total - wanted) < np.linalg.norm(wanted)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
-from fedmq.coordinator.decisions.events import ClosedTask, EvaluationArrived
+from fedmq.coordinator.decisions.events import Carried, ClosedTask, EvaluationArrived
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, Stamp, Verdict
+from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import Deposed, LedgerError
 from fedmq.schemas.messages import Update
@@ -240,7 +241,7 @@ def test_a_memory_that_was_altered_is_not_taken(ledger: Ledger):
 def of_format(number: int, path: Path) -> None:
     """Turn a ledger into one of an older format."""
     with sqlite3.connect(path) as db:
-        for since, table in ((6, "timeouts"), (7, "connections")):
+        for since, table in ((6, "timeouts"), (7, "connections"), (8, "update_bytes"), (8, "task_bytes")):
             if number < since:
                 db.execute(f"DROP TABLE {table}")
         db.execute(f"PRAGMA user_version = {number}")
@@ -274,7 +275,7 @@ def test_tables_that_do_not_belong_to_a_ledgers_format_are_refused(full: Ledger)
     full._db.execute("PRAGMA user_version = 5")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
-    full._db.execute("PRAGMA user_version = 7")
+    full._db.execute("PRAGMA user_version = 8")
     full._db.execute("DROP TABLE timeouts")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
@@ -304,6 +305,42 @@ def test_a_ledger_of_the_format_before_connections_is_read_and_goes_on_with_the_
         ledger.take_over("host", 1, 2.0)
         ledger.note_broker(BrokerRow("connected", "", 3.0))
         assert ledger.broker() == BrokerRow("connected", "", 3.0)
+
+
+def test_the_bytes_of_updates_and_tasks_are_in_the_commit_that_has_them(full: Ledger):
+    state = CheckpointRow(3, "3.safetensors", "d3", 2, 4, {})
+    group = CommitGroup(
+        accepted=[
+            (Accept(6, update(4), 0, 1.0, 3, carried=Carried(300, 1000)), AT),
+            (Accept(7, update(5), 0, 1.0, 4, carried=Carried(200, 1000)), AT),
+        ],
+        versions=[(NewVersion(2, ("u-2", "u-4", "u-5"), (0.5, 0.5, 0.5)), AT)],
+        sent=[(4, 50, 70), (5, 60, 70), (4, 50, 70)],
+    )
+    full.commit(group, state, 3.0, 0.0)
+    assert full.bytes_up() == Traffic(2, 500, 2000)
+    assert full.bytes_down() == Traffic(2, 160, 210), "a task that was sent again counts again"
+    assert [(row.update_id, row.wire_bytes, row.decoded_bytes) for row in full.updates_in(2)] == [
+        ("u-2", None, None), ("u-4", 300, 1000), ("u-5", 200, 1000),
+    ]  # fmt: skip
+    with pytest.raises(LedgerError):  # the broker's second copy of a commit that was made
+        full.commit(group, state, 4.0, 0.0)
+    assert (full.bytes_up(), full.bytes_down()) == (Traffic(2, 500, 2000), Traffic(2, 160, 210))
+
+
+@pytest.mark.parametrize("number", [5, 7])
+def test_a_ledger_of_the_format_before_bytes_is_read_and_counts_from_then_on(full: Ledger, number: int):
+    full.close()
+    of_format(number, full.path)
+    with LedgerReader(full.path) as reader:
+        assert (reader.bytes_up(), reader.bytes_down()) == (Traffic(0, 0, 0), Traffic(0, 0, 0))
+        assert [row.wire_bytes for row in reader.updates_in(1)] == [None]
+    with Ledger(full.path) as ledger:
+        ledger.take_over("host", 1, 2.0)
+        accepted = [(Accept(6, update(4), 0, 1.0, 3, carried=Carried(300, 1000)), AT)]
+        state = CheckpointRow(3, "3.safetensors", "d3", 1, 3, {})
+        ledger.commit(CommitGroup(accepted=accepted, sent=[(6, 50, 70)]), state, 3.0, 0.0)
+        assert (ledger.bytes_up(), ledger.bytes_down()) == (Traffic(1, 300, 1000), Traffic(1, 50, 70))
 
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])

@@ -15,6 +15,7 @@ from fedmq.config.file import load_config
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, EpochRow
+from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.demo import demo
@@ -49,6 +50,17 @@ def drawn(renderable, **options):
     console = Console(file=io.StringIO(), width=100, **options)
     console.print(renderable)
     return console.file.getvalue()
+
+
+def test_the_status_tells_the_bytes_as_they_travelled_and_decoded():
+    assert "bytes up" not in drawn(status_view(run())), "none were counted"
+    counted = run(bytes_up=Traffic(10, 500_000, 2_000_000), bytes_down=Traffic(13, 2_600_000, 2_600_000))
+    shown = drawn(status_view(counted))
+    assert "bytes up 500 kB (decoded 2 MB, 4 times as much)  bytes down 2.6 MB (decoded 2.6 MB" in shown
+    assert "2 updates were not counted" in " ".join(shown.split())
+    up = {"messages": 10, "wire_bytes": 500_000, "decoded_bytes": 2_000_000, "ratio": 4.0}
+    assert counted.to_json()["bytes_up"] == up
+    assert run().to_json()["bytes_down"]["ratio"] is None
 
 
 def test_the_reasons_of_declines_are_shown_once_each_with_who_gave_them():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,9 @@ class FakeIntake:
         if self.refusal is not None:
             raise self.refusal
 
-    def offer(self, handle: int, sent: Update) -> int | None:
-        assert sent.chunks is not None
-        former = self.waiting.get(sent.update_id)
-        self.waiting[sent.update_id] = Manifest(handle, sent, sent.chunks)
+    def offer(self, taken: Manifest) -> int | None:
+        former = self.waiting.get(taken.update.update_id)
+        self.waiting[taken.update.update_id] = taken
         return None if former is None else former.handle
 
     def waiting_of(self, participant_id: str) -> list[Manifest]:
@@ -160,8 +160,10 @@ def test_a_later_copy_of_a_manifest_stands_for_the_former(desk: Desk) -> None:
 def test_a_payload_that_is_whole_comes_to_its_event_once(desk: Desk) -> None:
     desk.begin()
     body = memoryview(bytearray(encode(update(chunks=False), PAYLOAD)))
-    (event,) = desk.chunk(Whole(manifest(1), body))
+    (event,) = desk.chunk(Whole(replace(manifest(1), num_bytes=300), body))
     assert (event.delivery, event.update, event.owned) == (1, update(), True)
+    sizes = (300 + update().chunks.num_bytes, PAYLOAD.num_bytes)
+    assert event.carried == sizes, "manifest and chunks, and the floats"
     np.testing.assert_array_equal(event.payload["w"], PAYLOAD["w"])
     assert desk.intake.forgotten == [update().update_id]
 

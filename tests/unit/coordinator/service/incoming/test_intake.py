@@ -25,7 +25,7 @@ from fedmq.coordinator.service.incoming.intake import (
     SLOW_BYTES_PER_S,
     Intake,
 )
-from fedmq.coordinator.service.incoming.payloads import Broken, Whole
+from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, LimitExceeded, SpecMismatch
 from fedmq.schemas.messages import ChunkedPayload, Update, update_id
@@ -88,7 +88,9 @@ class Desk:
         self.intake = Intake(self.queues, TOPOLOGY, put=self.placed.append, payload_bytes=len(BODY))  # type: ignore[arg-type]
 
     def offer(self, handle: int, name: str, payload_id: str = "one") -> int | None:
-        return self.intake.offer(handle, update(name, payload_id))
+        sent = update(name, payload_id)
+        assert sent.chunks is not None
+        return self.intake.offer(Manifest(handle, sent, sent.chunks))
 
     def begin(self, now: float = 0.0) -> Broken | None:
         found = self.intake.next(now)
