@@ -86,7 +86,7 @@ class TorchFederation:
 class TorchCohort:
     """A backend that trains PyTorch models."""
 
-    name = "PyTorch, one participant after the other (the plain path)"
+    name = "PyTorch by the plain path, one participant after the other"
 
     def __init__(self, make_trainer: MakeTrainer, examples: Examples, rows: Sequence[Rows]) -> None:
         self._trainer = make_trainer(examples.taken(rows[0])[0])

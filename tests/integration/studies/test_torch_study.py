@@ -28,7 +28,7 @@ def test_a_deployments_app_is_studied_by_the_plain_path_with_one_seed_the_same_b
         return simulate(fedbuff(2), problem(tmp_path), population(3), run, TRAINING, seed=seed)
 
     first, again, other = outcome(), outcome(), outcome(1)
-    assert first.backend == "PyTorch, one participant after the other (the plain path)"
+    assert first.backend == "PyTorch by the plain path, one participant after the other"
     bits = [{n: a.tobytes() for n, a in one.parameters.items()} for one in (first, again, other)]
     assert bits[0] == bits[1] != bits[2]
     losses = [e.metrics["loss"] for e in first.evaluations]
