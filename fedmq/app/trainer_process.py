@@ -25,6 +25,7 @@ from fedmq.app.channel import Groups
 from fedmq.app.worker_life import Answer, WorkerEnded, WorkerLife
 from fedmq.participant.trainer import TrainerElsewhere, TrainResult
 from fedmq.schemas.errors import AppError, MissingExtra, TrainerError
+from fedmq.schemas.local.allocator import give_back, one_place_for_threads
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
@@ -63,6 +64,7 @@ class TrainerProcess(TrainerElsewhere):
     def open(self) -> Any:
         """Start the process and build the trainer. Return its stand-in. Raises AppError and MissingExtra."""
         log.info("app_loading", app=self._path)
+        one_place_for_threads()
         try:
             with self._in_use():
                 life = self._loaded()
@@ -197,6 +199,7 @@ class TrainerProcess(TrainerElsewhere):
             if timer is not self._idle or self._closed or life is None or life.ended:
                 return
             life.leave()
+            give_back()
             log.info("trainer_process_left", participant=self._participant_id, pid=life.pid, idle_s=self._keep_s)
 
     def _kill_in_turn(self, turn: int) -> None:

@@ -152,7 +152,7 @@ class WorkerLife:
                     waiting = self._waiting.pop(answer[0].pop("answer"), None)
                 if waiting is not None:
                     waiting.set_result(answer)
-                del answer
+                del answer, waiting  # a model may be in both
         except (BrokenChannel, KeyError) as error:
             log.debug("trainer_channel_broken", pid=self.pid, detail=error)
         if not self._told_to_end:

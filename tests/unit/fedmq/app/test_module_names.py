@@ -110,3 +110,4 @@ def test_doctor_tries_a_trainer_with_workers(tmp_path):
         check=False,
     )
     assert "training: one step as sensor-1 on 10 examples worked" in done.stdout, done.stdout + done.stderr
+    assert "trainer: its process leaves after 300 s without a task, and the next task starts another" in done.stdout
