@@ -47,8 +47,8 @@ _FIRST_LOOK_BYTES = 16_384
 
 _LATER: Mapping[type[AnyMessage], tuple[str, ...]] = MappingProxyType(
     {
-        Hello: ("leaving", "last_task", "codecs"),
-        Task: ("signature", "uplink"),
+        Hello: ("leaving", "last_task", "codecs", "frozen"),
+        Task: ("signature", "uplink", "frozen"),
         Update: ("codec",),
     }
 )
@@ -123,7 +123,8 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
         raise ValueError(mismatch)
     in_chunks = isinstance(message, Task | Update) and message.chunks is not None
     absent = {"kind"} if in_chunks else {"kind", "chunks"}
-    absent |= {name for name in _LATER.get(type(message), ()) if not getattr(message, name)}
+    later, known = _LATER.get(type(message), ()), type(message).model_fields
+    absent |= {name for name in later if getattr(message, name) == known[name].default}
     fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
     pieces: list[memoryview | bytes] = []

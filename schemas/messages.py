@@ -31,14 +31,18 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 """A count, bounded so that SQLite, msgpack and a float64 all hold it exactly."""
 RUN_ID_HEADER = "run_id"
 """AMQP header of a task's message: a participant that cannot read the body still knows what to decline."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+"""A SHA-256."""
 ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | Text
 
 DeclineReason = Literal[
     "busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost", "unreadable",
-    "bad_signature",
+    "bad_signature", "frozen_lost",
 ]  # fmt: skip
 """`unreadable`: the task's message, which its correlation_id names, could not be read. `bad_signature`: the task is not
-signed by the fleet's coordinator, as the device's bundle demands."""
+signed by the fleet's coordinator, as the device's bundle demands. `frozen_lost`: the frozen part that the task names
+is not here, or is another one, so it has to come with the next task."""
 
 
 _set = object.__setattr__
@@ -77,7 +81,7 @@ class ChunkedPayload(Message):
     chunk_bytes: int = Field(ge=1024, le=2**30)
     """Size of every chunk but the last."""
     count: int = Field(ge=1, le=65_000)
-    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    digest: Digest
     """SHA-256 of the chunks' SHA-256 digests, in their order."""
 
     @model_validator(mode="after")
@@ -149,6 +153,9 @@ class Hello(Message):
     """Forms of update that this participant can send back (its capabilities)."""
     codecs: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Codecs that it can send them in, and "zstd" if it can compress them (schemas.codecs.known)."""
+    frozen: tuple[Digest, ...] | None = Field(default=None, max_length=64)
+    """Frozen parts of models that it has on its disk (schemas.frozen); None if it does not know of frozen parts, and
+    needs whole models."""
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
     last_task: Identifier | None = None
@@ -172,6 +179,9 @@ class Task(Message):
     lease_s: float = Field(gt=0, allow_inf_nan=False)
     uplink: Uplink | None = None
     """Codec that the update is asked for in; None asks for the plain tensors."""
+    frozen: Digest | None = None
+    """The frozen part of the model (schemas.frozen), beside the other tensors or on the participant's disk; None if the
+    tensors are the whole model."""
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
@@ -321,6 +331,11 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
 def is_identifier(value: object) -> bool:
     """Return True if a foreign value, such as a header's, is an Identifier."""
     return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
+def is_digest(value: str) -> bool:
+    """Return True if a text, such as a file's name, is a Digest."""
+    return _DIGEST.fullmatch(value) is not None
 
 
 def run_uid(task_id: str) -> str:

@@ -15,7 +15,8 @@ own key, which never goes through the broker (docs/decisions/0038-signed-tasks.m
 Rules
 1. The JSON is ASCII, its keys are sorted, and there is no space. A float is written as Python's `repr` writes it, with
    the fewest digits that give it back. So 1, 1.0 and true differ. The fields are `run_id`, `work`, `reply`, `training`
-   and `lease_s`, and `uplink` if the update is asked for in a codec. A field that is added to Task or to
+   and `lease_s`, `uplink` if the update is asked for in a codec, and
+   `frozen`, the digest of the frozen part, if the model has one. A field that is added to Task or to
    TrainingConfig is signed too.
 2. The blob is that of `schemas.tensors`, with zeros in its gaps. It is hashed in place, and no copy is made.
 3. `run_uid` is the part of the task_id that names the run.
@@ -43,6 +44,7 @@ Verify = Callable[[bytes, str], bool]
 """Return True if the signature, 128 hexadecimal digits, is the coordinator's for these bytes."""
 
 PREFIX = b"fedmq task 1\0"
+_LATER = ("uplink", "frozen")
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "signature"})
 """Fields of a Task that are not part of `config`. The chunks are a way to send the tensors, and these are signed."""
@@ -63,7 +65,7 @@ def tensors_digest(parameters: Parameters) -> bytes:
 
 def config_digest(task: Task) -> bytes:
     """Return the 32 bytes of SHA-256 over the fields of a task that do not stand by themselves."""
-    absent = {"uplink"} if task.uplink is None else set()  # as before there were codecs
+    absent = {name for name in _LATER if getattr(task, name) is None}  # as before there were such fields
     fields: dict[str, Any] = task.model_dump(exclude={*BY_THEMSELVES, *absent})
     return hashlib.sha256(_JSON.encode(fields).encode()).digest()
 

@@ -27,6 +27,7 @@ from fedmq.coordinator.decisions.tasks.generations import set_backs_in
 from fedmq.coordinator.decisions.versions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.frozen_file import check_frozen, read_frozen
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
 from fedmq.coordinator.state.ledger.trust import believed
@@ -354,6 +355,14 @@ def _files(folder: RunFolder, ledger: LedgerReader) -> Iterator[Check]:
                 continue
             newest = newest or dict(found.arrays)
             yield Check(name)
+    frozen = rows[0].scalars.get("frozen")
+    if frozen is not None:
+        wrong = tuple(map(str, check_frozen(files, frozen)))
+        yield Check("the model's frozen part", wrong)
+        if wrong:
+            return
+        part = read_frozen(files, frozen, mend=False).by_name
+        newest = newest and newest | {f"parameters/{name}": array for name, array in part.items()}
     if folder.final_parameters.exists() and newest:
         yield Check("the final model is the newest checkpoint's", tuple(_final(folder, newest)))
 

@@ -124,12 +124,16 @@ class Core:
         evaluates: bool = False,
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
+        frozen: str | None = None,
     ) -> None:
         """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain. `uplink` is
-        the codec that updates are asked for in; this core sees them decoded."""
+        the codec that updates are asked for in; this core sees them decoded. `frozen` is the digest of the model's
+        frozen part (schemas.frozen), which is not among the parameters."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._run_uid = run_uid
+        self.frozen = frozen
+        """Digest of the model's frozen part; None if it has none."""
         self._model = Model(strategy, parameters)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room, groups = max_participants(strategy), arrivals(strategy)
@@ -177,7 +181,7 @@ class Core:
 
     @property
     def parameters(self) -> Parameters:
-        """Parameters of the current version; never changed in place."""
+        """Parameters of the current version without the frozen part; never changed in place."""
         return self._model.parameters
 
     @property
@@ -402,6 +406,7 @@ class Core:
             **self._verdicts.claims.scalars(),
             **self._ending.scalars(),
             "set_backs": self._set_backs.scalars(),
+            **({} if self.frozen is None else {"frozen": self.frozen}),
         }
         return Snapshot(self._model.arrays(), scalars)
 
@@ -440,7 +445,14 @@ class Core:
         scalars = snapshot.scalars
         model = Model.restore(strategy, snapshot)
         core = cls(
-            settings, strategy, training, model.parameters, scalars["run_uid"], evaluates=evaluates, uplink=uplink
+            settings,
+            strategy,
+            training,
+            model.parameters,
+            scalars["run_uid"],
+            evaluates=evaluates,
+            uplink=uplink,
+            frozen=scalars.get("frozen"),
         )
         core._model.state = model.state
         core._rng.bit_generator.state = scalars["rng"]

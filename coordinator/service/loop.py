@@ -59,6 +59,7 @@ from fedmq.coordinator.service.leading.downtime import Downtime
 from fedmq.coordinator.service.leading.leadership import Leadership
 from fedmq.coordinator.service.leading.standby import Stop
 from fedmq.coordinator.service.outgoing.certificates import CertificateAnswered, CertificateDesk
+from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
@@ -120,6 +121,7 @@ class Loop:
         downtime: Downtime,
         certificates: CertificateDesk | None = None,
         wire: Wire | None = None,
+        frozen: FrozenTasks | None = None,
         check_folder: Callable[[], None] = lambda: None,
     ) -> None:
         """`hellos_per_s` is one user's rate (coordinator.service.incoming.control_rate). `run_s` gives run time in
@@ -140,6 +142,7 @@ class Loop:
         self._senders = senders
         self._limits = limits
         self._wire = wire
+        self._frozen = frozen
         self._run_s = run_s
         self._wall_s = wall_s
         self._downtime = downtime
@@ -357,8 +360,12 @@ class Loop:
         self._step(event)
         if isinstance(event, TaskDeclined):
             self._refusals.on_decline(event)
+            if event.reason == "frozen_lost" and self._frozen is not None:
+                self._frozen.on_lost(event.participant_id)
         if isinstance(event, ParticipantSeen):
             self._left_out.on_hello(event.hello, event.user)
+            if self._frozen is not None:
+                self._frozen.on_hello(event.hello)
             if self._core.awaits_from(event.hello.participant_id, event.hello.task_ids):
                 self._publisher.prepare_uploads(event.hello.participant_id)
         self._effects.settle_control(delivery)
@@ -371,7 +378,9 @@ class Loop:
         return replace(seen, unissued=unissued) if unissued else seen
 
     def _on_update(self, delivery: Delivery) -> None:
-        event = read_update(self._core, self._senders, self._limits, self._effects.hold(delivery), delivery, self._wire)
+        event = read_update(
+            self._core, self._senders, self._limits, self._effects.hold(delivery), delivery, self._wire, self._frozen
+        )
         self._revoke()
         if isinstance(event, UpdateArrived) and event.update.chunks is not None:
             self._carry_out(self._chunked.on_manifest(event))
@@ -410,6 +419,8 @@ class Loop:
         self._step(event)
         if self._core.accepted > accepted:
             self._refusals.on_accepted()
+            if self._frozen is not None:
+                self._frozen.on_accepted(event.update.participant_id)
             self._committer.keep_payload(self._core.accepted, event.payload)
 
     def _step(self, event: Event) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +32,17 @@ from fedmq.coordinator.service.leading.leadership import Leadership
 from fedmq.coordinator.service.leading.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.outgoing.certificates import CertificateDesk, Registrar
+from fedmq.coordinator.service.outgoing.frozen import FrozenTasks, whole_evaluator
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
-from fedmq.coordinator.service.startup import drawn_names, open_core, refuse_changes, settings_of, tell_of_another_run
+from fedmq.coordinator.service.startup import (
+    drawn_names,
+    frozen_of,
+    open_core,
+    refuse_changes,
+    settings_of,
+    tell_of_another_run,
+    whole,
+)
 from fedmq.coordinator.service.summary import RunSummary, summary_of
 from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
@@ -48,6 +57,7 @@ from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
 from fedmq.schemas.codecs.known import UplinkCodec
 from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
+from fedmq.schemas.frozen import Frozen, split_off
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
@@ -55,7 +65,7 @@ from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import Sign
-from fedmq.schemas.tensors import ModelSpec, spec_of
+from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
 
 log = EventLog(__name__)
 
@@ -79,6 +89,7 @@ class CoordinatorService:
         connect: Callable[[], Transport],
         topology: Topology,
         initial_parameters: Callable[[], Parameters],
+        frozen: Callable[[], Collection[str]] = tuple,
         max_message_bytes: int,
         chunk_bytes: int = CHUNK_BYTES,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
@@ -96,7 +107,8 @@ class CoordinatorService:
     ) -> None:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
-        `initial_parameters` is called for a new run only. `check_model` gets the parameters of a run that goes on, and
+        `initial_parameters` is called for a new run only, and so is `frozen`, which returns the names of the tensors
+        that no update moves. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes the
         model beside it (`FINAL_MODELS`). `registrar` decides on certificates, and `sign` signs tasks; both are None
         without a fleet. `uplink` is the codec that updates are asked for in."""
@@ -110,6 +122,7 @@ class CoordinatorService:
         self._topology = topology
         self._initial_parameters = initial_parameters
         self._first: Parameters | None = None
+        self._frozen = frozen
         self._check_model = check_model
         self._max_message_bytes = max_message_bytes
         self._chunk_bytes = min(chunk_bytes, max_message_bytes)
@@ -151,6 +164,9 @@ class CoordinatorService:
             if not self._folder.ledger.exists():
                 self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
                 self._check_tensors(update_spec(self._strategy.reply, spec_of(self._first)))
+                names = self._frozen()
+                split_off(self._first, names)
+                self._frozen = lambda: names
             while not self._term():
                 log.info("standing_by_again", run=self._run_settings.run_id)
         except OSError as error:  # at the start and at the end; a commit in between is tried again
@@ -255,7 +271,9 @@ class CoordinatorService:
             naming=drawn_names(),
             uplink=self._order,
             check_model=self._check_model,
+            frozen=self._frozen,
         )
+        part = frozen_of(self._folder, ledger, self._commit_settings, core)
         self._check_tensors(core.payload_spec)
         core.limit_examples(self._members.max_examples)
         core.condemn(self._failures.condemned, careful=self._failures.careful)
@@ -263,7 +281,14 @@ class CoordinatorService:
             # A finished run without a final model was killed before its goodbye, or in the middle of it.
             with self._archive(core, ledger) as archive, self._desk(inbox) as desk:
                 loop = self._loop(
-                    core, ledger, archive, transport=transport, inbox=inbox, leadership=leadership, certificates=desk
+                    core,
+                    ledger,
+                    archive,
+                    part,
+                    transport=transport,
+                    inbox=inbox,
+                    leadership=leadership,
+                    certificates=desk,
                 )
                 before = loop.committed
                 try:
@@ -277,7 +302,7 @@ class CoordinatorService:
                     )
                     raise
         if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
-            self._save_model(core)
+            self._save_model(core, part)
 
     def _check_tensors(self, spec: ModelSpec) -> None:
         """Raise ConfigError if the messages of this model have more tensors than the settings allow."""
@@ -315,6 +340,7 @@ class CoordinatorService:
         core: Core,
         ledger: Ledger,
         archive: Archive | None,
+        part: Frozen | None,
         *,
         transport: Transport,
         inbox: Inbox,
@@ -327,8 +353,10 @@ class CoordinatorService:
         budget_bytes = self._commit_settings.memory_budget_bytes
         # If updates come in chunks, only their manifests come through the window.
         fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
-        of_model = len(core.payload_spec), entry_bytes(core.payload_spec), self._max_tensors
-        most = update_bytes(core.payload_bytes, *of_model)
+        frozen = FrozenTasks(part, core)
+        most_spec = frozen.most_spec(self._strategy.reply)
+        of_model = len(most_spec), entry_bytes(most_spec), self._max_tensors
+        most = update_bytes(packed_bytes(most_spec), *of_model)
         limits = limits_for(min(self._max_message_bytes, most), *of_model)
         inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
@@ -338,8 +366,8 @@ class CoordinatorService:
             transport,
             self._topology,
             put=inbox.put,
-            payload_bytes=core.payload_bytes,
-            least_bytes=None if wire is None else wire.bounds()[0],
+            payload_bytes=packed_bytes(most_spec),
+            least_bytes=core.payload_bytes if wire is None else wire.bounds()[0],
             sender_of=senders.chunk_sender,
         )
         return Loop(
@@ -358,30 +386,32 @@ class CoordinatorService:
                 window_bytes=budget_bytes // 2,
                 timeout_s=self._publish_timeout_s,
                 put=inbox.put,
-                update_bytes=core.payload_bytes,
+                update_bytes=packed_bytes(most_spec),
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
                 sign=self._sign,
                 uplink=self._order,
+                frozen=frozen,
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,
                 core=core,
                 intake=intake,
-                evaluator=self._evaluator,
-                in_chunks=core.payload_bytes > limits.max_body_bytes,
+                evaluator=whole_evaluator(self._evaluator, part),
+                in_chunks=packed_bytes(most_spec) > limits.max_body_bytes,
                 control_queue=self._topology.control.name,
                 put=inbox.put,
                 wall_s=time.time,
             ),
             chunked=ChunkedUpdates(
-                intake, core, transport, payload_limits, put=inbox.put, owned=archive is None, wire=wire
+                intake, core, transport, payload_limits, put=inbox.put, owned=archive is None, wire=wire, frozen=frozen
             ),
             leadership=leadership,
             inbox=inbox,
             senders=senders,
             limits=limits,
             wire=wire,
+            frozen=frozen,
             hellos_per_s=self._run_settings.hellos_per_s,
             run_s=lambda: time.monotonic() - began_s,
             wall_s=time.time,
@@ -395,16 +425,17 @@ class CoordinatorService:
         first, self._first = self._first, None
         return self._initial_parameters() if first is None else first
 
-    def _save_model(self, core: Core) -> None:
+    def _save_model(self, core: Core, part: Frozen | None) -> None:
         """Write the final model of a finished run, unless an earlier start has done so."""
         path = self._folder.final_parameters
         if not path.exists():
+            parameters = whole(core.parameters, part)
             meta = {
                 "run_id": self._run_settings.run_id,
                 "version": core.version,
-                "non_trainable": sorted(core.parameters.non_trainable),
+                "non_trainable": sorted(parameters.non_trainable),
             }
-            checkpoint.write(path, core.parameters, meta)
+            checkpoint.write(path, parameters, meta)
         self._export_model()
 
     def _export_model(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -20,12 +20,14 @@ from fedmq.coordinator.service.commits.commit import Committer
 from fedmq.coordinator.settings import CommitSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.frozen_file import frozen_in, write_frozen
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
 from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError, LedgerError
+from fedmq.schemas.frozen import Frozen, split_off
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.parameters import Array, Parameters
@@ -54,10 +56,12 @@ def open_core(
     naming: TaskNames | None = None,
     check_model: Callable[[Parameters], None] | None = None,
     uplink: Uplink | None = None,
+    frozen: Callable[[], Collection[str]] = tuple,
 ) -> Core:
     """Return the core of a new run, or the restored core of a run that the ledger knows.
 
-    `naming` is of this start (`drawn_names`); without it the ids of tasks are plain.
+    `naming` is of this start (`drawn_names`); without it the ids of tasks are plain. `frozen` is asked at the creation
+    of a run for the names of the tensors that no update moves.
 
     Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
     `check_model` if the parameters of an unfinished run do not fit its model.
@@ -67,9 +71,21 @@ def open_core(
         run_uid = secrets.token_hex(4)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
         _refuse_checkpoints_without_a_ledger(folder, files)
-        parameters = initial_parameters()
-        core = Core(run, strategy, training, parameters, run_uid, evaluates=evaluates, naming=naming, uplink=uplink)
+        parameters, part = split_off(initial_parameters(), frozen())
+        core = Core(
+            run,
+            strategy,
+            training,
+            parameters,
+            run_uid,
+            evaluates=evaluates,
+            naming=naming,
+            uplink=uplink,
+            frozen=None if part is None else part.digest,
+        )
         files.prepare()
+        if part is not None:
+            write_frozen(files, part)
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run_created", run=run.run_id, uid=run_uid, folder=folder.path)
@@ -90,10 +106,21 @@ def open_core(
             uplink=uplink,
         )
     if check_model is not None and core.finished is None:
-        check_model(core.parameters)
+        check_model(whole(core.parameters, frozen_of(folder, ledger, commit, core)))
     ledger.resume(settings)
     log.info("run_resumed", run=run.run_id, version=core.version, accepted=core.accepted)
     return core
+
+
+def frozen_of(folder: RunFolder, ledger: Ledger, commit: CommitSettings, core: Core) -> Frozen | None:
+    """Return the frozen part of a run's model; None if it has none. Raises CheckpointError if its files are damaged."""
+    run = ledger.run()
+    return frozen_in(CheckpointFiles.of(folder, commit, run.run_id, run.run_uid), {"frozen": core.frozen})
+
+
+def whole(parameters: Parameters, part: Frozen | None) -> Parameters:
+    """Return the whole model."""
+    return parameters if part is None else part.join(parameters)
 
 
 def _refuse_checkpoints_without_a_ledger(folder: RunFolder, files: CheckpointFiles) -> None:
@@ -132,13 +159,14 @@ def committed_parameters(folder: RunFolder, ledger: LedgerReader) -> Parameters:
     """Return the parameters of a run's newest checkpoint, and change nothing. Raises CheckpointError."""
     row, run = ledger.checkpoints()[0], ledger.run()
     errors: list[CheckpointError] = []
-    for path in CheckpointFiles.of_run(folder, run).places(row.file, newest=True):
+    files = CheckpointFiles.of_run(folder, run)
+    for path in files.places(row.file, newest=True):
         try:
             arrays = checkpoint.read(path, row.digest).arrays
         except CheckpointError as error:
             errors.append(error)
             continue
-        return parameters_in(Snapshot(arrays, row.scalars))
+        return whole(parameters_in(Snapshot(arrays, row.scalars)), frozen_in(files, row.scalars, mend=False))
     raise errors[0]
 
 

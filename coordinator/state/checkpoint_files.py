@@ -27,6 +27,9 @@ from fedmq.schemas.parameters import Array
 
 log = EventLog(__name__)
 
+FROZEN = "frozen"
+"""Folder inside of each place with the model's frozen part (coordinator.state.frozen_file)."""
+
 
 class CheckpointFiles:
     """The checkpoint files of one run, by name. `copies` is the second folder; None keeps each checkpoint once."""
@@ -115,13 +118,23 @@ class CheckpointFiles:
         else:
             log.warning("checkpoint_mended", file=path)
 
+    def folders(self) -> list[Path]:
+        """Return the places: one, or two if copies are kept."""
+        return self._folders()
+
     def places(self, name: str, newest: bool) -> list[Path]:
         """Return the paths of a checkpoint: two for the newest one, if copies are kept."""
         return [folder / name for folder in (self._folders() if newest else [self.main])]
 
     def left_over(self, kept: Iterable[str], epoch: int) -> list[str]:
         """Return the names of files in any of the folders that are not `kept` and are no newer than `epoch`."""
-        found = {path.name for folder in self._folders() if folder.is_dir() for path in folder.iterdir()}
+        found = {
+            path.name
+            for folder in self._folders()
+            if folder.is_dir()
+            for path in folder.iterdir()
+            if path.name != FROZEN
+        }
         return sorted(name for name in found.difference(kept) if epoch_of(name) <= epoch)
 
     def newest_of_a_run(self) -> Path | None:

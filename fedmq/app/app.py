@@ -13,6 +13,8 @@ or, for any other trainer,
 and in both cases, if wanted,
 
     conditions(participant_id) -> bool              True if the participant may take work now
+    frozen(parameters) -> names                     tensors that no training changes, in place of those that the
+                                                    framework knows (participant.training.keras.frozen)
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ FUNCTIONS = (
     "initial_parameters",
     "evaluate",
     "conditions",
+    "frozen",
 )
-ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1}
+ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1, "frozen": 1}
 """Number of arguments that fedmq passes to each; the others take none."""
 
 
@@ -126,7 +129,7 @@ def _check_arguments(path: Path, name: str, function: Callable[..., Any]) -> Non
     try:
         inspect.signature(function).bind(*["participant"] * count)
     except TypeError as e:
-        argument = "parameters" if name == "evaluate" else "participant_id"
+        argument = "parameters" if name in ("evaluate", "frozen") else "participant_id"
         expected = f"{name}({argument})" if count else f"{name}()"
         raise AppError(
             f"{path}: {name}{inspect.signature(function)} cannot be called as {expected} ({e}): change its arguments."

@@ -5,6 +5,7 @@ answers each JSON line on stdin with one JSON line, in order:
 
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
+    {"frozen": true}                     {"frozen": [...]}    names of those that no update moves
     {"evaluate": IN, "version": n}       {"metrics": {...}}
     {"export": IN, "to": STEM}           {"written": OUT}     OUT is STEM.keras or STEM.pt
     {"hello": ID}                        {"num_examples": n, "replies": [...]}   what this participant says of itself
@@ -32,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, Framework, framework_of, given_data
+from fedmq.app.models import Evaluate, Framework, framework_of, frozen_names, given_data
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.leaving import kill_descendants, leave
@@ -65,6 +66,8 @@ class Helper:
             return {"done": True}
         if "outline" in request:
             return {"outline": [[t.name, t.dtype, t.shape, t.trainable] for t in spec_of(self._initial())]}
+        if "frozen" in request:
+            return {"frozen": sorted(self._frozen())}
         if "evaluate" in request:
             return {"metrics": self._measured(read_parameters(Path(request["evaluate"])))}
         if "export" in request:
@@ -73,7 +76,9 @@ class Helper:
             return self._hello(request["hello"])
         if "train" in request:
             return self._train(request["train"], Path(request["from"]), Path(request["to"]))
-        raise AppError(f"unknown request {dict(request)}, expected initial, outline, evaluate, export, hello or train")
+        raise AppError(
+            f"unknown request {dict(request)}, expected initial, outline, frozen, evaluate, export, hello or train"
+        )
 
     def _initial(self) -> Parameters:
         own = self._app.get("initial_parameters")
@@ -84,6 +89,9 @@ class Helper:
             flags = given.non_trainable if isinstance(given, Parameters) else frozenset()
             return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
         return self._model("for the first version of the model").initial()
+
+    def _frozen(self) -> frozenset[str]:
+        return frozen_names(self._app, self._initial(), lambda: self._model("to know what is frozen"))
 
     def _measured(self, parameters: Parameters) -> dict[str, float]:
         metrics: object = self._evaluator()(parameters)

@@ -14,11 +14,11 @@ app of the one never loads the other.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, shown
 from fedmq.schemas.local.files import remove, tighten
 from fedmq.schemas.parameters import Parameters
 
@@ -49,6 +49,9 @@ class Framework(Protocol):
 
     def initial(self) -> Parameters:
         """Return version 0. Raises AppError."""
+
+    def frozen(self) -> frozenset[str]:
+        """Return the names of the tensors that are known not to change in any training. Raises AppError."""
 
     def trainer(self, data: Any) -> Any:
         """Return a trainer of the model on these data. Raises AppError."""
@@ -93,6 +96,13 @@ class KerasModel:
 
         return parameters_of(built_model(self._build_model))
 
+    def frozen(self) -> frozenset[str]:
+        """See Framework."""
+        from fedmq.participant.training.keras.frozen import frozen_names
+        from fedmq.participant.training.keras.model import built_model
+
+        return frozen_names(built_model(self._build_model))
+
     def trainer(self, data: Any) -> Any:
         """See Framework."""
         from fedmq.participant.training.keras.trainer import KerasTrainer
@@ -131,6 +141,12 @@ class TorchModel:
 
         return parameters_of(built_model(self._build_model))
 
+    def frozen(self) -> frozenset[str]:
+        """See Framework."""
+        from fedmq.participant.training.torch.model import built_model, frozen_names
+
+        return frozen_names(built_model(self._build_model))
+
     def trainer(self, data: Any = None, evaluation_data: Any = None) -> Any:
         """Return a TorchTrainer. See Framework."""
         from fedmq.participant.training.torch.trainer import TorchTrainer
@@ -158,6 +174,20 @@ class TorchModel:
         from fedmq.participant.training.torch.model import built_model, save
 
         _written(target, lambda beside: save(built_model(self._build_model), parameters, beside))
+
+
+def frozen_names(app: Functions, parameters: Mapping[str, Any], model: Callable[[], Framework]) -> frozenset[str]:
+    """Return the names of the tensors of version 0 that no update moves: the app's own answer, or those that the
+    framework knows. A trainer of the app's own may change everything. Raises AppError."""
+    own = app.get("frozen")
+    if own is not None:
+        named = own(parameters)
+        if isinstance(named, str) or not isinstance(named, Iterable) or not all(isinstance(n, str) for n in named):
+            raise AppError(f"frozen in {app.path} gave {shown(named)}, expected a list of names of tensors")
+        return frozenset(named)
+    if app.get("build_model") is None or app.get("build_trainer") is not None:
+        return frozenset()
+    return model().frozen() & parameters.keys()
 
 
 def given_data(app: Functions, name: str, *arguments: Any) -> Any:

@@ -85,6 +85,7 @@ def _coordinator_for(
             connect=connect or (lambda: amqp(config.broker, f"coordinator {config.run.run_id}")),
             topology=config.broker.topology(),
             initial_parameters=initial_parameters(config, child),
+            frozen=child.frozen,
             check_model=model_check(config, child),
             evaluator=child if child.evaluates else None,
             export=child.export if child.exports else None,

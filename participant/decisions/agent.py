@@ -295,7 +295,8 @@ class Agent:
             # A leaving agent asked the trainer to stop. The task stays in the spool for the next process.
             return []
         self._current = None
-        commands = [ev.ClearTask(event.task_id), *self._decline(current.task, event.reason, event.detail)]
+        soon = 0.0 if event.reason == "frozen_lost" else None  # the next task brings it
+        commands = [ev.ClearTask(event.task_id), *self._decline(current.task, event.reason, event.detail, soon)]
         if event.fatal:
             commands += self._leave(ev.Exit("unsupported", event.detail), now)
         return commands

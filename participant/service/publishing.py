@@ -33,6 +33,7 @@ class ParticipantPublisher:
         self._uploads = Uploads(context)
 
     def send_hello(self, hello: Hello) -> None:
+        hello = hello.model_copy(update={"frozen": self._spool.frozen.digests()})
         publish_control(self._context, hello).add_done_callback(_warn_of_lost_hello)
 
     def send_decline(self, decline: Decline) -> None:

@@ -18,7 +18,8 @@ from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.codec import decode
-from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, SpoolError
+from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, SpecMismatch, SpoolError
+from fedmq.schemas.frozen import Frozen, beside, frozen_part
 from fedmq.schemas.local.clocks import moment_now
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task, run_uid
@@ -129,11 +130,33 @@ class TaskIntake:
             except (PeerError, SpoolError) as error:
                 return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
         try:
+            tensors, frozen = self._apart(task, parameters)
+        except SpecMismatch as error:
+            return ev.TrainingFailed(task.task_id, "frozen_lost", str(error))
+        try:
             memory = self._spool.read_memory(run_uid(task.task_id)) if has_memory(task) else None
         except SpoolError as error:
             return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
-        self._training.start(task, parameters, memory)
+        self._training.start(task, tensors, memory, frozen)
         return None
+
+    def _apart(self, task: Task, parameters: Parameters) -> tuple[Parameters, Frozen | None]:
+        """Return the tensors that move, and the model's frozen part: it came with the task, and is kept on disk from
+        now on, or it is there already. Raises SpecMismatch if it is not the one that the task names."""
+        if task.frozen is None:
+            return parameters, None
+        tensors, came = beside(parameters)
+        if came:
+            part: Frozen | None = frozen_part(came)
+            assert part is not None
+            if part.digest != task.frozen:
+                raise SpecMismatch(f"the task names the frozen part {task.frozen}, and carries {part.digest}")
+            self._spool.frozen.keep(part)
+        else:
+            part = self._spool.frozen.read(task.frozen)
+            if part is None:
+                raise SpecMismatch(f"the model's frozen part {task.frozen} is not on the disk any more")
+        return tensors, part
 
     def _check(self, task: Task, parameters: Parameters) -> None:
         """Raise BadSignature unless the task is signed, if signatures are checked."""

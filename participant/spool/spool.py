@@ -5,6 +5,7 @@
                                sent.json                 updates without a receipt, and tasks that are over
                                memory/<run_uid>.fedmq    the method's memory of a run, after its accepted updates
                                memory/next/<update_id>.fedmq  the memory that counts once this update is accepted
+                               frozen/<digest>           frozen parts of models (participant.spool.frozen_store)
                                set-aside/                unreadable files, for somebody to look at
                                *.chunks, *.payload ...   payloads in chunks: see `participant.spool.chunk_journal`
                                lock                      held by the one process that may use the folder
@@ -34,6 +35,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fedmq.participant.spool.chunk_journal import PayloadFile
+from fedmq.participant.spool.frozen_store import FrozenStore
 from fedmq.participant.training.methods import Memory
 from fedmq.schemas.errors import PeerError, SpoolError
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES, Limits
@@ -88,6 +90,8 @@ class Spool:
         self._sent = self.folder / "sent.json"
         self.payload = PayloadFile(self.folder)
         """Parameters of a task that came in chunks. The task file then holds the manifest."""
+        self.frozen = FrozenStore(self.folder)
+        """Frozen parts of models, each kept from the first task with it."""
         with _as_spool_error("make", self._outbox):
             for folder in (self.folder, self._outbox, self._memory, self._next):
                 make_folder(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from fedmq.schemas.errors import (
     in_short,
     shown,
 )
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import DeclineReason, Task, Update, update_id
 from fedmq.schemas.methods import has_memory
@@ -78,9 +79,10 @@ def do_task(
     *,
     was_cancelled: Callable[[], bool] = lambda: False,
     own_codec: Codec | None = None,
+    frozen: Frozen | None = None,
 ) -> FinishedTask:
     """Do a task, and return its update and payload. `memory` is the method's or the codec's memory of the run, and
-    `own_codec` the codec of the federation's own file.
+    `own_codec` the codec of the federation's own file. `frozen` is the part of the model that the tensors lack.
 
     `was_cancelled` says that the trainer was asked to stop: then its error is no fault that anybody must look into.
     Raises TaskFailed and nothing else.
@@ -90,9 +92,10 @@ def do_task(
     try:
         start = begin(task.reply, tensors, method_memory(task.reply, memory))
         if task.work == "evaluate":
-            return FinishedTask(_evaluated(trainer, task, start.parameters, clock, started), None)
+            whole = start.parameters if frozen is None else frozen.join(start.parameters)
+            return FinishedTask(_evaluated(trainer, task, whole, clock, started), None)
         coder = _coder(task, start, memory, own_codec)
-        result = plain_result(start.parameters, _train(trainer, task, start))
+        result = _train(trainer, task, start, frozen)
 
         def code(update: Parameters) -> Parameters:
             _check_finite(update)
@@ -135,12 +138,27 @@ def _coder(task: Task, start: Start, memory: Memory | None, own_codec: Codec | N
         raise TaskFailed("unsupported", str(error)) from error
 
 
-def _train(trainer: Any, task: Task, start: Start) -> Any:
+def _train(trainer: Any, task: Task, start: Start, frozen: Frozen | None) -> TrainResult:
+    """Train, and return the result without the frozen part. Raises AppError if the trainer changed that."""
+    if frozen is None:
+        return plain_result(start.parameters, _called(trainer, task, start, start.parameters))
+    base = frozen.join(start.parameters)
+    result = plain_result(base, _called(trainer, task, start, base))
+    changed = frozen.changed_in(result.parameters)
+    if changed is not None:
+        raise AppError(
+            f"the training changed the tensor {shown(changed)}, which is frozen in this federation and is never sent: "
+            "freeze it in this app as the coordinator's app does, or unfreeze it in both and start a new run"
+        )
+    return replace(result, parameters=frozen.cut(Parameters(result.parameters, base.non_trainable)))
+
+
+def _called(trainer: Any, task: Task, start: Start, base: Parameters) -> Any:
     if start.correction is None:
-        return trainer.train(start.parameters, task.training)
+        return trainer.train(base, task.training)
     if not takes_correction(trainer):
         raise TaskFailed("unsupported", f"{type(trainer).__name__}.train has no argument `correction` ({task.reply})")
-    return trainer.train(start.parameters, task.training, correction=start.correction)
+    return trainer.train(base, task.training, correction=start.correction)
 
 
 def plain_result(base: Parameters, returned: Any) -> TrainResult:

@@ -14,6 +14,7 @@ from fedmq.participant.training.methods import Memory
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.codec import encode_in_pieces
 from fedmq.schemas.codecs.codec import Codec
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Task, Update
 from fedmq.schemas.parameters import Parameters
@@ -54,15 +55,15 @@ class TrainingThread:
         self._put = put
         self._cancelled = threading.Event()
         """Set if the training that runs was asked to end."""
-        self._jobs: SimpleQueue[tuple[Task, Parameters, Memory | None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Task, Parameters, Memory | None, Frozen | None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def open(self) -> None:
         self._thread.start()
 
-    def start(self, task: Task, tensors: Parameters, memory: Memory | None) -> None:
-        """Train this task next, with the method's memory of its run."""
-        self._jobs.put((task, tensors, memory))
+    def start(self, task: Task, tensors: Parameters, memory: Memory | None, frozen: Frozen | None = None) -> None:
+        """Train this task next, with the method's memory of its run, and with the model's frozen part."""
+        self._jobs.put((task, tensors, memory, frozen))
 
     def cancel(self) -> None:
         """Ask a running training to end, if the trainer can."""
@@ -86,7 +87,9 @@ class TrainingThread:
             self._put(self._trained(*job))
             del job
 
-    def _trained(self, task: Task, tensors: Parameters, memory: Memory | None) -> Trained | TrainingFailed:
+    def _trained(
+        self, task: Task, tensors: Parameters, memory: Memory | None, frozen: Frozen | None
+    ) -> Trained | TrainingFailed:
         self._cancelled.clear()
         try:
             done = do_task(
@@ -97,6 +100,7 @@ class TrainingThread:
                 memory,
                 was_cancelled=self._cancelled.is_set,
                 own_codec=self._own_codec,
+                frozen=frozen,
             )
             pieces = encode_in_pieces(done.update, done.payload)
         except TaskFailed as failed:

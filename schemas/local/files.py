@@ -137,7 +137,7 @@ def open_to_read(path: Path, most_bytes: int, *, named_by_user: bool = False) ->
         raise
 
 
-OUR_FOLDERS = ("checkpoints", "copies", "archive", "model", "outbox", "memory", "next")
+OUR_FOLDERS = ("checkpoints", "copies", "archive", "model", "outbox", "memory", "next", "frozen")
 """Folders that fedmq makes inside a folder that an operator may have named: none of them is ever a link."""
 
 

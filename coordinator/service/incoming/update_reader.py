@@ -6,6 +6,7 @@ from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.schemas.codec import Limits, open_envelope
 from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import PeerError, WrongCodec
@@ -16,11 +17,17 @@ from fedmq.schemas.tensors import check_magnitudes
 NO_PAYLOAD = Parameters({})
 
 
-def decoded(update: Update, parameters: Parameters | None, wire: Wire | None) -> Parameters | None:
+def decoded(
+    update: Update, parameters: Parameters | None, wire: Wire | None, frozen: FrozenTasks | None = None
+) -> Parameters | None:
     """Return an update's tensors as they were before its codec, and checked. They are not checked before.
+
+    `frozen` cuts what an older fedmq sends of the model's frozen part.
 
     Raises WrongCodec if the update is in another codec than the run's, and another PeerError if they cannot be decoded.
     """
+    if frozen is not None and parameters is not None:
+        parameters = frozen.cut(update, parameters)
     if update.codec is not None and parameters is not None:
         if wire is None or update.codec != wire.codec.name:
             asked = "plain tensors" if wire is None else f"{wire.codec.name!r} or plain tensors"
@@ -38,6 +45,7 @@ def read_update(  # noqa: PLR0917
     handle: DeliveryHandle,
     delivery: Delivery,
     wire: Wire | None = None,
+    frozen: FrozenTasks | None = None,
 ) -> UpdateArrived | PoisonArrived:
     """Return the event of one message. An update in chunks comes without its payload, and so does that of a revoked
     participant, which the core discards."""
@@ -61,7 +69,7 @@ def read_update(  # noqa: PLR0917
         detail = f"a message of kind {update.kind} on the updates queue"
         return _unreadable(core, handle, delivery, "malformed", detail)
     try:
-        parameters = decoded(update, envelope.parameters(check_finite=False), wire)
+        parameters = decoded(update, envelope.parameters(check_finite=False), wire, frozen)
     except PeerError as error:
         return _unreadable(core, handle, delivery, error.reason, str(error))
     payload = parameters or NO_PAYLOAD

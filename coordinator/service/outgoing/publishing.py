@@ -24,6 +24,7 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import DEFAULT_EXCHANGE, LEAST_MESSAGE_BYTES, MAX_MESSAGE_BYTES, Topology
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.schemas.chunks import Pieces
 from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable
@@ -100,9 +101,10 @@ class CoordinatorPublisher:
         clock: Callable[[], float] = time.monotonic,
         sign: Sign | None = None,
         uplink: Uplink | None = None,
+        frozen: FrozenTasks | None = None,
     ) -> None:
         """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned.
-        `uplink` is the codec that updates are asked for in."""
+        `uplink` is the codec that updates are asked for in. `frozen` knows who has the model's frozen part."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -127,6 +129,7 @@ class CoordinatorPublisher:
         """Time at which the exchange of a participant's uploads was last asked for, and the answer."""
         self._sign = sign
         self._uplink = uplink
+        self._frozen = frozen
         self._plain: set[str] = set()
         """Participants that were told to lack the codec."""
         self._hashed: tuple[weakref.ref[Parameters], bytes] | None = None
@@ -197,10 +200,15 @@ class CoordinatorPublisher:
                 self._prepared.pop(command.participant_id, None)
                 self._put(TaskPublished(command.task_id, 0, error))
                 continue
-            more_bytes = self._bytes_in_flight + self._waiting[0][1].num_bytes
+            more_bytes = self._bytes_in_flight + self._num_bytes(*self._waiting[0])
             if self._bytes_in_flight and more_bytes > self._window_bytes:
                 return
             self._send(*self._waiting.popleft())
+
+    def _num_bytes(self, command: IssueTask, parameters: Parameters) -> int:
+        if self._frozen is None:
+            return parameters.num_bytes
+        return self._frozen.num_bytes(command.participant_id, parameters)
 
     def task_done(self, published: TaskPublished) -> None:
         """Give a task's room in the window back."""
@@ -210,6 +218,9 @@ class CoordinatorPublisher:
     def _send(self, command: IssueTask, parameters: Parameters) -> None:
         if self._uplink is not None and not command.coded:
             self._tell_of_plain_updates(command.participant_id, self._uplink)
+        frozen = None
+        if self._frozen is not None:
+            frozen, parameters = self._frozen.of_task(command.participant_id, parameters)
         task = Task(
             task_id=command.task_id,
             run_id=self._run_id,
@@ -219,6 +230,7 @@ class CoordinatorPublisher:
             training=command.training,
             lease_s=command.lease_s,
             uplink=self._uplink if command.coded else None,
+            frozen=frozen,
         )
         if self._sign is not None:
             task = signed(task, self._digest(parameters), self._sign)

@@ -43,6 +43,20 @@ def parameters_of(model: Module) -> Parameters:
     return Travelling(model).values()
 
 
+def frozen_names(model: Module) -> frozenset[str]:
+    """Return the names of the tensors that no training of this model changes: parameters with requires_grad=False, in
+    modules of PyTorch's own. A user's own modules may assign to theirs: the app names these by its `frozen`."""
+    known = {
+        id(parameter)
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn.")
+        for parameter in module.parameters(recurse=False)
+        if not parameter.requires_grad
+    }
+    state = model.state_dict(keep_vars=True)
+    return frozenset(spec.name for spec in Travelling(model).specs if id(state[spec.name]) in known)
+
+
 def set_parameters(model: Module, parameters: Mapping[str, Array]) -> None:
     """Put `parameters` into the model, bit for bit. Raises AppError with the differences if they do not fit."""
     Travelling(model).put(parameters)
