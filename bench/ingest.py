@@ -1,6 +1,6 @@
 """Speed of the coordinator with updates, against plain pika consumers on the same queue.
 
-    python -m bench.ingest [--sizes 0.1,1,10] [--quick] [--identity user]
+    python -m bench.ingest [--sizes 0.1,1,10] [--quick] [--identity user] [--codec int8]
 
 For each size, four publisher processes without training publish the same updates to the same quorum queue of a private
 RabbitMQ node, three times. The first reader is a stock pika consumer that only acks (4 KiB socket reads). The second is
@@ -9,6 +9,9 @@ and commits each update before it acks. The clock runs from the start of publish
 rounds counts.
 
 With `--identity user` the coordinator checks the sender of each update, as `[security] identity = "user"` asks.
+
+With `--codec int8` the coordinator is also measured with updates of as many floats in this codec, and compared by
+updates a second with itself on plain ones.
 
 The run is prepared in the state of a run before a restart: all tasks are out, and in the ledger.
 """
@@ -36,6 +39,8 @@ PUBLISHERS = 4
 REPEATS = 5
 STOCK_READ_BYTES, FAST_READ_BYTES = 4096, 262_144
 MB = 1_000_000
+CODED_TARGET = 2.5
+"""Times as many updates a second with int8 as with float32, at 10 MB of floats."""
 MOST_BYTES = str(2**27)
 
 
@@ -138,18 +143,20 @@ class Rig:
         consumer = ["bench.bare_consumer", self._node.url, queue, self._count, self._prefetch, str(read_bytes)]
         return self._measure(prefix, consumer, run_uid="00000000")
 
-    def ours(self) -> Outcome:
-        """Measure the coordinator."""
+    def ours(self, codec: str = "none") -> Outcome:
+        """Measure the coordinator, on updates in this codec."""
         prefix = f"bench-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(dir=self._work_dir) as run_dir:
             run_uid = _coordinator("prepare", run_dir, self._num_bytes, self._count)
             serve = ["serve", self._node.url, prefix, run_dir, self._num_bytes, self._count, MOST_BYTES, self._identity]
-            return self._measure(prefix, ["bench.ingest_coordinator", *serve], run_uid)
+            return self._measure(prefix, ["bench.ingest_coordinator", *serve, codec], run_uid, codec)
 
-    def _measure(self, prefix: str, consumer: list[str], run_uid: str) -> Outcome:
+    def _measure(self, prefix: str, consumer: list[str], run_uid: str, codec: str = "none") -> Outcome:
         common = ["bench.publisher", self._node.url, prefix, "ingest", run_uid, self._num_bytes]
         firsts = range(1, PUBLISHERS + 1)
-        publishers = [[*common, str(first), str(self._share), str(PUBLISHERS), self._identity] for first in firsts]
+        publishers = [
+            [*common, str(first), str(self._share), str(PUBLISHERS), self._identity, codec] for first in firsts
+        ]
         try:
             return measure(consumer, publishers)
         finally:
@@ -168,6 +175,12 @@ def run_size(rig: Rig, repeats: int) -> tuple[Outcome, Outcome, Outcome]:
     rounds = [(rig.bare(STOCK_READ_BYTES), rig.bare(FAST_READ_BYTES), rig.ours()) for _ in range(repeats)]
     stock, fast, ours = (_best(outcomes) for outcomes in zip(*rounds, strict=True))
     return stock, fast, ours
+
+
+def run_coded(rig: Rig, codec: str, repeats: int) -> tuple[Outcome, Outcome]:
+    """Return the best of the coordinator on plain and on coded updates. They take turns."""
+    plain, coded = zip(*[(rig.ours(), rig.ours(codec)) for _ in range(repeats)], strict=True)
+    return _best(plain), _best(coded)
 
 
 def _best(outcomes: tuple[Outcome, ...]) -> Outcome:
@@ -201,6 +214,13 @@ def rows_of(plan: Plan, count: int, stock: Outcome, fast: Outcome, ours: Outcome
     return rows
 
 
+def coded_row(plan: Plan, count: int, codec: str, plain: Outcome, coded: Outcome) -> Row:
+    told = [f"{count / outcome.seconds:.1f}/s" for outcome in (coded, plain)]
+    return Row(
+        f"{count} × {plan.megabytes:g} MB of floats: {codec}", *told, plain.seconds / coded.seconds, CODED_TARGET
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.1,1,10,50")
@@ -208,6 +228,7 @@ def main() -> None:
         "--quick", action="store_true", help="a tenth of the updates, and no 50 MB: proves that it runs"
     )
     parser.add_argument("--identity", choices=("open", "user"), default="open")
+    parser.add_argument("--codec", choices=("none", "bf16", "int8", "int4", "topk"), default="none")
     options = parser.parse_args()
     sizes = [float(text) for text in options.sizes.split(",") if not (options.quick and float(text) > 10)]
     rows: list[Row] = []
@@ -219,7 +240,11 @@ def main() -> None:
             if options.quick:
                 plan = Plan(**{**vars(plan), "count": max(PUBLISHERS, plan.count // 10)})
             count = plan.count // PUBLISHERS * PUBLISHERS
-            outcomes = run_size(Rig(node, plan, Path(folder), options.identity), 1 if options.quick else REPEATS)
+            rig, repeats = Rig(node, plan, Path(folder), options.identity), 1 if options.quick else REPEATS
+            if options.codec != "none":
+                rows.append(coded_row(plan, count, options.codec, *run_coded(rig, options.codec, repeats)))
+                continue
+            outcomes = run_size(rig, repeats)
             rows += rows_of(plan, count, *outcomes)
             commits.append(f"  {count} × {plan.megabytes:g} MB: {commits_text(outcomes[-1])}")
     print_table("bench/ingest", rows)

@@ -2,7 +2,7 @@
 
     python -m bench.ingest_coordinator declare URL PREFIX                        the topology, for a bare consumer
     python -m bench.ingest_coordinator prepare RUN_DIR MODEL_BYTES COUNT         a run whose COUNT tasks are all out
-    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES [IDENTITY]]
+    python -m bench.ingest_coordinator serve URL PREFIX RUN_DIR MODEL_BYTES COUNT [MAX_MESSAGE_BYTES [IDENTITY [CODEC]]]
 
 `serve` is the real service, resumed on the prepared run. It prints "ready" once it consumes, and one JSON line at its
 end: the time of the last update's ack (monotonic clock), CPU seconds until then, peak RSS, and the time of each commit.
@@ -29,11 +29,12 @@ from fedmq.coordinator.service.commits.commit import Committer
 from fedmq.coordinator.service.commits.effects import Pending
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.service.startup import open_core
-from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
+from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings, UplinkSettings
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.messages import Hello, TrainingConfig
 
 RUN_ID = "ingest"
@@ -122,13 +123,14 @@ def _hello(participant_id: str, **fields: Any) -> Hello:
 
 def serve(
     url: str, prefix: str, run_dir: str, num_bytes: str, count: str, most: str = str(MAX_MESSAGE_BYTES),
-    identity: Any = "open",
+    identity: Any = "open", codec: str = "none",
 ) -> None:  # fmt: skip
     transport = TimedTransport(url, name="coordinator", max_message_bytes=int(most), **options())
     service = CoordinatorService(
         run_dir=Path(run_dir), run=settings(int(count)), commit=CommitSettings(), strategy=STRATEGY, training=TRAINING,
         connect=lambda: transport, topology=Topology(prefix), initial_parameters=lambda: model(int(num_bytes)),
         max_message_bytes=int(most), identity=identity,
+        uplink=uplink_codec(UplinkSettings(codec=codec), STRATEGY.reply),
     )  # fmt: skip
     times = CommitTimes()
     summary = service.run()

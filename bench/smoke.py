@@ -11,7 +11,7 @@ import sys
 
 from fedmq.broker_config.node.node import find_server
 
-WITHOUT_BROKER = ("bench.codec", "bench.studies")
+WITHOUT_BROKER = ("bench.codec", "bench.codecs", "bench.studies")
 WITH_BROKER = (
     "bench.ingest",
     "bench.chunked_ingest",

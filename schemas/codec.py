@@ -31,7 +31,7 @@ from fedmq.schemas.errors import (
 from fedmq.schemas.limits import DEFAULT_LIMITS, Limits, header_bytes
 from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Hello, Task, Update
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, read_entries, spec_of, unpack
+from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, packed_bytes, read_entries, spec_of, unpack
 from fedmq.schemas.tensors import check_finite as check_tensors_finite
 
 __all__ = ["DEFAULT_LIMITS", "Decoded", "Envelope", "Limits", "decode", "encode", "open_envelope"]
@@ -121,25 +121,35 @@ def encode_in_pieces(message: AnyMessage, parameters: Parameters | None = None) 
     mismatch = _carriage_mismatch(message, parameters)
     if mismatch:
         raise ValueError(mismatch)
+    spec = None if parameters is None else spec_of(parameters)
+    pieces = [] if parameters is None else pack(parameters)
+    return [*_before_blob(message, spec, sum(len(p) for p in pieces)), *pieces]
+
+
+def encoded_bytes(message: AnyMessage, spec: ModelSpec) -> int:
+    """Return the length of `encode` of this message with tensors of this spec, which do not have to be there."""
+    blob_bytes = packed_bytes(spec)
+    return sum(map(len, _before_blob(message, spec, blob_bytes))) + blob_bytes
+
+
+def _before_blob(message: AnyMessage, spec: ModelSpec | None, blob_bytes: int) -> list[bytes]:
     in_chunks = isinstance(message, Task | Update) and message.chunks is not None
     absent = {"kind"} if in_chunks else {"kind", "chunks"}
     later, known = _LATER.get(type(message), ()), type(message).model_fields
     absent |= {name for name in later if getattr(message, name) == known[name].default}
     fields = message.model_dump(exclude=absent)
     header: dict[str, Any] = {"fedmq": SCHEMA_VERSION, "kind": message.kind, "body": fields}
-    pieces: list[memoryview | bytes] = []
-    if parameters is not None:
-        header["tensors"] = _entries(spec_of(parameters))
-        pieces = pack(parameters)
+    if spec is not None:
+        header["tensors"] = _entries(spec)
     head = _ARRAY_OF_3 + msgpack.packb(header)
-    room = header_bytes(0 if parameters is None else len(parameters))
+    room = header_bytes(0 if spec is None else len(spec))
     if len(head) > room:
         raise AppError(
             f"the message's header has {len(head)} bytes, the limit is {room}: the model's tensors have too long names"
         )
-    blob_head = _bin_head(sum(len(p) for p in pieces))
+    blob_head = _bin_head(blob_bytes)
     padding = -(len(head) + 2 + len(blob_head)) % BLOB_ALIGNMENT_BYTES
-    return [head, _bin_head(padding), bytes(padding), blob_head, *pieces]
+    return [head, _bin_head(padding), bytes(padding), blob_head]
 
 
 def decode(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS, check_finite: bool = True) -> Decoded:

@@ -157,7 +157,7 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
         run=run,
         training=_valid(TrainingConfig, tree.get("training", {})),
         contenders={
-            i: Contender(s.label, _strategy(s.strategy, here), s.training, _own_run(s, run, uplink, here), s.tune)
+            i: Contender(_label(s), _strategy(s.strategy, here), s.training, _own_run(s, run, uplink, here), s.tune)
             for i, s in strategies.items()
         },
         populations={i: _with_trace(p, here) for i, p in populations.items()},
@@ -165,6 +165,12 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
         tuning=_valid(Tuning, tree.get("tuning", {})),
         target=_valid(TargetMetric | None, tree.get("target")),
     )
+
+
+def _label(strategy: StudyStrategy) -> str:
+    """Return the strategy's label, which names a codec of its own too."""
+    codec = "none" if strategy.uplink is None else strategy.uplink.codec
+    return strategy.label if codec == "none" or codec in strategy.label.lower() else f"{strategy.label}, {codec}"
 
 
 def _own_run(

@@ -24,7 +24,7 @@ from fedmq.schemas.codecs.codec import Array, Codec, Part, Places, Values, place
 from fedmq.schemas.codecs.topk import TopK
 from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, SpecMismatch, shown
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec, layout_of_spec, packed_bytes, spec_of
+from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec, layout_of_spec, packed_bytes
 
 GROUP = "coded"
 _ZSTD = f"{GROUP}:zstd"
@@ -193,11 +193,6 @@ def check_names(spec: ModelSpec) -> None:
             raise AppError(
                 f"the model's tensor {shown(tensor.name)} begins as a coded update does: give it another name"
             )
-
-
-def coded_spec(coded: Parameters) -> ModelSpec:
-    """Return the spec of a coded update, for its size."""
-    return spec_of(coded)
 
 
 def _check(expected: tuple[Part, ...], parts: Mapping[str, Array]) -> None:

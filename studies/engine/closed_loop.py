@@ -49,6 +49,7 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.tensors import spec_of
 from fedmq.studies.engine.engine import OnVersion
+from fedmq.studies.engine.message_sizes import task_bytes, update_bytes
 from fedmq.studies.engine.outcome import Evaluation, Outcome
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
 from fedmq.studies.engine.task_sizes import example_passes
@@ -195,9 +196,10 @@ class ClosedLoop:
         self._passes: dict[int, int] = {}
         """Examples of a participant -> examples that its task goes through."""
         initial = federation.initial
-        self._down_bytes = initial.num_bytes
-        self._up_bytes = sum(t.num_bytes for t in update_spec(strategy.reply, spec_of(initial)))
-        self._payload_bytes = (self._down_bytes, self._up_bytes)
+        spec = update_spec(strategy.reply, spec_of(initial))
+        self._down_bytes = task_bytes(spec_of(initial), strategy.reply, training)
+        self._up_bytes = update_bytes(spec, strategy.reply)
+        self._payload_bytes = (initial.num_bytes, sum(t.num_bytes for t in spec))
         self._issued_bytes = self._sent_bytes = 0.0
         self._now = 0.0
         self._heap: list[tuple[float, int, int, int, Any, int]] = []

@@ -46,6 +46,7 @@ from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.tensors import spec_of
+from fedmq.studies.engine.message_sizes import task_bytes, update_bytes
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
 from fedmq.studies.engine.task_sizes import example_passes, first_training
@@ -98,10 +99,14 @@ class Engine:
         self._core = self.core_type(
             self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates, uplink=order
         )
-        self._down_bytes = self._core.task_tensors.num_bytes
         spec = update_spec(strategy.reply, spec_of(initial))
         wire = None if uplink is None else uplink.wire(spec)
-        self._up_bytes = sum(t.num_bytes for t in spec) if wire is None else wire.usual_bytes
+        tensor_bytes = sum(t.num_bytes for t in spec) if wire is None else wire.usual_bytes
+        self._payload_bytes = self._core.task_tensors.num_bytes, tensor_bytes
+        self._codec = None if order is None else order.codec
+        self._down_bytes = task_bytes(spec_of(self._core.task_tensors), strategy.reply, training, order)
+        self._up_bytes = update_bytes(spec, strategy.reply)
+        """Bytes of a task and of a plain update as they are counted; `_payload_bytes` take their time."""
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
         self._lazy = LazyTraining(federation.backend, strategy.reply, wire, order)
         self._on_evaluation, self._on_version = on_evaluation, on_version
@@ -174,7 +179,7 @@ class Engine:
         return outcome
 
     def _mean_task_s(self) -> list[float]:
-        payload_bytes = (self._down_bytes, self._up_bytes)
+        payload_bytes = self._payload_bytes
         compute, first = self._population.compute, self._first_training
         return [
             total_s / tasks if tasks else d.member.mean_task_s(compute, example_passes(first, count), payload_bytes)
@@ -255,8 +260,7 @@ class Engine:
             task,
             self._now,
             passes=example_passes(training, self._federation.num_examples[i]),
-            down_bytes=self._down_bytes,
-            up_bytes=self._up_bytes,
+            payload_bytes=self._payload_bytes,
         )
         self._working[work.number] = device
         if self._measures and device.member.history is None:
@@ -291,7 +295,8 @@ class Engine:
             self._diverged()
             return
         self._deliveries += 1
-        self._sent_bytes += self._up_bytes if result.coded_bytes is None else result.coded_bytes
+        coded = result.coded
+        self._sent_bytes += self._up_bytes if coded is None else update_bytes(coded, self._reply, self._codec)
         task, participant_id = work.task, device.member.participant_id
         own_id = update_id("study", task.task_id, participant_id)
         update = Update.trusted(

@@ -92,7 +92,7 @@ class Device:
         """Return what the next task does of the training that it is asked for. Called once for each task."""
         return training if self._effort is None else self._effort.of(training)
 
-    def begin(self, number: int, task: IssueTask, now: float, *, passes: int, down_bytes: int, up_bytes: int) -> Work:
+    def begin(self, number: int, task: IssueTask, now: float, *, passes: int, payload_bytes: tuple[int, int]) -> Work:
         """Begin a task. Every task costs the same number of draws, used or not."""
         if not self._ahead:
             drawn = self._streams.random(self.member.index, TASKS_AHEAD * DRAWS_A_TASK)
@@ -103,7 +103,7 @@ class Device:
         if self.next_task is not None:
             train_s, duration_s = self.next_task.train_s, self.next_task.duration_s
         else:
-            train_s, duration_s = self.member.times_s(population.compute, u_duration, passes, (down_bytes, up_bytes))
+            train_s, duration_s = self.member.times_s(population.compute, u_duration, passes, payload_bytes)
             drops = self.member.drops(population.dropout, u_drops)
         self.work = Work(
             number=number,

@@ -22,7 +22,7 @@ from fedmq.schemas.layout import Layout
 from fedmq.schemas.messages import Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import METHODS, Method, memory_kind
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import check_finite, packed_bytes, spec_of
+from fedmq.schemas.tensors import ModelSpec, check_finite, spec_of
 
 
 class Job(NamedTuple):
@@ -109,8 +109,8 @@ class Result(NamedTuple):
     """The method's memory that its participant has once the update is accepted."""
     finite: bool = True
     """False if the training diverged."""
-    coded_bytes: int | None = None
-    """Bytes of its tensors as they travel; None if they are plain."""
+    coded: ModelSpec | None = None
+    """Tensors of its message; None if they are plain."""
 
 
 class LazyTraining:
@@ -208,8 +208,7 @@ class LazyTraining:
         made = make(self._reply, start, trained.parameters, trained.num_steps, job.config, code)
         if coder.is_done:
             made = Made(made.tensors, coder.next_memory() if made.next_memory is None else made.next_memory)
-        bytes_sent = packed_bytes(spec_of(coder.coded)) if coder.is_done else None
-        return _made(made, memory, trained)._replace(coded_bytes=bytes_sent)
+        return _made(made, memory, trained)._replace(coded=spec_of(coder.coded) if coder.is_done else None)
 
 
 def check_trained(results: Any, jobs: Sequence[Job]) -> None:

@@ -30,6 +30,9 @@ POINTS = 120
 BEYOND = 1e6
 """Multiple of the values at the start beyond which nothing is drawn. A run beyond it is on its way to divergence, and
 an axis would have no ticks there."""
+UNLIKE_SENDS, FAR_SENDS = 1.5, 3.0
+"""Ratios of the bytes of the strategies' updates above which they are compared, and the axis of bytes is
+logarithmic."""
 STEEP_PART = 0.02
 """Part of a run, at its start, that the panels of curves leave out. It would flatten everything after it."""
 VECTOR_DOTS = 600
@@ -50,6 +53,12 @@ _DPI = {"svg": 150, "png": 96, "small png": 60}
 def by_strategy(cells: Sequence[CellResult]) -> list[tuple[str, list[CellResult]]]:
     """Return the cells of each strategy, in the order of the study."""
     return [(s, [r for r in cells if r.strategy == s]) for s in dict.fromkeys(r.strategy for r in cells)]
+
+
+def sends_differ(cells: Sequence[CellResult], by: float = UNLIKE_SENDS) -> bool:
+    """Return True if updates of some strategies take `by` times the bytes of others', as codecs make them."""
+    sizes = [r.bytes_up / r.updates for r in cells if r.updates]
+    return bool(sizes) and max(sizes) > by * min(sizes)
 
 
 def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetMetric | None) -> tuple[str, str]:
@@ -81,6 +90,8 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
                     ax.plot(x[-1:] * unit, mean[-1:], "X", color=look.colour(strategy), ms=7)
             ax.set_xlabel(label)
             _plain_large_numbers(ax.xaxis)
+            if key == "bytes_up" and sends_differ(cells, FAR_SENDS):
+                ax.set_xscale("log")
             if target is not None and target.name == metric:
                 ax.axhline(target.value, color=INK, lw=0.9, ls=(0, (2, 2)), zorder=1)
         if logarithmic:

@@ -124,6 +124,8 @@ def _population(cells: Sequence[CellResult], look: Look, target: TargetMetric | 
     for metric in metrics:
         start = f"after the first {100 * figures.STEEP_PART:g} % of a run"
         caption = f"{metric.capitalize()} against virtual time, updates and uploaded bytes, {start}. {_bands(cells)}"
+        if figures.sends_differ(cells, figures.FAR_SENDS):
+            caption += " Bytes are of whole messages, on a logarithmic axis."
         if goal is not None and goal.name == metric and not hollow:
             caption += " Dotted: the target of the table below."
         figure, outside = figures.curves(cells, metric, look, None if hollow else goal)

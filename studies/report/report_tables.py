@@ -8,7 +8,7 @@ from functools import partial
 
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.studies.report.advice import ADVICE, Source
-from fedmq.studies.report.figures import AXES, by_strategy
+from fedmq.studies.report.figures import AXES, by_strategy, sends_differ
 from fedmq.studies.report.look import Look
 from fedmq.studies.report.texts import as_html, as_lines
 from fedmq.studies.sweep.cell import CellResult
@@ -140,12 +140,17 @@ def targets(
             f"<p class=note>No cost of the target: a cell has {what} at its start, so reaching it says nothing. "
             f"A harder one says more. {ADVICE[source].target}</p>"
         )
-    rows, partly = [], False
+    rows: list[list[str]] = []
+    partly, first_up, compared = False, math.nan, sends_differ(cells)
     for strategy, runs in by_strategy(cells):
         costs = [cost for r in runs if (cost := cost_of(r, target)) is not None]
         mark = "" if len(costs) in (0, len(runs)) else " †"
         partly = partly or bool(mark)
         columns = [mean_text([cost[key] * unit for cost in costs]) + mark for key, _, unit in _COUNTED]
+        if compared:
+            up = sum(cost["bytes_up"] for cost in costs) / len(costs) if costs else math.nan
+            first_up = up if not rows else first_up
+            columns += [f"{number_text(first_up / up)}{mark}" if math.isfinite(first_up / up) else "-"]
         at = [found for r in runs if (found := reached_at(r, target)) is not None]
         columns += [mean_text([found.get(key, math.nan) for found in at]) + mark for key in _TRIPS]
         rows.append([_key(strategy, look), f"{len(costs)} of {len(runs)}", *columns])
@@ -154,9 +159,12 @@ def targets(
     note += "the mean had it too: a lucky evaluation does not count. Means over the seeds that reached it, with 95 % "
     note += "confidence intervals. Tasks issued are those that participants took, each of them a trip with the model. "
     note += "Those withdrawn were in vain."
+    if compared:
+        note += f" Fewer bytes up: the uploaded bytes of {as_html(cells[0].strategy)} over the strategy's own."
     if partly:
         note += " † Not all seeds reached it; the mean over all would be higher."
-    return _table(["strategy", "reached by", *(label for _, label, _ in _COUNTED), *_TRIPS.values()], rows, note)
+    head = [*(label for _, label, _ in _COUNTED), *(["fewer bytes up"] if compared else []), *_TRIPS.values()]
+    return _table(["strategy", "reached by", *head], rows, note)
 
 
 def trouble(results: Sequence[CellResult]) -> str:

@@ -31,7 +31,7 @@ from fedmq.studies.sweep.explosion import explosion_of
 MODELS_BESIDE = 8
 """Models in memory besides those of the tasks: the current version, the strategy's buffer and moments, and the arrays
 of an aggregation."""
-FORMAT = 9
+FORMAT = 10
 """Format of a cell's file and of the engine's results. It is raised whenever the results of a seed change (a test has
 them)."""
 

@@ -9,6 +9,8 @@ from fedmq.coordinator.decisions.events import UpdateArrived
 from fedmq.coordinator.strategies import Area, FedAsync, FedAvg
 from fedmq.schemas.errors import InputError
 from fedmq.schemas.messages import Update
+from fedmq.schemas.tensors import spec_of
+from fedmq.studies.engine.message_sizes import task_bytes, update_bytes
 from fedmq.studies.engine.outcome import Stuck
 from fedmq.studies.population.laws import Constant, Exponential, LogNormal, Uniform
 from fedmq.studies.population.population import Availability, Dropout, Population
@@ -172,8 +174,10 @@ def test_the_networks_bytes_are_counted_and_take_their_time():
     people = population(1, network={"down_bytes_per_s": Constant(value=8), "up_bytes_per_s": Constant(value=4)})
     outcome = simulate(FedAsync(), Quadratics(dimension=2), people, until(2, concurrency=1), STEP)
     assert list(outcome.updates.time_s) == [1 + 16 / 8 + 16 / 4, 14]
-    assert list(outcome.updates.bytes_up) == [16, 32]
-    assert list(outcome.updates.bytes_down) == [16, 32]
+    spec = spec_of(outcome.parameters)
+    up, down = update_bytes(spec, "parameters"), task_bytes(spec, "parameters", STEP)
+    assert list(outcome.updates.bytes_up) == [up, 2 * up], "whole messages, headers included"
+    assert list(outcome.updates.bytes_down) == [down, 2 * down]
 
 
 def test_the_core_is_given_what_max_staleness_and_client_weights_say():

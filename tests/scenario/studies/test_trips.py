@@ -8,6 +8,8 @@ import pytest
 
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.coordinator.strategies import FedAvg
+from fedmq.schemas.tensors import spec_of
+from fedmq.studies.engine.message_sizes import task_bytes
 from fedmq.studies.problems.quadratics import Quadratics
 from fedmq.studies.report.page import write_report
 from fedmq.studies.report.tables import write_tables
@@ -30,7 +32,7 @@ def test_each_task_that_was_taken_and_each_that_was_withdrawn_is_counted():
     assert [(e.tasks_issued, e.tasks_withdrawn) for e in outcome.evaluations] == [
         (0, 0), (5, 3), (10, 6), (15, 9), (20, 9),
     ]  # fmt: skip
-    assert outcome.bytes_down == 20 * outcome.parameters.num_bytes
+    assert outcome.bytes_down == 20 * task_bytes(spec_of(outcome.parameters), "delta", STEP)
 
 
 def test_without_rounds_none_is_withdrawn():

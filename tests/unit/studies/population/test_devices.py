@@ -37,7 +37,7 @@ def device(*draws, on=(), open_loop=False, **fields):
 
 
 def begun(made, now=0.0):
-    return made.begin(7, TASK, now, passes=1, down_bytes=0, up_bytes=0)
+    return made.begin(7, TASK, now, passes=1, payload_bytes=(0, 0))
 
 
 def test_every_task_takes_four_draws_in_order_whether_they_are_used_or_not():

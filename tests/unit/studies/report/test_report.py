@@ -98,6 +98,26 @@ def test_a_target_costs_what_the_first_evaluation_that_reached_it_had():
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_codecs_are_compared_by_bytes_to_the_target(tmp_path):
+    target = TargetMetric(name="accuracy", value=0.35)
+    rows = [{**row, "bytes_up": row["bytes_up"] / 50} for row in CELL.evaluations]
+    cells = [CELL, replace(CELL, strategy="topk", bytes_up=0.8, evaluations=rows)]
+    page = write_report(tmp_path / "report.html", "a study", cells, "", target=target).read_text()
+    assert [row[6] for row in _cells_of(page, "fewer bytes up")] == ["1", "50"]
+    assert "Bytes are of whole messages, on a logarithmic axis." in page
+    alike = write_report(tmp_path / "alike.html", "a study", [CELL, replace(CELL, strategy="C")], "", target=target)
+    assert "fewer bytes up" not in alike.read_text()
+    assert "logarithmic" not in alike.read_text()
+
+
+def _cells_of(page, head):
+    """Return the rows of the page's table that has this column, as texts."""
+    table = next(table for table in re.findall(r"<table.*?</table>", page, re.DOTALL) if head in table)
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in table.split("<tr")[2:]]
+    return [[re.sub("<[^>]*>", "", cell).strip() for cell in row] for row in rows]
+
+
 def test_without_a_target_it_is_one_that_all_cells_reached_and_none_had_at_its_start():
     worse = replace(CELL, evaluations=CELL.evaluations[:2])
     assert common_target([CELL, worse], ["accuracy"]) == TargetMetric(name="accuracy", value=0.38, mode="max")

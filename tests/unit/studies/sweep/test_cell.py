@@ -9,6 +9,8 @@ from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import Ca2fl, FedAvg, FedBuff, Scaffold
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.tensors import TensorSpec
+from fedmq.studies.engine.message_sizes import task_bytes, update_bytes
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.engine.task_sizes import example_passes
 from fedmq.studies.population import recorded_runs as recorded
@@ -57,7 +59,9 @@ def test_bytes_are_those_of_the_whole_run_with_what_nobody_waited_for(tmp_path):
     """Three participants have 3, 5 and 10 examples. The update of the first comes after 2 + 3 + ... s; the others were
     only sent their models."""
     result = ran(tmp_path, FedAvg(cohort_size=1, over_selection=3.0), updates=1)
-    assert (result.updates, result.bytes_up, result.bytes_down) == (1, 16, 3 * 16)
+    spec = (TensorSpec("x", "float64", (2,)),)
+    up, down = update_bytes(spec, "delta"), task_bytes(spec, "delta", TrainingConfig(learning_rate=0.1))
+    assert (result.updates, result.bytes_up, result.bytes_down) == (1, up, 3 * down)
 
 
 def test_an_epoch_may_end_in_a_short_batch(tmp_path):

@@ -18,7 +18,7 @@ from fedmq.studies.sweep.cell import FORMAT, Cell
 from fedmq.studies.sweep.cell_identity import plain
 from tests.scenario.studies.federations import population, until
 
-RESULTS = {9: "5e9b8386e6a0f96e"}
+RESULTS = {10: "59bbe1bc03a5a631"}
 """FORMAT -> digest of the engine's results for one seed."""
 
 
@@ -80,5 +80,6 @@ def test_what_a_seed_gives_changes_with_the_format_only():
     rows = outcome.updates
     x = outcome.parameters["x"]
     found = [list(rows.participant), list(rows.base_version), np.round(rows.time_s, 9).tolist(),
-             np.round(x, 9).tolist(), [o.tolist() for o in orders([3, 4], [7, 5], 1)]]  # fmt: skip
+             np.round(x, 9).tolist(), list(rows.bytes_up), list(rows.bytes_down),
+             [o.tolist() for o in orders([3, 4], [7, 5], 1)]]  # fmt: skip
     assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == RESULTS[FORMAT]

@@ -1,0 +1,31 @@
+"""Bytes of a study's messages: whole bodies as a deployment would send them, with headers and padding.
+
+Each update is taken to report one metric. Names differ in length from those of a deployment by a few bytes. Transfers
+take the time of the tensors alone, as they always did.
+"""
+
+from __future__ import annotations
+
+from fedmq.schemas.codec import encoded_bytes
+from fedmq.schemas.messages import Reply, Task, TrainingConfig, Update, Uplink, update_id
+from fedmq.schemas.tensors import ModelSpec
+
+_TASK = "57d1e500-1"
+
+
+def task_bytes(model: ModelSpec, reply: Reply, training: TrainingConfig, uplink: Uplink | None = None) -> int:
+    """Return the bytes of a task with a model's tensors."""
+    task = Task(
+        task_id=_TASK, run_id="study", participant_id="0", base_version=1, reply=reply, training=training, lease_s=1.0,
+        uplink=uplink,
+    )  # fmt: skip
+    return encoded_bytes(task, model)
+
+
+def update_bytes(tensors: ModelSpec, reply: Reply, codec: str | None = None) -> int:
+    """Return the bytes of an update with these tensors, which are coded if `codec` names one."""
+    update = Update(
+        update_id=update_id("study", _TASK, "0"), task_id=_TASK, run_id="study", participant_id="0", base_version=1,
+        payload=reply, num_examples=1000, num_steps=100, metrics={"loss": 0.5}, train_s=1.5, codec=codec,
+    )  # fmt: skip
+    return encoded_bytes(update, tensors)

@@ -1,0 +1,55 @@
+"""Codecs in whole studies: what they cost in accuracy at equal versions, and in bytes."""
+
+import pytest
+
+from fedmq.coordinator.settings import StopSettings, UplinkSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.data import SAMPLE
+from fedmq.schemas.messages import TrainingConfig
+from fedmq.studies.engine.settings import StudyRun
+from fedmq.studies.population.deals import Dirichlet
+from fedmq.studies.population.laws import Constant, Uniform
+from fedmq.studies.problems.classification import Softmax
+from fedmq.studies.simulate import simulate
+from tests.scenario.studies.federations import population
+
+VERSIONS = 80
+
+
+@pytest.fixture(scope="module")
+def ran():
+    """Accuracy, the mean over the last 6 evaluations, and bytes up, by codec: 50 devices with few labels each."""
+    people = population(50, Uniform(low=0.5, high=2.0), examples=Constant(value=80))
+    problem = Softmax(data=str(SAMPLE), deal_by=Dirichlet(alpha=0.3))
+    found = {}
+    for name, uplink in {
+        "plain": None,
+        "int4": UplinkSettings(codec="int4"),
+        "topk": UplinkSettings(codec="topk"),
+        "topk, no feedback": UplinkSettings(codec="topk", error_feedback=False),
+    }.items():
+        run = StudyRun(
+            concurrency=20, evaluate_every_updates=10, stop=StopSettings(max_versions=VERSIONS), uplink=uplink
+        )
+        training = TrainingConfig(batch_size=10, learning_rate=0.1)
+        outcome = simulate(FedBuff(buffer_size=10), problem, people, run, training, seed=0)
+        last = [e.metrics["accuracy"] for e in outcome.evaluations][-6:]
+        found[name] = sum(last) / len(last), outcome.bytes_up
+    return found
+
+
+def test_quantised_updates_learn_as_plain_ones_do(ran):
+    assert ran["int4"][0] == pytest.approx(ran["plain"][0], abs=0.003)
+
+
+def test_top_1_percent_loses_three_times_as_much_without_feedback(ran):
+    lost = {name: ran["plain"][0] - ran[name][0] for name in ran}
+    assert lost["topk"] < 0.03
+    assert lost["topk, no feedback"] > 3 * max(lost["topk"], 0.01)
+
+
+def test_the_ratio_of_bytes_has_the_headers_of_both_in_it(ran):
+    plain = 4 * 7850 + 384
+    assert ran["plain"][1] == 10 * VERSIONS * plain
+    assert ran["plain"][1] / ran["int4"][1] == pytest.approx(6.61, abs=0.01)
+    assert 38 < ran["plain"][1] / ran["topk"][1] < 42
