@@ -30,6 +30,8 @@ from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import memory_kind
 
 _LARGEST = sys.float_info.max
+LEFT = "its participant has left"
+"""Detail of a task whose participant said that it leaves."""
 MIN_GRACE_S = 2.0
 GRACE_OF_LEASE = 0.1
 """Part of the lease, at least MIN_GRACE_S, in which a hello of the same session may cross a task on a slow link."""
@@ -128,16 +130,26 @@ class TaskDesk:
                 else:
                     self._on_lost(p, p.out, new_session, doubted, hello.accepting)
             elif hello.leaving:
-                self.lapse(p.out, "its participant has left")
+                self.lapse(p.out, LEFT)
                 self.back_offs.on_silence(p, self.now, forgiven=1)  # who comes and goes gets no endless supply of tasks
         self.back_offs.on_hello(p, self.now, new_session=new_session, accepting=hello.accepting)
-        p.accepting = hello.accepting and p.out is None
+        p.accepting = hello.accepting and p.out is None and not (new_session and self._may_wait_in_its_queue(p, hello))
         if self.memory != "none":
             self._settle_overdue(p, hello)
         self.settle(p)
         over = tuple(task_id for task_id in hello.task_ids if self._is_over(task_id, p))
         if over:
             self.commands.append(RepeatReceipts(p.participant_id, over[:MAX_REPEATED]))
+
+    def _may_wait_in_its_queue(self, p: Participant, hello: Hello) -> bool:
+        """Return True if the broker may still have a task that this participant left with: it had not acked it yet.
+
+        It would train that task first, and have the model sent twice. Its next hello says if there was none.
+        """
+        return any(
+            task.detail == LEFT and task.task_id not in hello.task_ids and self.now < task.lease_until_s
+            for task in p.lapsed
+        )
 
     def _settle_overdue(self, p: Participant, hello: Hello) -> None:
         """Withdraw tasks whose verdict is overdue, if participants keep the method's memory.

@@ -212,7 +212,7 @@ class World:
             "base_version": task.base_version, "payload": reply, "memory": mark if remembers else None,
             "next_memory": own_id if remembers else None, "num_examples": EXAMPLES,
             "num_steps": min(STEPS, task.training.max_steps or STEPS), "metrics": {"loss": 0.5},
-            "train_s": TASK_S / 2, "chunks": None,
+            "train_s": TASK_S / 2, "chunks": None, "codec": None,
         }  # fmt: skip
         if who == LIAR:
             values |= self.lie.update

@@ -8,7 +8,7 @@ import time
 import pika
 import pytest
 
-from fedmq.coordinator.decisions.core import Core
+from fedmq.coordinator.decisions.updates.verdicts import Verdicts
 from fedmq.participant.decisions.agent import Agent
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import PeerError
@@ -72,7 +72,7 @@ def test_the_properties_are_hostile_to_pika_itself():
 
 
 PLANTED = {
-    "an exception of the core": (0, Core, "_on_poison", "the coordinator ended: ZeroDivisionError"),
+    "an exception of the core": (0, Verdicts, "on_poison", "the coordinator ended: ZeroDivisionError"),
     "an exception of the agent": (1, Agent, "_on_notice", "the participant ended: ZeroDivisionError"),
 }
 
@@ -95,8 +95,8 @@ def test_a_message_that_costs_too_much_is_found(monkeypatch):
             pass
         return original(self, event)
 
-    original = Core._on_poison
-    monkeypatch.setattr(Core, "_on_poison", slow)
+    original = Verdicts.on_poison
+    monkeypatch.setattr(Verdicts, "on_poison", slow)
     with pytest.raises(Failed, match="ms of CPU time"):
         fuzz(20, seed=12, seconds=60.0, limit_s=0.02, first=0, show=False)
 
@@ -107,13 +107,13 @@ def test_noise_that_changes_the_model_by_one_bit_is_found(monkeypatch):
     def counts(self, event):
         if not changed:
             changed.append(event)
-            bits = self._model.parameters["000/kernel"]
+            bits = self._buffer.model.parameters["000/kernel"]
             bits.flags.writeable = True
             bits.view("u4")[0, 0] ^= 1
         return original(self, event)
 
-    original = Core._on_poison
-    monkeypatch.setattr(Core, "_on_poison", counts)
+    original = Verdicts.on_poison
+    monkeypatch.setattr(Verdicts, "on_poison", counts)
     with pytest.raises(Failed, match="the model differs from that of a run without the noise"):
         fuzz(100, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=0, show=False)
     assert changed

@@ -72,7 +72,7 @@ def test_half_a_group_survives_a_crash_in_the_commit_of_the_other_half(federatio
     monkeypatch.setenv("COLUMNS", "200")
     explain.command(federation.run_dir, 3)
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2] for line in said if "fast" in line or "slow" in line] == [str(first.arrival_group)] * 2
+    assert [line.split()[-3] for line in said if "fast" in line or "slow" in line] == [str(first.arrival_group)] * 2
     checks = {check.name: check for check in audit.verify(RunFolder(federation.run_dir))}
     assert f"updates 1 to 4 make 3 versions and {states} committed states, bit for bit" in checks
     assert all(check.holds for check in checks.values())

@@ -84,10 +84,22 @@ def test_the_slot_of_one_that_leaves_with_its_task_is_free_at_once_and_its_updat
     assert only(Accept, bench.update(task, t=3.0)).order == 1
 
 
+def test_one_that_comes_back_gets_no_other_task_while_its_queue_may_have_the_one_it_left():
+    bench = Bench(concurrency=2)
+    task = only(IssueTask, bench.hello("a", t=0.0))
+    bench.hello("a", accepting=False, leaving=True, holds=[task.task_id], t=1.0)
+    assert receivers(bench.hello("a", session="s1", t=2.0)) == []
+    assert only(Accept, bench.update(task, t=3.0)).order == 1
+    assert receivers(bench.hello("b", "c", t=4.0)) != []
+
+
 def test_one_that_leaves_with_each_task_soon_waits_for_the_next_one():
     bench = Bench(concurrency=1, lapse_backoff_s=10.0)
     for turn, issued in enumerate((["a"], ["a"], ["a"], [])):
-        issues = bench.hello("a", session=f"s{turn}", t=10.0 * turn)  # one is forgiven, and one pardoned (rule 8)
+        issues = bench.hello("a", session=f"s{turn}", t=10.0 * turn)
+        if turn:  # its queue may still have the last one: the next hello tells
+            assert receivers(issues) == []
+            issues = bench.hello("a", session=f"s{turn}", t=10.0 * turn + 1)  # one is forgiven, one pardoned (rule 8)
         assert receivers(issues) == issued
         for task in of(IssueTask, issues):
             bench.hello("a", session=f"s{turn}", accepting=False, leaving=True, holds=[task.task_id], t=10.0 * turn + 5)
