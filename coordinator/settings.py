@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, FITTING, NEEDS_FEEDBACK
+from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINKS, FITTING, NEEDS_FEEDBACK
 from fedmq.schemas.messages import Identifier, Reply, Uplink
 
 
@@ -211,6 +211,45 @@ class UplinkSettings(Settings):
 
 CODECS = ("none", *BUILT_IN, CUSTOM)
 _CODEC_OF_KEY = {"fraction": "topk", "values": "topk", "rank": "powersgd", "file": CUSTOM, "options": CUSTOM}
+
+
+class DownlinkSettings(Settings):
+    """The [downlink] table: the form in which tasks carry the model. A run keeps it for life."""
+
+    codec: Literal["none", "bf16", "hidden"] = "none"
+    """none: the model as it is. bf16: rounded to bfloat16. hidden: steps of a hidden state (schemas.codecs.hidden)."""
+    step_codec: Literal["int8", "int4", "topk"] | None = None
+    """hidden: codec of the steps; None is int8. It rounds to the nearest."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """hidden with topk: part of the values that a step moves; None is 0.01."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.step_codec is not None and self.codec != "hidden":
+            raise ValueError(f"step_codec belongs to codec = 'hidden', and codec is {self.codec!r}: take it out")
+        if self.fraction is not None and self.step_codec != "topk":
+            raise ValueError(f"fraction belongs to step_codec = 'topk', and step_codec is {self.step_codec!r}")
+        return self
+
+    def unmet(self, reply: Reply) -> Iterator[tuple[str, str]]:
+        """Yield each setting that does not go with a strategy's reply: its place, and what to do."""
+        allowed = ("none", *DOWNLINKS[reply])
+        if self.codec not in allowed:
+            yield (
+                "downlink.codec",
+                f"got {self.codec!r}, allowed with a strategy whose updates carry {reply!r}: {', '.join(allowed)}",
+            )
+        elif self.step_codec == "topk" and reply != "delta":
+            yield (
+                "downlink.step_codec",
+                f"got 'topk', allowed with a strategy whose updates carry {reply!r}: int8, int4",
+            )
+
+    @property
+    def step(self) -> Uplink:
+        """Order of the codec of the hidden state's steps."""
+        given = {} if self.fraction is None else {"fraction": self.fraction}
+        return Uplink(codec=self.step_codec or "int8", rounding="nearest", **given)  # type: ignore[arg-type]
 
 
 class CommitSettings(Settings):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedmq.config.file import FederationConfig, load_config
     from fedmq.coordinator.settings import (
         CommitSettings,
+        DownlinkSettings,
         Patience,
         RunSettings,
         StopSettings,
@@ -83,7 +84,15 @@ _STRATEGIES = (
 )  # fmt: skip
 _HOMES = {
     **dict.fromkeys(
-        ("CommitSettings", "Patience", "RunSettings", "StopSettings", "TargetMetric", "UplinkSettings"),
+        (
+            "CommitSettings",
+            "DownlinkSettings",
+            "Patience",
+            "RunSettings",
+            "StopSettings",
+            "TargetMetric",
+            "UplinkSettings",
+        ),
         "fedmq.coordinator.settings",
     ),
     **dict.fromkeys(_STRATEGIES, "fedmq.coordinator.strategies"),
@@ -117,14 +126,14 @@ _HOMES = {
 
 __all__ = [
     "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CellResult",
-    "ClientUpdate", "Codec", "CommitSettings", "ConfigError", "Contender", "Encoded", "Evaluation", "Fadas",
-    "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight", "FederationConfig", "FedmqError",
-    "InputError", "Job", "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "Part",
-    "ParticipantResult", "ParticipationCorrection", "Patience", "PeerError", "Places", "Population", "Port", "Problem",
-    "Quadratics", "RunSettings", "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study",
-    "StudyRun", "Synthetic", "TargetMetric", "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError",
-    "TrainingConfig", "Tuning", "UplinkSettings", "WeightedMean", "__version__", "load_config", "load_mnist", "replay",
-    "simulate",
+    "ClientUpdate", "Codec", "CommitSettings", "ConfigError", "Contender", "DownlinkSettings", "Encoded", "Evaluation",
+    "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova", "FedStaleWeight", "FederationConfig",
+    "FedmqError", "InputError", "Job", "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome",
+    "Parameters", "Part", "ParticipantResult", "ParticipationCorrection", "Patience", "PeerError", "Places",
+    "Population", "Port", "Problem", "Quadratics", "RunSettings", "Scaffold", "Softmax", "StateError", "StopSettings",
+    "Strategy", "Stuck", "Study", "StudyRun", "Synthetic", "TargetMetric", "TorchTrainer", "TrainResult", "Trained",
+    "Trainer", "TrainerError", "TrainingConfig", "Tuning", "UplinkSettings", "WeightedMean", "__version__",
+    "load_config", "load_mnist", "replay", "simulate",
 ]  # fmt: skip
 
 

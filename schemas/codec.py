@@ -47,8 +47,8 @@ _FIRST_LOOK_BYTES = 16_384
 
 _LATER: Mapping[type[AnyMessage], tuple[str, ...]] = MappingProxyType(
     {
-        Hello: ("leaving", "last_task", "codecs", "frozen"),
-        Task: ("signature", "uplink", "frozen"),
+        Hello: ("leaving", "last_task", "codecs", "frozen", "model"),
+        Task: ("signature", "uplink", "frozen", "downlink"),
         Update: ("codec",),
     }
 )

@@ -38,11 +38,12 @@ ConfigValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[fl
 
 DeclineReason = Literal[
     "busy", "not_idle", "no_data", "unsupported", "trainer_error", "lease_over", "payload_lost", "unreadable",
-    "bad_signature", "frozen_lost",
+    "bad_signature", "frozen_lost", "model_differs",
 ]  # fmt: skip
 """`unreadable`: the task's message, which its correlation_id names, could not be read. `bad_signature`: the task is not
 signed by the fleet's coordinator, as the device's bundle demands. `frozen_lost`: the frozen part that the task names
-is not here, or is another one, so it has to come with the next task."""
+is not here, or is another one, so it has to come with the next task. `model_differs`: the model that the task is to
+train from cannot be made here, because the participant has another hidden state or none."""
 
 
 _set = object.__setattr__
@@ -139,6 +140,27 @@ class Uplink(Message):
         return next((name for name in needed if name not in codecs), None)
 
 
+class Downlink(Message):
+    """The form in which a task's model travels (schemas.codecs.hidden and rounded), and the digest of what is trained
+    from."""
+
+    codec: Literal["bf16", "hidden"]
+    digest: Digest
+    """Digest of the tensors that the participant trains from (schemas.signing.tensors_digest)."""
+    held: Count | None = None
+    """hidden: the version of the participant's own hidden state that the steps beside the task begin from. None: the
+    whole hidden state is beside the task."""
+    step: Uplink | None = None
+    """hidden: the codec of the steps."""
+
+
+class HeldModel(Message):
+    """The newest hidden state that a participant has on its disk."""
+
+    version: Count
+    digest: Digest
+
+
 class Hello(Message):
     """News of a participant that is here: on connecting, on a change of its state, and every `hello_interval_s`."""
 
@@ -152,10 +174,13 @@ class Hello(Message):
     replies: tuple[Reply, ...] = ("delta", "parameters")
     """Forms of update that this participant can send back (its capabilities)."""
     codecs: tuple[Identifier, ...] = Field(default=(), max_length=64)
-    """Codecs that it can send them in, and "zstd" if it can compress them (schemas.codecs.known)."""
+    """Codecs that it can send them in, "zstd" if it can compress them, and "downlink" if it reads tasks with a
+    `Downlink` (schemas.codecs.known)."""
     frozen: tuple[Digest, ...] | None = Field(default=None, max_length=64)
     """Frozen parts of models that it has on its disk (schemas.frozen); None if it does not know of frozen parts, and
     needs whole models."""
+    model: HeldModel | None = None
+    """The hidden state that it has; None if it has none."""
     task_ids: tuple[Identifier, ...] = Field(default=(), max_length=64)
     """Tasks it still holds: spooled, training, in the outbox, or sent and without a receipt."""
     last_task: Identifier | None = None
@@ -182,6 +207,8 @@ class Task(Message):
     frozen: Digest | None = None
     """The frozen part of the model (schemas.frozen), beside the other tensors or on the participant's disk; None if the
     tensors are the whole model."""
+    downlink: Downlink | None = None
+    """Form of the tensors beside this message; None if they are the model as it is."""
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None

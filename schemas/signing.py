@@ -15,9 +15,9 @@ own key, which never goes through the broker (docs/decisions/0038-signed-tasks.m
 Rules
 1. The JSON is ASCII, its keys are sorted, and there is no space. A float is written as Python's `repr` writes it, with
    the fewest digits that give it back. So 1, 1.0 and true differ. The fields are `run_id`, `work`, `reply`, `training`
-   and `lease_s`, `uplink` if the update is asked for in a codec, and
-   `frozen`, the digest of the frozen part, if the model has one. A field that is added to Task or to
-   TrainingConfig is signed too.
+   and `lease_s`, `uplink` if the update is asked for in a codec, `frozen`, the digest of the frozen part, if the model
+   has one, and `downlink` if the model travels in a codec. A field that is added to Task or to TrainingConfig is signed
+   too. With `downlink`, the tensors are those that are trained from, in whatever form they travel.
 2. The blob is that of `schemas.tensors`, with zeros in its gaps. It is hashed in place, and no copy is made.
 3. `run_uid` is the part of the task_id that names the run.
 4. Nothing here depends on how a message is encoded, or on whether it travels whole or in chunks.
@@ -44,7 +44,7 @@ Verify = Callable[[bytes, str], bool]
 """Return True if the signature, 128 hexadecimal digits, is the coordinator's for these bytes."""
 
 PREFIX = b"fedmq task 1\0"
-_LATER = ("uplink", "frozen")
+_LATER = ("uplink", "frozen", "downlink")
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "signature"})
 """Fields of a Task that are not part of `config`. The chunks are a way to send the tensors, and these are signed."""

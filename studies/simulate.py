@@ -76,8 +76,9 @@ def simulate(
     federation = problem.deal(members, seed)
     check_dealt(federation, len(members))
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
-    for place, text in () if run.uplink is None else run.uplink.unmet(strategy.reply):
-        raise ConfigError(f"{place}: {text}")
+    for table in (run.uplink, run.downlink):
+        for place, text in () if table is None else table.unmet(strategy.reply):
+            raise ConfigError(f"{place}: {text}")
     check_metrics(federation, goals(run))
     check_training(federation, strategy, population, run, training)
     loop = closed_loop_of(

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, DiscardReason
 from fedmq.coordinator.decisions.tasks.generations import SetBack
-from fedmq.schemas.messages import TrainingConfig, Update
+from fedmq.schemas.messages import Downlink, TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(
     {"malformed", "unsupported_version", "oversized", "not_finite", "wrong_shape", "wrong_base_version",
@@ -21,7 +21,7 @@ POISON: frozenset[str] = frozenset(
 
 
 class IssueTask(NamedTuple):
-    """Record the task in the next commit, then publish it with `Core.task_tensors`.
+    """Record the task in the next commit, then publish it with `Core.tensors_of` this command.
 
     At this point of the command list those tensors have the version `base_version`. `again` marks the repetition of a
     task that is in the ledger and that its participant lost.
@@ -36,6 +36,8 @@ class IssueTask(NamedTuple):
     again: bool = False
     coded: bool = False
     """True if the update is asked for in the run's codec, because the participant has it."""
+    downlink: Downlink | None = None
+    """Form in which the model travels; None if it travels as it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.commands import Command, SayHello
+from fedmq.coordinator.decisions.commands import Command, IssueTask, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
     BufferFailed,
@@ -99,7 +99,7 @@ from fedmq.coordinator.decisions.updates.verdicts import Verdicts
 from fedmq.coordinator.decisions.versions.buffer import Buffer
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import asked
-from fedmq.coordinator.settings import RunSettings
+from fedmq.coordinator.settings import DownlinkSettings, RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
 from fedmq.schemas.messages import TrainingConfig, Update, Uplink
 from fedmq.schemas.methods import update_spec
@@ -125,16 +125,18 @@ class Core:
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
         frozen: str | None = None,
+        downlink: DownlinkSettings | None = None,
     ) -> None:
         """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain. `uplink` is
         the codec that updates are asked for in; this core sees them decoded. `frozen` is the digest of the model's
-        frozen part (schemas.frozen), which is not among the parameters."""
+        frozen part (schemas.frozen), which is not among the parameters. `downlink` is the form in which tasks carry the
+        model."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._run_uid = run_uid
         self.frozen = frozen
         """Digest of the model's frozen part; None if it has none."""
-        self._model = Model(strategy, parameters)
+        self._model = Model(strategy, parameters, downlink=downlink)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room, groups = max_participants(strategy), arrivals(strategy)
         names = TaskNames(run_uid) if naming is None else replace(naming, uid=run_uid)
@@ -147,6 +149,7 @@ class Core:
             max_participants=room,
             arrivals=groups,
             uplink=uplink,
+            sent=self._model.sent,
         )
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
         self._discarded: Counter[str] = Counter()
@@ -186,8 +189,12 @@ class Core:
 
     @property
     def task_tensors(self) -> Parameters:
-        """Tensors that a task of the current version carries: its parameters, and the method's groups beside them."""
+        """Tensors that a task of the current version is to train from (Model.task_tensors)."""
         return self._model.task_tensors
+
+    def tensors_of(self, command: IssueTask) -> Parameters:
+        """Return the tensors that travel with a task, in the step that issues it."""
+        return self._model.tensors_of(command.downlink)
 
     @property
     def accepted(self) -> int:
@@ -434,6 +441,7 @@ class Core:
         evaluates: bool = False,
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
+        downlink: DownlinkSettings | None = None,
     ) -> Core:
         """Rebuild the core that wrote the snapshot, from it, all participants and the tasks that were open then.
 
@@ -443,7 +451,7 @@ class Core:
         strategy/memory/{participant_id}/{tensor}.
         """
         scalars = snapshot.scalars
-        model = Model.restore(strategy, snapshot)
+        model = Model.restore(strategy, snapshot, downlink)
         core = cls(
             settings,
             strategy,
@@ -455,6 +463,7 @@ class Core:
             frozen=scalars.get("frozen"),
         )
         core._model.state = model.state
+        core._model.sent = core._desk.sent = model.sent
         core._rng.bit_generator.state = scalars["rng"]
         core._discarded.update(scalars["discarded"])
         core._desk.names = TaskNames.restore(scalars, naming)

@@ -71,6 +71,8 @@ class ParticipantRecord:
     """True if its last hello said that its process ends."""
     codecs: tuple[str, ...] = ()
     """Codecs that it can send updates in (schemas.messages.Hello)."""
+    holds: int | None = None
+    """Version of the hidden state on its disk, if tasks travel as steps; None if it has none, or not a known one."""
     revoked: bool = False
     """True if it is in the fleet no more. It is for people: a restart asks the fleet's members."""
 

@@ -21,6 +21,7 @@ from fedmq.coordinator.decisions.participants.back_offs import BackOffs
 from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.participants.roster import Roster
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
+from fedmq.coordinator.decisions.task_models import TaskModel
 from fedmq.coordinator.decisions.tasks.book import HeldTask, TaskBook
 from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
 from fedmq.coordinator.settings import RunSettings
@@ -58,7 +59,9 @@ class TaskDesk:
         max_participants: int | None = None,
         arrivals: Arrivals | None = None,
         uplink: Uplink | None = None,
+        sent: TaskModel | None = None,
     ) -> None:
+        """`sent` is the model that tasks carry; None if they carry the parameters as they are."""
         self.settings = settings
         self.roster = Roster(settings, reply, rng, max_participants)
         self.back_offs = BackOffs(settings, self.roster)
@@ -80,6 +83,7 @@ class TaskDesk:
         """Kind of the memory that participants keep of their accepted updates."""
         self._reply = reply
         self._uplink = uplink
+        self.sent = sent
         self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
 
     # Time
@@ -121,6 +125,7 @@ class TaskDesk:
             p.last_seen_s, p.left = self.now, hello.leaving
             self.roster.set_user(p, user)
         p.num_examples = min(hello.num_examples, self.most_examples(p))
+        p.holds = None if self.sent is None else self.sent.version_of(hello.model)
         if p.out is not None:
             doubted = p.out.task_id in self._doubted
             self._doubted.discard(p.out.task_id)
@@ -200,6 +205,8 @@ class TaskDesk:
         task = self.tasks.get(event.task_id)
         if task is not None and task.participant_id == p.participant_id:
             p.declined += 1
+            if event.reason == "model_differs":
+                p.holds = None  # the next task is whole
             detail = f"{event.reason}: {event.detail}" if event.detail else event.reason
             if not task.repeats:
                 self.close(task, "declined", detail)
@@ -276,9 +283,11 @@ class TaskDesk:
         if self.groups is not None:
             values["epochs"] = values["max_steps"]  # an epoch has a step at least
         training = TrainingConfig.trusted(values)
-        coded = self._uplink is not None and self._uplink.lacking(self.owner(task).codecs) is None
+        p = self.owner(task)
+        coded = self._uplink is not None and self._uplink.lacking(p.codecs) is None
+        downlink = None if self.sent is None else self.sent.order(p.codecs, p.holds)
         named = (task.task_id, task.seq, task.participant_id, task.base_version)
-        return IssueTask(*named, training, lease_s, again, coded)
+        return IssueTask(*named, training, lease_s, again, coded, downlink)
 
     def max_steps(self, task: HeldTask) -> int | None:
         """Return the task's step limit, by its participant's speed if the run sets steps that way.
@@ -326,6 +335,8 @@ class TaskDesk:
             self._doubted.discard(task.task_id)
         else:
             p.lapsed.remove(task)
+        if self.sent is not None and state in ("accepted", "discarded"):  # it was trained, so it was kept
+            p.holds = max(task.base_version, -1 if p.holds is None else p.holds)
         self.tasks.close(task, state, detail)
         if self.groups is not None:
             self.groups.leave(task.task_id, open_still=False)

@@ -44,7 +44,7 @@ from fedmq.coordinator.service.startup import (
     whole,
 )
 from fedmq.coordinator.service.summary import RunSummary, summary_of
-from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, DownlinkSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
@@ -104,6 +104,7 @@ class CoordinatorService:
         registrar: Registrar | None = None,
         sign: Sign | None = None,
         uplink: UplinkCodec | None = None,
+        downlink: DownlinkSettings | None = None,
     ) -> None:
         """`identity` says which senders are believed, and `members` who is in the fleet; None means everybody.
         `connect` makes a transport that is not open yet, one for each time that this coordinator stands by.
@@ -111,7 +112,8 @@ class CoordinatorService:
         that no update moves. `check_model` gets the parameters of a run that goes on, and
         raises AppError if they do not fit its model. `export` gets the path of the final .safetensors and writes the
         model beside it (`FINAL_MODELS`). `registrar` decides on certificates, and `sign` signs tasks; both are None
-        without a fleet. `uplink` is the codec that updates are asked for in."""
+        without a fleet. `uplink` is the codec that updates are asked for in, and `downlink` the form in which tasks
+        carry the model."""
         self._folder = RunFolder(run_dir)
         self._run_settings = run
         self._commit_settings = commit
@@ -136,6 +138,7 @@ class CoordinatorService:
         self._registrar = registrar
         self._sign = sign
         self._uplink = uplink
+        self._downlink = downlink or DownlinkSettings()
         self._inbox: Inbox | None = None
         self._failures = Failures()
         self._stopping = False
@@ -270,6 +273,7 @@ class CoordinatorService:
             evaluates=self._evaluator is not None,
             naming=drawn_names(),
             uplink=self._order,
+            downlink=self._downlink,
             check_model=self._check_model,
             frozen=self._frozen,
         )
@@ -392,6 +396,8 @@ class CoordinatorService:
                 sign=self._sign,
                 uplink=self._order,
                 frozen=frozen,
+                model_bytes=core.task_tensors.num_bytes,
+                steps=self._downlink.codec == "hidden",
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,
@@ -443,4 +449,6 @@ class CoordinatorService:
             self._export(self._folder.final_parameters)
 
     def _settings(self) -> dict[str, Any]:
-        return settings_of(self._run_settings, self._strategy, self._training, self._commit_settings, self._order)
+        return settings_of(
+            self._run_settings, self._strategy, self._training, self._commit_settings, self._order, self._downlink
+        )

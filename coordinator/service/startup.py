@@ -17,7 +17,7 @@ from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.decisions.tasks.names import NONCE_CHARS, TaskNames
 from fedmq.coordinator.decisions.versions.model import parameters_in
 from fedmq.coordinator.service.commits.commit import Committer
-from fedmq.coordinator.settings import CommitSettings, RunSettings
+from fedmq.coordinator.settings import CommitSettings, DownlinkSettings, RunSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.frozen_file import frozen_in, write_frozen
@@ -57,6 +57,7 @@ def open_core(
     check_model: Callable[[Parameters], None] | None = None,
     uplink: Uplink | None = None,
     frozen: Callable[[], Collection[str]] = tuple,
+    downlink: DownlinkSettings | None = None,
 ) -> Core:
     """Return the core of a new run, or the restored core of a run that the ledger knows.
 
@@ -66,7 +67,7 @@ def open_core(
     Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
     `check_model` if the parameters of an unfinished run do not fit its model.
     """
-    settings = settings_of(run, strategy, training, commit, uplink)
+    settings = settings_of(run, strategy, training, commit, uplink, downlink)
     if ledger.is_new():
         run_uid = secrets.token_hex(4)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
@@ -82,6 +83,7 @@ def open_core(
             naming=naming,
             uplink=uplink,
             frozen=None if part is None else part.digest,
+            downlink=downlink,
         )
         files.prepare()
         if part is not None:
@@ -104,6 +106,7 @@ def open_core(
             evaluates=evaluates,
             naming=naming,
             uplink=uplink,
+            downlink=downlink,
         )
     if check_model is not None and core.finished is None:
         check_model(whole(core.parameters, frozen_of(folder, ledger, commit, core)))
@@ -194,12 +197,13 @@ def _rebuild(
     return arrays
 
 
-def settings_of(
+def settings_of(  # noqa: PLR0917
     run: RunSettings,
     strategy: Strategy[Any],
     training: TrainingConfig,
     commit: CommitSettings,
     uplink: Uplink | None = None,
+    downlink: DownlinkSettings | None = None,
 ) -> dict[str, Any]:
     """Return the settings in the form in which the ledger keeps them."""
     return {
@@ -208,6 +212,7 @@ def settings_of(
         "training": to_jsonable_python(training),
         "commit": to_jsonable_python(commit),
         "uplink": to_jsonable_python(uplink),
+        "downlink": to_jsonable_python(downlink or DownlinkSettings()),
     }
 
 
@@ -219,6 +224,8 @@ def _hyper_parameters(strategy: Strategy[Any]) -> dict[str, Any]:
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
     """Raise ConfigError if a setting that a run keeps for life has changed since it began."""
     pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
+    plain = to_jsonable_python(DownlinkSettings())  # a ledger of an older fedmq does not have the table
+    pairs |= {f"downlink.{key}": (old.get("downlink", plain)[key], new["downlink"][key]) for key in plain}
     for table in ("strategy", "training"):
         names = [*new[table], *(name for name in old[table] if name not in new[table])]
         pairs |= {f"{table}.{name}": (old[table].get(name), new[table].get(name)) for name in names}

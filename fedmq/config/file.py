@@ -22,7 +22,7 @@ from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.mistakes import Mistake, explain, show
 from fedmq.config.overrides import Overrides, from_environment, from_flags
 from fedmq.coordinator.decisions.requirements import unmet
-from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, RunSettings, UplinkSettings
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, DownlinkSettings, RunSettings, UplinkSettings
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
@@ -45,6 +45,7 @@ class FederationConfig(BaseModel):
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
     uplink: UplinkSettings = UplinkSettings()
+    downlink: DownlinkSettings = DownlinkSettings()
     commit: CommitSettings = CommitSettings()
     archive: ArchiveSettings = ArchiveSettings()
     broker: BrokerSettings = BrokerSettings()
@@ -119,7 +120,8 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
     if not isinstance(config.strategy, CustomStrategy):
         lacking = unmet(config.run.client_weights, config.strategy, config.training, config.run.steps)
         found += [Mistake(place, text) for place, text in lacking]
-        found += [Mistake(place, text) for place, text in config.uplink.unmet(config.strategy.reply)]
+        for table in (config.uplink, config.downlink):
+            found += [Mistake(place, text) for place, text in table.unmet(config.strategy.reply)]
     return found
 
 

@@ -99,6 +99,7 @@ def _coordinator_for(
             registrar=registrar,
             sign=sign,
             uplink=uplink,
+            downlink=config.downlink,
         )
     finally:
         child.close()

@@ -114,12 +114,12 @@ def _unmet(parts: Parts) -> Iterator[Mistake]:
         try:
             weights, steps = ("equal", None) if run is None else (run.client_weights, run.steps)
             lacking = list(unmet(weights, c.strategy, training or _RATED, steps))
-            if run is not None and run.uplink is not None:
-                lacking += run.uplink.unmet(c.strategy.reply)
+            for table in () if run is None else (run.uplink, run.downlink):
+                lacking += [] if table is None else table.unmet(c.strategy.reply)
         except InputError:  # a strategy of the user's own cannot be built, which `_in_files` reports
             continue
         for place, text in lacking:
-            if place.startswith(("run.", "uplink.")):
+            if place.startswith(("run.", "uplink.", "downlink.")):
                 yield Mistake(own + place if c.run else place, text)
             elif app or place != "training.learning_rate":
                 yield Mistake(own + place if c.training else place, text)

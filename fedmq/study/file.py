@@ -28,14 +28,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.file import read_toml
 from fedmq.config.mistakes import Mistake, explain
-from fedmq.coordinator.settings import TargetMetric, UplinkSettings
+from fedmq.coordinator.settings import DownlinkSettings, TargetMetric, UplinkSettings
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.demo.data import SAMPLE, full_mnist
 from fedmq.schemas.errors import ConfigError
@@ -78,6 +78,8 @@ class StudyStrategy(Value):
     """Run in place of the study's."""
     uplink: UplinkSettings | None = None
     """Codec of its updates in place of the study's."""
+    downlink: DownlinkSettings | None = None
+    """Form of the model in its tasks in place of the study's."""
     tune: dict[str, list[float]] | None = None
     """Parameter ("training.learning_rate", "strategy.staleness.a") -> values to try, in place of the default grid. An
     empty table leaves this strategy as it is."""
@@ -102,6 +104,8 @@ class StudyFile(Value):
     training: TrainingConfig = TrainingConfig()
     uplink: UplinkSettings | None = None
     """Codec of the updates, as in a federation file."""
+    downlink: DownlinkSettings | None = None
+    """Form of the model in tasks, as in a federation file."""
     strategies: Annotated[list[StudyStrategy], Field(min_length=1)]
     populations: Annotated[list[Population], Field(min_length=1)]
 
@@ -150,14 +154,14 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
     strategies = _rows(StudyStrategy, tree.get("strategies"))
     populations = _rows(Population, tree.get("populations"))
     seeds = _valid(Seeds, tree.get("seeds", 1))
-    uplink = _valid(UplinkSettings | None, tree.get("uplink"))
-    run = _with_uplink(_valid(StudyRun, tree.get("run")), uplink, here)
+    codecs = Codecs(_valid(UplinkSettings | None, tree.get("uplink")), _valid(_Downlink, tree.get("downlink")))
+    run = _with_codecs(_valid(StudyRun, tree.get("run")), codecs, here)
     return Parts(
         problem=None if problem is None else _found(problem, here),
         run=run,
         training=_valid(TrainingConfig, tree.get("training", {})),
         contenders={
-            i: Contender(_label(s), _strategy(s.strategy, here), s.training, _own_run(s, run, uplink, here), s.tune)
+            i: Contender(_label(s), _strategy(s.strategy, here), s.training, _own_run(s, run, codecs, here), s.tune)
             for i, s in strategies.items()
         },
         populations={i: _with_trace(p, here) for i, p in populations.items()},
@@ -173,23 +177,32 @@ def _label(strategy: StudyStrategy) -> str:
     return strategy.label if codec == "none" or codec in strategy.label.lower() else f"{strategy.label}, {codec}"
 
 
-def _own_run(
-    strategy: StudyStrategy, run: StudyRun | None, uplink: UplinkSettings | None, here: Path
-) -> StudyRun | None:
+class Codecs(NamedTuple):
+    """The codecs of a table in the file."""
+
+    uplink: UplinkSettings | None
+    downlink: DownlinkSettings | None
+
+
+_Downlink = DownlinkSettings | None
+
+
+def _own_run(strategy: StudyStrategy, run: StudyRun | None, codecs: Codecs, here: Path) -> StudyRun | None:
     """Return a strategy's own run; None if the study's is its own too."""
-    if strategy.run is None and strategy.uplink is None:
+    if strategy.run is None and strategy.uplink is None and strategy.downlink is None:
         return None
-    return _with_uplink(strategy.run or run, strategy.uplink or uplink, here)
+    own = Codecs(strategy.uplink or codecs.uplink, strategy.downlink or codecs.downlink)
+    return _with_codecs(strategy.run or run, own, here)
 
 
-def _with_uplink(run: StudyRun | None, uplink: UplinkSettings | None, here: Path) -> StudyRun | None:
-    """Return the run with this codec, and with a path of the codec's file that this process can open."""
-    found = uplink or (None if run is None else run.uplink)
-    if run is None or found is None:
-        return run
-    if found.file is not None:
-        found = found.model_copy(update={"file": str(here / Path(found.file).expanduser())})
-    return run.model_copy(update={"uplink": found})
+def _with_codecs(run: StudyRun | None, codecs: Codecs, here: Path) -> StudyRun | None:
+    """Return the run with these codecs, and with a path of the codec's file that this process can open."""
+    if run is None:
+        return None
+    uplink = codecs.uplink or run.uplink
+    if uplink is not None and uplink.file is not None:
+        uplink = uplink.model_copy(update={"file": str(here / Path(uplink.file).expanduser())})
+    return run.model_copy(update={"uplink": uplink, "downlink": codecs.downlink or run.downlink})
 
 
 def _valid(kind: Any, given: object) -> Any:

@@ -39,6 +39,9 @@ Rules
     dropped is deleted.
 13. A leaving participant takes no task: an unacked task goes back to its queue. Updates in the outbox have `LEAVE_S` to
     get out while the broker is there. The others stay on disk.
+14. If tasks travel as steps of a hidden state, the newest one is on disk before its task counts as spooled, and hellos
+    name it. If the state of a task cannot be made here, the task is declined as model_differs, to be asked again at
+    once: hellos name none then, and the next task is whole.
 
 State         connected  holds
 disconnected  no         anything; training goes on
@@ -118,6 +121,7 @@ class Agent:
         self._outbox = Outbox(self._restored, rng)
         self._declines = Declines(participant_id, rng)
         self._hellos = Hellos(participant_id, session_id, settings.hello_interval_s, replies, software, codecs=codecs)
+        self._hellos.model = self._restored.model
         self._leaving: _Leaving | None = None
         self._served: set[str] = set()
         self._handlers = {
@@ -260,6 +264,7 @@ class Agent:
         if current is None:
             return []
         current.phase = "training"
+        self._hellos.model = event.model or self._hellos.model
         return [ev.Ack(current.delivery), ev.StartTraining(current.task)]
 
     def _on_spool_failed(self, event: ev.SpoolFailed, now: float) -> list[ev.Command]:
@@ -269,7 +274,7 @@ class Agent:
         self._current = None
         note = ev.Note("error", "task_not_spooled", {"task": event.task_id, "detail": event.detail})
         if event.reason != "not_idle":
-            declined = self._decline(current.task, event.reason, event.detail)
+            declined = self._declined(current.task, event.reason, event.detail)
             return [note, *declined, ev.Ack(current.delivery)]
         self._disk_refused_until = now + self.settings.retry_after_s
         declined = self._decline(current.task, "not_idle", event.detail, self.settings.retry_after_s)
@@ -295,8 +300,7 @@ class Agent:
             # A leaving agent asked the trainer to stop. The task stays in the spool for the next process.
             return []
         self._current = None
-        soon = 0.0 if event.reason == "frozen_lost" else None  # the next task brings it
-        commands = [ev.ClearTask(event.task_id), *self._decline(current.task, event.reason, event.detail, soon)]
+        commands = [ev.ClearTask(event.task_id), *self._declined(current.task, event.reason, event.detail)]
         if event.fatal:
             commands += self._leave(ev.Exit("unsupported", event.detail), now)
         return commands
@@ -405,6 +409,13 @@ class Agent:
 
     def _update_id(self, task: Task) -> str:
         return update_id(task.run_id, task.task_id, self.participant_id)
+
+    def _declined(self, task: Task, reason: DeclineReason, detail: str) -> list[ev.Command]:
+        """Decline a task that was taken. If its model could not be made here, hellos name none any more (rule 14)."""
+        if reason == "model_differs":
+            self._hellos.model = None
+        soon = 0.0 if reason in ("frozen_lost", "model_differs") else None  # the next task brings it
+        return self._decline(task, reason, detail, soon)
 
     def _decline(
         self, task: Task, reason: DeclineReason, detail: str, retry_after_s: float | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedmq.schemas.messages import Decline, DeclineReason, Hello, Notice, Receipt, Task
+from fedmq.schemas.messages import Decline, DeclineReason, HeldModel, Hello, Notice, Receipt, Task
 
 DeliveryHandle = int
 
@@ -31,6 +31,8 @@ class Restored:
     """task_ids that are over, oldest first. A late redelivery of one is not trained again."""
     unsettled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """update_id -> (task_id, run_id) of the updates whose verdicts decide on the method's memory."""
+    model: HeldModel | None = None
+    """The hidden state on disk."""
 
 
 # Events
@@ -73,6 +75,8 @@ class TaskSpooled:
 
     task_id: str
     delivery: DeliveryHandle
+    model: HeldModel | None = None
+    """The hidden state that is on disk with it; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,17 @@ class SpoolFailed:
     not_idle      the disk refused the task: it is full or read-only
     payload_lost  its parameters cannot be had any more
     unsupported   its parameters are larger than this participant allows
+    model_differs what it is to train from cannot be made here
+    unreadable    its parameters in chunks cannot be read
+    bad_signature the coordinator has not signed it with what it is to train from
     """
 
     task_id: str
     delivery: DeliveryHandle
     detail: str
-    reason: Literal["not_idle", "payload_lost", "unsupported"] = "not_idle"
+    reason: Literal["not_idle", "payload_lost", "unsupported", "model_differs", "unreadable", "bad_signature"] = (
+        "not_idle"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedmq.participant.decisions import events as ev
-from fedmq.schemas.messages import Hello, Reply
+from fedmq.schemas.messages import HeldModel, Hello, Reply
 
 
 class Hellos:
@@ -25,6 +25,8 @@ class Hellos:
         self._replies = replies
         self._software = software
         self._codecs = codecs
+        self.model: HeldModel | None = None
+        """The hidden state on disk."""
         self._told_accepting: bool | None = None
         self._told_leaving = False
         self._next_at = 0.0
@@ -64,6 +66,7 @@ class Hellos:
             accepting=accepting,
             replies=self._replies,
             codecs=self._codecs,
+            model=self.model,
             task_ids=task_ids,
             last_task=last_task,
             software=self._software,

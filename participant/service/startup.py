@@ -43,7 +43,9 @@ def restore(spool: Spool, limits: Limits) -> Restored:
     if task is not None or outbox:
         task_id = task.task_id if task is not None else None
         log.info("restored", folder=spool.folder, task=task_id, age_s=age, outbox=len(outbox))
-    return Restored(task, age, outbox, record.sent, record.done, spool.unsettled())
+    model = spool.read_model()
+    held = None if model is None else model.held
+    return Restored(task, age, outbox, record.sent, record.done, spool.unsettled(), held)
 
 
 def num_examples_of(trainer: Any) -> int | None:

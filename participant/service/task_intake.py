@@ -4,7 +4,8 @@ The service's thread calls everything here. It carries out the agent's SpoolTask
 
 No parameters go to the trainer before the task's signature is checked with them, if the bundle demands signatures.
 Those beside a task are checked as it arrives, before anything is written. Those that come in chunks are checked as they
-are read from disk, and so are those of a task that an earlier process spooled.
+are read from disk, and so are those of a task that an earlier process spooled. If the model travels in a codec, what it
+is to train from is made, and checked, before the task is written (participant.service.task_models).
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import time
 from fedmq.broker_config.chunks.receiver import ChunkArrived, Lost
 from fedmq.broker_config.faults import fault
 from fedmq.participant.decisions import events as ev
+from fedmq.participant.service import task_models
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
+from fedmq.participant.service.task_models import ModelDiffers
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.codec import decode
 from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, SpecMismatch, SpoolError
 from fedmq.schemas.frozen import Frozen, beside, frozen_part
 from fedmq.schemas.local.clocks import moment_now
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import Task, run_uid
+from fedmq.schemas.messages import HeldModel, Task, run_uid
 from fedmq.schemas.methods import has_memory
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import check_signature, check_signed
@@ -42,15 +45,16 @@ class TaskIntake:
         self._download: Download | None = None
 
     def arrived(self, task: Task, parameters: Parameters | None) -> None:
-        """Hold the parameters of a task that the agent is about to see; None if they come in chunks.
+        """Hold the tensors of a task that the agent is about to see; None if they come in chunks.
 
         Raises BadSignature.
         """
-        if parameters is not None:
+        if parameters is not None and task.downlink is None:
             self._check(task, parameters)
-            self._received[task.task_id] = parameters
         elif self._context.verify is not None:
             check_signed(task)
+        if parameters is not None:
+            self._received[task.task_id] = parameters
 
     def decided(self, task: Task, goes_back: bool) -> None:
         """Drop what a task brought, now that the agent has decided on it, unless it is being fetched.
@@ -79,7 +83,7 @@ class TaskIntake:
     def spool(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event | None:
         """Write a task's message body to disk. Parameters in chunks are fetched first, and the event is put later."""
         if task.chunks is None:
-            return self._write_task(task, handle, body)
+            return self._keep_task(task, handle, body)
         most_bytes = self._context.payload_limits.max_body_bytes
         if task.chunks.num_bytes > most_bytes:
             detail = (
@@ -91,7 +95,7 @@ class TaskIntake:
         def done(outcome: Lost | OSError | None) -> None:
             self._download = None
             if outcome is None:
-                event = self._write_task(task, handle, body)
+                event = self._keep_task(task, handle, body)
             elif isinstance(outcome, Lost):
                 event = ev.SpoolFailed(task.task_id, handle, outcome.detail, "payload_lost")
             else:
@@ -122,11 +126,12 @@ class TaskIntake:
         parameters = self._received.pop(task.task_id, None)
         if parameters is None:
             try:
-                parameters = self._read_parameters(task)
-                self._check(task, parameters)
+                parameters = self._read_checked(task)
             except BadSignature as error:
                 log.error("task_refused", participant=self._context.participant_id, task=task.task_id, detail=error)
                 return ev.TrainingFailed(task.task_id, "bad_signature", str(error))
+            except ModelDiffers as error:
+                return ev.TrainingFailed(task.task_id, "model_differs", str(error))
             except (PeerError, SpoolError) as error:
                 return ev.TrainingFailed(task.task_id, "trainer_error", f"the spooled task cannot be read: {error}")
         try:
@@ -163,28 +168,76 @@ class TaskIntake:
         if self._context.verify is not None:
             check_signature(task, parameters, self._context.verify)
 
-    def _write_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
+    def _keep_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
+        """Write the hidden state that the task is to train from, if it has one, and then its message body."""
         try:
+            held = self._keep_model(task)
             self._spool.write_task(body, moment_now())
+        except BadSignature as error:
+            log.error("task_refused", participant=self._context.participant_id, task=task.task_id, detail=error)
+            return ev.SpoolFailed(task.task_id, handle, str(error), "bad_signature")
+        except ModelDiffers as error:
+            return ev.SpoolFailed(task.task_id, handle, str(error), "model_differs")
+        except PeerError as error:
+            return ev.SpoolFailed(task.task_id, handle, f"{error.reason}: {error}", "unreadable")
         except SpoolError as error:
             return ev.SpoolFailed(task.task_id, handle, str(error))
         fault("task-on-disk")
-        return ev.TaskSpooled(task.task_id, handle)
+        return ev.TaskSpooled(task.task_id, handle, held)
 
-    def _read_parameters(self, task: Task) -> Parameters:
-        """Read a task's parameters from disk and check them. Raises SpoolError or PeerError."""
-        if task.chunks is not None:
-            decoded = decode(self._spool.payload.read(), self._context.payload_limits)
-            if decoded.message != task.model_copy(update={"chunks": None}):
-                raise MalformedMessage("its chunks belong to another task than its manifest")
-        else:
-            found = self._spool.read_task()
-            if found is None:
-                raise SpoolError("its file is gone")
-            decoded = decode(found[0], self._context.limits)
+    def _keep_model(self, task: Task) -> HeldModel | None:
+        if task.downlink is None:
+            return None
+        came = self._received.get(task.task_id)
+        tensors, frozen = beside(self._read_payload(task) if came is None else came)
+        base = task_models.base_of(task, tensors, self._spool)
+        self._check(task, base)
+        if came is not None:
+            self._received[task.task_id] = _joined(base, frozen)
+        if frozen:
+            self._apart(task, frozen)
+        return task_models.keep(task, base, self._spool)
+
+    def _read_checked(self, task: Task) -> Parameters:
+        """Read the tensors to train from, and the frozen part that came with them, and check the signature.
+
+        Raises SpoolError, PeerError or ModelDiffers.
+        """
+        base = task_models.kept(task, self._spool)
+        if base is not None:  # the frozen part was kept before it
+            self._check(task, base)
+            return base
+        tensors = self._read_payload(task) if task.chunks is not None else self._read_task()
+        if task.downlink is None:
+            self._check(task, tensors)
+            return tensors
+        tensors, frozen = beside(tensors)
+        base = task_models.base_of(task, tensors, self._spool)
+        self._check(task, base)
+        return _joined(base, frozen)
+
+    def _read_payload(self, task: Task) -> Parameters:
+        """Read the tensors of a task that came in chunks. Raises SpoolError or PeerError."""
+        decoded = decode(self._spool.payload.read(), self._context.payload_limits)
+        if decoded.message != task.model_copy(update={"chunks": None}):
+            raise MalformedMessage("its chunks belong to another task than its manifest")
+        assert decoded.parameters is not None, "the codec refuses a whole task without parameters"
+        return decoded.parameters
+
+    def _read_task(self) -> Parameters:
+        """Read the tensors of the task on disk. Raises SpoolError or PeerError."""
+        found = self._spool.read_task()
+        if found is None:
+            raise SpoolError("its file is gone")
+        decoded = decode(found[0], self._context.limits)
         assert decoded.parameters is not None, "the codec refuses a whole task without parameters"
         return decoded.parameters
 
     def _payload_queue(self, task: Task) -> str:
         assert task.chunks is not None
         return self._context.download_queue(task.chunks.payload_id).name
+
+
+def _joined(base: Parameters, frozen: Parameters) -> Parameters:
+    """Return what is to be trained from, with the frozen tensors that came beside it."""
+    return Parameters({**base, **frozen}, base.non_trainable | frozen.non_trainable) if frozen else base

@@ -6,6 +6,7 @@
                                memory/<run_uid>.fedmq    the method's memory of a run, after its accepted updates
                                memory/next/<update_id>.fedmq  the memory that counts once this update is accepted
                                frozen/<digest>           frozen parts of models (participant.spool.frozen_store)
+                               model.fedmq               the newest hidden state, if tasks travel as steps
                                set-aside/                unreadable files, for somebody to look at
                                *.chunks, *.payload ...   payloads in chunks: see `participant.spool.chunk_journal`
                                lock                      held by the one process that may use the folder
@@ -21,13 +22,11 @@ a failed write the old content is still in place, so the caller can decline the 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,32 +35,28 @@ from pydantic import TypeAdapter
 
 from fedmq.participant.spool.chunk_journal import PayloadFile
 from fedmq.participant.spool.frozen_store import FrozenStore
+from fedmq.participant.spool.records import MOST_HEAD_BYTES, Body, as_spool_error, remove_file, unwrap, wrap, write
 from fedmq.participant.training.methods import Memory
 from fedmq.schemas.errors import PeerError, SpoolError
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES, Limits
 from fedmq.schemas.local.clocks import Moment
-from fedmq.schemas.local.durable import sync_folder, write_whole
+from fedmq.schemas.local.durable import sync_folder
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.local.files import UnfitFile, content, make_folder, parse_json, remove
 from fedmq.schemas.local.locks import FileLock, holders
-from fedmq.schemas.messages import Identifier
+from fedmq.schemas.messages import HeldModel, Identifier
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import pack, read_entries, spec_of, unpack
 
 log = EventLog(__name__)
 
-MAGIC = b"fedmq spool 1\n"
-DIGEST_BYTES = 16
 MOST_MEMORIES = 4
 """Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs."""
 _OWN_FILES = Limits(max_tensors=2**31)
 """Limits of a file that this machine wrote."""
-MOST_HEAD_BYTES = 100_000_000
-"""Longest header. A memory's has an entry of about 100 bytes for each tensor."""
 MOST_BYTES = MAX_PAYLOAD_BYTES + MOST_HEAD_BYTES
 MOST_NOTE_BYTES = 16 * 1024 * 1024
 """Largest sent.json, and largest manifest."""
-Body = bytes | memoryview
 _ID = TypeAdapter(Identifier)
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """Errors of content that fedmq did not write."""
@@ -81,6 +76,14 @@ def folders_of(spool_dir: Path, participant_id: str) -> tuple[Path, Path, Path, 
     return folder, folder / "outbox", folder / "memory", folder / "memory" / "next"
 
 
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """The hidden state that tasks in steps begin from (fedmq.schemas.codecs.hidden)."""
+
+    held: HeldModel
+    tensors: Parameters
+
+
 class Spool:
     """One participant's folder. Raises SpoolError if another process uses it, or if it cannot be written."""
 
@@ -88,11 +91,12 @@ class Spool:
         self.folder, self._outbox, self._memory, self._next = folders_of(spool_dir, participant_id)
         self._task = self.folder / "task.fedmq"
         self._sent = self.folder / "sent.json"
+        self._model = self.folder / "model.fedmq"
         self.payload = PayloadFile(self.folder)
         """Parameters of a task that came in chunks. The task file then holds the manifest."""
         self.frozen = FrozenStore(self.folder)
         """Frozen parts of models, each kept from the first task with it."""
-        with _as_spool_error("make", self._outbox):
+        with as_spool_error("make", self._outbox):
             for folder in (self.folder, self._outbox, self._memory, self._next):
                 make_folder(folder)
             self._lock = FileLock(self.folder / "lock")
@@ -103,7 +107,7 @@ class Spool:
                 f"{self.folder} is in use by another process: {holders(self._lock.path)}. Two participants must not "
                 "share one id and spool_dir. Stop the other one, or start this one with another --id"
             )
-        with _as_spool_error("clean", self.folder):
+        with as_spool_error("clean", self.folder):
             for left_over in (*self.folder.glob("*.tmp"), *self._outbox.glob("*.tmp"), *self._memory.rglob("*.tmp")):
                 remove(left_over)
             for beside in (*self._outbox.glob("*.chunks"), *self._outbox.glob("*.sent")):
@@ -120,7 +124,7 @@ class Spool:
             )
         for folder in (self._outbox, self._memory, self._next):
             if not folder.is_dir():
-                with _as_spool_error("make", folder):
+                with as_spool_error("make", folder):
                     make_folder(folder)
                 log.warning("spool_folder_made_again", folder=folder)
 
@@ -132,7 +136,7 @@ class Spool:
 
     def write_task(self, body: bytes | bytearray | memoryview, received: Moment) -> None:
         """Write the task's message body, in place of the one before."""
-        _write(self._task, _wrap(asdict(received), body))
+        write(self._task, wrap(asdict(received), body))
 
     def read_task(self) -> tuple[Body, Moment] | None:
         """Return the task's body and the moment when it came; None if there is none that can be read."""
@@ -150,20 +154,39 @@ class Spool:
         return body, received
 
     def clear_task(self) -> None:
-        _remove(self._task)
-        with _as_spool_error("remove", self.folder):
+        remove_file(self._task)
+        with as_spool_error("remove", self.folder):
             self.payload.clear()
 
     def set_aside_task(self, why: str) -> None:
         """Set aside a task file that is whole, but that this build cannot decode."""
         self.set_aside(self._task, why)
 
+    # The hidden state
+
+    def write_model(self, model: KeptModel, run_id: str) -> None:
+        """Write the newest hidden state, in place of the one before."""
+        header = {**model.held.model_dump(), "run_id": run_id, "tensors": _entries(model.tensors)}
+        write(self._model, wrap(header, *pack(model.tensors)))
+
+    def read_model(self) -> KeptModel | None:
+        """Return the newest hidden state; None if there is none that can be read."""
+        found = self._read(self._model)
+        if found is None:
+            return None
+        try:
+            held = HeldModel(version=found[0]["version"], digest=found[0]["digest"])
+            return KeptModel(held, _tensors_in(found[0], found[1]))
+        except (*_WRONG, PeerError) as error:
+            self.set_aside(self._model, f"its content is not as expected: {error}")
+            return None
+
     # The outbox
 
     def write_update(self, update_id: str, task_id: str, run_id: str, *body: bytes | memoryview) -> None:
         """Write a finished update, given in one piece or several."""
         self.clear_upload(update_id)  # an earlier training of the same task may have left one
-        _write(self._update(update_id), _wrap({"task_id": task_id, "run_id": run_id}, *body))
+        write(self._update(update_id), wrap({"task_id": task_id, "run_id": run_id}, *body))
 
     def read_update(self, update_id: str) -> tuple[str, Body]:
         """Return the file's checksum, which names this very content, and the update's body.
@@ -176,7 +199,7 @@ class Spool:
         return found[2], found[1]
 
     def clear_update(self, update_id: str) -> None:
-        _remove(self._update(update_id))
+        remove_file(self._update(update_id))
 
     def journal_path(self, update_id: str) -> Path:
         """Return the path of the journal of an upload's confirmed chunks."""
@@ -184,7 +207,7 @@ class Spool:
 
     def write_manifest(self, update_id: str, body: bytes) -> None:
         """Write the manifest that announces an update which is uploaded whole."""
-        _write(self._manifest(update_id), _wrap({}, body))
+        write(self._manifest(update_id), wrap({}, body))
 
     def manifest(self, update_id: str) -> bytes | None:
         """Return the manifest of an update that is uploaded whole; None if it is not."""
@@ -198,7 +221,7 @@ class Spool:
     def clear_upload(self, update_id: str) -> None:
         """Delete the notes about the update's chunks. The update itself stays."""
         for path in (self._manifest(update_id), self.journal_path(update_id)):
-            with _as_spool_error("remove", path):
+            with as_spool_error("remove", path):
                 remove(path)
 
     def _manifest(self, update_id: str) -> Path:
@@ -213,7 +236,7 @@ class Spool:
     def write_sent(self, record: SentRecord) -> None:
         """Replace sent.json."""
         text = json.dumps({"sent": record.sent, "done": record.done})
-        _write(self._sent, _wrap({}, text.encode()))
+        write(self._sent, wrap({}, text.encode()))
 
     def read_sent(self) -> SentRecord:
         """Return the content of sent.json; empty if it cannot be read."""
@@ -233,14 +256,14 @@ class Spool:
     def write_next_memory(self, update_id: str, task_id: str, run_id: str, memory: Memory) -> None:
         """Write the memory that counts once this update is accepted."""
         tensors = Parameters(memory.tensors)
-        entries = [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": True} for s in spec_of(tensors)]
-        header = {"task_id": task_id, "run_id": run_id, "mark": memory.mark, "tensors": entries, "soft": memory.soft}
-        _write(self._next / f"{update_id}.fedmq", _wrap(header, b"".join(pack(tensors))))
+        of_task = {"task_id": task_id, "run_id": run_id, "mark": memory.mark}
+        header = {**of_task, "tensors": _entries(tensors), "soft": memory.soft}
+        write(self._next / f"{update_id}.fedmq", wrap(header, b"".join(pack(tensors))))
 
     def move_memory(self, update_id: str, run_uid: str) -> None:
         """Make the memory that an accepted update left the memory of its run. Idempotent."""
         path, target = self._next / f"{update_id}.fedmq", self._memory / f"{run_uid}.fedmq"
-        with _as_spool_error("move", path):
+        with as_spool_error("move", path):
             try:
                 path.replace(target)
             except FileNotFoundError:
@@ -253,7 +276,7 @@ class Spool:
 
     def drop_next_memory(self, update_id: str) -> None:
         """Delete the memory that an update would have left, because it is not accepted. Idempotent."""
-        _remove(self._next / f"{update_id}.fedmq")
+        remove_file(self._next / f"{update_id}.fedmq")
 
     def read_memory(self, run_uid: str) -> Memory | None:
         """Return the memory of a run; None if there is none that can be read."""
@@ -262,10 +285,8 @@ class Spool:
         if found is None:
             return None
         try:
-            listed = [entry | {"shape": tuple(entry["shape"])} for entry in found[0]["tensors"]]
-            entries = read_entries(listed, _OWN_FILES)
             soft = found[0].get("soft") is True
-            return Memory(_id(found[0]["mark"]), unpack(memoryview(found[1]), entries), soft)
+            return Memory(_id(found[0]["mark"]), _tensors_in(found[0], found[1]), soft)
         except (*_WRONG, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
@@ -274,7 +295,7 @@ class Spool:
         """Delete the memory of a run that its participant can go on without. Idempotent."""
         memory = self.read_memory(run_uid)
         if memory is not None and memory.soft:
-            _remove(self._memory / f"{run_uid}.fedmq")
+            remove_file(self._memory / f"{run_uid}.fedmq")
 
     def unsettled(self) -> dict[str, tuple[str, str]]:
         """Return update_id -> (task_id, run_id) of the updates whose verdict decides on the memory, oldest first."""
@@ -283,7 +304,7 @@ class Spool:
     def _listed(self, folder: Path) -> dict[str, tuple[str, str]]:
         """Return update_id -> (task_id, run_id) of a folder's files, oldest first. Set aside those without ids."""
         found: dict[str, tuple[str, str]] = {}
-        with _as_spool_error("read", folder):
+        with as_spool_error("read", folder):
             paths = sorted(folder.glob("*.fedmq"), key=lambda path: path.lstat().st_mtime_ns)
         for path in paths:
             written = self._read(path)
@@ -295,13 +316,13 @@ class Spool:
         return found
 
     def clear_memory(self, run_id: str) -> None:
-        """Delete the memory of a run that is over."""
-        with _as_spool_error("read", self._memory):
-            paths = list(self._memory.glob("*.fedmq"))
+        """Delete the memory and the hidden state of a run that is over."""
+        with as_spool_error("read", self._memory):
+            paths = [*self._memory.glob("*.fedmq"), self._model]
         for path in paths:
             written = self._read(path)
             if written is not None and written[0].get("run_id") == run_id:
-                _remove(path)
+                remove_file(path)
 
     # Files
 
@@ -310,7 +331,7 @@ class Spool:
         folder = self.folder / "set-aside"
         target = folder / f"{time.time_ns()}-{path.name[:100]}"
         log.error("spool_file_set_aside", file=path, moved_to=target, why=why)
-        with _as_spool_error("set aside", path):
+        with as_spool_error("set aside", path):
             make_folder(folder)
             path.replace(target)
 
@@ -318,9 +339,9 @@ class Spool:
         return self._outbox / f"{update_id}.fedmq"
 
     def _read(self, path: Path, most_bytes: int = MOST_BYTES) -> tuple[dict[str, Any], Body, str] | None:
-        with _as_spool_error("read", path):
+        with as_spool_error("read", path):
             try:
-                return _unwrap(content(path, most_bytes))
+                return unwrap(content(path, most_bytes))
             except FileNotFoundError:
                 return None
             except UnfitFile as error:
@@ -336,50 +357,11 @@ def _id(value: object) -> str:
     return _ID.validate_python(value, strict=True)
 
 
-def _wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
-    head = json.dumps(header).encode()
-    digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
-    for piece in body:
-        digest.update(piece)
-    return [MAGIC, digest.digest(), len(head).to_bytes(4, "little"), head, *body]
+def _entries(tensors: Parameters) -> list[dict[str, Any]]:
+    return [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": s.trainable} for s in spec_of(tensors)]
 
 
-def _unwrap(written: Body) -> tuple[dict[str, Any], Body, str]:
-    """Return the header, the body, and the checksum in hexadecimal. Raises ValueError that says what is wrong."""
-    if written[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"it begins with {bytes(written[: len(MAGIC)])!r}, expected {MAGIC!r}")
-    start = len(MAGIC) + DIGEST_BYTES
-    length = int.from_bytes(written[start : start + 4], "little")
-    if length > MOST_HEAD_BYTES:
-        raise ValueError(f"its header has {length} bytes, expected at most {MOST_HEAD_BYTES}")
-    rest = start + 4 + length
-    head, body = written[start + 4 : rest], written[rest:]
-    digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
-    digest.update(body)
-    if digest.digest() != written[len(MAGIC) : start]:
-        raise ValueError(f"its {len(written)} bytes do not have the checksum that was written with them")
-    header = parse_json(head)
-    if not isinstance(header, dict):
-        raise ValueError("its header is no object")  # noqa: TRY004
-    return header, body, digest.hexdigest()
-
-
-def _write(path: Path, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
-    with _as_spool_error("write", path):
-        write_whole(path, pieces)
-
-
-def _remove(path: Path) -> None:
-    with _as_spool_error("remove", path):
-        remove(path)
-        sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _as_spool_error(what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SpoolError(
-            f"cannot {what} {path}: {error.strerror or error}. Make room or grant rights, or set another spool_dir"
-        ) from error
+def _tensors_in(header: Mapping[str, Any], body: Body) -> Parameters:
+    """Return the tensors that `_entries` described. Raises a PeerError, or one of _WRONG, for others."""
+    listed = [entry | {"shape": tuple(entry["shape"])} for entry in header["tensors"]]
+    return unpack(memoryview(body), read_entries(listed, _OWN_FILES))

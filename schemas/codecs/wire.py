@@ -86,7 +86,7 @@ class Wire:
         encoded = self.codec.encode(values, places, seed, warm)
         parts = {n: np.ascontiguousarray(a) for n, a in encoded.parts.items()}
         try:
-            _check(self.codec.parts(places), parts)
+            check_parts(self.codec.parts(places), parts)
         except (SpecMismatch, LimitExceeded) as error:
             raise AppError(f"the codec {self.codec.name!r} breaks its own promise: {error}") from None
         coded = _compressed(parts) if self.compressed else {f"{GROUP}:{n}": a for n, a in parts.items()}
@@ -105,7 +105,7 @@ class Wire:
             array = plain[tensor.name]
             if array is None or (array.dtype, array.shape) != (DTYPES[tensor.dtype], tensor.shape):
                 raise SpecMismatch(f"an update in {self.codec.name} must have the tensor {tensor} as it is")
-        _check(self.codec.parts(places), parts)
+        check_parts(self.codec.parts(places), parts)
         try:
             values = np.asarray(self.codec.decode(parts, places))
         except MalformedMessage:
@@ -195,7 +195,8 @@ def check_names(spec: ModelSpec) -> None:
             )
 
 
-def _check(expected: tuple[Part, ...], parts: Mapping[str, Array]) -> None:
+def check_parts(expected: tuple[Part, ...], parts: Mapping[str, Array]) -> None:
+    """Raise SpecMismatch or LimitExceeded unless these are the parts that a codec makes of the model."""
     if list(parts) != [p.name for p in expected]:
         raise SpecMismatch(f"the parts {list(parts)[:8]}, expected {[p.name for p in expected]}")
     for part in expected:

@@ -97,12 +97,14 @@ class Engine:
         uplink = None if run.uplink is None else uplink_codec(run.uplink, strategy.reply)
         order = None if uplink is None else uplink.order
         self._core = self.core_type(
-            self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates, uplink=order
-        )
+            self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates, uplink=order,
+            downlink=run.downlink,
+        )  # fmt: skip
         spec = update_spec(strategy.reply, spec_of(initial))
         wire = None if uplink is None else uplink.wire(spec)
         tensor_bytes = sum(t.num_bytes for t in spec) if wire is None else wire.usual_bytes
         self._payload_bytes = self._core.task_tensors.num_bytes, tensor_bytes
+        self._order = order
         self._codec = None if order is None else order.codec
         self._down_bytes = task_bytes(spec_of(self._core.task_tensors), strategy.reply, training, order)
         self._up_bytes = update_bytes(spec, strategy.reply)
@@ -253,14 +255,19 @@ class Engine:
             return
         self._works += 1
         self._outcome.tasks_issued += 1
-        self._issued_bytes += self._down_bytes
+        tensor_bytes, down_bytes = self._payload_bytes[0], self._down_bytes
+        if task.downlink is not None:
+            spec = spec_of(self._core.tensors_of(task))
+            tensor_bytes = sum(tensor.num_bytes for tensor in spec)
+            down_bytes = task_bytes(spec, self._reply, task.training, self._order, task.downlink)
+        self._issued_bytes += down_bytes
         training = device.part_of(task.training)
         work = device.begin(
             self._works,
             task,
             self._now,
             passes=example_passes(training, self._federation.num_examples[i]),
-            payload_bytes=self._payload_bytes,
+            payload_bytes=(tensor_bytes, self._payload_bytes[1]),
         )
         self._working[work.number] = device
         if self._measures and device.member.history is None:

@@ -7,17 +7,23 @@ take the time of the tensors alone, as they always did.
 from __future__ import annotations
 
 from fedmq.schemas.codec import encoded_bytes
-from fedmq.schemas.messages import Reply, Task, TrainingConfig, Update, Uplink, update_id
+from fedmq.schemas.messages import Downlink, Reply, Task, TrainingConfig, Update, Uplink, update_id
 from fedmq.schemas.tensors import ModelSpec
 
 _TASK = "57d1e500-1"
 
 
-def task_bytes(model: ModelSpec, reply: Reply, training: TrainingConfig, uplink: Uplink | None = None) -> int:
-    """Return the bytes of a task with a model's tensors."""
+def task_bytes(
+    model: ModelSpec,
+    reply: Reply,
+    training: TrainingConfig,
+    uplink: Uplink | None = None,
+    downlink: Downlink | None = None,
+) -> int:
+    """Return the bytes of a task with a model's tensors, or with those of its steps."""
     task = Task(
         task_id=_TASK, run_id="study", participant_id="0", base_version=1, reply=reply, training=training, lease_s=1.0,
-        uplink=uplink,
+        uplink=uplink, downlink=downlink,
     )  # fmt: skip
     return encoded_bytes(task, model)
 

@@ -19,7 +19,7 @@ from fedmq.coordinator.audit.replay import checkpoint_meta
 from fedmq.coordinator.decisions.events import ParticipantSeen
 from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.versions.model import Model
-from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.settings import DownlinkSettings, StopSettings
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
@@ -91,7 +91,11 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         _Archived(initial, [m.examples for m in members]),
         [Device(m, population, 0, streams, open_loop=True) for m in members],
         strategy=strategy,
-        run=StudyRun(stop=stop, max_staleness=run.settings["run"].get("max_staleness")),
+        run=StudyRun(
+            stop=stop,
+            max_staleness=run.settings["run"].get("max_staleness"),
+            downlink=DownlinkSettings.model_validate(run.settings.get("downlink", {})),
+        ),
         training=TrainingConfig.model_validate(run.settings["training"]),
         seed=0,
         on_evaluation=None,

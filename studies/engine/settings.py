@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings, UplinkSettings
+from fedmq.coordinator.settings import DownlinkSettings, RunSettings, StepAssignment, StopSettings, UplinkSettings
 from fedmq.studies.value import Value
 
 NEVER_S = 1e15
@@ -44,6 +44,8 @@ class StudyRun(Value):
 
     uplink: UplinkSettings | None = None
     """Codec of the updates, as in a federation file's [uplink] table. None sends plain tensors."""
+    downlink: DownlinkSettings | None = None
+    """Form of the model in tasks, as in a federation file's [downlink] table. None sends the model as it is."""
 
     def run_settings(self, participants: int, seed: int) -> RunSettings:
         """Return the core's settings. The run begins when all participants are there, so that any can be selected."""

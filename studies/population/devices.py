@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.schemas.codecs.names import BUILT_IN
-from fedmq.schemas.messages import Hello, TrainingConfig
+from fedmq.schemas.codecs.names import BUILT_IN, DOWNLINK
+from fedmq.schemas.messages import HeldModel, Hello, TrainingConfig
 from fedmq.schemas.methods import METHODS
 from fedmq.studies.population.population import DRAWS_A_TASK, Member, Population, Presence, effort
 from fedmq.studies.population.recorded_runs import RecordedTask
 from fedmq.studies.population.seeding import Streams
 
 ALL_REPLIES = tuple(METHODS)
-ALL_CODECS = (*BUILT_IN, "zstd")
+ALL_CODECS = (*BUILT_IN, "zstd", DOWNLINK)
 """Payloads that every participant of a study can send: its backends know every method."""
 TASKS_AHEAD = 8
 """Tasks whose draws are made at once. The draws of a single task would cost nearly as much."""
@@ -44,8 +44,8 @@ class Device:
     """A participant that the engine moves. The engine passes the time in, and gets the times of events to come."""
 
     __slots__ = (
-        "_ahead", "_effort", "_population", "_streams", "away", "member", "next_task", "offers", "presence", "session",
-        "work",
+        "_ahead", "_effort", "_population", "_streams", "away", "held", "member", "next_task", "offers", "presence",
+        "session", "work",
     )  # fmt: skip
 
     def __init__(self, member: Member, population: Population, seed: int, streams: Streams, open_loop: bool) -> None:
@@ -53,6 +53,8 @@ class Device:
         self.presence = Presence(member, population.availability, seed)
         self.work: Work | None = None
         self.session = 0
+        self.held: HeldModel | None = None
+        """The hidden state of its last task. It stays on its disk, whatever becomes of the task."""
         self.away = False
         self.offers: bool | None = None if not open_loop else False
         """True if it has come for a task and has not got one yet (open loop); None in a closed loop."""
@@ -85,6 +87,7 @@ class Device:
                 "software": "",
                 "leaving": False,
                 "codecs": ALL_CODECS,
+                "model": self.held,
             }
         )
 
@@ -98,6 +101,8 @@ class Device:
             drawn = self._streams.random(self.member.index, TASKS_AHEAD * DRAWS_A_TASK)
             self._ahead = [drawn[i : i + DRAWS_A_TASK] for i in range(0, len(drawn), DRAWS_A_TASK)][::-1]
         u_duration, u_drops, u_when, u_away = self._ahead.pop()
+        if task.downlink is not None and task.downlink.codec == "hidden":
+            self.held = HeldModel.trusted({"version": task.base_version, "digest": task.downlink.digest})
         population = self._population
         drops: Literal["", "declines", "vanishes"] = ""
         if self.next_task is not None:

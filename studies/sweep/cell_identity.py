@@ -27,6 +27,7 @@ _LATER = frozenset(
         "evaluate_every_updates",
         "ties",
         "uplink",
+        "downlink",
     }
 )
 """Settings that came later. They are not named while they are None, and the results of before are found

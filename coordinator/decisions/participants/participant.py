@@ -44,6 +44,7 @@ class Participant:
     pardoned_s: float | None = None
     left: bool = False
     codecs: tuple[str, ...] = ()
+    holds: int | None = None
     revoked: bool = False
     """True if it is in the fleet no more. It is never here again. The fleet's members decide, not its record."""
     out: HeldTask | None = None

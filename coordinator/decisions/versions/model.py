@@ -15,6 +15,8 @@ import numpy as np
 
 from fedmq.coordinator.decisions.failures import Drop, Failure, StrategyFailed
 from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.decisions.task_models import TaskModel, restored, task_model
+from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
     DropsBuffer,
@@ -26,6 +28,7 @@ from fedmq.coordinator.strategies.protocol import (
     Synchronous,
 )
 from fedmq.schemas.errors import AppError, FedmqError, StrategyError, in_short, shown
+from fedmq.schemas.messages import Downlink
 from fedmq.schemas.methods import METHODS, join, split
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.tensors import all_finite
@@ -82,7 +85,13 @@ def parameters_in(snapshot: Snapshot) -> Parameters:
 class Model:
     """A strategy at work on the parameters of the newest version."""
 
-    def __init__(self, strategy: Strategy[Any], parameters: Parameters, state: State | None = None) -> None:
+    def __init__(
+        self,
+        strategy: Strategy[Any],
+        parameters: Parameters,
+        state: State | None = None,
+        downlink: DownlinkSettings | None = None,
+    ) -> None:
         self._strategy = strategy
         self._method = METHODS[strategy.reply]
         self._task_tensors: Parameters | None = None
@@ -90,27 +99,39 @@ class Model:
         """Parameters of the newest version; never changed in place."""
         self.state: State = begun(strategy, parameters) if state is None else state
         """The strategy's state."""
+        self.sent: TaskModel | None = task_model(downlink, parameters)
+        """The model that tasks carry; None if it is `parameters`."""
 
     @classmethod
-    def restore(cls, strategy: Strategy[Any], snapshot: Snapshot) -> Model:
-        """Rebuild the model whose `arrays` and `scalars` are in the snapshot.
+    def restore(cls, strategy: Strategy[Any], snapshot: Snapshot, downlink: DownlinkSettings | None = None) -> Model:
+        """Rebuild the model whose `arrays` and `scalars` are in the snapshot. A hidden state is among them, whatever
+        `downlink` says.
 
         The method's memories are among the arrays, as strategy/memory/{participant_id}/{tensor}.
         """
         scalars: Mapping[str, Any] = snapshot.scalars
         parameters = parameters_in(snapshot)
         arrays = {name.removeprefix(_STRATEGY): a for name, a in snapshot.arrays.items() if name.startswith(_STRATEGY)}
-        return cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters))
+        made = cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters))
+        made.sent = restored(downlink, snapshot, parameters)
+        return made
 
     @property
     def task_tensors(self) -> Parameters:
-        """Tensors that a task of the newest version carries: its parameters, and the method's groups beside them."""
+        """Tensors that a task of the newest version is to train from: its parameters, or what [downlink] makes of them,
+        and the method's groups beside them."""
+        if self.sent is not None:
+            return self.sent.base
         if not self._method.task:
             return self.parameters
         if self._task_tensors is None:
             with self._guarded("beside"):
                 self._task_tensors = join(self.parameters, cast(SendsBeside, self.state).beside(self.parameters))
         return self._task_tensors
+
+    def tensors_of(self, order: Downlink | None) -> Parameters:
+        """Return the tensors that travel with a task of the newest version that has this order."""
+        return self.task_tensors if self.sent is None else self.sent.tensors(order)
 
     @contextmanager
     def _guarded(self, function: str) -> Iterator[None]:
@@ -221,6 +242,8 @@ class Model:
             raise self.failed("aggregate")
         self.parameters = made
         self._task_tensors = None
+        if self.sent is not None:
+            self.sent.advance(made)
         return weights
 
     def _made(self, returned: Any) -> Parameters:
@@ -242,7 +265,8 @@ class Model:
         """Return the arrays that the checkpoint stores. They are live: use or copy them before the next update."""
         with self._guarded("arrays"):
             own = {f"{_STRATEGY}{name}": a for name, a in self.state.arrays().items()}
-        return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | own
+        sent = {} if self.sent is None else self.sent.arrays()
+        return {f"{_PARAMETERS}{name}": a for name, a in self.parameters.items()} | own | sent
 
     def scalars(self) -> dict[str, Any]:
         """Return the JSON values that the checkpoint stores."""
@@ -252,6 +276,7 @@ class Model:
             "tensors": list(self.parameters),
             "non_trainable": sorted(self.parameters.non_trainable),
             "strategy": own,
+            **({} if self.sent is None else self.sent.scalars()),
         }
 
     def changed_memories(self) -> Mapping[str, Mapping[str, Array]]:

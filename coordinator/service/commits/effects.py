@@ -302,7 +302,7 @@ class Effects:
         log.error("ledger_set_back", run=self._run_id, detail=command.set_back.told())
 
     def _issue(self, command: IssueTask) -> None:
-        self.pending.tasks.append((command, self._core.task_tensors))
+        self.pending.tasks.append((command, self._core.tensors_of(command)))
         log.debug(
             "task_issued", participant=command.participant_id, task=command.task_id, base_version=command.base_version,
             again=command.again,

@@ -70,12 +70,16 @@ class FrozenTasks:
             return tensors.num_bytes
         return tensors.num_bytes + self._part.num_bytes
 
-    def of_task(self, participant_id: str, tensors: Parameters) -> tuple[str | None, Parameters]:
-        """Return the digest that a task for this participant names, and its tensors. Nothing is copied."""
+    def of_task(self, participant_id: str, tensors: Parameters, coded: bool) -> tuple[str | None, Parameters]:
+        """Return the digest that a task for this participant names, and its tensors. Nothing is copied.
+
+        `coded`: the model travels in a codec, so the participant knows of frozen parts, whether it has said hello since
+        the start or not.
+        """
         if self._part is None:
             return None, tensors
         has = self._has.get(participant_id)
-        if has is None:
+        if has is None and not coded:
             return None, self._part.join(tensors)
         return self._part.digest, tensors if has else with_beside(tensors, self._part)
 

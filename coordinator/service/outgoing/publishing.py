@@ -102,9 +102,13 @@ class CoordinatorPublisher:
         sign: Sign | None = None,
         uplink: Uplink | None = None,
         frozen: FrozenTasks | None = None,
+        model_bytes: int = 0,
+        steps: bool = False,
     ) -> None:
         """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned.
-        `uplink` is the codec that updates are asked for in. `frozen` knows who has the model's frozen part."""
+        `uplink` is the codec that updates are asked for in. `frozen` knows who has the model's frozen part.
+        `model_bytes` is the size of what a task is to train from, if it travels in another form. `steps`: tasks travel
+        as steps of a hidden state, to those that read them."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -130,8 +134,10 @@ class CoordinatorPublisher:
         self._sign = sign
         self._uplink = uplink
         self._frozen = frozen
+        self._model_bytes = model_bytes
+        self._steps = steps
         self._plain: set[str] = set()
-        """Participants that were told to lack the codec."""
+        """Participants that were told to lack a codec."""
         self._hashed: tuple[weakref.ref[Parameters], bytes] | None = None
         """The tensors that were hashed last, without keeping them in RAM, and their digest."""
 
@@ -149,7 +155,7 @@ class CoordinatorPublisher:
         return min(len(self._waiting), self._waiting[-1][0].base_version - self._waiting[0][0].base_version + 1)
 
     def task(self, command: IssueTask, parameters: Parameters) -> None:
-        """Send a task with the parameters of its base version, as soon as the window has room."""
+        """Send a task with the tensors of its base version that travel, as soon as the window has room."""
         self.prepare_uploads(command.participant_id)
         self._waiting.append((command, parameters))
 
@@ -218,9 +224,13 @@ class CoordinatorPublisher:
     def _send(self, command: IssueTask, parameters: Parameters) -> None:
         if self._uplink is not None and not command.coded:
             self._tell_of_plain_updates(command.participant_id, self._uplink)
-        frozen = None
+        if self._steps and command.downlink is None:
+            self._tell(command.participant_id, "it does not read tasks in steps, and gets whole ones: update its fedmq")
+        frozen, decoded_bytes = None, parameters.num_bytes if command.downlink is None else self._model_bytes
         if self._frozen is not None:
-            frozen, parameters = self._frozen.of_task(command.participant_id, parameters)
+            own_bytes = parameters.num_bytes
+            frozen, parameters = self._frozen.of_task(command.participant_id, parameters, command.downlink is not None)
+            decoded_bytes += parameters.num_bytes - own_bytes
         task = Task(
             task_id=command.task_id,
             run_id=self._run_id,
@@ -231,21 +241,29 @@ class CoordinatorPublisher:
             lease_s=command.lease_s,
             uplink=self._uplink if command.coded else None,
             frozen=frozen,
+            downlink=command.downlink,
         )
-        if self._sign is not None:
-            task = signed(task, self._digest(parameters), self._sign)
+        if self._sign is not None:  # for what is trained from, however it travels
+            digest = self._digest(parameters) if task.downlink is None else bytes.fromhex(task.downlink.digest)
+            task = signed(task, digest, self._sign)
         pieces = Pieces(encode_in_pieces(task, parameters))
         if pieces.num_bytes > self._max_message_bytes:
-            self._send_chunks(command, task, pieces, parameters.num_bytes)
+            self._send_chunks(command, task, pieces, decoded_bytes)
         else:
-            sent = (command.seq, pieces.num_bytes, parameters.num_bytes)
+            sent = (command.seq, pieces.num_bytes, decoded_bytes)
             self._publish(task, pieces.read(0, pieces.num_bytes), sent)
 
     def _tell_of_plain_updates(self, participant_id: str, uplink: Uplink) -> None:
+        codec = uplink.codec if uplink.lossless == "none" else f"{uplink.codec} with {uplink.lossless}"
+        self._tell(
+            participant_id,
+            f"it does not have {codec}, and is asked for plain updates: update its fedmq, or install the extra",
+        )
+
+    def _tell(self, participant_id: str, detail: str) -> None:
+        """Log once that a participant lacks something."""
         if participant_id not in self._plain:
             self._plain.add(participant_id)
-            codec = uplink.codec if uplink.lossless == "none" else f"{uplink.codec} with {uplink.lossless}"
-            detail = f"it does not have {codec}, and is asked for plain updates: update its fedmq, or install the extra"
             log.warning("codec_not_there", participant=participant_id, detail=detail)
 
     def _digest(self, parameters: Parameters) -> bytes:

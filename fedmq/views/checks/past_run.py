@@ -47,7 +47,12 @@ def look(config: FederationConfig, strategy: Strategy[Any] | None) -> tuple[Past
                 run = ledger.run()
                 if strategy is not None:
                     settings = settings_of(
-                        config.run, strategy, config.training, config.commit, config.uplink.order(strategy.reply)
+                        config.run,
+                        strategy,
+                        config.training,
+                        config.commit,
+                        config.uplink.order(strategy.reply),
+                        config.downlink,
                     )
                     refuse_changes(run.settings, settings, folder)
                 if run.finished is not None:

@@ -165,7 +165,10 @@ class Rehearsal:
         trial: UpdateTrial | None = None
         if isinstance(self._config, FederationConfig) and self._strategy is not None:
             run, training, strategy = self._config.run, self._config.training, self._strategy
-            trial = yield from self._try("strategy", None, lambda: UpdateTrial(run, strategy, training, first))
+            downlink = self._config.downlink
+            trial = yield from self._try(
+                "strategy", None, lambda: UpdateTrial(run, strategy, training, first, downlink)
+            )
             if trial is None:
                 return
             number, most = len(update_spec(strategy.reply, spec_of(first))), self._config.broker.max_tensors

@@ -12,7 +12,7 @@ from fedmq.coordinator.decisions.events import ParticipantSeen, Started, UpdateA
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.decisions.versions.model import Model
-from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.coordinator.settings import DownlinkSettings, RunSettings, StopSettings
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy, arrivals
 from fedmq.schemas.errors import AppError, StrategyError
 from fedmq.schemas.local.blame import line_of
@@ -26,7 +26,12 @@ class UpdateTrial:
     """A run that exists in memory alone, and gets one update."""
 
     def __init__(
-        self, run: RunSettings, strategy: Strategy[Any], training: TrainingConfig, initial: Parameters
+        self,
+        run: RunSettings,
+        strategy: Strategy[Any],
+        training: TrainingConfig,
+        initial: Parameters,
+        downlink: DownlinkSettings | None = None,
     ) -> None:
         """Begin the run. Raises ConfigError if the strategy refuses the model, and StrategyError if it raises.
 
@@ -42,7 +47,7 @@ class UpdateTrial:
         }
         self._run = run.model_copy(update=unlimited)
         try:
-            self._core = Core(self._run, strategy, training, initial, RUN_UID, evaluates=True)
+            self._core = Core(self._run, strategy, training, initial, RUN_UID, evaluates=True, downlink=downlink)
             self._core.check_finite()
             self._tensors = self._core.task_tensors
         except StrategyFailed as failed:

@@ -14,7 +14,8 @@ GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
 SCHEMA = FederationConfig.model_json_schema()
 TABLES = {"run": "RunSettings", "training": "TrainingConfig", "commit": "CommitSettings", "archive": "ArchiveSettings",
           "broker": "BrokerSettings", "security": "SecuritySettings",
-          "participant": "ParticipantSettings", "uplink": "UplinkSettings", "run.stop": "StopSettings"}  # fmt: skip
+          "participant": "ParticipantSettings", "uplink": "UplinkSettings", "downlink": "DownlinkSettings",
+          "run.stop": "StopSettings"}  # fmt: skip
 DESCRIBED_ELSEWHERE = {"strategy"}  # in the guide's chapter on strategies
 
 

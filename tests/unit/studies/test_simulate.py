@@ -151,3 +151,18 @@ def test_a_version_that_is_not_finite_ends_the_run_as_diverged():
     steep = FedBuff(buffer_size=1, server_learning_rate=1e300)
     outcome = fedmq.simulate(steep, Given(softmax(3)), population(3), until(40), STEP)
     assert outcome.finished == "diverged"
+
+
+def test_a_run_with_a_hidden_state_counts_its_steps_and_ends_near_the_plain_one():
+    problem, people = fedmq.Quadratics(dimension=256, start=2), population(4)
+    outcomes = []
+    for downlink in (None, fedmq.DownlinkSettings(), fedmq.DownlinkSettings(codec="hidden")):
+        run = fedmq.StudyRun(concurrency=4, stop={"max_versions": 20}, downlink=downlink)
+        outcomes.append(fedmq.simulate(fedbuff(4), problem, people, run, STEP))
+    plain, none, hidden = outcomes
+    assert none.digest() == plain.digest()
+    step, header = 256 + 4, 700
+    assert hidden.bytes_down < 4 * (256 * 8 + 19 * step) + hidden.tasks_issued * header, "each gets each step once"
+    assert hidden.bytes_down < 0.45 * plain.bytes_down
+    for name, array in plain.parameters.items():
+        assert abs(hidden.parameters[name] - array).max() < 0.02 * abs(array).max()

@@ -13,7 +13,7 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, Started, TaskDeclined, Tick, UpdateArrived
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.tasks.names import TaskNames
-from fedmq.coordinator.settings import RunSettings, StopSettings
+from fedmq.coordinator.settings import DownlinkSettings, RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.schemas.messages import Hello, TrainingConfig, Update, Uplink, update_id
 from fedmq.schemas.parameters import Parameters
@@ -37,6 +37,7 @@ class Bench:
         training: TrainingConfig | None = None,
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
+        downlink: DownlinkSettings | None = None,
         **run,
     ) -> None:
         values = {"run_id": "run", "concurrency": 2, "lease_s": 100.0, "stop": StopSettings(max_updates=1000)}
@@ -47,6 +48,7 @@ class Bench:
         self.training = training or TrainingConfig()
         self.naming = naming
         self.uplink = uplink
+        self.downlink = downlink
         self.core = Core(
             self.settings,
             self.strategy,
@@ -56,6 +58,7 @@ class Bench:
             evaluates=evaluates,
             naming=naming,
             uplink=uplink,
+            downlink=downlink,
         )
         self.t = 0.0
         self.participants: dict[str, Any] = {}
@@ -140,7 +143,7 @@ class Bench:
         open_tasks = [row for row in saved.tasks.values() if row.state in OPEN_STATES]
         self.core = Core.restore(
             self.settings, self.strategy, self.training, saved.snapshot, saved.participants.values(), open_tasks,
-            evaluates=self.evaluates, naming=self.naming, uplink=self.uplink,
+            evaluates=self.evaluates, naming=self.naming, uplink=self.uplink, downlink=self.downlink,
         )  # fmt: skip
         return self
 

@@ -89,7 +89,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
     monkeypatch.setattr(ChunkJournal, "add", no)
     monkeypatch.setattr(ChunkJournal, "clear", no)
-    monkeypatch.setattr(spool_module, "_write", lambda *_: (_ for _ in ()).throw(SpoolError("cannot write")))
+    monkeypatch.setattr(spool_module, "write", lambda *_: (_ for _ in ()).throw(SpoolError("cannot write")))
     monkeypatch.setattr(Spool, "clear_upload", no_removal)
 
 

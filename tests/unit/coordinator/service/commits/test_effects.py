@@ -41,7 +41,7 @@ def update(name: str, chunks: ChunkedPayload | None = None) -> Update:
 
 @pytest.fixture
 def core() -> Any:
-    return SimpleNamespace(task_tensors=NO_PAYLOAD, stopping=False, discarded={})
+    return SimpleNamespace(tensors_of=lambda _: NO_PAYLOAD, stopping=False, discarded={})
 
 
 @pytest.fixture

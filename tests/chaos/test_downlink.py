@@ -1,0 +1,49 @@
+"""kill -9 of both sides around the hidden state: it stays one state, and every update counts once."""
+
+import pytest
+
+from tests.chaos.harness import Federation, died_at, seeds_of
+from tests.support.full import FULL
+
+pytestmark = pytest.mark.broker
+
+POINTS_OF_PARTICIPANT = ("before-model-kept", "model-kept", "task-on-disk", "before-task-ack")
+POINTS_OF_COORDINATOR = ("after-checkpoint", "after-ledger", "before-task-publish")
+VERSIONS = 12
+"""More than the steps that are kept."""
+
+
+@pytest.fixture
+def federation(tmp_path, rabbitmq_node, prefix):
+    more = '[downlink]\ncodec = "hidden"\n'
+    one = Federation(tmp_path, rabbitmq_node.url, prefix, max_versions=VERSIONS, size=2000, more=more)
+    yield one
+    one.close()
+
+
+def declines(federation):
+    with federation.ledger() as ledger:
+        return ledger.tasks_without_update()
+
+
+@pytest.mark.parametrize("nth", (1, 2, 3) if FULL else (2,))
+def test_a_participant_killed_around_its_hidden_state_goes_on_from_it_and_counts_once(federation, nth):
+    coordinator = federation.coordinator()
+    for point in POINTS_OF_PARTICIPANT:
+        assert died_at(federation.participant("p0", fault=f"{point}:{nth}"), point)
+    last = federation.participant("p0")
+    assert (coordinator.ended(), last.ended()) == (0, 0)
+    rows = federation.check(VERSIONS)
+    assert {line.split()[1] for line in federation.trainings("p0")} == seeds_of(rows, "p0")
+    assert declines(federation) == {}, "no state was lost"
+
+
+@pytest.mark.parametrize("nth", (1, 3, 5) if FULL else (3,))
+def test_a_coordinator_killed_between_versions_goes_on_with_the_same_hidden_state(federation, nth):
+    people = [federation.participant(name) for name in ("p0", "p1")]
+    for point in POINTS_OF_COORDINATOR:
+        assert died_at(federation.coordinator(fault=f"{point}:{nth}"), point)
+    assert federation.coordinator().ended() == 0
+    assert [one.ended() for one in people] == [0, 0]
+    federation.check(VERSIONS)
+    assert declines(federation) == {}, "participants have no state that was not committed"

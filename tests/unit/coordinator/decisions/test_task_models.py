@@ -1,0 +1,298 @@
+"""Tasks in steps of a hidden state, from the core to devices with real spools: one state on all sides, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+
+from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.coordinator.decisions.task_models import HiddenModel, RoundedModel
+from fedmq.coordinator.settings import DownlinkSettings, StopSettings
+from fedmq.coordinator.strategies import FedBuff
+from fedmq.participant.service.task_models import ModelDiffers, base_of, keep
+from fedmq.participant.spool.spool import Spool
+from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.codecs.known import capabilities
+from fedmq.schemas.errors import AppError
+from fedmq.schemas.messages import Downlink, HeldModel, Task
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import tensors_digest
+from tests.unit.coordinator.decisions.harness import Bench, of, only
+
+HIDDEN = DownlinkSettings(codec="hidden")
+TOPK = DownlinkSettings(codec="hidden", step_codec="topk", fraction=0.02)
+MODEL = Parameters(
+    {
+        "000/w": np.linspace(-1, 1, 700, dtype=np.float32).reshape(70, 10),
+        "001/half": np.linspace(0, 1, 300).astype(np.float16),
+        "002/mean": np.ones(5, np.float32),
+        "003/step": np.arange(2),
+    },
+    {"002/mean"},
+)
+
+
+def delta(seed: int) -> Parameters:
+    rng = np.random.default_rng(seed)
+    averaged = {n: a for n, a in MODEL.items() if n != "003/step"}
+    return Parameters({n: rng.normal(0, 0.1, a.shape).astype(a.dtype) for n, a in averaged.items()}, {"002/mean"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory, if there is one: a file system may sync at each rename."""
+    place = Path("/dev/shm")
+    if not os.access(place, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=place) as made:
+        yield Path(made)
+
+
+class Device:
+    """A participant's part: its spool, its hello, and what it makes of a task."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.session = name, folder, 0
+        self.task: IssueTask | None = None
+        self.hidden: Parameters | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self.spool = Spool(self.folder, self.name)
+        found = self.spool.read_model()
+        self.model = None if found is None else found.held
+
+    def say_hello(self, bench: Bench) -> list:
+        held = () if self.task is None else (self.task.task_id,)
+        return bench.hello(
+            self.name, session=f"s{self.session}", holds=held, codecs=capabilities(), model=self.model,
+            accepting=self.task is None,
+        )  # fmt: skip
+
+    def restart(self, bench: Bench) -> list:
+        self.spool.close()
+        self._open()
+        self.session += 1
+        return self.say_hello(bench)
+
+    def take(self, order: IssueTask, tensors: Parameters) -> int:
+        """Take a task over the wire, and return the bytes of its message."""
+        task = Task(
+            task_id=order.task_id, run_id="run", participant_id=self.name, base_version=order.base_version,
+            reply="delta", training=order.training, lease_s=order.lease_s, downlink=order.downlink,
+        )  # fmt: skip
+        body = encode(task, tensors)
+        decoded = decode(body)
+        assert decoded.message == task
+        assert decoded.parameters is not None
+        self.hidden = base_of(decoded.message, decoded.parameters, self.spool)
+        self.model = keep(decoded.message, self.hidden, self.spool)
+        self.task = order
+        return len(body)
+
+
+def same(a: Parameters, b: Parameters) -> bool:
+    return a.non_trainable == b.non_trainable and [(n, x.dtype, x.tobytes()) for n, x in a.items()] == [
+        (n, x.dtype, x.tobytes()) for n, x in b.items()
+    ]
+
+
+@pytest.mark.parametrize(("settings", "most_steps"), [(HIDDEN, 3), (TOPK, 25)], ids=["int8", "topk"])
+def test_the_hidden_state_is_the_same_on_all_sides_over_1000_versions(folder, monkeypatch, settings, most_steps):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here
+    versions = 1000 if settings is HIDDEN else 300
+    rng = np.random.default_rng(3)
+    bench = Bench(FedBuff(buffer_size=2), model=MODEL, downlink=settings, concurrency=4,
+                  stop=StopSettings(max_versions=versions), lease_s=1e9)  # fmt: skip
+    devices = {name: Device(name, folder) for name in "abcd"}
+    seen = {"whole": 0, "steps": 0, "differs": 0}
+    longest = 0
+
+    def carry_out(commands: list) -> None:
+        nonlocal longest
+        for issued in of(IssueTask, commands):
+            order = issued
+            device = devices[order.participant_id]
+            assert order.downlink is not None
+            hidden, tensors = bench.core.task_tensors, bench.core.tensors_of(order)
+            try:
+                device.take(order, tensors)
+            except ModelDiffers:
+                seen["differs"] += 1
+                device.model = None
+                order = only(IssueTask, bench.decline(order, "model_differs", retry_after_s=0.0))
+                assert order.downlink is not None
+                assert order.downlink.held is None
+                device.take(order, bench.core.tensors_of(order))
+            assert device.hidden is not None
+            assert same(device.hidden, hidden)
+            assert device.model == HeldModel(version=bench.core.version, digest=tensors_digest(hidden).hex())
+            held = order.downlink.held
+            seen["whole" if held is None else "steps"] += 1
+            longest = max(longest, 0 if held is None else order.base_version - held)
+
+    for device in devices.values():
+        carry_out(device.say_hello(bench))
+    away_until = 0
+    while bench.core.finished is None:
+        number = bench.core.version
+        if number % 200 == 100 and number >= away_until:
+            away_until = number + 40  # longer than the ring; what it brings then is stale, and counts
+        names = [n for n, d in devices.items() if d.task is not None and not (n == "d" and number < away_until)]
+        device = devices[names[rng.integers(len(names))]]
+        order, device.task = device.task, None
+        assert order is not None
+        carry_out(bench.update(order, tensors=delta(order.seq)))
+        what = rng.random()
+        if what < 0.02:  # the coordinator is killed, and goes on from its checkpoint; or a standby does
+            carry_out(bench.restart())
+        elif what < 0.04:  # a device loses its disk, or a bit of it, with or without a word about it
+            other = devices["abcd"[rng.integers(4)]]
+            path = other.folder / other.name / "model.fedmq"
+            if path.exists():
+                path.write_bytes(path.read_bytes()[:-1]) if what < 0.03 else path.unlink()
+            if what < 0.035:
+                carry_out(other.restart(bench))
+        elif what < 0.06:
+            carry_out(devices["abcd"[rng.integers(4)]].restart(bench))
+    assert bench.core.version == versions
+    assert longest == most_steps if settings is HIDDEN else longest > 10
+    assert min(seen.values()) >= 3, seen
+    error = np.abs(bench.core.parameters["000/w"] - bench.core.task_tensors["000/w"]).max()
+    assert 0 < error < 1  # it follows the model
+    for device in devices.values():
+        device.spool.close()
+
+
+def test_a_second_core_of_the_same_updates_has_the_same_hidden_states_and_a_restart_changes_no_bit():
+    benches = [Bench(model=MODEL, downlink=HIDDEN) for _ in range(2)]
+    for bench in benches:
+        tasks = of(IssueTask, bench.hello("a", "b", codecs=capabilities()))
+        for number in range(12):
+            (task,) = of(IssueTask, bench.update(tasks.pop(0), tensors=delta(number)))
+            tasks.append(task)
+            if bench is benches[1] and number % 3 == 2:
+                bench.restart()
+    first, second = (bench.core.snapshot() for bench in benches)
+    assert first.scalars["hidden"] == second.scalars["hidden"]
+    assert list(first.arrays) == list(second.arrays)
+    assert all(a.tobytes() == second.arrays[name].tobytes() for name, a in first.arrays.items())
+    assert [name for name in first.arrays if name.startswith("step/")] == [
+        f"step/{version}/{part}" for version in (4, 5, 6) for part in ("scale", "q")
+    ]
+
+
+def test_the_golden_steps_of_the_spec_are_the_model_s_own() -> None:
+    x = Parameters({"w": np.zeros(4, np.float32)})
+    made = HiddenModel(HIDDEN.step, x)
+    for delta_, q, scale in (
+        ([0.5, -0.25, 0.125, 0.01], [127, -64, 32, 3], 0.003937007859),
+        ([0.1, 0.1, -0.3, 0.02], [42, 43, -127, 8], 0.002369954716),
+    ):
+        before = made.base
+        x = Parameters({"w": x["w"] + np.float32(delta_)})
+        made.advance(x)
+        step = made._steps[-1]
+        assert step.parts["q"].tolist() == q
+        assert step.parts["scale"][0] == pytest.approx(scale, rel=1e-9, abs=0)
+        assert made.base["w"].tolist() == (before["w"] + np.float32(q) * step.parts["scale"][0]).tolist()
+
+
+def test_steps_are_kept_while_they_are_smaller_than_the_model_and_at_most_32():
+    rng = np.random.default_rng(0)
+    for settings, kept in ((HIDDEN, 3), (DownlinkSettings(codec="hidden", step_codec="topk", fraction=0.001), 32)):
+        x = np.zeros(4000, np.float32)
+        made = HiddenModel(settings.step, Parameters({"w": x}))
+        for _ in range(40):
+            x = x + rng.normal(size=4000).astype(np.float32)
+            made.advance(Parameters({"w": x}))
+        digest = made.scalars()["hidden"]["digests"][0]
+        for version, digest_, found in ((40 - kept, digest, 40 - kept), (39 - kept, digest, None), (39, digest, None)):
+            assert made.version_of(HeldModel(version=version, digest=digest_)) == found
+        for held, order_held in ((40, 40), (40 - kept, 40 - kept), (39 - kept, None), (41, None), (None, None)):
+            order = made.order(capabilities(), held)
+            assert order is not None
+            assert order.held == order_held
+        assert made.order((), 40) is None
+        assert len(made.tensors(made.order(capabilities(), 40))) == 0
+
+
+def test_a_difference_beyond_float32_begins_anew_with_the_model_itself():
+    made = HiddenModel(HIDDEN.step, Parameters({"w": np.float32([-3e38, 0])}))
+    made.advance(Parameters({"w": np.float32([3e38, 1])}))
+    assert made.base["w"].tolist() == np.float32([3e38, 1]).tolist()
+    assert made.order(capabilities(), 0).held is None  # type: ignore[union-attr]
+
+
+def test_a_participant_without_the_capability_gets_what_the_others_train_from_whole_and_plain():
+    for settings in (HIDDEN, DownlinkSettings(codec="bf16")):
+        model = Parameters({"w": np.linspace(0, 1, 50, dtype=np.float32)})
+        bench = Bench(FedBuff(buffer_size=1), model=model, downlink=settings)
+        task = of(IssueTask, bench.hello("a"))[0]
+        moved = Parameters({"w": np.full(50, 1 / 3, np.float32)})
+        (task,) = of(IssueTask, bench.update(task, tensors=moved))
+        assert task.downlink is None
+        assert bench.core.tensors_of(task) is bench.core.task_tensors
+        assert not np.array_equal(bench.core.task_tensors["w"], bench.core.parameters["w"])
+
+
+def test_a_model_in_bf16_is_rounded_once_and_trained_from_as_float32(tmp_path):
+    model = Parameters({"w": np.float32([1 / 3, 1, -2.7]), "mean": np.float32([1 / 3]), "n": np.arange(2)}, {"mean"})
+    made = RoundedModel(model)
+    order = made.order(capabilities(), None)
+    assert order == Downlink(codec="bf16", digest=tensors_digest(made.base).hex())
+    assert made.base["w"].tolist() == [0.333984375, 1, -2.703125]
+    assert made.base["mean"].tolist() == model["mean"].tolist()
+    assert [a.dtype.name for a in made.tensors(order).values()] == ["bfloat16", "float32", "int64"]
+    device = Device("a", tmp_path)
+    bench = Bench(model=model, downlink=DownlinkSettings(codec="bf16"))
+    order = only(IssueTask, device.say_hello(bench))
+    device.take(order, bench.core.tensors_of(order))
+    assert device.hidden is not None
+    assert same(device.hidden, made.base)
+    assert device.model is None
+    with pytest.raises(ValueError, match="read-only"):
+        device.hidden["w"][0] = 1
+    device.spool.close()
+
+
+def test_a_model_that_bf16_does_not_fit_is_refused_or_sent_as_it_is():
+    with pytest.raises(AppError, match=r"is for models of float32, and the tensor 'w' is float64"):
+        Bench(model=Parameters({"w": np.zeros(2)}), downlink=DownlinkSettings(codec="bf16"))
+    made = RoundedModel(Parameters({"w": np.float32([3.4e38])}))
+    assert made.order(capabilities(), None) is None
+    assert made.tensors(None)["w"].tolist() == [np.float32(3.4e38)]
+
+
+def test_a_name_that_begins_as_a_step_does_is_refused():
+    with pytest.raises(AppError, match="'step:w' begins as a step does"):
+        Bench(model=Parameters({"step:w": np.zeros(2, np.float32)}), downlink=HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("reply", "settings", "place"),
+    [
+        ("delta", TOPK, None),
+        ("parameters", HIDDEN, None),
+        ("change", DownlinkSettings(codec="hidden", step_codec="int4"), None),
+        ("parameters", TOPK, "downlink.step_codec"),
+        ("parameters", DownlinkSettings(codec="bf16"), "downlink.codec"),
+        ("scaffold", HIDDEN, "downlink.codec"),
+        ("scaffold", DownlinkSettings(), None),
+    ],
+)
+def test_what_does_not_go_with_a_strategy_is_refused_with_its_key(reply, settings, place):
+    assert [found for found, _ in settings.unmet(reply)] == ([] if place is None else [place])
+
+
+def test_keys_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match="step_codec belongs to codec = 'hidden', and codec is 'bf16': take it out"):
+        DownlinkSettings(codec="bf16", step_codec="int8")
+    with pytest.raises(ValueError, match="fraction belongs to step_codec = 'topk', and step_codec is None"):
+        DownlinkSettings(codec="hidden", fraction=0.1)
