@@ -92,6 +92,7 @@ def curves(cells: Sequence[CellResult], metric: str, look: Look, target: TargetM
             _plain_large_numbers(ax.xaxis)
             if key == "bytes_up" and sends_differ(cells, FAR_SENDS):
                 ax.set_xscale("log")
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
             if target is not None and target.name == metric:
                 ax.axhline(target.value, color=INK, lw=0.9, ls=(0, (2, 2)), zorder=1)
         if logarithmic:

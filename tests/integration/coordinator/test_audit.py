@@ -106,6 +106,7 @@ def test_a_run_can_be_verified_while_it_goes_on(federation):
         ("UPDATE updates SET client_weight = 2 WHERE accepted_order = 9", "weights follow from the strategy"),
         ("UPDATE checkpoints SET accepted = accepted - 1 WHERE seq = (SELECT max(seq) FROM checkpoints)",
          "the newest checkpoint holds all of it"),
+        ("DELETE FROM update_bytes WHERE accepted_order = 9", "the bytes of each update are counted once"),
     ],
 )  # fmt: skip
 def test_a_ledger_that_was_altered_fails_the_check_that_says_how(federation, statement, fails):
