@@ -5,6 +5,8 @@
     evaluate(parameters) -> dict of metrics            optional; raise NotImplementedError if there is no test data
     num_examples                                       optional int attribute or property
     cancel()                                           optional: ask a running `train` to raise soon; from any thread
+    keep_in(folder)                                    optional: called before each task with the participant's own
+                                                       folder (a Path) for the run, which outlives the process
 
 `parameters` is an ordered mapping name -> numpy array. The arrays are read-only views: copy them before you change
 them. `config` is a `schemas.messages.TrainingConfig`. The result must have the same names, dtypes and shapes.
@@ -14,6 +16,9 @@ array of all trainable floating-point tensors. `train` adds it to the gradient o
 y ← y - learning_rate·(gradient + correction), with config.learning_rate and plain gradient steps. `num_steps` must be
 the number of these steps. For all other tasks the argument is None. A participant whose trainer has no such argument
 says so in its hello, and gets no SCAFFOLD task.
+
+What a trainer keeps in its folder must move in a way that is safe to repeat: a participant that was killed between the
+end of `train` and the write of its update trains the same task again (participant.training.distillation is an example).
 
 A `train` that raises `schemas.errors.AppError` says that the app's model does not fit the federation's: the participant
 leaves with that message. Any other exception declines the task as a trainer error, and the participant goes on.
@@ -61,6 +66,11 @@ class TrainerElsewhere(ABC):
     @abstractmethod
     def close(self) -> None:
         """End the process. Idempotent."""
+
+
+def keeps(trainer: Any) -> bool:
+    """True if the trainer keeps something in a folder of its own."""
+    return callable(getattr(trainer, "keep_in", None))
 
 
 def checked_result(returned: Any) -> Any:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fedmq.coordinator.strategies.area import Area
 from fedmq.coordinator.strategies.ca2fl import Ca2fl
+from fedmq.coordinator.strategies.distillation import Distillation
 from fedmq.coordinator.strategies.fadas import Fadas
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.coordinator.strategies.fedavg import FedAvg
@@ -27,7 +28,7 @@ from fedmq.coordinator.strategies.scaffold import Scaffold
 
 BuiltIn = (
     FedAsync | FedBuff | FedAvg | Fadas | FedNova | FedStaleWeight | ParticipationCorrection | Port | Ca2fl | Area
-    | Scaffold | FedCompass
+    | Scaffold | FedCompass | Distillation
 )  # fmt: skip
 AnyStrategy = Annotated[BuiltIn, Field(discriminator="name")]
 
@@ -38,6 +39,7 @@ __all__ = [
     "Area",
     "BuiltIn",
     "Ca2fl",
+    "Distillation",
     "Fadas",
     "FedAsync",
     "FedAvg",

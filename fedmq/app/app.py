@@ -10,7 +10,15 @@ or, for any other trainer,
     initial_parameters() -> {name: array}
     evaluate(parameters) -> {name: value}           optional: the coordinator evaluates with it
 
-and in both cases, if wanted,
+or, for the strategy distillation (fedmq.app.students),
+
+    build_student() -> a compiled Keras model
+    load_public_data() -> x
+    build_trainer(participant_id), or load_data(participant_id) for own models of the student's kind
+    load_test_data() -> (x, y)                      optional, as above
+    student_training() -> {setting: value}          optional
+
+and in all cases, if wanted,
 
     conditions(participant_id) -> bool              True if the participant may take work now
     frozen(parameters) -> names                     tensors that no training changes, in place of those that the
@@ -45,6 +53,9 @@ FUNCTIONS = (
     "evaluate",
     "conditions",
     "frozen",
+    "build_student",
+    "load_public_data",
+    "student_training",
 )
 ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1, "frozen": 1}
 """Number of arguments that fedmq passes to each; the others take none."""

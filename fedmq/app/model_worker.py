@@ -33,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, Framework, framework_of, frozen_names, given_data
+from fedmq.app.models import Evaluate, Framework, framework_of, frozen_names, given_data, has_model
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.leaving import kill_descendants, leave
@@ -49,12 +49,10 @@ class Helper:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        if app.get("build_model") is None and app.get("initial_parameters") is None:
+        if not has_model(app) and app.get("initial_parameters") is None:
             app.need("build_model", "for the first version of the model (or initial_parameters, without one)")
-        self.evaluates = app.get("evaluate") is not None or (
-            app.get("build_model") is not None and app.get("load_test_data") is not None
-        )
-        self.exports = app.get("build_model") is not None
+        self.evaluates = app.get("evaluate") is not None or (has_model(app) and app.get("load_test_data") is not None)
+        self.exports = has_model(app)
         self._framework: Framework | None = None
         self._evaluate: Evaluate | None = None
         self._trainers: dict[str, Any] = {}

@@ -7,8 +7,9 @@
     metrics(output, y) -> {name: value}             optional
     collate(items) -> (x, y)                        optional: for items of a Dataset that are no pairs
 
-and in any other case the model is a compiled Keras model. Each framework is imported when it is first needed, and an
-app of the one never loads the other.
+and in any other case the model is a compiled Keras model. An app with build_student in place of build_model has a
+consensus as its model, and a Keras model that learns it (fedmq.app.students). Each framework is imported when it is
+first needed, and an app of the one never loads the other.
 """
 
 from __future__ import annotations
@@ -65,8 +66,15 @@ class Framework(Protocol):
 
 def framework_of(app: Functions, why: str) -> Framework:
     """Return the app's model. `why` says what it is needed for. Raises AppError if the app has none."""
+    if "build_student" in app.functions:
+        return StudentModel(app)
     app.need("build_model", why)
     return TorchModel(app) if is_torch(app) else KerasModel(app)
+
+
+def has_model(app: Functions) -> bool:
+    """Return True if the app has a model of a framework: build_model, or build_student."""
+    return "build_model" in app.functions or "build_student" in app.functions
 
 
 def is_torch(app: Functions) -> bool:
@@ -87,8 +95,8 @@ class KerasModel:
 
     suffix = ".keras"
 
-    def __init__(self, app: Functions) -> None:
-        self._build_model = app.need("build_model", "for a Keras model")
+    def __init__(self, app: Functions, function: str = "build_model") -> None:
+        self._build_model = app.need(function, "for a Keras model")
 
     def initial(self) -> Parameters:
         """See Framework."""
@@ -188,6 +196,39 @@ def frozen_names(app: Functions, parameters: Mapping[str, Any], model: Callable[
     if app.get("build_model") is None or app.get("build_trainer") is not None:
         return frozenset()
     return model().frozen() & parameters.keys()
+
+
+class StudentModel:
+    """A consensus, and the Keras model that learns it."""
+
+    suffix = ".keras"
+
+    def __init__(self, app: Functions) -> None:
+        from fedmq.app.students import Students
+
+        self._keras = KerasModel(app, "build_student")
+        self._students = Students(app)
+
+    def initial(self) -> Parameters:
+        """See Framework."""
+        return self._students.initial()
+
+    def frozen(self) -> frozenset[str]:
+        """See Framework."""
+        return frozenset()
+
+    def trainer(self, data: Any) -> Any:
+        """See Framework."""
+        return self._students.trainer(data)
+
+    def evaluator(self, test_data: Any) -> Evaluate:
+        """See Framework."""
+        evaluate = self._keras.evaluator(test_data)
+        return lambda parameters: evaluate(self._students.distilled(parameters))
+
+    def export(self, parameters: Parameters, target: Path) -> None:
+        """Write the student of these predictions. See Framework."""
+        self._keras.export(self._students.distilled(parameters), target)
 
 
 def given_data(app: Functions, name: str, *arguments: Any) -> Any:

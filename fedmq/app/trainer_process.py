@@ -59,6 +59,7 @@ class TrainerProcess(TrainerElsewhere):
         self._cancelled = False
         self._has_conditions = True
         self._closed = False
+        self._folder: Path | None = None
         self.num_examples: int | None = None
 
     def open(self) -> Any:
@@ -115,7 +116,7 @@ class TrainerProcess(TrainerElsewhere):
     def train(self, parameters: Parameters, config: TrainingConfig, correction: Parameters | None) -> TrainResult:
         """Train in the process. Raises what the trainer raises, all but AppError and MissingExtra as TrainerError."""
         groups = {"parameters": parameters} | ({} if correction is None else {"correction": correction})
-        request = {"do": "train", "config": config.model_dump(mode="json")}
+        request = {"do": "train", "config": config.model_dump(mode="json"), **self._keeping()}
         values, tensors = self._ask(request, groups)
         return TrainResult(
             tensors["parameters"], values["num_examples"], num_steps=values["num_steps"], metrics=values["metrics"]
@@ -123,10 +124,17 @@ class TrainerProcess(TrainerElsewhere):
 
     def evaluate(self, parameters: Parameters) -> Mapping[str, float]:
         """Evaluate in the process. Raises as `train` does, and NotImplementedError."""
-        values, _ = self._ask({"do": "evaluate"}, {"parameters": parameters})
+        values, _ = self._ask({"do": "evaluate", **self._keeping()}, {"parameters": parameters})
         self.num_examples = values["num_examples"]
         metrics: Mapping[str, float] = values["metrics"]
         return metrics
+
+    def keep_in(self, folder: Path) -> None:
+        """Let the trainer keep what it likes in this folder, from the next request on."""
+        self._folder = folder
+
+    def _keeping(self) -> dict[str, str]:
+        return {} if self._folder is None else {"folder": str(self._folder.absolute())}
 
     def cancel(self) -> None:
         """Ask a training to stop, and see to it that it does. Any thread may call this."""
@@ -226,6 +234,8 @@ def _stand_in(process: TrainerProcess, hello: Mapping[str, Any]) -> Any:
         "cancel": lambda _self: process.cancel(),
         "num_examples": property(lambda _self: process.num_examples),
     }
+    if hello["keeps"]:
+        methods["keep_in"] = lambda _self, folder: process.keep_in(folder)
     if hello["evaluates"]:
         methods["evaluate"] = lambda _self, parameters: process.evaluate(parameters)
     return type(str(hello["name"]), (), methods)()

@@ -6,6 +6,7 @@
     hello                              name, methods, replies, num_examples, conditions   builds the trainer
     train, config, with tensors        num_examples, num_steps, metrics, and the parameters
     evaluate, with tensors             num_examples, metrics
+                                       either may name the folder where the trainer keeps what it likes
     conditions                         holds
     cancel                             nothing
 
@@ -38,6 +39,7 @@ from fedmq.app.app import App, load_app, trainer_of
 from fedmq.app.channel import BrokenChannel, Channel, Groups
 from fedmq.broker_config.faults import fault
 from fedmq.participant.service.startup import num_examples_of
+from fedmq.participant.trainer import keeps
 from fedmq.participant.training.methods import replies_of, takes_correction
 from fedmq.participant.training.task_work import plain_metrics, plain_result
 from fedmq.schemas.errors import AppError, MissingExtra, in_short
@@ -133,6 +135,8 @@ class Worker:
             self._trainer = trainer_of(self._app, self._participant_id)
             fault("trainer-built")
         trainer = self._trainer
+        if "folder" in values:
+            trainer.keep_in(Path(values["folder"]))
         match values["do"]:
             case "hello":
                 return self._hello(trainer), {}
@@ -158,6 +162,7 @@ class Worker:
             "replies": replies_of(trainer),
             "corrects": takes_correction(trainer),
             "evaluates": hasattr(trainer, "evaluate"),
+            "keeps": keeps(trainer),
             "conditions": self._app.get("conditions") is not None,
         }
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, TorchModel, framework_of, is_torch
+from fedmq.app.models import Evaluate, TorchModel, framework_of, has_model, is_torch
 from fedmq.participant.trainer import checked_result
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
 from fedmq.schemas.messages import TrainingConfig
@@ -71,10 +71,11 @@ class AppProblem(Value):
         with seeded(0, DATA):
             app = load_app(self.app)
         names = tuple(self._name(m) for m in members)
-        if app.get("build_trainer") is not None:
-            if self.data is not None:
-                raise AppError(f"{self.app} has build_trainer, whose trainers have data of their own: leave out data")
-            return TrainerFederation(app, names, seed)
+        for function in ("build_trainer", "build_student"):
+            if function in app.functions:
+                if self.data is not None:
+                    raise AppError(f"{self.app} has {function}, and so data of its own for all: leave out data")
+                return TrainerFederation(app, names, seed)
         build_model = app.need(
             "build_model", "to train with Keras or PyTorch (or build_trainer, to train with anything else)"
         )
@@ -186,6 +187,8 @@ def _initial(app: App, seed: int) -> Parameters:
     own = app.get("initial_parameters")
     if own is None:
         needed = "for the first version of the model (or initial_parameters, without one)"
+        if "build_student" in app.functions:
+            return framework_of(app, needed).initial()
         build_model = app.need("build_model", needed)
         if is_torch(app):
             with seeded(seed, INITIAL_MODEL):
@@ -203,8 +206,8 @@ def _initial(app: App, seed: int) -> Parameters:
 
 def _by_model(app: App) -> Evaluate | None:
     """Return an evaluation on the app's test data; None if it has no model or no such data."""
-    build_model, test_data = app.get("build_model"), app.get("load_test_data")
-    if build_model is None or test_data is None:
+    test_data = app.get("load_test_data")
+    if not has_model(app) or test_data is None:
         return None
     with seeded(0, DATA):
         data = test_data()

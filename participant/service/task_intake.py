@@ -139,10 +139,12 @@ class TaskIntake:
         except SpecMismatch as error:
             return ev.TrainingFailed(task.task_id, "frozen_lost", str(error))
         try:
-            memory = self._spool.read_memory(run_uid(task.task_id)) if has_memory(task) else None
+            uid = run_uid(task.task_id)
+            memory = self._spool.read_memory(uid) if has_memory(task) else None
+            own_folder = self._spool.own_folder(uid) if self._training.trainer_keeps else None
         except SpoolError as error:
             return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
-        self._training.start(task, tensors, memory, frozen)
+        self._training.start(task, tensors, memory, frozen, own_folder)
         return None
 
     def _apart(self, task: Task, parameters: Parameters) -> tuple[Parameters, Frozen | None]:

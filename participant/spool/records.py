@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.schemas.errors import SpoolError
+from fedmq.schemas.limits import Limits
 from fedmq.schemas.local.durable import sync_folder, write_whole
 from fedmq.schemas.local.files import parse_json, remove
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import read_entries, spec_of, unpack
 
 MAGIC = b"fedmq spool 1\n"
 DIGEST_BYTES = 16
 MOST_HEAD_BYTES = 100_000_000
 """Longest header. A memory's has an entry of about 100 bytes for each tensor."""
 Body = bytes | memoryview
+WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""Errors of content that fedmq did not write."""
+_OWN_FILES = Limits(max_tensors=2**31)
+"""Limits of a file that this machine wrote."""
 
 
 def wrap(header: Mapping[str, Any], *body: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
@@ -47,6 +54,17 @@ def unwrap(written: Body) -> tuple[dict[str, Any], Body, str]:
     if not isinstance(header, dict):
         raise ValueError("its header is no object")  # noqa: TRY004
     return header, body, digest.hexdigest()
+
+
+def tensor_entries(tensors: Parameters) -> list[dict[str, Any]]:
+    """Return the entries of a header for tensors whose packed bytes are the body."""
+    return [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": s.trainable} for s in spec_of(tensors)]
+
+
+def tensors_in(header: Mapping[str, Any], body: Body) -> Parameters:
+    """Return the tensors that `tensor_entries` described. Raises a PeerError, or one of WRONG, for others."""
+    listed = [entry | {"shape": tuple(entry["shape"])} for entry in header["tensors"]]
+    return unpack(memoryview(body), read_entries(listed, _OWN_FILES))
 
 
 def write(path: Path, pieces: Sequence[bytes | bytearray | memoryview]) -> None:

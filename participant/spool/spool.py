@@ -7,6 +7,7 @@
                                memory/next/<update_id>.fedmq  the memory that counts once this update is accepted
                                frozen/<digest>           frozen parts of models (participant.spool.frozen_store)
                                model.fedmq               the newest hidden state, if tasks travel as steps
+                               own/<run_uid>/            what the trainer itself keeps of a run
                                set-aside/                unreadable files, for somebody to look at
                                *.chunks, *.payload ...   payloads in chunks: see `participant.spool.chunk_journal`
                                lock                      held by the one process that may use the folder
@@ -25,6 +26,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,12 +35,23 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from fedmq.participant.memory import Memory
 from fedmq.participant.spool.chunk_journal import PayloadFile
 from fedmq.participant.spool.frozen_store import FrozenStore
-from fedmq.participant.spool.records import MOST_HEAD_BYTES, Body, as_spool_error, remove_file, unwrap, wrap, write
-from fedmq.participant.training.methods import Memory
+from fedmq.participant.spool.records import (
+    MOST_HEAD_BYTES,
+    WRONG,
+    Body,
+    as_spool_error,
+    remove_file,
+    tensor_entries,
+    tensors_in,
+    unwrap,
+    wrap,
+    write,
+)
 from fedmq.schemas.errors import PeerError, SpoolError
-from fedmq.schemas.limits import MAX_PAYLOAD_BYTES, Limits
+from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.local.durable import sync_folder
 from fedmq.schemas.local.event_log import EventLog
@@ -46,20 +59,17 @@ from fedmq.schemas.local.files import UnfitFile, content, make_folder, parse_jso
 from fedmq.schemas.local.locks import FileLock, holders
 from fedmq.schemas.messages import HeldModel, Identifier
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import pack, read_entries, spec_of, unpack
+from fedmq.schemas.tensors import pack
 
 log = EventLog(__name__)
 
 MOST_MEMORIES = 4
-"""Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs."""
-_OWN_FILES = Limits(max_tensors=2**31)
-"""Limits of a file that this machine wrote."""
+"""Runs whose memories are kept. A run whose end was never announced loses its memory after so many later runs. So many
+runs' own folders of the trainer are kept too, whether a run is over or not."""
 MOST_BYTES = MAX_PAYLOAD_BYTES + MOST_HEAD_BYTES
 MOST_NOTE_BYTES = 16 * 1024 * 1024
 """Largest sent.json, and largest manifest."""
 _ID = TypeAdapter(Identifier)
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""Errors of content that fedmq did not write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,7 @@ class Spool:
             received = Moment(float(header["wall_s"]), float(header["boot_s"]), str(header["boot_id"]))
             if not (math.isfinite(received.wall_s) and math.isfinite(received.boot_s)):
                 raise ValueError("a time that is not finite")
-        except _WRONG:
+        except WRONG:
             self.set_aside(self._task, "its header is not a task's")
             return None
         return body, received
@@ -166,7 +176,7 @@ class Spool:
 
     def write_model(self, model: KeptModel, run_id: str) -> None:
         """Write the newest hidden state, in place of the one before."""
-        header = {**model.held.model_dump(), "run_id": run_id, "tensors": _entries(model.tensors)}
+        header = {**model.held.model_dump(), "run_id": run_id, "tensors": tensor_entries(model.tensors)}
         write(self._model, wrap(header, *pack(model.tensors)))
 
     def read_model(self) -> KeptModel | None:
@@ -176,8 +186,8 @@ class Spool:
             return None
         try:
             held = HeldModel(version=found[0]["version"], digest=found[0]["digest"])
-            return KeptModel(held, _tensors_in(found[0], found[1]))
-        except (*_WRONG, PeerError) as error:
+            return KeptModel(held, tensors_in(found[0], found[1]))
+        except (*WRONG, PeerError) as error:
             self.set_aside(self._model, f"its content is not as expected: {error}")
             return None
 
@@ -247,7 +257,7 @@ class Spool:
             written = parse_json(found[1])
             sent = {_id(uid): (_id(task_id), _id(run_id)) for uid, (task_id, run_id) in written["sent"].items()}
             return SentRecord(sent, tuple(_id(task_id) for task_id in written["done"]))
-        except _WRONG as error:
+        except WRONG as error:
             self.set_aside(self._sent, f"its content is not as expected: {error}")
             return SentRecord({}, ())
 
@@ -257,7 +267,7 @@ class Spool:
         """Write the memory that counts once this update is accepted."""
         tensors = Parameters(memory.tensors)
         of_task = {"task_id": task_id, "run_id": run_id, "mark": memory.mark}
-        header = {**of_task, "tensors": _entries(tensors), "soft": memory.soft}
+        header = {**of_task, "tensors": tensor_entries(tensors), "soft": memory.soft}
         write(self._next / f"{update_id}.fedmq", wrap(header, b"".join(pack(tensors))))
 
     def move_memory(self, update_id: str, run_uid: str) -> None:
@@ -286,8 +296,8 @@ class Spool:
             return None
         try:
             soft = found[0].get("soft") is True
-            return Memory(_id(found[0]["mark"]), _tensors_in(found[0], found[1]), soft)
-        except (*_WRONG, PeerError) as error:
+            return Memory(_id(found[0]["mark"]), tensors_in(found[0], found[1]), soft)
+        except (*WRONG, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
 
@@ -311,7 +321,7 @@ class Spool:
             if written is not None:
                 try:
                     found[_id(path.stem)] = _id(written[0]["task_id"]), _id(written[0]["run_id"])
-                except _WRONG:
+                except WRONG:
                     self.set_aside(path, "its name or its header has no ids that fedmq writes")
         return found
 
@@ -323,6 +333,20 @@ class Spool:
             written = self._read(path)
             if written is not None and written[0].get("run_id") == run_id:
                 remove_file(path)
+
+    # The trainer's own files
+
+    def own_folder(self, run_uid: str) -> Path:
+        """Return the folder where the trainer keeps what it likes of a run. The oldest ones of other runs go."""
+        folder = self.folder / "own" / run_uid
+        with as_spool_error("make", folder):
+            if not folder.is_dir():
+                make_folder(folder)
+                beside = folder.parent.iterdir()
+                others = [path for path in beside if path != folder and path.is_dir() and not path.is_symlink()]
+                for old in sorted(others, key=lambda path: -path.lstat().st_mtime_ns)[MOST_MEMORIES - 1 :]:
+                    shutil.rmtree(old)
+        return folder
 
     # Files
 
@@ -355,13 +379,3 @@ class Spool:
 def _id(value: object) -> str:
     """Return an id. Raises ValueError if it is none: it would go into a message."""
     return _ID.validate_python(value, strict=True)
-
-
-def _entries(tensors: Parameters) -> list[dict[str, Any]]:
-    return [{"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": s.trainable} for s in spec_of(tensors)]
-
-
-def _tensors_in(header: Mapping[str, Any], body: Body) -> Parameters:
-    """Return the tensors that `_entries` described. Raises a PeerError, or one of _WRONG, for others."""
-    listed = [entry | {"shape": tuple(entry["shape"])} for entry in header["tensors"]]
-    return unpack(memoryview(body), read_entries(listed, _OWN_FILES))

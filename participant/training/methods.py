@@ -18,24 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmq.participant.memory import Memory
 from fedmq.schemas.errors import TrainerError
 from fedmq.schemas.messages import Reply, TrainingConfig
 from fedmq.schemas.methods import CONTROL, METHODS, check_groups, join, split, trained
 from fedmq.schemas.parameters import Parameters
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A participant's memory of a run."""
-
-    mark: str
-    """Name of this memory, new with every training (schemas.messages.Update)."""
-    tensors: Mapping[str, Array]
-    """Tensors by name: a method's in float64, a codec's (participant.training.uplink) in float32."""
-    soft: bool = False
-    """True if the participant can go on without it (schemas.methods.MemoryKind)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedmq.participant.trainer import TrainResult, checked_result
+from fedmq.participant.memory import Memory
+from fedmq.participant.trainer import TrainResult, checked_result, keeps
 from fedmq.participant.training.methods import (
-    Memory,
     Start,
     begin,
     make,
@@ -80,9 +81,11 @@ def do_task(
     was_cancelled: Callable[[], bool] = lambda: False,
     own_codec: Codec | None = None,
     frozen: Frozen | None = None,
+    own_folder: Path | None = None,
 ) -> FinishedTask:
-    """Do a task, and return its update and payload. `memory` is the method's or the codec's memory of the run, and
-    `own_codec` the codec of the federation's own file. `frozen` is the part of the model that the tensors lack.
+    """Do a task, and return its update and payload. `memory` is the method's or the codec's memory of the run,
+    `own_codec` the codec of the federation's own file, and `own_folder` the folder for what the trainer keeps itself.
+    `frozen` is the part of the model that the tensors lack.
 
     `was_cancelled` says that the trainer was asked to stop: then its error is no fault that anybody must look into.
     Raises TaskFailed and nothing else.
@@ -91,6 +94,8 @@ def do_task(
     mark = uuid.uuid4().hex if has_memory(task) else None
     try:
         start = begin(task.reply, tensors, method_memory(task.reply, memory))
+        if own_folder is not None and keeps(trainer):
+            trainer.keep_in(own_folder)
         if task.work == "evaluate":
             whole = start.parameters if frozen is None else frozen.join(start.parameters)
             return FinishedTask(_evaluated(trainer, task, whole, clock, started), None)

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from fedmq.participant.decisions.events import TrainingFailed
-from fedmq.participant.training.methods import Memory
+from fedmq.participant.memory import Memory
+from fedmq.participant.trainer import keeps
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.codec import encode_in_pieces
 from fedmq.schemas.codecs.codec import Codec
@@ -23,6 +25,9 @@ log = EventLog(__name__)
 
 JOIN_S = 5.0
 """Time that a trainer has to stop after it was asked to."""
+
+
+_Job = tuple[Task, Parameters, Memory | None, Frozen | None, Path | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +60,28 @@ class TrainingThread:
         self._put = put
         self._cancelled = threading.Event()
         """Set if the training that runs was asked to end."""
-        self._jobs: SimpleQueue[tuple[Task, Parameters, Memory | None, Frozen | None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def open(self) -> None:
         self._thread.start()
 
-    def start(self, task: Task, tensors: Parameters, memory: Memory | None, frozen: Frozen | None = None) -> None:
-        """Train this task next, with the method's memory of its run, and with the model's frozen part."""
-        self._jobs.put((task, tensors, memory, frozen))
+    @property
+    def trainer_keeps(self) -> bool:
+        """True if the trainer wants a folder of its own (`participant.trainer`)."""
+        return keeps(self._trainer)
+
+    def start(
+        self,
+        task: Task,
+        tensors: Parameters,
+        memory: Memory | None,
+        frozen: Frozen | None = None,
+        own_folder: Path | None = None,
+    ) -> None:
+        """Train this task next, with the method's memory of its run, with the model's frozen part, and with the
+        trainer's own folder for the run."""
+        self._jobs.put((task, tensors, memory, frozen, own_folder))
 
     def cancel(self) -> None:
         """Ask a running training to end, if the trainer can."""
@@ -88,7 +106,7 @@ class TrainingThread:
             del job
 
     def _trained(
-        self, task: Task, tensors: Parameters, memory: Memory | None, frozen: Frozen | None
+        self, task: Task, tensors: Parameters, memory: Memory | None, frozen: Frozen | None, own_folder: Path | None
     ) -> Trained | TrainingFailed:
         self._cancelled.clear()
         try:
@@ -101,6 +119,7 @@ class TrainingThread:
                 was_cancelled=self._cancelled.is_set,
                 own_codec=self._own_codec,
                 frozen=frozen,
+                own_folder=own_folder,
             )
             pieces = encode_in_pieces(done.update, done.payload)
         except TaskFailed as failed:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fedmq.participant.training.methods import Memory
+from fedmq.participant.memory import Memory
 from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.codecs.known import codec_of
 from fedmq.schemas.codecs.wire import Sent, Wire

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedmq.participant.training.methods import Made, Memory, Start, begin, make
+from fedmq.participant.memory import Memory
+from fedmq.participant.training.methods import Made, Start, begin, make
 from fedmq.participant.training.uplink import Coder
 from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import ConfigError, NotFinite

@@ -23,8 +23,9 @@ from fedmq.coordinator.settings import StopSettings
 from fedmq.coordinator.strategies import Area
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.agent import Agent
+from fedmq.participant.memory import Memory
 from fedmq.participant.settings import ParticipantSettings
-from fedmq.participant.training.methods import Memory, begin, make
+from fedmq.participant.training.methods import begin, make
 from fedmq.schemas.messages import Notice, Receipt, Task, Update, run_uid, update_id
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench

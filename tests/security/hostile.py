@@ -142,10 +142,10 @@ def victims_are_whole(folder: Path) -> None:
 
 def spool(folder: Path) -> None:
     """Start a participant's spool over each form of each of its files, and use it."""
+    from fedmq.participant.memory import Memory
     from fedmq.participant.service.startup import restore
     from fedmq.participant.spool.chunk_journal import ChunkJournal
     from fedmq.participant.spool.spool import SentRecord, Spool
-    from fedmq.participant.training.methods import Memory
     from fedmq.schemas.codec import Limits
     from fedmq.schemas.local.clocks import Moment
     from fedmq.schemas.messages import ChunkedPayload

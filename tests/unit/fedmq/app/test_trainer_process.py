@@ -12,12 +12,14 @@ import pytest
 from fedmq.app import trainer_process
 from fedmq.app.app import load_app, trainer_of
 from fedmq.app.trainer_process import TrainerProcess
+from fedmq.participant.trainer import keeps
 from fedmq.participant.training.methods import replies_of
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.errors import AppError, TrainerError
 from fedmq.schemas.messages import Task, TrainingConfig
 from fedmq.schemas.methods import CONTROL, join
 from fedmq.schemas.parameters import Parameters
+from tests.support import distillation_app
 
 DEADLINE_S = 60
 
@@ -166,6 +168,20 @@ def test_a_task_gives_the_bits_that_it_gives_in_this_process(folder, process, ca
     with pytest.raises(TaskFailed, match="no test data here") as failed:
         do_task(stand_in, task(work="evaluate"), BASE, lambda: 0.0)
     assert failed.value.reason == "unsupported"
+
+
+def test_a_trainer_keeps_its_model_in_the_participants_folder_when_its_process_leaves(folder, process, tmp_path):
+    app = load_app(distillation_app.write(folder))
+    start = Parameters({n: np.asarray(a) for n, a in app.get("initial_parameters")().items()}, {"public_data"})
+    here = trainer_of(app, "sensor-1")
+    there = process("sensor-1", keep_s=0).open()  # it leaves after each request
+    assert keeps(there)
+    (tmp_path / "own").mkdir()
+    for seed in (1, 2):
+        one = task("parameters").model_copy(update={"training": config(seed=seed)})
+        done = [do_task(trainer, one, start, lambda: 0.0, own_folder=tmp_path / "own") for trainer in (there, here)]
+        assert len({d.payload["predictions"].tobytes() for d in done}) == 1
+    assert do_task(there, task(work="evaluate"), start, lambda: 0.0, own_folder=tmp_path / "own").update.metrics
 
 
 def test_what_a_trainer_raises_is_raised_here_and_costs_no_process(process, caplog):

@@ -142,7 +142,8 @@ def test_all_mistakes_are_named_at_once(write):
         'run.selection: got "unifrom", allowed: "uniform", "least_used"; did you mean uniform?',
         "run.stop.target.value: missing, expected a number",
         'strategy.name: got "fedbuf", allowed: "fedasync", "fedbuff", "fedavg", "fadas", "fednova", "fedstaleweight", '
-        '"participation", "port", "ca2fl", "area", "scaffold", "fedcompass", "custom"; did you mean fedbuff?',
+        '"participation", "port", "ca2fl", "area", "scaffold", "fedcompass", "distillation", "custom"; '
+        "did you mean fedbuff?",
     ]
 
 

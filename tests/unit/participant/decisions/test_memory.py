@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedmq.participant.decisions import events as ev
+from fedmq.participant.memory import Memory
 from fedmq.participant.spool.spool import MOST_MEMORIES, Spool
-from fedmq.participant.training.methods import Memory
 from fedmq.schemas.messages import Receipt, Task
 from tests.unit.participant.decisions.agents import LATE, ME, connected, kinds, make_agent, make_task, notice, only, uid
 

@@ -134,3 +134,18 @@ def test_across_boots_the_wall_clock_counts_unless_it_cannot_be_right() -> None:
     assert age_s(NOW, later(wall_s=-60.0, boot_s=0.0, boot_id="boot-2")) is None
     never_set = Moment(wall_s=30.0, boot_s=30.0, boot_id="boot-0")
     assert age_s(never_set, NOW) is None
+
+
+def test_the_trainers_own_folders_stay_for_the_newest_runs(spool: Spool, tmp_path: Path) -> None:
+    for number in range(6):
+        folder = spool.own_folder(f"run-{number}")
+        (folder / "kept").write_text(str(number))
+        os.utime(folder, (number, number))
+        assert spool.own_folder(f"run-{number}") == folder
+    own = tmp_path / "sensor-1" / "own"
+    (own / "a link").symlink_to(tmp_path)
+    assert sorted(path.name for path in own.iterdir()) == ["a link", "run-2", "run-3", "run-4", "run-5"]
+    assert (own / "run-2" / "kept").read_text() == "2"
+    assert own.stat().st_mode & 0o77 == 0
+    spool.own_folder("run-6")
+    assert sorted(path.name for path in own.iterdir()) == ["a link", "run-3", "run-4", "run-5", "run-6"]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from fedmq.participant.memory import Memory
 from fedmq.participant.trainer import TrainResult
-from fedmq.participant.training.methods import Memory, begin, make, replies_of
+from fedmq.participant.training.methods import begin, make, replies_of
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.schemas.errors import TrainerError
 from fedmq.schemas.messages import Task, TrainingConfig, run_uid

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedmq.participant.memory import Memory
 from fedmq.participant.trainer import TrainResult
-from fedmq.participant.training.methods import Memory
 from fedmq.participant.training.task_work import FinishedTask, TaskFailed, do_task
 from fedmq.participant.training.uplink import RESIDUAL
 from fedmq.schemas.codecs.blocks import Int8
