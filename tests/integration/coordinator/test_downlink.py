@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def states(federation: Federation, codec: str = "hidden") -> set[bytes]:
         }
 
 
+def reached(federation: Federation, number: int) -> None:
+    """Wait until the ledger has this version."""
+
+    def there() -> bool:
+        reader = open_if_made(federation.run_dir / "ledger.sqlite")
+        if reader is None:
+            return False
+        with reader as ledger:
+            return not ledger.is_new() and ledger.version() >= number
+
+    until(there)
+
+
 def test_lost_disks_and_restarts_of_both_sides_cost_a_whole_task_and_no_bit(federation):
     hidden = DownlinkSettings(codec="hidden")
     trainers = [Small() for _ in range(8)]
@@ -132,27 +146,17 @@ def test_lost_disks_and_restarts_of_both_sides_cost_a_whole_task_and_no_bit(fede
     for name, trainer in zip("abc", trainers, strict=False):
         federation.participant(name, trainer, **SIZES)
 
-    def at_version(number: int) -> None:
-        def there() -> bool:
-            reader = open_if_made(federation.run_dir / "ledger.sqlite")
-            if reader is None:
-                return False
-            with reader as ledger:
-                return not ledger.is_new() and ledger.version() >= number
-
-        until(there)
-
-    at_version(4)
+    reached(federation, 4)
     model = federation.folder / "spool" / "a" / "model.fedmq"
     federation.stop("a")
     model.write_bytes(model.read_bytes()[:-1])  # damaged: its next hello names none
     federation.participant("a", trainers[3], **SIZES)
-    at_version(8)
+    reached(federation, 8)
     (federation.folder / "spool" / "b" / "model.fedmq").unlink()  # lost without a word: its next task is declined
-    at_version(12)
+    reached(federation, 12)
     federation.stop_coordinator()
     ended = coordinator(federation, 24, downlink=hidden, uplink=uplink_codec(UplinkSettings(codec="int8"), "delta"))
-    at_version(16)
+    reached(federation, 16)
     federation.stop("c")
     left = federation.participant("c", trainers[4], **SIZES)
     assert ended.result(60).version == 24
@@ -227,3 +231,34 @@ def test_a_frozen_part_goes_down_once_beside_a_coded_model(federation, codec):
 
 def with_frozen() -> Parameters:
     return Parameters({"000/w": small()["000/w"], "001/b": np.arange(FROZEN, dtype=np.float32)})
+
+
+def test_a_restored_folder_and_a_standby_go_on_with_their_own_hidden_state(federation):
+    hidden = {"downlink": DownlinkSettings(codec="hidden")}
+    trainers = [Small() for _ in range(3)]
+    coordinator(federation, 24, **hidden)
+    left = [federation.participant(name, t, **SIZES) for name, t in zip("abc", trainers, strict=True)]
+    reached(federation, 4)
+    federation.stop_coordinator()
+    backup = federation.folder / "backup"
+    shutil.copytree(federation.run_dir, backup)
+    first = coordinator(federation, 24, **hidden)
+    reached(federation, 9)
+    standby = coordinator(federation, 24, **hidden)
+    active, ended = federation._services[-2], first
+    active.stop()
+    assert ended.result(60).finished is None
+    reached(federation, 14)
+    federation.stop_coordinator()
+    assert standby.result(60).version >= 14
+    shutil.rmtree(federation.run_dir)
+    backup.rename(federation.run_dir)
+    seen = [len(trainer.bases) for trainer in trainers]
+    last = coordinator(federation, 24, **hidden)
+    assert last.result(60).version == 24
+    assert [one.result(60) for one in left] == ["run_finished"] * 3
+    assert [check for check in audit.verify(RunFolder(federation.run_dir)) if not check.holds or check.left_out] == []
+    known = states(federation)
+    late = [base for trainer, count in zip(trainers, seen, strict=True) for base in trainer.bases[count + 1 :]]
+    assert len(late) > 30
+    assert set(late) <= known

@@ -17,9 +17,10 @@ from fedmq.coordinator.strategies import FedBuff
 from fedmq.participant.service.task_models import ModelDiffers, base_of, keep
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.codecs.hidden import applied
 from fedmq.schemas.codecs.known import capabilities
-from fedmq.schemas.errors import AppError
-from fedmq.schemas.messages import Downlink, HeldModel, Task
+from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, PeerError, SpecMismatch
+from fedmq.schemas.messages import Downlink, HeldModel, Task, TrainingConfig, Uplink
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.signing import tensors_digest
 from tests.unit.coordinator.decisions.harness import Bench, of, only
@@ -296,3 +297,71 @@ def test_keys_that_do_not_belong_together_are_refused():
         DownlinkSettings(codec="bf16", step_codec="int8")
     with pytest.raises(ValueError, match="fraction belongs to step_codec = 'topk', and step_codec is None"):
         DownlinkSettings(codec="hidden", fraction=0.1)
+
+
+def steps_of_two_versions() -> tuple[Parameters, Parameters, Downlink]:
+    """Return a hidden state, and the tensors and the order of a task with two steps from it."""
+    x = {"w": np.linspace(0, 1, 600, dtype=np.float32), "n": np.arange(2)}
+    made = HiddenModel(HIDDEN.step, Parameters(x))
+    first = made.base
+    for number in (1, 2):
+        made.advance(Parameters({"w": x["w"] + np.float32(number), "n": x["n"] + number}))
+    order = made.order(capabilities(), 0)
+    assert order is not None
+    assert same(applied(order.step, first, made.tensors(order), 0, 2), made.base)
+    return first, made.tensors(order), order
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda t: {n: a for n, a in t.items() if n != "step:1:q"}, SpecMismatch),
+        (lambda t: {**t, "step:3:q": t["step:1:q"]}, SpecMismatch),
+        (lambda t: dict(reversed(t.items())), SpecMismatch),
+        (lambda t: {**t, "step:1:q": t["step:1:q"][:-1]}, LimitExceeded),
+        (lambda t: {**t, "step:2:q": t["step:2:q"].astype(np.int16)}, SpecMismatch),
+        (lambda t: {**t, "step:2:scale": -t["step:2:scale"]}, MalformedMessage),
+        (lambda t: {**t, "n": t["n"][:1]}, SpecMismatch),
+        (lambda t: {**t, "n": t["n"].astype(np.int32)}, SpecMismatch),
+    ],
+)
+def test_steps_that_do_not_fit_the_state_are_a_typed_error(change, error):
+    first, tensors, order = steps_of_two_versions()
+    with pytest.raises(error):
+        applied(order.step, first, Parameters(change(dict(tensors))), 0, 2)
+
+
+@pytest.mark.parametrize(("held", "version"), [(2, 1), (0, 33), (1, 2), (0, 1)])
+def test_steps_between_other_versions_are_a_typed_error(held, version):
+    first, tensors, order = steps_of_two_versions()
+    with pytest.raises(PeerError):
+        applied(order.step, first, tensors, held, version)
+
+
+@pytest.mark.parametrize("step", [None, Uplink(codec="powersgd"), Uplink(codec="mine")])
+def test_steps_in_another_codec_are_a_typed_error(step):
+    first, tensors, _ = steps_of_two_versions()
+    with pytest.raises(MalformedMessage, match="expected one of int8, int4, topk"):
+        applied(step, first, tensors, 0, 2)
+
+
+def test_values_that_nobody_sent_are_found_by_the_digest(tmp_path):
+    first, tensors, order = steps_of_two_versions()
+    task = Task(
+        task_id="t", run_id="run", participant_id="a", base_version=2, reply="delta", training=TrainingConfig(),
+        lease_s=1.0, downlink=order,
+    )  # fmt: skip
+    spool = Spool(tmp_path, "a")
+    with pytest.raises(ModelDiffers, match="has steps from the hidden state of version 0, and here is none"):
+        base_of(task, tensors, spool)
+    digest = tensors_digest(first).hex()
+    keep(task.model_copy(update={"base_version": 0, "downlink": Downlink(codec="hidden", digest=digest)}), first, spool)
+    assert tensors_digest(base_of(task, tensors, spool)).hex() == order.digest
+    flipped = tensors["step:1:q"].copy()
+    flipped[7] ^= 1
+    with pytest.raises(ModelDiffers, match="what was made of version 2 has another digest than the task names"):
+        base_of(task, Parameters({**tensors, "step:1:q": flipped}), spool)
+    with pytest.raises(ModelDiffers, match="the task's steps do not fit the hidden state here"):
+        base_of(task, Parameters({}), spool)
+    assert spool.read_model().held == HeldModel(version=0, digest=digest)  # type: ignore[union-attr]
+    spool.close()

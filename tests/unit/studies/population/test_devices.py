@@ -15,7 +15,7 @@ from fedmq.studies.population.recorded_runs import RecordedTask
 from fedmq.studies.population.traces import Device as Trace
 
 TEN_S = Compute(task_s=Constant(value=10))
-TASK = SimpleNamespace(task_id="t-1")
+TASK = SimpleNamespace(task_id="t-1", downlink=None)
 
 
 class Streams:
