@@ -27,7 +27,7 @@ from fedmq.coordinator.strategies import BuiltIn
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.files import decoded
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import Digest, TrainingConfig
 
 
 class FederationConfig(BaseModel):
@@ -41,6 +41,8 @@ class FederationConfig(BaseModel):
     """Folder in which each run has a folder of its own, with its checkpoints and its ledger."""
     initial: str | None = None
     """A .safetensors file to start from. None starts from the app's model."""
+    files: dict[str, Digest] = {}
+    """Files that the app reads, each with its SHA-256. Every participant's must be the same."""
     run: RunSettings
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
@@ -173,6 +175,7 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
         update={
             "app": resolve(config.app),
             "runs_dir": resolve(config.runs_dir),
+            "files": {resolve(path): digest for path, digest in config.files.items()},
             "initial": None if config.initial is None else resolve(config.initial),
             "broker": config.broker.model_copy(update=broker),
             "commit": config.commit

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedmq.app.model_process import ModelChild
+from fedmq.app.needed_files import check_files
 from fedmq.app.parameter_files import read_parameters
 from fedmq.broker_config.transport import Transport
 from fedmq.config import custom_strategy
@@ -41,7 +42,8 @@ def coordinator_for(
     """Yield the service, with the process that loads the app beside it. `members` are those of the fleet, if there is
     one.
 
-    Raises AppError if the app cannot be loaded, and ConfigError if this is not the coordinator's user on the broker.
+    Raises AppError if the app cannot be loaded, and ConfigError if this is not the coordinator's user on the broker, or
+    if a file that the app needs is another one.
     """
     with ExitStack() as stack:
         registrar: Registrar | None = None
@@ -66,6 +68,7 @@ def _coordinator_for(
     log_identity(kind, user, user, fleet=members is not None)
     if connect is None:
         check_user(config, kind, user, "security.coordinator_user")
+    check_files(config.files)
     strategy = custom_strategy.build(config.strategy)
     uplink = uplink_codec(config.uplink, strategy.reply)
     log.info("app_loading", app=config.app)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq.app.app import load_app, trainer_of
+from fedmq.app.needed_files import check_files
 from fedmq.app.threads import prepare_tensorflow
 from fedmq.app.trainer_process import TrainerProcess
 from fedmq.broker_config.transport import Transport
@@ -37,12 +38,15 @@ def participant_for(
     """Return the service around the app's trainer. `credentials` are those of a device of a fleet, and `verify` checks
     that its tasks are signed. The trainer has a process of its own, unless it is to be `in_process`.
 
-    Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker.
+    Raises AppError if the app cannot be loaded, and ConfigError if this is not the participant's user on the broker, or
+    if a file that the app needs is not the federation's.
     """
     kind = config.security.kind(config.broker.auth)
     log_identity(kind, participant_id, config.security.coordinator_user)
     if transport is None:
         check_user(config, kind, participant_id, "the participant's id (--id)")
+    if isinstance(config, FederationConfig):
+        check_files(config.files)
     trainer, own = _in_process(config.app, participant_id) if in_process else _elsewhere(config, participant_id)
     return ParticipantService(
         participant_id=participant_id,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, TorchModel, framework_of, has_model, is_torch
+from fedmq.app.models import Evaluate, TorchModel, framework_of, frozen_names, has_model, is_torch
 from fedmq.participant.trainer import checked_result
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
 from fedmq.schemas.messages import TrainingConfig
@@ -31,6 +31,7 @@ from fedmq.schemas.parameters import Parameters
 from fedmq.studies.population.deals import AnyDeal, Iid
 from fedmq.studies.population.population import Member
 from fedmq.studies.problems.classification import Part, class_numbers, load_arrays, validated
+from fedmq.studies.problems.frozen import without_frozen
 from fedmq.studies.problems.lazy_training import Job, Trained
 from fedmq.studies.problems.problem import Federation
 from fedmq.studies.problems.user_randomness import DATA, INITIAL_MODEL, TRAINING, seeded
@@ -70,6 +71,14 @@ class AppProblem(Value):
     def deal(self, members: Sequence[Member], seed: int) -> Federation:
         with seeded(0, DATA):
             app = load_app(self.app)
+        federation = self._dealt(app, members, seed)
+        if app.get("frozen") is None and not federation.initial.non_trainable:
+            return federation
+        with seeded(seed, INITIAL_MODEL):
+            names = frozen_names(app, federation.initial, lambda: framework_of(app, "to know what is frozen"))
+        return without_frozen(federation, names)
+
+    def _dealt(self, app: App, members: Sequence[Member], seed: int) -> Federation:
         names = tuple(self._name(m) for m in members)
         for function in ("build_trainer", "build_student"):
             if function in app.functions:

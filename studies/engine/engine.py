@@ -41,6 +41,7 @@ from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.errors import ConfigError, StrategyError
+from fedmq.schemas.frozen import with_beside
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
@@ -106,7 +107,15 @@ class Engine:
         self._payload_bytes = self._core.task_tensors.num_bytes, tensor_bytes
         self._order = order
         self._codec = None if order is None else order.codec
-        self._down_bytes = task_bytes(spec_of(self._core.task_tensors), strategy.reply, training, order)
+        tensors, part = self._core.task_tensors, getattr(federation, "frozen", None)
+        self._down_bytes = task_bytes(spec_of(tensors), strategy.reply, training, order, frozen=part)
+        self._first_bytes = self._down_bytes
+        if part is not None:
+            self._first_bytes = task_bytes(
+                spec_of(with_beside(tensors, part)), strategy.reply, training, order, frozen=part
+            )
+        self._frozen, self._have_frozen = part, set[int]()
+        """The model's frozen part, and the participants that have got it."""
         self._up_bytes = update_bytes(spec, strategy.reply)
         """Bytes of a task and of a plain update as they are counted; `_payload_bytes` take their time."""
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
@@ -171,7 +180,8 @@ class Engine:
         """Plan what comes after all have said hello. Only a recorded order plans anything (studies.engine.recorded)."""
 
     def _closed(self, outcome: Outcome) -> Outcome:
-        outcome.parameters = self._core.parameters
+        whole = getattr(self._federation, "whole", None)
+        outcome.parameters = self._core.parameters if whole is None else whole(self._core.parameters)
         outcome.time_s = self._now
         outcome.bytes_up, outcome.bytes_down = self._sent_bytes, self._issued_bytes
         outcome.discarded = self._core.discarded
@@ -259,7 +269,11 @@ class Engine:
         if task.downlink is not None:
             spec = spec_of(self._core.tensors_of(task))
             tensor_bytes = sum(tensor.num_bytes for tensor in spec)
-            down_bytes = task_bytes(spec, self._reply, task.training, self._order, task.downlink)
+            down_bytes = task_bytes(spec, self._reply, task.training, self._order, task.downlink, frozen=self._frozen)
+        if self._frozen is not None and i not in self._have_frozen:
+            self._have_frozen.add(i)
+            tensor_bytes += self._frozen.num_bytes
+            down_bytes += self._first_bytes - self._down_bytes
         self._issued_bytes += down_bytes
         training = device.part_of(task.training)
         work = device.begin(

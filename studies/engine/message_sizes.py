@@ -7,6 +7,7 @@ take the time of the tensors alone, as they always did.
 from __future__ import annotations
 
 from fedmq.schemas.codec import encoded_bytes
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.messages import Downlink, Reply, Task, TrainingConfig, Update, Uplink, update_id
 from fedmq.schemas.tensors import ModelSpec
 
@@ -19,11 +20,16 @@ def task_bytes(
     training: TrainingConfig,
     uplink: Uplink | None = None,
     downlink: Downlink | None = None,
+    *,
+    frozen: Frozen | None = None,
 ) -> int:
-    """Return the bytes of a task with a model's tensors, or with those of its steps."""
+    """Return the bytes of a task with a model's tensors, or with those of its steps.
+
+    It names the `frozen` part, if there is one.
+    """
     task = Task(
         task_id=_TASK, run_id="study", participant_id="0", base_version=1, reply=reply, training=training, lease_s=1.0,
-        uplink=uplink, downlink=downlink,
+        uplink=uplink, downlink=downlink, frozen=None if frozen is None else frozen.digest,
     )  # fmt: skip
     return encoded_bytes(task, model)
 

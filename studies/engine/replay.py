@@ -21,12 +21,15 @@ from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import DownlinkSettings, StopSettings
 from fedmq.coordinator.state import archive, checkpoint
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.frozen_file import frozen_in
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, UpdateRow, VersionRow
 from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout
 from fedmq.schemas.errors import InputError, StateError
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Parameters
@@ -76,7 +79,9 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         )
     moments = [one.run_s for one in set_backs if one.anew]
     anew = list(zip(moments, [drop for drop in drops if drop.anew], strict=True))
-    initial = Model.restore(strategy, archive.read_base(folder.archive, bases[0])).parameters
+    first = archive.read_base(folder.archive, bases[0])
+    initial = Model.restore(strategy, first).parameters
+    part = frozen_in(CheckpointFiles.of_run(folder, run), first.scalars, mend=False)
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
     # Each has the name that it had in the run: a participant in two lanes is one, to a strategy that keeps something
     # of each participant.
@@ -88,7 +93,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
     stop = StopSettings(max_versions=newest) if ends_later else StopSettings(max_updates=max(len(rows), 1))
     engine = _Replay(
         population,
-        _Archived(initial, [m.examples for m in members]),
+        _Archived(initial, [m.examples for m in members], part),
         [Device(m, population, 0, streams, open_loop=True) for m in members],
         strategy=strategy,
         run=StudyRun(
@@ -190,6 +195,8 @@ class _Archived:
 
     initial: Parameters
     num_examples: Sequence[int]
+    part: Frozen | None
+    """The model's frozen part, which the initial parameters do not have."""
     evaluates: bool = False
 
     @property
@@ -198,6 +205,9 @@ class _Archived:
 
     def evaluate(self, parameters: Parameters) -> dict[str, float]:
         raise NotImplementedError
+
+    def whole(self, parameters: Parameters) -> Parameters:
+        return parameters if self.part is None else self.part.join(parameters)
 
 
 class _Nobody:

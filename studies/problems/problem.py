@@ -14,7 +14,7 @@ class Federation(Protocol):
     """A problem that was dealt out to one population, for one seed.
 
     An optional method `check_training(training)` is called before a run. It raises ConfigError if it cannot be trained
-    like this.
+    like this. Optional `frozen` and `whole(parameters)` are those of studies.problems.frozen.
     """
 
     @property

@@ -89,7 +89,8 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
         ('[training]\nname = "x"', 'training.name: unknown key (got "x"), allowed: batch_size, '
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed"),
         ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
-         "downlink, initial, participant, run, runs_dir, security, strategy, training, uplink; did you mean training?"),
+         "downlink, files, initial, participant, run, runs_dir, security, strategy, training, uplink; did you mean "
+         "training?"),
         ('[security]\nidentity = "users"', 'security.identity: got "users", allowed: "user", "open"; did you mean '
          "user?"),
         ('[security]\ncoordinator_user = "no spaces"', 'security.coordinator_user: got "no spaces", allowed: 1 to 64 '
@@ -232,7 +233,7 @@ def test_mistakes_in_overrides_name_the_variable_or_flag(write):
         "buffer_timeout_s, min_updates, name, normalize, "
         "server_learning_rate, server_optimizer, staleness; did you mean buffer_size?",
         'run_id (from --set run_id): unknown key (got "x"), allowed: app, archive, broker, commit, downlink, '
-        "initial, participant, run, runs_dir, security, strategy, training, uplink; it belongs in [run]",
+        "files, initial, participant, run, runs_dir, security, strategy, training, uplink; it belongs in [run]",
     ]  # fmt: skip
 
 
