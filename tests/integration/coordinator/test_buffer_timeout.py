@@ -146,8 +146,8 @@ def test_a_run_of_a_ledger_without_the_table_goes_on_and_is_read_before_that(fed
     first.stop()
     made = active.result(DEADLINE_S).version
     with sqlite3.connect(federation.run_dir / "ledger.sqlite") as db:
-        db.execute("DROP TABLE timeouts")
-        db.execute("DROP TABLE connections")
+        for table in ("timeouts", "connections", "update_bytes", "task_bytes"):
+            db.execute(f"DROP TABLE {table}")
         db.execute("PRAGMA user_version = 5")
         settings = json.loads(db.execute("SELECT settings FROM run").fetchone()[0])
         del settings["strategy"]["buffer_timeout_s"], settings["strategy"]["min_updates"]
@@ -158,4 +158,8 @@ def test_a_run_of_a_ledger_without_the_table_goes_on_and_is_read_before_that(fed
     federation.stop = StopSettings(max_versions=made + 2)
     assert federation.run().version == made + 2
     assert not [check for check in audit.verify(RunFolder(federation.run_dir)) if check.wrong]
+    with federation.ledger() as ledger:
+        after = [row.accepted_order for row in ledger.updates() if row.accepted_order >= ledger.counted_orders()[0]]
+        assert 0 < len(after) < ledger.accepted()
+        assert ledger.counted_orders() == after, "bytes are counted from then on"
     assert same_bits(federation.final(), federation.replayed())
