@@ -5,16 +5,17 @@
     file = "codec.py"               # has build_codec(**options), which returns a fedmq.Codec
     options = { bits = 2 }
 
-Participants read the same file: one that cannot load the codec sends plain tensors.
+Participants read the same file: one that cannot load the codec, or lacks zstd, says so and sends plain tensors.
 """
 
 from __future__ import annotations
 
 from fedmq.coordinator.own_file import call
 from fedmq.coordinator.settings import UplinkSettings
+from fedmq.schemas.codecs import zstd
 from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.codecs.known import UplinkCodec, check_name, codec_of
-from fedmq.schemas.errors import AppError
+from fedmq.schemas.errors import AppError, FedmqError
 from fedmq.schemas.messages import Reply, is_identifier
 
 NEEDED = ("name", "parts", "encode", "decode")
@@ -37,8 +38,27 @@ def own_codec(settings: UplinkSettings) -> Codec | None:
     return codec  # type: ignore[no-any-return]
 
 
+def codec_here(settings: UplinkSettings) -> tuple[Codec | None, FedmqError | None]:
+    """Return a participant's codec of the user's own, if any, and why it cannot send updates as the table asks; None if
+    it can."""
+    own: Codec | None = None
+    try:
+        own = own_codec(settings)
+        _check_lossless(settings)
+    except FedmqError as error:
+        return own, error
+    return own, None
+
+
+def _check_lossless(settings: UplinkSettings) -> None:
+    if settings.lossless == "zstd":
+        zstd.check()
+
+
 def uplink_codec(settings: UplinkSettings, reply: Reply) -> UplinkCodec | None:
-    """Return the codec of a run whose updates carry `reply`; None for plain ones. Raises AppError."""
+    """Return the codec of a run whose updates carry `reply`; None for plain ones. Raises AppError, and MissingExtra
+    without zstd."""
+    _check_lossless(settings)
     own = own_codec(settings)
     order = settings.order(reply, None if own is None else own.name)
     if order is None:

@@ -355,7 +355,8 @@ def _count_not_finite(array: Array, stop_at_first: bool = False) -> int:
         values = cast(Array, chunk)
         if native.itemsize == 2 and not _has_full_exponent(values):
             continue
-        count += values.size - int(np.count_nonzero(np.isfinite(values)))
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            count += values.size - int(np.count_nonzero(np.isfinite(values)))
         if count and stop_at_first:
             break
     return count

@@ -366,12 +366,14 @@ class CoordinatorService:
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
         wire = None if self._uplink is None else self._uplink.wire(core.payload_spec)
         senders = Senders(core, self._identity, self._members)
+        coded_bytes = (core.payload_bytes, core.payload_bytes) if wire is None else wire.bounds()
+        least_bytes, most_bytes = coded_bytes[0], max(packed_bytes(most_spec), coded_bytes[1])
         intake = Intake(
             transport,
             self._topology,
             put=inbox.put,
-            payload_bytes=packed_bytes(most_spec),
-            least_bytes=core.payload_bytes if wire is None else wire.bounds()[0],
+            payload_bytes=most_bytes,
+            least_bytes=least_bytes,
             sender_of=senders.chunk_sender,
         )
         return Loop(
@@ -390,7 +392,7 @@ class CoordinatorService:
                 window_bytes=budget_bytes // 2,
                 timeout_s=self._publish_timeout_s,
                 put=inbox.put,
-                update_bytes=packed_bytes(most_spec),
+                update_bytes=most_bytes,
                 max_message_bytes=self._max_message_bytes,
                 chunk_bytes=self._chunk_bytes,
                 sign=self._sign,
@@ -404,7 +406,7 @@ class CoordinatorService:
                 core=core,
                 intake=intake,
                 evaluator=whole_evaluator(self._evaluator, part),
-                in_chunks=packed_bytes(most_spec) > limits.max_body_bytes,
+                in_chunks=most_bytes > limits.max_body_bytes,
                 control_queue=self._topology.control.name,
                 put=inbox.put,
                 wall_s=time.time,

@@ -54,8 +54,9 @@ def dequantise(q: Quantised, scales: Values, places: Places, block: int) -> Valu
     if scales.size and not (np.isfinite(scales).all() and scales.min() >= 0):
         raise MalformedMessage("a block's scale is negative or not finite, expected max|x| over the levels")
     values = np.empty(q.size, np.float32)
-    for out, x, scale in _in_blocks(values, q, scales, places, block):
-        np.multiply(x, scale[:, None], out=out)
+    with np.errstate(over="ignore"):  # the caller looks for what is not finite
+        for out, x, scale in _in_blocks(values, q, scales, places, block):
+            np.multiply(x, scale[:, None], out=out)
     return values
 
 

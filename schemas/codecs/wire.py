@@ -47,7 +47,10 @@ class Wire:
         return places_of(self.spec)
 
     def bounds(self) -> tuple[int, int]:
-        """Return the fewest and the most bytes that the tensors of a coded update take in a message."""
+        """Return the fewest and the most bytes that the tensors of an update take in a message.
+
+        A plain one is always welcome. It may even be shorter: topk with a large fraction makes more than it is given.
+        """
         places = self.places
         parts = self.codec.parts(places)
         plain = [TensorSpec(t.name, t.dtype, t.shape) for t in places.plain]
@@ -57,7 +60,8 @@ class Wire:
             size = sum(t.num_bytes for t in most)
             most = [TensorSpec(_ZSTD, "uint8", (size + size // 256 + _FRAME_BYTES,))]
             least = [TensorSpec(_ZSTD, "uint8", (0,))]
-        return packed_bytes((*least, *plain)), packed_bytes((*most, *plain))
+        whole = packed_bytes(tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.spec))
+        return min(whole, packed_bytes((*least, *plain))), max(whole, packed_bytes((*most, *plain)))
 
     @cached_property
     def usual_bytes(self) -> int:
@@ -110,7 +114,7 @@ class Wire:
             values = np.asarray(self.codec.decode(parts, places))
         except MalformedMessage:
             raise
-        except Exception as error:  # the user's own codec, on what a peer claims
+        except (Exception, SystemExit) as error:  # the user's own codec, on what a peer claims
             raise MalformedMessage(f"the codec {self.codec.name!r} raised {type(error).__name__}: {error}") from error
         if values.shape != (places.size,) or values.dtype != np.float32:
             raise MalformedMessage(

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from tests.security.fuzzing import coordinator_side, participant_side
+from tests.security.fuzzing.plan import EPISODE_KINDS, Plan
 from tests.security.fuzzing.watch import Failed, Figures, LogCheck
 
 EPISODE_MESSAGES = 2000
@@ -41,13 +42,15 @@ def folder_in_ram() -> str | None:
 
 
 def episode(seed: int, number: int, messages: int, limit_s: float, log: LogCheck, only: object = None) -> Figures:
-    """Run one episode: in turn a stranger's noise, a participant, a hostile participant's noise, and its chunks."""
+    """Run one episode: in turn a stranger's noise, a participant, a hostile participant's noise, and its chunks; then
+    the last two in a codec."""
     with tempfile.TemporaryDirectory(dir=folder_in_ram()) as folder:
-        if number % 4 == 1:
+        kind = number % EPISODE_KINDS
+        if kind == 1:
             plan = participant_side.Plan(seed, number, messages, limit_s, only=only)  # type: ignore[arg-type]
             return participant_side.run(plan, Path(folder), log)
-        inside, chunked = number % 4 >= 2, number % 4 == 3
-        mine = coordinator_side.Plan(seed, number, messages, limit_s, inside, chunked, only)  # type: ignore[arg-type]
+        inside, chunked, coded = kind >= 2, kind in {3, 5}, kind >= 4
+        mine = Plan(seed, number, messages, limit_s, inside, chunked, coded, only)  # type: ignore[arg-type]
         return coordinator_side.run(mine, Path(folder), log)
 
 

@@ -23,6 +23,8 @@ EPISODES = {
     "a participant": (1, "settled", 200),
     "a hostile participant": (2, "malformed", 50),
     "a hostile participant's chunks": (3, "malformed", 50),
+    "a hostile participant's coded updates": (4, "wrong_shape", 5),
+    "a hostile participant's coded chunks": (5, "oversized", 10),
 }
 """Episodes by the sender of the noise. Each has an outcome that shows that it was bad, with its least number."""
 NO_LIMIT_S = 60.0

@@ -72,8 +72,8 @@ class Intake:
         least_bytes: int | None = None,
         sender_of: Callable[[str], str | None] = lambda _participant_id: None,
     ) -> None:
-        """`payload_bytes`: the length of a plain update's tensors. `least_bytes`: the length of the shortest coded
-        ones, if the run has a codec. `sender_of` returns the user whose chunks are taken
+        """`payload_bytes`: the length of an update's tensors, plain ones or the longest coded ones. `least_bytes`: the
+        length of the shortest coded ones, if the run has a codec. `sender_of` returns the user whose chunks are taken
         for a participant's; None if anybody's are."""
         self._transport = transport
         self._topology = topology

@@ -5,13 +5,13 @@ What an episode shows
 2. Each honest update is accepted once: `fedmq verify` finds nothing wrong, and the ledger has all of them.
 3. The noise of a stranger changes nothing: the final model has the same bits as that of a run without the noise.
 4. If the sender of the noise is a participant itself ("inside"), the model is its share as well, and stays finite.
+5. With a codec ("coded") all of this holds as well: honest updates are coded, and so is most of the noise.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,57 +26,31 @@ from fedmq.coordinator.settings import CommitSettings, RunSettings, StopSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies.fedasync import FedAsync
-from fedmq.coordinator.strategies.fedbuff import FedBuff
-from fedmq.coordinator.strategies.fednova import FedNova
-from fedmq.coordinator.strategies.fedstaleweight import FedStaleWeight
-from fedmq.coordinator.strategies.participation import ParticipationCorrection
-from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.chunks import digest_of, digest_of_all, headers
 from fedmq.schemas.codec import decode, encode
+from fedmq.schemas.codecs.known import capabilities
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.messages import ChunkedPayload, Hello, Task, TrainingConfig, Update, update_id
 from fedmq.schemas.parameters import Parameters
+from tests.security.fuzzing.coded import CodedNoise, Fragile
 from tests.security.fuzzing.corpus import model, samples
 from tests.security.fuzzing.fake_broker import FakeTime, FakeTransport, encoded
 from tests.security.fuzzing.mutations import Headers, Mutator, Sample
+from tests.security.fuzzing.plan import Plan
 from tests.security.fuzzing.watch import Failed, Figures, LogCheck, Watch
 
 HONEST = ("h0", "h1", "h2")
 STRANGERS = tuple(f"m{i}" for i in range(8))
 """Users that send the noise. In an episode "inside" they are participants too."""
-HELLO_EACH = 20
+HELLO_EACH, HELLO_EACH_CODED = 20, 4
 """Bad messages between two restarts of a hostile participant: a restart ends the back-off for what it did."""
 NOISE_PER_HONEST = 25
 MOST_IDLE = 2000
 """Times in a row that the coordinator may wait before the script gives up on a task that does not come."""
 TOPOLOGY = Topology()
 CHUNK_BYTES = 16_384
-SMALL, LARGE = 40, 30_000
-"""Values of the model's kernel, for updates in one message and in chunks."""
-
-
-def strategies() -> list[Strategy[Any]]:
-    return [FedBuff(buffer_size=3), FedAsync(), FedNova(buffer_size=3), FedStaleWeight(buffer_size=3),
-            ParticipationCorrection(buffer_size=3)]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One episode of a coordinator."""
-
-    seed: int
-    episode: int
-    messages: int
-    limit_s: float
-    inside: bool = False
-    chunked: bool = False
-    only: tuple[tuple[str, bytes, bytes], ...] | None = None
-    """Messages in the place of the noise: an attempt to repeat a failure."""
-
-    @property
-    def strategy(self) -> Strategy[Any]:
-        return strategies()[self.episode // 4 % len(strategies())]
+SMALL, MIDDLE, LARGE = 40, 2000, 30_000
+"""Values of the model's kernel, for updates in one message, in one coded message, and in chunks."""
 
 
 class ScriptedInbox(Inbox):
@@ -99,8 +73,10 @@ class CoordinatorEpisode:
         self._log = log
         self._rng = random.Random(f"{plan.seed}/{plan.episode}/coordinator")
         self._mutator, self._headers = Mutator(self._rng), Headers(self._rng)
-        self._model = model(LARGE if plan.chunked else SMALL)
+        self._model = model(LARGE if plan.chunked else MIDDLE if plan.coded else SMALL)
         self._corpus = samples()
+        uplink = plan.uplink
+        self._coded = None if uplink is None else CodedNoise(self._rng, self._model, uplink, plan.strategy.reply)
         self._tasks: dict[str, list[Task]] = {name: [] for name in (*HONEST, *STRANGERS)}
         self._sent: list[Update] = []
         self._idle = 0
@@ -129,6 +105,7 @@ class CoordinatorEpisode:
             initial_parameters=lambda: self._model,
             max_message_bytes=65_536 if plan.chunked else 2**24,
             chunk_bytes=CHUNK_BYTES,
+            uplink=plan.uplink,
         )
 
     def run(self) -> Figures:
@@ -177,8 +154,9 @@ class CoordinatorEpisode:
                 while sent < min(plan.messages, (number + 1) * NOISE_PER_HONEST):
                     sent += 1
                     yield from self._noise()
-                    if plan.inside and sent % HELLO_EACH == 0:
-                        yield from self._hello(STRANGERS[sent // HELLO_EACH % len(STRANGERS)], str(sent))
+                    each = HELLO_EACH_CODED if plan.coded else HELLO_EACH
+                    if plan.inside and sent % each == 0:
+                        yield from self._hello(STRANGERS[sent // each % len(STRANGERS)], str(sent))
             name = HONEST[number % len(HONEST)]
             while not self._tasks[name]:
                 yield True
@@ -190,7 +168,8 @@ class CoordinatorEpisode:
 
     def _hello(self, name: str, session: str) -> Iterator[bool]:
         self._tasks[name].clear()
-        hello = Hello(participant_id=name, session_id=session, num_examples=10)
+        codecs = () if self._coded is None else capabilities(Fragile())
+        hello = Hello(participant_id=name, session_id=session, num_examples=10, codecs=codecs)
         self._put(TOPOLOGY.control.name, encoded(name), encode(hello))
         yield False
 
@@ -198,6 +177,8 @@ class CoordinatorEpisode:
         rng = np.random.default_rng(number)
         payload = Parameters({n: rng.normal(size=a.shape).astype(np.float32) for n, a in self._model.items()})
         update = self._update_of(task)
+        if self._coded is not None and number % 4 != 3:  # each fourth update is plain: a codec is never a duty
+            update, payload = self._coded.honest(update, payload)
         self._sent.append(update)
         yield from self._send(task.participant_id, update, payload)
 
@@ -256,7 +237,8 @@ class CoordinatorEpisode:
             return
         user = rng.choice(STRANGERS)
         body, task_id = self._bad_body(user)
-        queue = TOPOLOGY.control.name if rng.random() < 0.3 else TOPOLOGY.updates.name
+        elsewhere = rng.random() < (0.05 if self._coded is not None else 0.3)
+        queue = TOPOLOGY.control.name if elsewhere else TOPOLOGY.updates.name
         pieces = encoded(user if rng.random() < 0.9 else None, task_id=task_id)
         mutated = rng.random() < 0.15
         properties = self._headers.properties(pieces) if mutated else b"".join(pieces)
@@ -272,9 +254,18 @@ class CoordinatorEpisode:
         others = self._tasks[HONEST[rng.randrange(len(HONEST))]]
         mine = self._tasks[user]
         open_tasks = mine if self._plan.inside and mine and not self._plan.chunked and rng.random() < 0.7 else others
-        if not open_tasks or rng.random() < 0.4:
+        if not open_tasks or rng.random() < (0.4 if self._coded is None else 0.1):
             return self._mutator.message(rng.choice(self._corpus), self._corpus), None
         task = rng.choice(open_tasks)
+        if self._coded is not None and rng.random() < 0.8:
+            if open_tasks is mine:
+                open_tasks.remove(task)
+            update = self._update_of(task)
+            if rng.random() < 0.9:  # in its own name: only then is a tensor decoded at all
+                update = update.model_copy(update={"participant_id": user})
+            body = self._coded.bad(update)
+            self._mutator.names = self._coded.names
+            return (self._mutator.of_bytes(body) if rng.random() < 0.1 else body), task.task_id
         payload = Parameters({n: np.full(a.shape, 0.01, np.float32) for n, a in model(SMALL).items()})
         sample = Sample.of(encode(self._update_of(task), payload))
         if open_tasks is mine and rng.random() < 0.5:  # as it should be, but for its numbers
@@ -291,7 +282,9 @@ class CoordinatorEpisode:
         update = self._update_of(tasks.pop(0))
         queue = TOPOLOGY.upload(user, update.update_id).name
         body = encode(update, self._model)
-        if rng.random() < 0.3:
+        if self._coded is not None and rng.random() < 0.8:
+            body = self._coded.bad(update)
+        elif rng.random() < 0.3:
             body = self._mutator.message(Sample.of(body), self._corpus)
         pieces = [body[at : at + CHUNK_BYTES] for at in range(0, max(len(body), 1), CHUNK_BYTES)]
         digests = [digest_of(piece) for piece in pieces]

@@ -179,10 +179,14 @@ class Mutator:
                     other = rng.choice(others).body
                     body = body[: rng.randrange(len(body) + 1)] + other[rng.randrange(len(other)) :]
                 else:
-                    change_bytes = rng.choice(self._of_bytes)
-                    self.names.append(change_bytes.__name__)
-                    body = change_bytes(bytearray(body))
+                    body = self.of_bytes(body)
         return bytes(body)
+
+    def of_bytes(self, body: bytes | bytearray) -> bytes:
+        """Return the body with a change of its bytes."""
+        change = self._rng.choice(self._of_bytes)
+        self.names.append(change.__name__)
+        return bytes(change(bytearray(body)))
 
     def claims(self, sample: Sample) -> bytes:
         """Return a body that differs from the sample in its numbers alone."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedmq.schemas.codec import Limits, encode, open_envelope
+from fedmq.schemas.codecs import zstd
 from fedmq.schemas.codecs.bf16 import Bf16
 from fedmq.schemas.codecs.blocks import Int4, Int8
 from fedmq.schemas.codecs.codec import Codec, Encoded, Part
@@ -17,6 +18,7 @@ from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, Peer
 from fedmq.schemas.messages import Uplink
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
+from tests.security.fuzzing.coded import zstd_frame
 from tests.unit.schemas.samples import UPDATE
 
 MLP = {"w1": (784, 64), "b1": (64,), "w2": (64, 10), "b2": (10,)}
@@ -84,6 +86,29 @@ def test_what_comes_back_has_the_models_tensors_within_the_announced_bounds(tens
     assert size <= most
     assert least <= most
     assert sum(a.nbytes for a in done.tensors.values()) >= least - 16 * len(done.tensors)
+
+
+@pytest.mark.parametrize("codec", [TopK(1.0), Int4()], ids=repr)
+def test_a_plain_update_is_within_the_bounds_whether_the_codec_makes_less_or_more_of_it(codec) -> None:
+    plain = model(MLP)
+    least, most = wire(codec, plain).bounds()
+    assert least <= sum(a.nbytes for a in plain.values()) <= most
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", [Int8("nearest"), Int4("nearest"), PowerSgd(1)], ids=repr)
+def test_claims_that_overflow_are_left_to_the_check_of_finiteness_without_a_warning(codec) -> None:
+    tensors = model(MLP)
+    coded = sent(codec, tensors)
+    large = coded.replace({n: np.full_like(a, 3e38) if a.dtype == np.float32 else a for n, a in coded.items()})
+    assert not all(np.isfinite(a).all() for a in wire(codec, tensors).decode(large).values())
+
+
+def test_a_frame_that_wants_a_large_window_gets_none() -> None:
+    pytest.importorskip("zstandard")
+    cut_off = zstd_frame(40_000, window=0x88, blocks=1)[:-2]  # 128 MiB
+    with pytest.raises(PeerError, match="too much memory"):
+        zstd.decompress(memoryview(cut_off), 0, 10**9)
 
 
 def test_a_value_that_the_models_dtype_cannot_hold_is_left_to_the_check_of_finiteness() -> None:
