@@ -48,7 +48,7 @@ _FIRST_LOOK_BYTES = 16_384
 _LATER: Mapping[type[AnyMessage], tuple[str, ...]] = MappingProxyType(
     {
         Hello: ("leaving", "last_task", "codecs", "frozen", "model"),
-        Task: ("signature", "uplink", "frozen", "downlink"),
+        Task: ("signature", "uplink", "frozen", "downlink", "former"),
         Update: ("codec",),
     }
 )

@@ -209,6 +209,10 @@ class Task(Message):
     tensors are the whole model."""
     downlink: Downlink | None = None
     """Form of the tensors beside this message; None if they are the model as it is."""
+    former: tuple[Identifier, ...] | None = Field(default=None, max_length=16)
+    """Earlier ids of this run (`run_uid`), newest first: its folder was restored from a backup, and its tasks have a
+    new id. A participant goes on with what a codec left out under one of these. None if there are none, or no such
+    codec."""
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None

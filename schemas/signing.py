@@ -44,7 +44,7 @@ Verify = Callable[[bytes, str], bool]
 """Return True if the signature, 128 hexadecimal digits, is the coordinator's for these bytes."""
 
 PREFIX = b"fedmq task 1\0"
-_LATER = ("uplink", "frozen", "downlink")
+_LATER = ("uplink", "frozen", "downlink", "former")
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "signature"})
 """Fields of a Task that are not part of `config`. The chunks are a way to send the tensors, and these are signed."""

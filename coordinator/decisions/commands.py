@@ -38,6 +38,8 @@ class IssueTask(NamedTuple):
     """True if the update is asked for in the run's codec, because the participant has it."""
     downlink: Downlink | None = None
     """Form in which the model travels; None if it travels as it is."""
+    former: tuple[str, ...] = ()
+    """Earlier ids of the run, under which the participant may keep the codec's memory (schemas.messages.Task)."""
 
 
 @dataclass(frozen=True, slots=True)

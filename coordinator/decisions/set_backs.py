@@ -17,6 +17,7 @@ What follows, once for each set-back
    can tell by how much. The method then begins anew, from the model as it is: its state, the participants' marks, and
    through the new `uid` their memories. All open tasks are withdrawn, and the updates that no version holds are
    discarded as `set_back`. After that nothing is biased.
+5. What a codec left out is no part of the model. Tasks name the earlier uids, so that participants go on with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from fedmq.coordinator.decisions.tasks.generations import Generations, SetBack, 
 from fedmq.coordinator.decisions.tasks.names import TaskName
 from fedmq.coordinator.decisions.versions.buffer import Buffer
 from fedmq.schemas.messages import Hello
+
+MOST_FORMER = 16
+"""Earlier ids of a run that its tasks name (schemas.messages.Task)."""
 
 
 class SetBacks:
@@ -108,6 +112,7 @@ class SetBacks:
             return
         if desk.memory == "soft":
             desk.forget_memories()  # what was not sent yet is counted once, whatever its mark says
+        self._tell_former()
         for task in desk.tasks.open():
             if task.state == "out" and task.seq <= desk.first_task_seq:
                 desk.lapse(task, "the ledger is older than its run: this task may be over")
@@ -126,3 +131,8 @@ class SetBacks:
     def load(self, scalars: Mapping[str, Any]) -> None:
         """Restore them from the scalars of a checkpoint: this start begins with its version."""
         self._generations = Generations(set_backs_in(scalars), scalars["version"])
+        self._tell_former()
+
+    def _tell_former(self) -> None:
+        """Let tasks name the run's earlier ids: under them lies what participants have not sent yet."""
+        self._desk.former = tuple(one.uid for one in reversed(self._generations.all))[:MOST_FORMER]

@@ -84,6 +84,8 @@ class TaskDesk:
         self._reply = reply
         self._uplink = uplink
         self.sent = sent
+        self.former: tuple[str, ...] = ()
+        """Ids of the run before its set-backs, newest first."""
         self._training_values = {name: getattr(training, name) for name in TrainingConfig.model_fields}
 
     # Time
@@ -287,7 +289,8 @@ class TaskDesk:
         coded = self._uplink is not None and self._uplink.lacking(p.codecs) is None
         downlink = None if self.sent is None else self.sent.order(p.codecs, p.holds)
         named = (task.task_id, task.seq, task.participant_id, task.base_version)
-        return IssueTask(*named, training, lease_s, again, coded, downlink)
+        former = self.former if coded and self.memory == "soft" else ()
+        return IssueTask(*named, training, lease_s, again, coded, downlink, former)
 
     def max_steps(self, task: HeldTask) -> int | None:
         """Return the task's step limit, by its participant's speed if the run sets steps that way.

@@ -15,6 +15,7 @@ import time
 from fedmq.broker_config.chunks.receiver import ChunkArrived, Lost
 from fedmq.broker_config.faults import fault
 from fedmq.participant.decisions import events as ev
+from fedmq.participant.memory import Memory
 from fedmq.participant.service import task_models
 from fedmq.participant.service.context import ServiceContext
 from fedmq.participant.service.download import Download
@@ -139,9 +140,8 @@ class TaskIntake:
         except SpecMismatch as error:
             return ev.TrainingFailed(task.task_id, "frozen_lost", str(error))
         try:
-            uid = run_uid(task.task_id)
-            memory = self._spool.read_memory(uid) if has_memory(task) else None
-            own_folder = self._spool.own_folder(uid) if self._training.trainer_keeps else None
+            memory = self._memory(task) if has_memory(task) else None
+            own_folder = self._spool.own_folder(run_uid(task.task_id)) if self._training.trainer_keeps else None
         except SpoolError as error:
             return ev.TrainingFailed(task.task_id, "trainer_error", str(error))
         self._training.start(task, tensors, memory, frozen, own_folder)
@@ -164,6 +164,13 @@ class TaskIntake:
             if part is None:
                 raise SpecMismatch(f"the model's frozen part {task.frozen} is not on the disk any more")
         return tensors, part
+
+    def _memory(self, task: Task) -> Memory | None:
+        """Return the memory of the task's run, also from before the run's folder was restored from a backup."""
+        uid = run_uid(task.task_id)
+        if task.former is not None:
+            self._spool.adopt_soft_memory(uid, task.former)
+        return self._spool.read_memory(uid)
 
     def _check(self, task: Task, parameters: Parameters) -> None:
         """Raise BadSignature unless the task is signed, if signatures are checked."""

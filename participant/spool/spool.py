@@ -28,7 +28,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -300,6 +300,18 @@ class Spool:
         except (*WRONG, PeerError) as error:
             self.set_aside(path, f"its content is not as expected: {error}")
             return None
+
+    def adopt_soft_memory(self, run_uid: str, former: Iterable[str]) -> None:
+        """Make what the participant remembers under an earlier id of a run its memory, if it has
+        none yet. Idempotent."""
+        target = self._memory / f"{run_uid}.fedmq"
+        for uid in () if target.exists() else former:
+            memory = self.read_memory(uid)
+            if memory is not None and memory.soft:
+                with as_spool_error("move", target):
+                    (self._memory / f"{uid}.fedmq").replace(target)
+                    sync_folder(self._memory)
+                return
 
     def forget_soft_memory(self, run_uid: str) -> None:
         """Delete the memory of a run that its participant can go on without. Idempotent."""

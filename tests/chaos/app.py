@@ -1,9 +1,9 @@
 """The federation's app in the chaos tests. It has no Keras; training follows from the task's seed and keeps a diary.
 
 calls/<participant> gets a line "begun SEED" and a line "done SEED" for every training. If there is a FIFO
-gate-<participant>, a training lasts until somebody has opened it for writing and closed it. A training does not end
-while there is a file hold/<participant>. Trainings run in a process of the participant's: the point mid-training ends
-the participant, and trainer-mid-training that process.
+gate-<participant>, a training lasts until somebody has opened it for writing and closed it. While there is a file
+hold/<participant>, a training does not end, and makes hold/<participant>.seen. Trainings run in a process of the
+participant's: the point mid-training ends the participant, and trainer-mid-training that process.
 """
 
 import os
@@ -15,17 +15,21 @@ import numpy as np
 from fedmq.broker_config.faults import fault
 
 SIZE = 257
+COLUMNS = 0
+"""Columns of the model's matrix; with 0 it is a vector."""
 PAUSE_S = 0.0
 """Longest duration of a training. The exact one follows from its seed."""
 
 
-def initial_parameters(size=SIZE):
-    return {"w": np.linspace(-1, 1, size, dtype="float32"), "steps": np.int64(3)}
+def initial_parameters(size=SIZE, columns=None):
+    values = np.linspace(-1, 1, size, dtype="float32")
+    columns = COLUMNS if columns is None else columns
+    return {"w": values.reshape(-1, columns) if columns else values, "steps": np.int64(3)}
 
 
 def trained(parameters, seed):
     """Train so that a sum of updates in another order has other bits, and a replay in a wrong order is noticed."""
-    noise = np.random.default_rng(seed).normal(size=parameters["w"].size).astype("float32")
+    noise = np.random.default_rng(seed).normal(size=parameters["w"].shape).astype("float32")
     return {"w": parameters["w"] + noise, "steps": parameters["steps"]}
 
 
@@ -44,6 +48,7 @@ class Trainer:
         if self._gate.exists():
             self._gate.read_bytes()
         while self._held.exists():
+            self._held.with_suffix(".seen").touch()
             time.sleep(0.02)
         time.sleep(PAUSE_S * (config.seed % 1000) / 1000)
         result = Result(trained(parameters, config.seed))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -22,17 +23,21 @@ from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
 from fedmq.coordinator.decisions.tasks.names import parsed
-from fedmq.coordinator.state import checkpoint
+from fedmq.coordinator.settings import UplinkSettings
+from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
 from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.codec import decode
 from fedmq.schemas.local.backoff import Backoff
 from fedmq.schemas.messages import Update
+from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import spec_of
 from fedmq.studies.engine import replay as engine_replay
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
@@ -148,24 +153,33 @@ class Federation:
         size: int = app.SIZE,
         pause_s: float = 0.0,
         *,
+        columns: int = 0,
+        uplink: str = "",
         more: str = "",
         **login: Any,
     ) -> None:
         """Write the run's folder and open the witness.
 
         `size` is the number of values in the model, `pause_s` the longest duration of a training. `url` is one URL, or
-        one for each node, separated by commas. `more` are further tables of the federation file, `login` is the
-        witness's.
+        one for each node, separated by commas. `columns` makes the model a matrix. `uplink` are the lines of the table
+        with the updates' codec. `more` are further tables of the federation file, `login` is the witness's.
         """
         self.folder = folder
-        self._size = size
+        self._first = Parameters({n: np.asarray(a) for n, a in app.initial_parameters(size, columns).items()})
+        table = UplinkSettings.model_validate(tomllib.loads(uplink))
+        codec = uplink_codec(table, STRATEGY.reply)
+        self.wire = None if codec is None else codec.wire(update_spec(STRATEGY.reply, spec_of(self._first)))
+        """The codec of the updates; None if they are plain."""
         self.url = url
         self.topology = Topology(prefix)
         self.run_dir = folder / "runs" / "r1"
         app_text = Path(app.__file__).read_text()
         (folder / "app.py").write_text(
-            app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}").replace("PAUSE_S = 0.0", f"PAUSE_S = {pause_s}")
+            app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}")
+            .replace("PAUSE_S = 0.0", f"PAUSE_S = {pause_s}")
+            .replace("COLUMNS = 0", f"COLUMNS = {columns}")
         )
+        more = f"[uplink]\n{uplink}\n{more}"
         (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions) + more)
         self.witness = Witness(url, self.topology, **login)
         self.environ: dict[str, str] = {}
@@ -180,12 +194,13 @@ class Federation:
     def participant(self, name: str, fault: str = "", **environ: str) -> Terminal:
         return self._start("participant", *CONFIG, "--id", name, fault=fault, **environ)
 
-    def command(self, *arguments: str) -> Terminal:
-        return self._start(*arguments, fault="")
+    def command(self, *arguments: str, folder: Path | None = None) -> Terminal:
+        """Start any command, in another folder than the federation's if one is given."""
+        return self._start(*arguments, fault="", folder=folder)
 
-    def _start(self, *arguments: str, fault: str, **environ: str) -> Terminal:
+    def _start(self, *arguments: str, fault: str, folder: Path | None = None, **environ: str) -> Terminal:
         given = {"FEDMQ_BROKER_URL": self.url, "FEDMQ_FAULT": fault} | self.environ | environ
-        self._running.append(Terminal(self.folder, *arguments, **given))
+        self._running.append(Terminal(folder or self.folder, *arguments, **given))
         return self._running[-1]
 
     def close(self) -> None:
@@ -202,7 +217,9 @@ class Federation:
             ask_until(lambda: self.trainings(name).total() % 2 == 1, within_s=DEADLINE_S, what=f"a training of {name}")
 
     def release(self, name: str) -> None:
-        (self.folder / "hold" / name).unlink()
+        file = self.folder / "hold" / name
+        file.unlink()
+        file.with_suffix(".seen").unlink(missing_ok=True)
 
     # What must hold
 
@@ -265,17 +282,29 @@ class Federation:
         def witnessed(row: UpdateRow, versions: list[Parameters]) -> Parameters:
             update, payload = self.witness.updates.get(row.update_id, (None, None))
             assert update is None or (update.task_id, update.base_version) == (row.task_id, row.base_version)
+            if update is not None and update.codec is not None:
+                assert self.wire is not None
+                return self.archived(row) if payload is None else self.wire.decode(payload)
             return trained_again(versions[row.base_version], row.task_id) if payload is None else payload
 
-        return replay(rows, witnessed, self._size)
+        return replay(rows, witnessed, self._first)
+
+    def archived(self, row: UpdateRow) -> Parameters:
+        """Return an accepted update's tensors, as they were counted."""
+        with self.ledger() as ledger:
+            (kept,) = ledger.archived(row.accepted_order - 1, row.accepted_order)
+        return archive.read_update(self.run_dir / "archive", kept)
 
 
 def replay(
-    rows: list[UpdateRow], payload_of: Callable[[UpdateRow, list[Parameters]], Parameters], size: int = app.SIZE
+    rows: list[UpdateRow],
+    payload_of: Callable[[UpdateRow, list[Parameters]], Parameters],
+    first: Parameters | None = None,
 ) -> Parameters:
     """Return the last version. `payload_of` gets a row and all versions that were made before it."""
-    first = app.initial_parameters(size)
-    versions = [Parameters({name: np.asarray(array) for name, array in first.items()})]
+    if first is None:
+        first = Parameters({name: np.asarray(array) for name, array in app.initial_parameters().items()})
+    versions = [first]
     state = STRATEGY.init(versions[0])
     for at, row in enumerate(rows):
         payload = payload_of(row, versions)

@@ -113,6 +113,12 @@ class Judge:
             )
         if update.payload != self.reply:
             return Rejection("wrong_payload", f"got payload {update.payload!r}, the task asked for {self.reply!r}")
+        if self.memory != "none" and update.memory is not None and update.next_memory in (None, update.memory):
+            return Rejection(
+                "wrong_memory",
+                f"the update was made from the memory {update.memory} and leaves {update.next_memory or 'none'}, "
+                "expected a new mark: else another update from this memory would be taken as well",
+            )
         if self._has_wrong_memory(update, memory):
             return Rejection(
                 "wrong_memory",

@@ -242,6 +242,7 @@ class CoordinatorPublisher:
             uplink=self._uplink if command.coded else None,
             frozen=frozen,
             downlink=command.downlink,
+            former=command.former or None,
         )
         if self._sign is not None:  # for what is trained from, however it travels
             digest = self._digest(parameters) if task.downlink is None else bytes.fromhex(task.downlink.digest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,13 +74,14 @@ def run(federation: Federation, settings: UplinkSettings, versions: int = 4, **s
     return trainers
 
 
-def accepted(federation: Federation) -> dict[str, tuple[np.ndarray, set[int]]]:
-    """Return, of each participant, the sum of what was accepted, from the archive, and the seeds of these tasks."""
+def accepted(federation: Federation, since: int = 0) -> dict[str, tuple[np.ndarray, set[int]]]:
+    """Return, of each participant, the sum of what was accepted, from the archive, and the seeds of these tasks. Leave
+    out the first updates, up to `since`."""
     sums: dict[str, Any] = defaultdict(float)
     seeds: dict[str, set[int]] = defaultdict(set)
     with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
         kept = {row.accepted_order: row for row in ledger.archived(0, 10**9)}
-        for row in ledger.updates():
+        for row in ledger.updates(after=since):
             tensors = archive.read_update(federation.run_dir / "archive", kept[row.accepted_order])
             values = np.concatenate([array.astype(np.float64).reshape(-1) for array in tensors.values()])
             sums[row.participant_id] = sums[row.participant_id] + values
@@ -147,6 +150,58 @@ def test_what_was_accepted_and_what_is_left_is_what_was_made(federation, monkeyp
         left = residual(federation, name)
         assert np.abs(left).max() > 0.01
         assert np.linalg.norm(total + left - wanted) <= 1e-5 * np.linalg.norm(wanted)
+
+
+class Until(Recording):
+    """A trainer that does some trainings, and stands in the next one until its participant leaves."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self.stands, self.cancelled = threading.Event(), threading.Event()
+
+    def train(self, parameters: Any, config: TrainingConfig) -> Any:
+        if len(self.deltas) == self._most:
+            self.stands.set()
+            assert self.cancelled.wait(60)
+            raise RuntimeError("cancelled")
+        return super().train(parameters, config)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+def balance(federation: Federation, trainings: int, since: int, least: int) -> int:
+    """Let the participant do so many trainings, and check the books of what was accepted of them. Return the number of
+    all accepted updates."""
+    trainer = Until(trainings)
+    federation.participant("a", trainer, max_message_bytes=65_536)
+    assert trainer.stands.wait(60)  # it has all verdicts: else it would take no task
+    federation.stop("a")
+    total, seeds = accepted(federation, since)["a"]
+    assert len(seeds) >= least
+    wanted, left = made(trainer, seeds), residual(federation, "a")
+    assert np.linalg.norm(total + left - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    return since + len(seeds)
+
+
+@pytest.mark.parametrize("codec", ["topk", "powersgd"])
+def test_a_lost_disk_starts_at_zero_and_an_older_one_is_refused_once_and_begins_anew(federation, codec):
+    settings = uplink_codec(UplinkSettings(codec=codec), "delta")
+    federation.coordinator(
+        100, 1, initial_parameters=small, archive=ArchiveSettings(max_bytes=2**30), uplink=settings,
+        max_message_bytes=65_536,
+    )  # fmt: skip
+    spool, backup = federation.folder / "spool" / "a", federation.folder / "backup"
+    count = balance(federation, 3, since=0, least=3)
+    shutil.copytree(spool, backup)
+    shutil.rmtree(spool)
+    count = balance(federation, 3, since=count, least=3)
+    shutil.rmtree(spool)
+    shutil.copytree(backup, spool)
+    assert "wrong_memory" not in federation.discarded()
+    balance(federation, 5, since=count, least=3)
+    assert federation.discarded()["wrong_memory"] == 1
 
 
 def test_participants_without_the_codec_send_plain_tensors(federation, monkeypatch):

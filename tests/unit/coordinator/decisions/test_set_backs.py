@@ -325,5 +325,6 @@ def test_after_a_set_back_any_soft_memory_is_taken_once():
     third = only(IssueTask, one.update(second, memory="m2", next_memory="m3"))
     go_back(one, saved)
     issued = of(IssueTask, one.hello("a", t=0.1, last_task=third.task_id, **has))
+    assert (first.former, issued[-1].former) == ((), (first.task_id.partition("-")[0],))
     assert of(Accept, one.update(issued[-1], memory="m3", next_memory="m4"))
     assert one.core.discarded == {}

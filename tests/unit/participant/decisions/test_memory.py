@@ -1,5 +1,6 @@
 """The method's memory moves on an accepting receipt, whatever crashes or is lost."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,24 @@ def test_what_an_update_leaves_is_remembered_once_it_is_moved(tmp_path: Path) ->
     again.clear_memory("run-1")
     assert found(again) is None
     again.close()
+
+
+def test_a_soft_memory_of_a_run_goes_on_under_its_new_id_and_a_hard_one_does_not(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, ME)
+    for run, soft in (("aa", True), ("bb", False)):
+        spool.write_next_memory(f"u{run}", f"{run}-1", "r", replace(memory(run), soft=soft))
+        spool.move_memory(f"u{run}", run)
+    spool.adopt_soft_memory("cc", ("bb",))
+    assert found(spool, "cc") is None
+    for _ in range(2):
+        spool.adopt_soft_memory("cc", ("bb", "gone", "aa"))
+        assert found(spool, "cc") == ("aa", 1.0)
+    assert found(spool, "aa") is None
+    spool.write_next_memory("u2", "aa-2", "r", replace(memory("late"), soft=True))
+    spool.move_memory("u2", "aa")
+    spool.adopt_soft_memory("cc", ("aa",))
+    assert found(spool, "cc") == ("aa", 1.0)
+    spool.close()
 
 
 def test_a_damaged_memory_is_set_aside_and_not_used(tmp_path: Path) -> None:
