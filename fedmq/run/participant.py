@@ -15,11 +15,12 @@ from fedmq.app.trainer_process import TrainerProcess
 from fedmq.broker_config.transport import Transport
 from fedmq.config.device import DeviceConfig
 from fedmq.config.file import FederationConfig
-from fedmq.coordinator.uplink import own_codec
+from fedmq.coordinator.uplink import codec_here
 from fedmq.participant.conditions import UserCondition, checker
 from fedmq.participant.service.renewal import Credentials
 from fedmq.participant.service.service import ParticipantService
 from fedmq.run.broker_user import amqp, check_user, log_identity
+from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.signing import Verify
 
@@ -64,8 +65,18 @@ def participant_for(
         coordinator_user=config.security.coordinator_user if kind == "user" else None,
         credentials=credentials,
         verify=verify,
-        own_codec=own_codec(config.uplink) if isinstance(config, FederationConfig) else None,
+        own_codec=_own_codec(config, participant_id) if isinstance(config, FederationConfig) else None,
     )
+
+
+def _own_codec(config: FederationConfig, participant_id: str) -> Codec | None:
+    """Return the codec of the federation's own file. Without what [uplink] asks for, the participant sends plain
+    updates, and its log says why."""
+    own, lacking = codec_here(config.uplink)
+    if lacking is not None:
+        detail = f"{lacking} Until then this participant sends plain updates."
+        log.warning("codec_not_there", participant=participant_id, codec=config.uplink.codec, detail=detail)
+    return own
 
 
 def _in_process(path: str, participant_id: str) -> tuple[Any, UserCondition | None]:

@@ -28,7 +28,7 @@ from fedmq.run.broker_user import amqp, check_user
 from fedmq.schemas.errors import BrokerError, ConfigError, FedmqError
 from fedmq.schemas.limits import MAX_PAYLOAD_BYTES
 from fedmq.schemas.local.extras import EXTRAS
-from fedmq.views.checks import folders, past_run, run_settings
+from fedmq.views.checks import codecs, folders, past_run, run_settings
 from fedmq.views.checks.past_run import PastRun
 from fedmq.views.checks.queues import depths
 from fedmq.views.checks.rehearsal import TRY_S, Rehearsal
@@ -92,6 +92,7 @@ def examine(
         yield Finding("ok", f"configuration: {run}")
         private.append(config.run_dir)
         strategy = yield from _strategy(config, try_s)
+    yield from codecs.look(config, role)
     places = folders.places(config, participant_id, role)
     rights = [(place, folders.writable(place)) for place in places]
     for _, finding in rights:

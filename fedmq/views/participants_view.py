@@ -72,10 +72,13 @@ def _rank(state: str) -> int:
 
 
 def state_text(one: ParticipantStatus) -> Text:
-    """Return the state, with the reason of an absence, and the task's base version and age if there is a task."""
+    """Return the state, with the reason of an absence, a mark if it lacks the run's codec, and the task's base version
+    and age if there is a task."""
     text = Text(one.state, style=STATE_STYLES.get(one.state, ""))
     if one.why_away in {"left", "revoked"}:
         text.append(f" ({one.why_away})", "dim")
+    if one.lacks:
+        text.append(" plain", "yellow")
     if one.base_version is not None and one.task_age_s is not None:
         text.append(f" v{one.base_version} {age(one.task_age_s)}", "dim")
     return text

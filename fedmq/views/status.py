@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from pydantic import ValidationError
 
 from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
@@ -20,6 +21,7 @@ from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
 from fedmq.schemas.local.locks import holding
+from fedmq.schemas.messages import Uplink
 
 RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
@@ -57,6 +59,8 @@ class ParticipantStatus:
     why_away: WhyAway = ""
     """Reason of its absence: nothing was heard from it, its process said that it ends, or it is in the fleet no
     more."""
+    lacks: str = ""
+    """Codec, or "zstd", that the run asks for and it does not have: its updates are plain. Empty if it has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,7 @@ def read_status(run_dir: Path) -> RunStatus:
         tasks = {task.participant_id: task for task in ledger.open_tasks()}
         last_staleness = {update.participant_id: update.staleness for update in recent}
         declines = ledger.last_declines()
+        uplink = _uplink(run.settings)
         participants = []
         for row in ledger.participants():
             record, name = row.record, row.record.participant_id
@@ -178,6 +183,7 @@ def read_status(run_dir: Path) -> RunStatus:
                     declined=record.declined,
                     decline=declines.get(name, ""),
                     why_away=why_away,
+                    lacks="" if uplink is None else uplink.lacking(record.codecs) or "",
                 )
             )
         return RunStatus(
@@ -243,6 +249,15 @@ def newest_run(runs_dir: Path) -> Path:
     if not ledgers:
         raise LedgerError(f"There is no run below {runs_dir}: start one with fedmq coordinator, or name its folder.")
     return ledgers[-1].parent
+
+
+def _uplink(settings: Mapping[str, Any]) -> Uplink | None:
+    """Return the codec that the run asks for; None if its updates are plain, as in runs of an older fedmq."""
+    written = settings.get("uplink")
+    try:
+        return None if written is None else Uplink.model_validate(written)
+    except ValidationError as error:
+        raise LedgerError(f"the ledger's settings have an uplink that fedmq does not write: {error}") from None
 
 
 def _broker(row: BrokerRow | None, now: float) -> BrokerStatus | None:

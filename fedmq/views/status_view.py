@@ -13,7 +13,7 @@ from fedmq.schemas.texts import escaped
 from fedmq.views.durations import duration
 from fedmq.views.participants_view import participants_table
 from fedmq.views.sizes import traffic_text
-from fedmq.views.status import ParticipantStatus, RunStatus
+from fedmq.views.status import RunStatus
 
 BAR_WIDTH = 30
 BROKER_TROUBLES = {
@@ -64,7 +64,11 @@ def _after(status: RunStatus, *, small: bool) -> list[RenderableType]:
     bars = FEW_BARS if small else MOST_BARS
     parts: list[RenderableType] = []
     if any(one.decline for one in status.participants):
-        parts += [Text("\nLast answer: declined", style="bold"), declines_view(status.participants)]
+        declines = {one.participant_id: one.decline for one in status.participants if one.decline}
+        parts += [Text("\nLast answer: declined", style="bold"), reasons_view(declines)]
+    if any(one.lacks for one in status.participants):
+        lacking = {one.participant_id: f"has no {one.lacks}" for one in status.participants if one.lacks}
+        parts += [Text("\nAsked for plain updates", style="bold"), reasons_view(lacking)]
     if status.staleness:
         parts += [Text("\nStaleness of accepted updates", style="bold"), histogram(status.staleness, rows=bars)]
     if status.discarded:
@@ -148,17 +152,17 @@ def _values(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{escaped(name)} {value:.4f}" for name, value in metrics.items())
 
 
-def declines_view(participants: tuple[ParticipantStatus, ...], most: int = 5) -> RenderableType:
-    """Return a line for each reason for which participants declined their last task, the most frequent ones first."""
+def reasons_view(reasons: Mapping[str, str], most: int = 5) -> RenderableType:
+    """Return a line for each reason, with those who have it; the most frequent ones first. `reasons` is by
+    participant."""
     who: dict[str, list[str]] = {}
-    for one in participants:
-        if one.decline:
-            who.setdefault(one.decline, []).append(one.participant_id)
+    for name, given in reasons.items():
+        who.setdefault(given, []).append(name)
     text = Text()
-    for decline, names in sorted(who.items(), key=lambda pair: -len(pair[1]))[:most]:
+    for given, names in sorted(who.items(), key=lambda pair: -len(pair[1]))[:most]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         text.append(f"  {', '.join(names[:3])}{more}: ", "yellow")
-        reason = escaped(decline)
+        reason = escaped(given)
         text.append(f"{reason if len(reason) <= MOST_REASON_CHARS else reason[:MOST_REASON_CHARS] + '…'}\n")
     if len(who) > most:
         text.append(f"  and {len(who) - most} more reasons\n", "dim")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.schemas.codec import Limits, open_envelope
+from fedmq.schemas.codecs.names import BUILT_IN
 from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import PeerError, WrongCodec
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import check_magnitudes
 
+log = EventLog(__name__)
+
 NO_PAYLOAD = Parameters({})
+SLOW_S = 10.0
+"""Time after which the log names a codec of the user's own that does not come back."""
 
 
 def decoded(
@@ -32,10 +42,28 @@ def decoded(
         if wire is None or update.codec != wire.codec.name:
             asked = "plain tensors" if wire is None else f"{wire.codec.name!r} or plain tensors"
             raise WrongCodec(f"got an update in the codec {update.codec!r}, the run asks for {asked}")
-        parameters = wire.decode(parameters)
+        with _watched(wire.codec.name, update):
+            parameters = wire.decode(parameters)
     if parameters is not None:
         check_magnitudes(parameters)
     return parameters
+
+
+@contextlib.contextmanager
+def _watched(codec: str, update: Update) -> Iterator[None]:
+    """Let the log say who keeps the run waiting, if a codec of the user's own hangs. Nothing can end it."""
+    if codec in BUILT_IN:
+        yield
+        return
+    fields = {"codec": codec, "participant": update.participant_id, "task": update.task_id}
+    detail = f"its decode() has run for {SLOW_S:g} s, and the run waits for it: put the codec's file right"
+    timer = threading.Timer(SLOW_S, log.error, ("codec_hangs",), {**fields, "detail": detail})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def read_update(  # noqa: PLR0917

@@ -21,12 +21,14 @@ from fedmq.config.file import FederationConfig
 from fedmq.coordinator.decisions.evaluation import target_reached
 from fedmq.coordinator.decisions.requirements import check_goals, not_numbers, unmeasured
 from fedmq.coordinator.strategies.protocol import Strategy
+from fedmq.coordinator.uplink import codec_here
 from fedmq.run.coordinator import initial_parameters, model_check
 from fedmq.schemas.errors import ConfigError, FedmqError, MissingExtra, StrategyError
-from fedmq.schemas.messages import Task, TrainingConfig
+from fedmq.schemas.messages import Task, TrainingConfig, Update
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
+from fedmq.views.checks import codecs
 from fedmq.views.checks.past_run import PastRun, fits
 from fedmq.views.checks.time_limit import TookTooLong, limited
 from fedmq.views.checks.update_trial import UpdateTrial
@@ -35,7 +37,7 @@ from fedmq.views.finding import Finding, Level, Role
 TRY_S = 60.0
 """Default limit on one trial, in seconds. To load the app may take twice as long, because that may load TensorFlow."""
 T = TypeVar("T")
-Part = Literal["app", "initial", "evaluation", "training", "strategy", "export"]
+Part = Literal["app", "initial", "evaluation", "training", "strategy", "codec", "export"]
 Steps = Generator[Finding, None, T]
 
 _ADVICE: dict[Part, str] = {
@@ -44,6 +46,7 @@ _ADVICE: dict[Part, str] = {
     "evaluation": "put load_test_data() or evaluate() in the app file right, or take it out to do without",
     "training": "put the app file right; fedmq doctor --id NAME tries it as another participant",
     "strategy": "put the [strategy] table or the strategy's file right: a run discards such updates, or never begins",
+    "codec": "put the [uplink] table or the codec's file right: the run discards such updates, or never begins",
     "export": "put build_model() in the app file right: the run's end writes its model as a file",
 }
 
@@ -212,6 +215,17 @@ class Rehearsal:
 
             if (yield from self._try("strategy", None, take)) is not None:
                 yield Finding("ok", f"strategy: {self._strategy.name} takes this update, and makes a version of it")
+            yield from self._coded(first, update, payload)
+
+    def _coded(self, first: Parameters, update: Update, payload: Parameters) -> Steps[None]:
+        """Send the update through the codec, if the machine has it."""
+        config, strategy = self._config, self._strategy
+        if not isinstance(config, FederationConfig) or strategy is None or codec_here(config.uplink)[1] is not None:
+            return
+        reply = strategy.reply
+        told = yield from self._try("codec", None, lambda: codecs.trial(config, reply, first, update, payload) or "")
+        if told:
+            yield Finding("ok", f"codec: {told}")
 
     def _client_weights(self) -> str:
         return self._config.run.client_weights if isinstance(self._config, FederationConfig) else ""

@@ -23,11 +23,13 @@ from fedmq.coordinator.strategies.port import Port
 from fedmq.coordinator.strategies.scaffold import Scaffold
 from fedmq.participant.training.methods import replies_of
 from fedmq.participant.training.task_work import do_task
+from fedmq.schemas.errors import FedmqError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
-from fedmq.views.checks import folders, run_settings
+from fedmq.views.checks import codecs, folders, run_settings
 from fedmq.views.checks.time_limit import TookTooLong, limited
 from fedmq.views.checks.update_trial import UpdateTrial
+from tests.unit.schemas.samples import UPDATE
 
 STRATEGIES = [
     FedAsync(), FedBuff(buffer_size=1000), FedAvg(cohort_size=7), FedNova(cohort_size=3), Fadas(), FedStaleWeight(),
@@ -54,6 +56,64 @@ def test_every_strategy_takes_the_one_update_of_the_trial(strategy):
     done = do_task(Trainer(), task, tensors, lambda: 0.0)
     trial.take(done.update, done.payload)
     assert initial["w"].tolist() == [0, 0, 0]
+
+
+FILE = """
+import numpy as np
+from fedmq import Encoded, Part
+
+class Halves:
+    name = "halves"
+
+    def parts(self, places):
+        return (Part("half", "float16", places.size, places.size),)
+
+    def encode(self, values, places, seed, warm):
+        return Encoded({"half": values.astype(np.float16)})
+
+    def decode(self, parts, places):
+        return 1 / 0 if FAILS else parts["half"].astype(np.float32)
+
+def build_codec(fails):
+    global FAILS
+    FAILS = fails
+    return Halves()
+"""
+
+
+def coded(tmp_path, text, file=FILE):
+    if file is not None:
+        (tmp_path / "own.py").write_text(file)
+    return config(tmp_path, f'[strategy]\nname = "fedbuff"\n[uplink]\n{text}\n')
+
+
+def test_a_codec_that_is_here_is_named_and_one_that_is_not_is_wrong_for_the_coordinator_alone(tmp_path, monkeypatch):
+    assert list(codecs.look(coded(tmp_path, 'codec = "none"'), None)) == []
+    (here,) = codecs.look(coded(tmp_path, 'codec = "topk"'), "participant")
+    assert (here.level, here.what) == ("ok", "codec: topk")
+    own = 'codec = "custom"\nfile = "own.py"\noptions = { fails = false }'
+    (here,) = codecs.look(coded(tmp_path, own), "coordinator")
+    assert here.what.startswith("codec: halves from ")
+    (tmp_path / "own.py").unlink()
+    for role, level in (("participant", "warning"), ("coordinator", "wrong"), (None, "wrong")):
+        (gone,) = codecs.look(coded(tmp_path, own, file=None), role)
+        assert gone.level == level
+        assert "There is no codec file" in gone.what
+    monkeypatch.setattr("fedmq.schemas.local.extras.find_spec", lambda _name: None)
+    (gone,) = codecs.look(coded(tmp_path, 'codec = "int8"\nlossless = "zstd"'), "participant")
+    assert gone.level == "warning"
+    assert "pip install 'fedmq[zstd]'" in gone.what
+
+
+def test_an_update_goes_through_the_codec_and_back(tmp_path):
+    model = Parameters({"w": np.ones(100_000, np.float32)})
+    update = UPDATE
+    told = codecs.trial(coded(tmp_path, 'codec = "int8"'), "delta", model, update, model)
+    assert "3.9 times less" in told
+    assert codecs.trial(coded(tmp_path, 'codec = "none"'), "delta", model, update, model) is None
+    fails = coded(tmp_path, 'codec = "custom"\nfile = "own.py"\noptions = { fails = true }')
+    with pytest.raises(FedmqError, match="'halves' raised ZeroDivisionError"):
+        codecs.trial(fails, "delta", model, update, model)
 
 
 def config(tmp_path, text):

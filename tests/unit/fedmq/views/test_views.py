@@ -72,6 +72,16 @@ def test_the_reasons_of_declines_are_shown_once_each_with_who_gave_them():
     assert "Last answer" not in drawn(status_view(run()))
 
 
+def test_participants_that_lack_the_runs_codec_are_marked_and_it_is_said_what_they_lack():
+    people = (participant("p0", lacks="zstd"), participant("p1", lacks="int8"), participant("p2"))
+    text = drawn(status_view(run(participants=people)))
+    assert text.count("training plain v4") == 2
+    assert "Asked for plain updates" in text
+    assert "p0: has no zstd" in text
+    assert "p1: has no int8" in text
+    assert "plain" not in drawn(status_view(run()))
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3600, "1 h 0 min"),

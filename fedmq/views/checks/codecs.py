@@ -1,0 +1,57 @@
+"""The doctor's findings on the codec of updates: is it here, and what does it make of one update?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedmq.config.device import DeviceConfig
+from fedmq.config.file import FederationConfig
+from fedmq.coordinator.uplink import codec_here, uplink_codec
+from fedmq.schemas.codec import encode
+from fedmq.schemas.codecs.known import capabilities
+from fedmq.schemas.errors import FedmqError, StrategyError
+from fedmq.schemas.messages import Reply, Update
+from fedmq.schemas.methods import update_spec
+from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import check_magnitudes, spec_of
+from fedmq.views.finding import Finding, Role
+
+ADVICE_PARTICIPANT = "do what it says, or let this participant send plain updates: the run goes on without it"
+
+
+def look(config: FederationConfig | DeviceConfig, role: Role | None) -> Iterator[Finding]:
+    """Yield whether this machine has the codec that the file asks for. A device of a fleet does not know its run's."""
+    if isinstance(config, DeviceConfig):
+        yield Finding("ok", f"codecs: this device has {', '.join(capabilities())}; a run may ask for one of them")
+        return
+    if config.uplink.codec == "none":
+        return
+    own, lacking = codec_here(config.uplink)
+    if lacking is None:
+        name = config.uplink.codec if own is None else f"{own.name} from {config.uplink.file}"
+        behind = "" if config.uplink.lossless == "none" else f", with {config.uplink.lossless}"
+        yield Finding("ok", f"codec: {name}{behind}")
+    elif role == "participant":
+        yield Finding("warning", f"codec: {lacking}", ADVICE_PARTICIPANT)
+    else:
+        yield Finding("wrong", f"codec: {lacking}", "do what it says: no coordinator starts without it", lacking)
+
+
+def trial(config: FederationConfig, reply: Reply, model: Parameters, update: Update, payload: Parameters) -> str | None:
+    """Send one update through the codec and back, and return what came of it; None if the file asks for none.
+
+    Raises AppError if the codec cannot do it, and StrategyError with the error of a codec of the user's own.
+    """
+    uplink = uplink_codec(config.uplink, reply)
+    if uplink is None:
+        return None
+    wire = uplink.wire(update_spec(reply, spec_of(model)))
+    try:
+        sent = wire.encode(payload, update.num_steps, None, {})
+        check_magnitudes(wire.decode(sent.tensors))
+    except FedmqError:
+        raise
+    except Exception as error:
+        raise StrategyError(f"{type(error).__name__}: {error}") from error
+    plain, coded = len(encode(update, payload)), len(encode(update, sent.tensors))
+    return f"this update takes {coded:,} bytes, {plain / coded:.1f} times less than the {plain:,} of a plain one"
