@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,3 +263,33 @@ def test_a_restored_folder_and_a_standby_go_on_with_their_own_hidden_state(feder
     late = [base for trainer, count in zip(trainers, seen, strict=True) for base in trainer.bases[count + 1 :]]
     assert len(late) > 30
     assert set(late) <= known
+
+
+@pytest.mark.parametrize("codec", ["hidden", "bf16"])
+@pytest.mark.parametrize("sizes", [{}, {"max_message_bytes": 4096}], ids=["whole", "chunks"])
+def test_signatures_are_for_what_is_trained_from(federation, codec, sizes):
+    given = {"downlink": DownlinkSettings(codec=codec), "sign": signature, "frozen": lambda: {"001/b"}} | sizes
+    checked = {"verify": lambda signed, told: signature(signed) == told} | SIZES | sizes
+    trainer = Small()
+    ended = coordinator(federation, 4, initial_parameters=with_frozen, **given)
+    left = federation.participant("a", trainer, **checked)
+    assert ended.result(60).version == 4
+    assert left.result(60) == "run_finished"
+    assert declined(federation) == []
+    assert trainer.trainings >= 12
+
+
+def test_steps_that_nobody_has_signed_are_refused_and_leave_no_state(federation):
+    coordinator(federation, 4, downlink=DownlinkSettings(codec="hidden"), sign=lambda signed: signature(signed[1:]))
+    trainer = Small()
+    federation.participant("a", trainer, **SIZES, verify=lambda signed, told: signature(signed) == told)
+    reached(federation, 0)
+    until(lambda: bool(declined(federation)))
+    assert declined(federation)[0].startswith("bad_signature: the task's signature is not the coordinator's")
+    assert trainer.trainings == 0
+    assert not (federation.folder / "spool" / "a" / "model.fedmq").exists()
+
+
+def signature(signed: bytes) -> str:
+    """Return what stands in for the coordinator's signature: 128 digits that follow from the bytes."""
+    return hashlib.sha512(signed).hexdigest()

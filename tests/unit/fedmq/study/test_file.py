@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.coordinator.settings import TargetMetric
+from fedmq.coordinator.settings import DownlinkSettings, TargetMetric
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.demo.data import SAMPLE
 from fedmq.schemas.errors import ConfigError
@@ -294,3 +294,18 @@ def test_a_key_that_no_table_has_is_told_where_laws_may_hold_laws(tmp_path):
     text = GOOD.replace('"softmax"', '"quadratics"').replace('{name = "constant", value = 1}', law)
     with pytest.raises(ConfigError, match=r"task_s\.law\.lav: unknown key"):
         load_study(write(tmp_path, text))
+
+
+def test_the_form_of_the_model_in_tasks_is_the_studys_or_a_strategys_own(tmp_path):
+    own = GOOD.replace("buffer_size = 2}", 'buffer_size = 2}\n    downlink = {codec = "bf16"}')
+    study, _ = load_study(write(tmp_path, own))
+    assert study.contenders[0].run.downlink == DownlinkSettings(codec="bf16")
+    shared = GOOD.replace("[training]", '[downlink]\n    codec = "hidden"\n    [training]')
+    study, _ = load_study(write(tmp_path, shared))
+    assert study.run_settings.downlink == DownlinkSettings(codec="hidden")
+    (found,) = mistakes(tmp_path, "[training]", '[downlink]\n    codec = "int8"\n    [training]')
+    assert found.startswith('downlink.codec: got "int8", allowed: "none", "bf16", "hidden"')
+    asynchronous = '{name = "fedasync", alpha = 0.5}\n    downlink = {codec = "bf16"}'
+    (found,) = mistakes(tmp_path, '{name = "fedbuff", buffer_size = 2}', asynchronous)
+    assert found.startswith("strategies.1.downlink.codec: got 'bf16', allowed with a strategy whose updates carry ")
+    assert found.endswith("'parameters': none, hidden")
