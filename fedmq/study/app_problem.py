@@ -233,7 +233,7 @@ class TrainerCohort:
     name = "the app's own trainers, one after the other"
 
     def __init__(self, trainers: Sequence[Any]) -> None:
-        self._trainers = trainers
+        self.trainers = trainers
         self._seed_themselves = [_seeds_itself(trainer) for trainer in trainers]
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
@@ -241,7 +241,7 @@ class TrainerCohort:
 
     def _one(self, job: Job) -> Trained:
         with seeded(job.config.seed, TRAINING, keras=not self._seed_themselves[job.participant]):
-            result = _called(self._trainers[job.participant], job.base, job.config, job.correction)
+            result = _called(self.trainers[job.participant], job.base, job.config, job.correction)
         arrays = {name: np.asarray(result.parameters[name]) for name in job.base if name in result.parameters}
         if len(arrays) != len(job.base):
             raise TrainerError(f"train returned the tensors {list(result.parameters)}, expected {list(job.base)}")

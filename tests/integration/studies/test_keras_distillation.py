@@ -1,5 +1,7 @@
 """Unlike Keras models that distil: the trainer, the student, and a study of an app with both."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.simulate import simulate
 from fedmq.study.app_problem import AppProblem
 from tests.scenario.studies.federations import population, until
-from tests.support.full import FULL
+from tests.support.full import FULL, in_full
 
 APP = """
 import keras
@@ -173,3 +175,13 @@ def test_a_study_distils_unlike_models_to_a_student_better_than_anybody_alone(ap
             learner.evaluate(learner.train(learner.start(1), TrainingConfig(epochs=6, batch_size=10)).parameters)
         )
     assert first.evaluations[-1].metrics["accuracy"] > max(one["accuracy"] for one in alone)
+
+
+@in_full("the same with small models, in the tests above")
+def test_the_example_learns_mnist():
+    example = Path(__file__).parents[3] / "examples" / "distillation" / "app.py"
+    problem = AppProblem(app=str(example), participant_id="sensor-{number}")
+    outcome = simulate(
+        Distillation(buffer_size=3), problem, population(6), until(18, evaluate_interval_s=1000), TRAINING
+    )
+    assert outcome.evaluations[-1].metrics["accuracy"] > 0.5
