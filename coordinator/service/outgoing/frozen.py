@@ -6,7 +6,8 @@
 
 An update that answers a task shows that the participant had the part. A decline with the reason `frozen_lost` shows
 that it has it no more, and the next task carries it again. None of this is kept over a restart: whoever is not known to
-have the part gets it once more.
+have the part gets it once more. One with an older fedmq, which has not said hello since the start, cannot read such a
+task, and declines it.
 
 An older fedmq sends whole updates. They are cut to what moves if they leave the frozen part as it is, and refused if
 they do not.
@@ -36,8 +37,10 @@ class FrozenTasks:
     def __init__(self, part: Frozen | None, core: Core) -> None:
         self._part = part
         self._core = core
-        self._has: dict[str, bool] = {}
-        """Participants that know of frozen parts, and True for those that have this one on their disk."""
+        self._have: set[str] = set()
+        """Participants that have the part on their disk."""
+        self._older: set[str] = set()
+        """Participants whose fedmq does not know of frozen parts."""
 
     def most_spec(self, reply: Reply) -> ModelSpec:
         """Return the largest tensors of an update: an older fedmq sends those of the whole model."""
@@ -49,24 +52,28 @@ class FrozenTasks:
         """Note what a known participant has on its disk."""
         if self._part is None:
             return
-        if hello.frozen is None or not self._core.knows(hello.participant_id):
-            self._has.pop(hello.participant_id, None)
-        else:
-            self._has[hello.participant_id] = self._part.digest in hello.frozen
+        name = hello.participant_id
+        self._have.discard(name)
+        self._older.discard(name)
+        if not self._core.knows(name):
+            return
+        if hello.frozen is None:
+            self._older.add(name)
+        elif self._part.digest in hello.frozen:
+            self._have.add(name)
 
     def on_accepted(self, participant_id: str) -> None:
         """Note that a participant has trained with the part."""
-        if participant_id in self._has:
-            self._has[participant_id] = True
+        if self._part is not None and participant_id not in self._older:
+            self._have.add(participant_id)
 
     def on_lost(self, participant_id: str) -> None:
         """Note that a participant has declined a task because it has lost the part."""
-        if participant_id in self._has:
-            self._has[participant_id] = False
+        self._have.discard(participant_id)
 
     def num_bytes(self, participant_id: str, tensors: Parameters) -> int:
         """Return the bytes of a task's tensors for this participant."""
-        if self._part is None or self._has.get(participant_id, False):
+        if self._part is None or participant_id in self._have:
             return tensors.num_bytes
         return tensors.num_bytes + self._part.num_bytes
 
@@ -78,10 +85,9 @@ class FrozenTasks:
         """
         if self._part is None:
             return None, tensors
-        has = self._has.get(participant_id)
-        if has is None and not coded:
+        if participant_id in self._older and not coded:
             return None, self._part.join(tensors)
-        return self._part.digest, tensors if has else with_beside(tensors, self._part)
+        return self._part.digest, tensors if participant_id in self._have else with_beside(tensors, self._part)
 
     def cut(self, update: Update, tensors: Parameters) -> Parameters:
         """Return an update's tensors without the frozen ones of an older fedmq, which are not decoded yet.

@@ -14,7 +14,7 @@ import pytest
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.settings import ArchiveSettings, UplinkSettings
+from fedmq.coordinator.settings import ArchiveSettings, DownlinkSettings, UplinkSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import Area, FedAsync, FedBuff, Scaffold
@@ -115,6 +115,19 @@ def watching(tmp_path: Path) -> Iterator[Watching]:
 STRATEGIES = [FedBuff(buffer_size=2), FedAsync(), Area(num_participants=2), Scaffold(buffer_size=2, num_participants=2)]
 
 
+def test_with_a_hidden_state_and_signatures_as_well(watching):
+    def sign(signed: bytes) -> str:
+        return (signed[-32:].hex() * 2)[:128]
+
+    ended = watching.begin(6, downlink=DownlinkSettings(codec="hidden"), sign=sign, buffer_size=1)
+    left = watching.participant("a", HeadTrainer(), verify=lambda signed, signature: sign(signed) == signature)
+    assert ended.result(DEADLINE_S).version == 6
+    assert left.result(DEADLINE_S) == "run_finished"
+    assert watching.sent(Decline) == []
+    assert len([task for task, _ in watching.tasks_of("a") if task.chunks is not None]) == 1
+    watching.check_whole()
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.name)
 def test_the_frozen_part_goes_down_once_and_never_up(watching, strategy):
     ended = watching.begin(8, strategy=strategy, training=TrainingConfig(learning_rate=0.1))
@@ -169,10 +182,11 @@ def test_a_part_that_was_lost_or_damaged_is_sent_again(watching):
     watching.check_whole()
 
 
-def test_restarts_of_both_sides_send_nothing_again_and_a_damaged_file_has_a_copy(watching):
+@pytest.mark.parametrize("strategy", [FedBuff(buffer_size=1), Area(num_participants=1)], ids=lambda s: s.name)
+def test_restarts_of_both_sides_send_nothing_again_and_a_damaged_file_has_a_copy(watching, strategy):
     trainer = HeadTrainer()
     trainer.gate = threading.Event()
-    watching.begin(6)
+    watching.begin(6, strategy=strategy)
     watching.participant("a", trainer)
     until(lambda: trainer.trainings == 1)
     watching.stop_coordinator()
@@ -180,7 +194,7 @@ def test_restarts_of_both_sides_send_nothing_again_and_a_damaged_file_has_a_copy
     watching.stop("a")
     (file,) = (watching.run_dir / "checkpoints" / "frozen").iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    ended = watching.begin(6, initial_parameters=None)
+    ended = watching.begin(6, strategy=strategy, initial_parameters=None)
     left = watching.participant("a", HeadTrainer())
     assert ended.result(DEADLINE_S).version == 6
     assert left.result(DEADLINE_S) == "run_finished"
