@@ -27,7 +27,10 @@ def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_
     trainings = federation.trainings("p0")
     # A kill at "trained" comes after the training and before the disk; every other training was done once.
     assert sorted(count for line, count in trainings.items() if line.startswith("done"))[-2:] == [1, 2]
-    assert trainings.total() == 2 * len(rows) + 3, "begun again after mid-training; begun and done again after trained"
+    begun, done = (sum(n for line, n in trainings.items() if line.startswith(word)) for word in ("begun", "done"))
+    assert done == len(rows) + 1, "done again after trained"
+    # Begun again after mid-training and trained, and perhaps at before-task-ack: the task is on disk by then.
+    assert begun - len(rows) in (2, 3)
     assert {line.split()[1] for line in trainings} == seeds_of(rows, "p0")
 
 

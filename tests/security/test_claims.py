@@ -14,7 +14,8 @@ import pytest
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies import AnyStrategy, FedNova, ParticipationCorrection
+from fedmq.coordinator.strategies import AnyStrategy, Distillation, FedNova, ParticipationCorrection
+from fedmq.coordinator.strategies.protocol import ClientUpdate
 from fedmq.schemas.messages import Task
 from fedmq.schemas.parameters import Parameters
 from tests.integration.coordinator.federation import Federation, Participant, delta, update_for
@@ -25,7 +26,22 @@ NAMES = list(liars.STRATEGIES)
 
 def test_every_strategy_is_tried() -> None:
     built_in = {kind.__name__ for kind in AnyStrategy.__origin__.__args__}  # type: ignore[attr-defined]
-    assert {type(strategy).__name__ for strategy in liars.STRATEGIES.values()} == built_in
+    assert {type(strategy).__name__ for strategy in liars.STRATEGIES.values()} == built_in - {"Distillation"}
+
+
+def test_a_liar_among_distributions_has_its_weight_and_no_more_whatever_it_sends() -> None:
+    """Distillation's updates are rows of probabilities, so the liars' directions mean nothing there."""
+    honest = np.full((2, 2), 0.5, np.float32)
+    for told in ([[0, 0], [0, 0]], [[1e15, 0], [0, 1e15]], [[-1e15, 1], [1, -1e15]], [[1e-38, 0], [0, 1e-38]]):
+        strategy = Distillation(buffer_size=10)
+        initial = Parameters({"public": honest})
+        state = strategy.init(initial)
+        for i in range(10):
+            sent = Parameters({"public": np.float32(told) if i == 9 else honest})
+            state = strategy.accumulate(state, ClientUpdate(str(i), str(i), 0, sent, 64), 0)
+        _, made = strategy.aggregate(state, initial)
+        assert np.abs(made["public"] - honest).max() <= 0.1 * 0.5 + 1e-6
+        assert made["public"].sum(axis=1) == pytest.approx([1, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

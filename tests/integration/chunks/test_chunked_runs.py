@@ -172,7 +172,7 @@ def test_an_upload_that_was_interrupted_goes_on_where_it_was_confirmed(
 
 def test_a_download_goes_on_with_the_chunks_that_are_on_disk(federation: Federation) -> None:
     """The first process gets 16 chunks, and is stopped once they are on its disk."""
-    federation.coordinator(versions=1, buffer_size=1)
+    run = federation.coordinator(versions=1, buffer_size=1)
     on_chunk, write, written = Download.on_chunk, PayloadFile.write, list[int]()
 
     def only_16(self: Download, chunk: ChunkArrived, now: float) -> None:
@@ -193,6 +193,7 @@ def test_a_download_goes_on_with_the_chunks_that_are_on_disk(federation: Federat
         patch.setattr(PayloadFile, "write", noted)
         assert federation.participant("p0").result(DEADLINE_S) == "run_finished"
     assert len(written) == CHUNKS - 16
+    assert run.result(DEADLINE_S).accepted == 1
     federation.check(versions=1, updates=1)
 
 

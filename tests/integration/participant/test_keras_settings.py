@@ -95,8 +95,7 @@ def test_the_coordinators_evaluation_and_export_use_the_statistics_of_the_run(tm
     by_hand = (x - trained[mean]) / np.sqrt(trained[variance]) @ kernel + bias
     answer = helper.answer({"evaluate": str(tmp_path / "final.safetensors"), "version": 1})
     assert answer["metrics"]["loss"] == pytest.approx(np.mean((by_hand - x[:, :1]) ** 2), rel=1e-5)
-    exported = tmp_path / "final.keras"
-    helper.answer({"export": str(tmp_path / "final.safetensors"), "to": str(exported)})
+    exported = helper.answer({"export": str(tmp_path / "final.safetensors"), "to": str(tmp_path / "final")})["written"]
     np.testing.assert_allclose(keras.saving.load_model(exported)(x), by_hand, rtol=1e-4, atol=1e-5)
 
 
