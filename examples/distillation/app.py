@@ -17,6 +17,8 @@ from fedmq.data import dirichlet, load_mnist
 SHARES = 6
 PUBLIC = 2000
 ALPHA = 1.0  # the smaller, the more unlike are the participants' digits
+HELD_OUT = 1000  # training images on which choose.py judges, in place of the test images
+CHOOSING = os.environ.get("CHOOSING") == "yes"  # nobody trains on them then
 DATA = os.environ.get("MNIST")  # "full", or the path of an mnist.npz; without it the sample that fedmq ships
 
 
@@ -63,19 +65,26 @@ def load_public_data():
 
 
 def load_test_data():
+    if CHOOSING:
+        rows = shuffled()[PUBLIC:][:HELD_OUT]
+        return images(mnist().x_train[rows]), mnist().y_train[rows]
     return images(mnist().x_test), mnist().y_test
 
 
 @cache
 def private():
     data = mnist()
-    rows = np.setdiff1d(np.arange(len(data.y_train)), public_rows())
+    rows = np.sort(shuffled()[PUBLIC + HELD_OUT * CHOOSING :])
     deal = dirichlet(data.y_train[rows], SHARES, alpha=ALPHA, seed=1)
     return [(images(data.x_train[rows[own]]), data.y_train[rows[own]]) for own in deal]
 
 
 def public_rows():
-    return np.random.default_rng(0).permutation(len(mnist().y_train))[:PUBLIC]
+    return shuffled()[:PUBLIC]
+
+
+def shuffled():
+    return np.random.default_rng(0).permutation(len(mnist().y_train))
 
 
 def images(pixels):
