@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINKS, FITTING, NEEDS_FEEDBACK
 from fedmq.schemas.messages import Identifier, Reply, Uplink
+
+
+class Replies(Protocol):
+    """A strategy, as the tables of codecs see it.
+
+    It may say by itself which of them it is known to work with, in the optional attributes `uplinks` and `downlinks`.
+    Without these, those that fit its reply count.
+    """
+
+    @property
+    def reply(self) -> Reply: ...
+
+
+def _known(strategy: Replies, attribute: str, by_reply: Mapping[Reply, tuple[str, ...]]) -> tuple[str, str]:
+    """Return which codecs a strategy is known to work with, "none" first, and what that rests on, in words."""
+    own = getattr(strategy, attribute, None)
+    allowed = ", ".join(("none", *(by_reply[strategy.reply] if own is None else own)))
+    if own is not None:
+        return allowed, f"the strategy {getattr(strategy, 'name', type(strategy).__name__)}"
+    return allowed, f"a strategy whose updates carry {strategy.reply!r}"
 
 
 class Settings(BaseModel):
@@ -179,14 +199,12 @@ class UplinkSettings(Settings):
             raise ValueError("codec is 'none', which leaves nothing to feed back or to compress: set a codec")
         return self
 
-    def unmet(self, reply: Reply) -> Iterator[tuple[str, str]]:
-        """Yield each setting that does not go with a strategy's reply: its place, and what to do."""
-        if self.codec not in ("none", *FITTING[reply]):
-            yield (
-                "uplink.codec",
-                f"got {self.codec!r}, allowed with a strategy whose updates carry {reply!r}: "
-                f"{', '.join(('none', *FITTING[reply]))}",
-            )
+    def unmet(self, strategy: Replies) -> Iterator[tuple[str, str]]:
+        """Yield each setting that does not go with a strategy: its place, and what to do."""
+        reply = strategy.reply
+        allowed, who = _known(strategy, "uplinks", FITTING)
+        if self.codec not in allowed.split(", "):
+            yield "uplink.codec", f"got {self.codec!r}, allowed with {who}: {allowed}"
         if self.error_feedback and reply != "delta":
             yield (
                 "uplink.error_feedback",
@@ -231,14 +249,12 @@ class DownlinkSettings(Settings):
             raise ValueError(f"fraction belongs to step_codec = 'topk', and step_codec is {self.step_codec!r}")
         return self
 
-    def unmet(self, reply: Reply) -> Iterator[tuple[str, str]]:
-        """Yield each setting that does not go with a strategy's reply: its place, and what to do."""
-        allowed = ("none", *DOWNLINKS[reply])
-        if self.codec not in allowed:
-            yield (
-                "downlink.codec",
-                f"got {self.codec!r}, allowed with a strategy whose updates carry {reply!r}: {', '.join(allowed)}",
-            )
+    def unmet(self, strategy: Replies) -> Iterator[tuple[str, str]]:
+        """Yield each setting that does not go with a strategy: its place, and what to do."""
+        reply = strategy.reply
+        allowed, who = _known(strategy, "downlinks", DOWNLINKS)
+        if self.codec not in allowed.split(", "):
+            yield "downlink.codec", f"got {self.codec!r}, allowed with {who}: {allowed}"
         elif self.step_codec == "topk" and reply != "delta":
             yield (
                 "downlink.step_codec",

@@ -77,7 +77,7 @@ def simulate(
     check_dealt(federation, len(members))
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
     for table in (run.uplink, run.downlink):
-        for place, text in () if table is None else table.unmet(strategy.reply):
+        for place, text in () if table is None else table.unmet(strategy):
             raise ConfigError(f"{place}: {text}")
     check_metrics(federation, goals(run))
     check_training(federation, strategy, population, run, training)

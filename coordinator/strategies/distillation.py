@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
@@ -83,6 +83,15 @@ class Distillation(Buffered):
     @property
     def reply(self) -> Reply:
         return "parameters"
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """Codecs of predictions. int8 is unbiased and moves a probability by 1/127 at most, which a mean of logarithms
+        does not forgive. What a codec leaves out is no distribution any more."""
+        return ("bf16", "int8") if self.average == "probabilities" else ("bf16",)
+
+    downlinks: ClassVar[tuple[str, ...]] = ()
+    """A hidden state's rows are no distributions, and the consensus is small."""
 
     def init(self, parameters: Parameters) -> ConsensusState:
         """Return an empty buffer. Raises AppError unless the floating tensors are predictions, [examples, classes]."""

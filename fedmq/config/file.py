@@ -123,7 +123,7 @@ def _beyond_types(config: FederationConfig) -> list[Mistake]:
         lacking = unmet(config.run.client_weights, config.strategy, config.training, config.run.steps)
         found += [Mistake(place, text) for place, text in lacking]
         for table in (config.uplink, config.downlink):
-            found += [Mistake(place, text) for place, text in table.unmet(config.strategy.reply)]
+            found += [Mistake(place, text) for place, text in table.unmet(config.strategy)]
     return found
 
 

@@ -115,7 +115,7 @@ def _unmet(parts: Parts) -> Iterator[Mistake]:
             weights, steps = ("equal", None) if run is None else (run.client_weights, run.steps)
             lacking = list(unmet(weights, c.strategy, training or _RATED, steps))
             for table in () if run is None else (run.uplink, run.downlink):
-                lacking += [] if table is None else table.unmet(c.strategy.reply)
+                lacking += [] if table is None else table.unmet(c.strategy)
         except InputError:  # a strategy of the user's own cannot be built, which `_in_files` reports
             continue
         for place, text in lacking:

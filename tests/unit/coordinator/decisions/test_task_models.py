@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,7 +290,7 @@ def test_a_name_that_begins_as_a_step_does_is_refused():
     ],
 )
 def test_what_does_not_go_with_a_strategy_is_refused_with_its_key(reply, settings, place):
-    assert [found for found, _ in settings.unmet(reply)] == ([] if place is None else [place])
+    assert [found for found, _ in settings.unmet(SimpleNamespace(reply=reply))] == ([] if place is None else [place])
 
 
 def test_keys_that_do_not_belong_together_are_refused():

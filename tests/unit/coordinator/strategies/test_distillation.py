@@ -6,12 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedmq.coordinator.settings import DownlinkSettings, UplinkSettings
 from fedmq.coordinator.strategies import Distillation, FedAsync
 from fedmq.coordinator.strategies.distillation import distributions
 from fedmq.coordinator.strategies.math.staleness_weights import Constant
 from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.schemas.codecs.known import UplinkCodec, codec_of
 from fedmq.schemas.errors import AppError
+from fedmq.schemas.messages import Uplink
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import spec_of
 
 START = Parameters({"predictions": np.array([[0.5, 0.5]], np.float32), "public_data": np.arange(3, dtype=np.uint8)})
 
@@ -126,3 +130,47 @@ def test_a_model_that_is_no_predictions_is_refused_with_what_to_do() -> None:
         Distillation(min_updates=3)
     with pytest.raises(ValidationError, match="temperature"):
         Distillation(temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("average", "codec", "fits"),
+    [
+        ("probabilities", "none", True),
+        ("probabilities", "bf16", True),
+        ("probabilities", "int8", True),
+        ("probabilities", "int4", False),
+        ("probabilities", "topk", False),
+        ("probabilities", "powersgd", False),
+        ("logits", "bf16", True),
+        ("logits", "int8", False),
+    ],
+)
+def test_a_codec_that_leaves_no_distribution_is_refused_with_its_key(average: str, codec: str, fits: bool) -> None:
+    strategy = Distillation(average=average)  # type: ignore[arg-type]
+    found = [place for place, _ in UplinkSettings(codec=codec).unmet(strategy)]
+    assert found == ([] if fits else ["uplink.codec"])
+
+
+@pytest.mark.parametrize("codec", ["bf16", "hidden"])
+def test_a_consensus_goes_down_as_it_is(codec: str) -> None:
+    (found,) = DownlinkSettings(codec=codec).unmet(Distillation())  # type: ignore[arg-type]
+    assert found == ("downlink.codec", f"got {codec!r}, allowed with the strategy distillation: none")
+
+
+def test_int8_moves_no_probability_by_more_than_a_127th_and_their_mean_by_less() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.dirichlet(np.full(10, 0.1), 200).astype(np.float32)
+    order = Uplink(codec="int8", rounding="stochastic")
+    codec = codec_of(order)
+    assert codec is not None
+    wire = UplinkCodec(order, codec).wire(spec_of(Parameters({"predictions": rows})))
+    update = ClientUpdate("u", "p", 0, Parameters({"predictions": rows}), num_examples=1)
+    strategy = Distillation(buffer_size=40, staleness=Constant())
+    state, start = strategy.init(Parameters({"predictions": np.full_like(rows, 0.1)})), np.full_like(rows, 0.1)
+    for seed in range(40):
+        decoded = wire.encode(update.payload, seed, None, {}).received
+        assert np.abs(decoded["predictions"] - rows).max() < 1 / 127
+        state = strategy.accumulate(state, update._replace(payload=decoded), 0)
+    new = strategy.aggregate(state, Parameters({"predictions": start}))[1]["predictions"]
+    np.testing.assert_allclose(new.sum(axis=1), 1, atol=1e-6)
+    assert np.abs(new - rows).max() < 4 / 127 / np.sqrt(40)  # without a bias
