@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, DiscardReason
 from fedmq.coordinator.decisions.tasks.generations import SetBack
+from fedmq.coordinator.strategies.protocol import Ensemble
 from fedmq.schemas.messages import Downlink, TrainingConfig, Update
 
 POISON: frozenset[str] = frozenset(
@@ -101,6 +102,9 @@ class NewVersion:
     """Positions of the updates among all accepted ones, for arrival groups, which may skip some; otherwise None."""
     by_timeout: bool = False
     """True if the buffer was not full: its timeout made the version (coordinator.decisions.versions.buffer_timer)."""
+    plain: str | None = None
+    """Reason for which the version is the plain mean and was not distilled; "" if it was distilled, and None if the
+    strategy does not distil (coordinator.decisions.versions.distilling)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,17 @@ class SayHello:
     participant_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Distil:
+    """Distil this version, and answer with Distilled or DistilFailed. Until then no update may come to the core
+    (`Core.distilling`)."""
+
+    version: int
+    seed: int
+    """Seed of everything that the distillation draws, in [0, 2^63). It follows from the run's seed and the version."""
+    ensemble: Ensemble
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluate:
     """Evaluate the current version centrally and answer with EvaluationArrived."""
@@ -162,6 +177,7 @@ Command = (
     | TellSetBack
     | RepeatReceipts
     | SayHello
+    | Distil
     | Evaluate
     | Finish
 )

@@ -58,6 +58,8 @@ Rules
     a step.
 16. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
     version.
+17. If the strategy distils (distilling.py), a version that is due is asked for, and made when the answer comes. Until
+    then no update may come, and the step has two parts: time passes, and the event is handled.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ from fedmq.coordinator.decisions.commands import Command, IssueTask, SayHello
 from fedmq.coordinator.decisions.ending import Ending
 from fedmq.coordinator.decisions.events import (
     BufferFailed,
+    DistilFailed,
+    Distilled,
     EvaluationArrived,
     Event,
     ParticipantRevoked,
@@ -171,6 +175,8 @@ class Core:
             TaskDeclined: self._desk.on_decline,
             TaskUndeliverable: self._desk.on_undeliverable,
             EvaluationArrived: self._ending.on_evaluation,
+            Distilled: self._buffer.on_answer,
+            DistilFailed: self._buffer.on_answer,
             Tick: lambda _: None,
             TimeStoodStill: lambda event: self._verdicts.claims.stood_still(event.seconds),
             StopRequested: lambda event: self._ending.stop(event.detail),
@@ -220,6 +226,11 @@ class Core:
     def clamped(self) -> dict[str, int]:
         """Number of accepted updates with a clamped claim, by the claim's name (claims.py)."""
         return dict(self._verdicts.claims.clamped)
+
+    @property
+    def distilling(self) -> bool:
+        """True while a version is being distilled: no UpdateArrived may come until the answer or a Tick ends that."""
+        return self._buffer.distilling
 
     @property
     def tasks_out(self) -> int:
@@ -313,6 +324,9 @@ class Core:
         if self._ending.stopping is not None:
             return None
         soonest = self._desk.next_due()
+        if self._buffer.distilling:
+            dues = [due for due in (soonest, self._buffer.next_due()) if due is not None]
+            return min(dues, default=None)
         evaluation_s = self._ending.evaluations.due_s(self._desk.version, self._buffer.accepted)
         for due in (self._settings.stop.max_time_s, evaluation_s, self._buffer.next_due()):
             if due is not None and (soonest is None or due < soonest):
@@ -335,11 +349,14 @@ class Core:
             self._handlers[type(event)](event)
             if self._buffer.groups is not None and self._ending.stopping is None:
                 self._buffer.end_groups(self._buffer.groups)
+            if self._ending.stopping is not None:
+                self._buffer.make_plainly(f"the run stopped: {self._ending.stopping}")
             desk.tidy()
-            self._ending.check(self._buffer.accepted)
-            self._ending.evaluate_if_due(self._buffer.accepted)
-            if self._ending.stopping is None:
-                self._issue()
+            if not self._buffer.distilling:
+                self._ending.check(self._buffer.accepted)
+                self._ending.evaluate_if_due(self._buffer.accepted)
+                if self._ending.stopping is None:
+                    self._issue()
         elif isinstance(event, UpdateArrived | PoisonArrived):
             self._handlers[type(event)](event)
         return desk.commands

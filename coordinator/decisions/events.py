@@ -127,6 +127,22 @@ class EvaluationArrived:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Distilled:
+    """The answer to a Distil: the version's floating tensors. They are a claim of the process that made them."""
+
+    version: int
+    tensors: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class DistilFailed:
+    """The answer to a Distil that could not be done. The version is the plain mean then."""
+
+    version: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """Time went by, and with it perhaps leases, deadlines, absences or the time limit."""
@@ -164,5 +180,5 @@ class StopRequested:
 
 Event = (
     Started | ParticipantSeen | ParticipantRevoked | UpdateArrived | PoisonArrived | TaskDeclined | TaskUndeliverable
-    | EvaluationArrived | Tick | TimeStoodStill | BufferFailed | StopRequested
+    | EvaluationArrived | Distilled | DistilFailed | Tick | TimeStoodStill | BufferFailed | StopRequested
 )  # fmt: skip

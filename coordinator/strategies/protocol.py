@@ -187,6 +187,36 @@ def buffer_timeout(strategy: Strategy[Any]) -> BufferTimeout | None:
     return found if isinstance(found, BufferTimeout) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The models that a version is distilled from. No array of it is ever changed in place."""
+
+    start: Parameters
+    """The parameters to begin with: the version that the plain aggregation makes."""
+    models: tuple[Parameters, ...]
+    weights: tuple[float, ...]
+    """Weight of each model's logits in their mean; the sum is 1."""
+
+
+@runtime_checkable
+class Distils(Protocol):
+    """The addition to a strategy whose versions are distilled (decisions.versions.distilling).
+
+    `ensemble` is asked when the strategy is `ready`. The answer is adopted; `aggregate` makes the version if there is
+    none.
+    """
+
+    @property
+    def distil_timeout_s(self) -> float:
+        """Run time (seconds) that a distillation may take."""
+
+    def ensemble(self, state: Any, parameters: Parameters) -> Ensemble:
+        """Return what the next version is to be distilled from, and change nothing. Without models it is not."""
+
+    def adopt(self, state: Any, parameters: Parameters, distilled: Parameters) -> tuple[Any, Parameters]:
+        """Return the state after a version that was distilled, and the version. In place of `aggregate`."""
+
+
 class Synchronous(Strategy[S], Protocol[S]):
     """The addition to a strategy that has a cohort."""
 

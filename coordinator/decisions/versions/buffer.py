@@ -1,7 +1,8 @@
 """The buffer: the accepted updates that no version holds yet, the versions made of them, and those that it loses.
 
 A version is made when the strategy is ready, when the buffer's timeout is over (buffer_timer.py), or when an arrival
-group ends (arrival_groups.py). A buffer loses updates if their version failed (failures.py), and all of them if the
+group ends (arrival_groups.py). If the strategy distils, it is asked for then, and made when the answer comes
+(distilling.py). A buffer loses updates if their version failed (failures.py), and all of them if the
 method begins anew (set_backs.py).
 """
 
@@ -13,15 +14,16 @@ from dataclasses import asdict
 from typing import Any
 
 from fedmq.coordinator.decisions.commands import DropBuffer, NewVersion
-from fedmq.coordinator.decisions.events import BufferFailed
+from fedmq.coordinator.decisions.events import BufferFailed, DistilFailed, Distilled
 from fedmq.coordinator.decisions.failures import Drop, DropReason, StrategyFailed, drops_in
 from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
 from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.task_desk import TaskDesk
 from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
+from fedmq.coordinator.decisions.versions.distilling import Distilling
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import Rounds
-from fedmq.coordinator.strategies.protocol import Strategy, buffer_timeout
+from fedmq.coordinator.strategies.protocol import Distils, Strategy, buffer_timeout
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
 
@@ -38,6 +40,7 @@ class Buffer:
         self.rounds = None if strategy.cohort is None else Rounds(strategy.cohort, desk, model)
         timeout = buffer_timeout(strategy)
         self.timer = None if timeout is None else BufferTimer(timeout)
+        self._distilling = Distilling(strategy, desk.settings.seed) if isinstance(strategy, Distils) else None
         self.accepted = 0
         """Number of updates accepted in the run."""
         self.careful = False
@@ -54,6 +57,7 @@ class Buffer:
         self, update: Update, tensors: Parameters, staleness: int, weight: float, *, first: bool, group: int | None
     ) -> None:
         """Accumulate an accepted update (Model.accumulate)."""
+        assert not self.distilling, "the caller holds updates back while a version is distilled"
         try:
             self.model.accumulate(update, tensors, staleness, weight, first=first, group=group)
             if self.careful:
@@ -68,8 +72,15 @@ class Buffer:
 
     # Versions
 
+    @property
+    def distilling(self) -> bool:
+        """True if a version was asked for, and no answer has come."""
+        return self._distilling is not None and self._distilling.asked is not None
+
     def next_due(self) -> float | None:
         """Return the run time at which a version, or a round's deadline, may be due if nothing happens."""
+        if self._distilling is not None and self.distilling:
+            return self._distilling.due_s()
         if self.groups is not None:
             return self.groups.next_due()
         if self.timer is not None:
@@ -78,7 +89,9 @@ class Buffer:
 
     def pass_time(self) -> None:
         """Make the versions that are due by now; if there is none, let a round's deadline pass."""
-        if self.groups is not None:
+        if self._distilling is not None and self.distilling:
+            self.make_plainly(self._distilling.too_late(self._desk.now))
+        elif self.groups is not None:
             self.end_groups(self.groups)
         elif self.model.state.count and self._ready():
             self._make_version()
@@ -118,10 +131,12 @@ class Buffer:
             failed.blame(tuple(self._update_ids), of_buffer=True)
             raise
 
-    def _weights_of_version(self, made_of: Sequence[str], group: int | None = None) -> tuple[float, ...]:
+    def _weights_of_version(
+        self, made_of: Sequence[str], group: int | None = None, distilled: Parameters | None = None
+    ) -> tuple[float, ...]:
         """Make the next version of these updates, and return their weights."""
         try:
-            weights = self.model.make_version(group, len(made_of))
+            weights = self.model.make_version(group, len(made_of), distilled)
             if self.careful:
                 self.model.check_finite()
         except StrategyFailed as failed:
@@ -135,11 +150,40 @@ class Buffer:
             self._make_version(by_timeout=True)
 
     def _make_version(self, *, by_timeout: bool = False) -> None:
-        weights = self._weights_of_version(self._update_ids)
+        """Make the version of the buffer, or ask for it."""
+        if self._distilling is None:
+            self._conclude(by_timeout=by_timeout)
+            return
+        try:
+            ensemble = self.model.ensemble()
+        except StrategyFailed as failed:
+            failed.blame(tuple(self._update_ids), of_buffer=True)
+            raise
+        if ensemble.models:
+            question = self._distilling.ask(self._desk.version + 1, ensemble, self._desk.now, by_timeout=by_timeout)
+            self._desk.commands.append(question)
+        else:
+            self._conclude(by_timeout=by_timeout, plain="no model of its updates can be in an ensemble")
+
+    def on_answer(self, answer: Distilled | DistilFailed) -> None:
+        """Make the version that was asked for, if this is the answer to that."""
+        if self._distilling is not None and self._distilling.asked == answer.version:
+            distilled, plain = self._distilling.judged(answer, self.model.parameters)
+            self._conclude(by_timeout=self._distilling.by_timeout, distilled=distilled, plain=plain)
+
+    def make_plainly(self, reason: str | None) -> None:
+        """Wait no more for the version that was asked for, if there is a reason and a version."""
+        if reason is not None and self._distilling is not None and self.distilling:
+            self._conclude(by_timeout=self._distilling.by_timeout, plain=reason)
+
+    def _conclude(self, *, by_timeout: bool, distilled: Parameters | None = None, plain: str | None = None) -> None:
+        weights = self._weights_of_version(self._update_ids, distilled=distilled)
         self._desk.version += 1
         made_of = tuple(self._update_ids)
-        self._desk.commands.append(NewVersion(self._desk.version, made_of, weights, by_timeout=by_timeout))
+        self._desk.commands.append(NewVersion(self._desk.version, made_of, weights, by_timeout=by_timeout, plain=plain))
         self._update_ids = []
+        if self._distilling is not None:
+            self._distilling.forget()
         if self.timer is not None:
             self.timer.close()
         if self.rounds is not None:
@@ -189,6 +233,8 @@ class Buffer:
 
     def _begin_again(self) -> None:
         """Ask the open round's participants again, and let the buffer's time begin anew."""
+        if self._distilling is not None:
+            self._distilling.forget()
         if self.rounds is not None:
             self.rounds.on_dropped()
         if self.timer is not None:

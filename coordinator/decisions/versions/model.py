@@ -19,7 +19,9 @@ from fedmq.coordinator.decisions.task_models import TaskModel, restored, task_mo
 from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
+    Distils,
     DropsBuffer,
+    Ensemble,
     Grouped,
     RemembersParticipants,
     SendsBeside,
@@ -220,10 +222,18 @@ class Model:
         with self._guarded("open_round"):
             self.state = cast(Synchronous[Any], self._strategy).open_round(self.state, now)
 
-    def make_version(self, group: int | None = None, count: int | None = None) -> tuple[float, ...]:
+    def ensemble(self) -> Ensemble:
+        """Return what the next version is to be distilled from (strategies.protocol.Distils)."""
+        with self._guarded("ensemble"), np.errstate(over="ignore", invalid="ignore"):
+            return cast(Distils, self._strategy).ensemble(self.state, self.parameters)
+
+    def make_version(
+        self, group: int | None = None, count: int | None = None, distilled: Parameters | None = None
+    ) -> tuple[float, ...]:
         """Make the next version and return the weight of each update in it, in order of arrival.
 
-        `count` is the number of these updates, if the caller knows it.
+        `count` is the number of these updates, if the caller knows it. `distilled` has the version's floating tensors
+        if it was distilled.
 
         It is made of everything accumulated. With arrival groups it is made of this `group`'s updates and the late
         ones. Raises StrategyFailed if the strategy raises, or if the version is not finite.
@@ -236,7 +246,7 @@ class Model:
             if not all(map(math.isfinite, weights)) or (count is not None and len(weights) != count):
                 raise ValueError(f"got the weights {list(weights)[:8]}, expected {count} finite numbers")
         with self._guarded("aggregate"), np.errstate(over="ignore", invalid="ignore"):
-            made = self._made(self._strategy.aggregate(self.state, self.parameters))
+            made = self._made(self._aggregated(distilled))
             finite = made is self.parameters or all_finite(made if made.block is None else {"": made.block})
         if not finite:
             raise self.failed("aggregate")
@@ -245,6 +255,12 @@ class Model:
         if self.sent is not None:
             self.sent.advance(made)
         return weights
+
+    def _aggregated(self, distilled: Parameters | None) -> Any:
+        if distilled is None:
+            return self._strategy.aggregate(self.state, self.parameters)
+        whole = self.parameters.replace({**self.parameters, **distilled}).packed()
+        return cast(Distils, self._strategy).adopt(self.state, self.parameters, whole)
 
     def _made(self, returned: Any) -> Parameters:
         """Take what `aggregate` returned: keep its state, and return its parameters. Raises TypeError for others than
