@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from fedmq.coordinator.decisions.versions.model import dropped
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.frozen_file import check_frozen, read_frozen
+from fedmq.coordinator.state.ledger.forms import PLAIN, Forms
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
 from fedmq.coordinator.state.ledger.trust import believed
@@ -68,6 +69,14 @@ class Explanation:
     """Metrics of the version's central evaluation; empty if there was none."""
     lost: tuple[Drop, ...] = ()
     """Buffers that were lost on the way to this version: accepted updates that were discarded after all."""
+    forms: Forms = PLAIN
+    """Forms in which models travel in the run, and updates since the coordinator's last start."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        told = asdict(self)
+        del told["forms"]
+        return told | self.forms.to_json()
 
 
 def explain(ledger: LedgerReader, version: int) -> Explanation:
@@ -82,7 +91,8 @@ def explain(ledger: LedgerReader, version: int) -> Explanation:
         lost = tuple(
             drop for drop in drops_in(ledger.checkpoints()[0].scalars) if drop.count and drop.version == version - 1
         )
-        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}, lost)
+        forms = Forms.of(ledger.run().settings)
+        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}, lost, forms)
 
 
 def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from fedmq.coordinator.audit.audit import Explanation
 from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.schemas.texts import escaped
+from fedmq.views.forms import forms_text
 from fedmq.views.sizes import size, traffic_text
 
 
@@ -49,6 +50,8 @@ def explanation_view(found: Explanation) -> Iterator[RenderableType]:
         )
         which = "" if len(counted) == len(found.updates) else f" of {len(counted)} of the updates"
         yield Text(f"Bytes up{which}: {traffic_text(total)}")
+    if told := forms_text(found.forms):
+        yield Text(f"Since the coordinator's last start: {told}")
     for lost in found.lost:
         why = "the method began anew" if lost.anew else "their version failed"
         yield Text(f"Before it, {lost.count} accepted updates were discarded, because {why}: {escaped(lost.reason)}")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from pydantic import ValidationError
 
 from fedmq.coordinator.decisions.events import SUPERSEDED
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
+from fedmq.coordinator.state.ledger.forms import PLAIN, Forms
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
 from fedmq.coordinator.state.ledger.traffic import Traffic
@@ -21,7 +21,6 @@ from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
 from fedmq.schemas.local.locks import holding
-from fedmq.schemas.messages import Uplink
 
 RATE_WINDOW_S = 10.0
 RECENT_UPDATES = 500
@@ -120,13 +119,16 @@ class RunStatus:
     """Bytes of the accepted updates that were counted: those of an older fedmq were not."""
     bytes_down: Traffic = NO_TRAFFIC
     """Bytes of the tasks that the broker has taken, repeats included, likewise."""
+    forms: Forms = PLAIN
+    """Forms in which updates and models travel."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         told = {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
         for key, traffic in (("bytes_up", self.bytes_up), ("bytes_down", self.bytes_down)):
             told[key] = {**asdict(traffic), "ratio": traffic.ratio}
-        return told
+        del told["forms"]
+        return {**told, **self.forms.to_json()}
 
     @property
     def mean_staleness(self) -> float | None:
@@ -161,7 +163,7 @@ def read_status(run_dir: Path) -> RunStatus:
         tasks = {task.participant_id: task for task in ledger.open_tasks()}
         last_staleness = {update.participant_id: update.staleness for update in recent}
         declines = ledger.last_declines()
-        uplink = _uplink(run.settings)
+        forms = Forms.of(run.settings)
         participants = []
         for row in ledger.participants():
             record, name = row.record, row.record.participant_id
@@ -183,7 +185,7 @@ def read_status(run_dir: Path) -> RunStatus:
                     declined=record.declined,
                     decline=declines.get(name, ""),
                     why_away=why_away,
-                    lacks="" if uplink is None else uplink.lacking(record.codecs) or "",
+                    lacks=(forms.uplink and forms.uplink.lacking(record.codecs)) or "",
                 )
             )
         return RunStatus(
@@ -215,6 +217,7 @@ def read_status(run_dir: Path) -> RunStatus:
             waiting_pids=tuple(waiting),
             bytes_up=ledger.bytes_up(),
             bytes_down=ledger.bytes_down(),
+            forms=forms,
         )
 
 
@@ -249,15 +252,6 @@ def newest_run(runs_dir: Path) -> Path:
     if not ledgers:
         raise LedgerError(f"There is no run below {runs_dir}: start one with fedmq coordinator, or name its folder.")
     return ledgers[-1].parent
-
-
-def _uplink(settings: Mapping[str, Any]) -> Uplink | None:
-    """Return the codec that the run asks for; None if its updates are plain, as in runs of an older fedmq."""
-    written = settings.get("uplink")
-    try:
-        return None if written is None else Uplink.model_validate(written)
-    except ValidationError as error:
-        raise LedgerError(f"the ledger's settings have an uplink that fedmq does not write: {error}") from None
 
 
 def _broker(row: BrokerRow | None, now: float) -> BrokerStatus | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ def command(
     with LedgerReader(RunFolder(run_dir).ledger) as ledger:
         found = audit.explain(ledger, version)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(found.to_json()))
         return
     from fedmq.views.explanation import explanation_view
     from fedmq.views.uncut import print_uncut

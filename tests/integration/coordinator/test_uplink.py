@@ -26,6 +26,7 @@ from fedmq.participant.spool.spool import Spool
 from fedmq.participant.training.uplink import RESIDUAL
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
+from fedmq.views.status import read_status
 from tests.integration.chunks.federation import Federation, Result, Trainer, added
 
 VALUES = 12_000
@@ -126,6 +127,8 @@ def test_a_run_in_each_codec_ends_and_its_ledger_gives_the_model_bit_for_bit(fed
         assert up.wire_bytes < up.decoded_bytes / 1.9
         assert down.decoded_bytes >= ledger.accepted() * model, "each update had its task"
         assert down.decoded_bytes < down.wire_bytes < 1.1 * down.decoded_bytes, "headers and manifests"
+        assert audit.explain(ledger, 1).to_json()["uplink"]["codec"] == settings["codec"]
+    assert read_status(federation.run_dir).forms.uplink == UplinkSettings(**settings).order("delta")
     for name, (total, seeds) in accepted(federation).items():
         wanted = made(trainers[name], seeds)
         assert 0 < np.linalg.norm(total - wanted) < np.linalg.norm(wanted)
