@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINKS, FITTING, NEEDS_FEEDBACK
 from fedmq.schemas.messages import Identifier, Reply, Uplink
+from fedmq.schemas.nearest import near
 
 
 class Replies(Protocol):
@@ -189,7 +190,7 @@ class UplinkSettings(Settings):
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.codec not in CODECS:
-            raise ValueError(f"codec is {self.codec!r}, allowed: {', '.join(CODECS)}")
+            raise ValueError(f"codec is {self.codec!r}, allowed: {', '.join(CODECS)}{near(self.codec, CODECS)}")
         for name, codec in _CODEC_OF_KEY.items():
             if getattr(self, name) not in (None, {}) and self.codec != codec:
                 raise ValueError(f"{name} belongs to codec = {codec!r}, and codec is {self.codec!r}: take it out")
@@ -246,7 +247,8 @@ class DownlinkSettings(Settings):
         if self.step_codec is not None and self.codec != "hidden":
             raise ValueError(f"step_codec belongs to codec = 'hidden', and codec is {self.codec!r}: take it out")
         if self.fraction is not None and self.step_codec != "topk":
-            raise ValueError(f"fraction belongs to step_codec = 'topk', and step_codec is {self.step_codec!r}")
+            step = repr(self.step_codec) if self.step_codec is not None else "not set"
+            raise ValueError(f"fraction belongs to step_codec = 'topk', and step_codec is {step}: take it out")
         return self
 
     def unmet(self, strategy: Replies) -> Iterator[tuple[str, str]]:

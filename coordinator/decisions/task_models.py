@@ -192,7 +192,7 @@ class HiddenModel:
         made._state = Parameters(tensors, parameters.non_trainable).packed()
         made._first_digest, *digests = kept["digests"]
         made._steps = deque()
-        names = [part.name for part in made._wire.codec.parts(made._wire.places)]
+        names = [part.name for part in made._wire.parts]
         for version, digest in enumerate(digests, made._version - len(digests) + 1):
             parts = {name: snapshot.arrays[f"{GROUP}/{version}/{name}"] for name in names}
             made._steps.append(Step(version, parts, digest))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fedmq.participant.memory import Memory
+from fedmq.schemas.codecs.checked import RESIDUAL
 from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.codecs.known import codec_of
 from fedmq.schemas.codecs.wire import Sent, Wire
@@ -24,9 +25,6 @@ from fedmq.schemas.messages import Reply, Uplink
 from fedmq.schemas.methods import memory_kind, update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec
-
-RESIDUAL = "residual"
-"""Name of e among the memory's tensors; the others are the codec's own."""
 
 
 class Coder:

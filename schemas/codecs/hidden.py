@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmq.schemas.codecs.checked import check_parts
 from fedmq.schemas.codecs.codec import Array, Codec
 from fedmq.schemas.codecs.known import codec_of
 from fedmq.schemas.codecs.names import STEP_CODECS
-from fedmq.schemas.codecs.wire import Wire, check_parts, flat
+from fedmq.schemas.codecs.wire import Wire, flat
 from fedmq.schemas.errors import AppError, MalformedMessage, SpecMismatch, shown
 from fedmq.schemas.messages import Uplink
 from fedmq.schemas.parameters import Parameters
@@ -102,7 +103,7 @@ def applied(order: Uplink | None, hidden: Parameters, tensors: Parameters, held:
     wire = wire_of(order, spec_of(hidden))
     if not 0 <= version - held <= MOST_STEPS:
         raise MalformedMessage(f"a task of version {version} has steps from {held}, expected at most {MOST_STEPS}")
-    names = [part.name for part in wire.codec.parts(wire.places)]
+    names = [part.name for part in wire.parts]
     expected = [f"{GROUP}:{v}:{name}" for v in range(held + 1, version + 1) for name in names]
     if held != version:
         expected += [tensor.name for tensor in wire.places.plain]
@@ -114,6 +115,6 @@ def applied(order: Uplink | None, hidden: Parameters, tensors: Parameters, held:
             raise SpecMismatch(f"the steps have another tensor than {tensor}, which this model has")
     for v in range(held + 1, version + 1):
         parts = {name: tensors[f"{GROUP}:{v}:{name}"] for name in names}
-        check_parts(wire.codec.parts(wire.places), parts)
+        check_parts(wire.parts, parts)
         hidden = after(wire, hidden, parts, plain)
     return hidden

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from fedmq.schemas.codecs import zstd
+from fedmq.schemas.codecs.checked import check_parts, decoded, encoded, parts_of
 from fedmq.schemas.codecs.codec import Array, Codec, Part, Places, Values, places_of
 from fedmq.schemas.codecs.topk import TopK
-from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, SpecMismatch, shown
+from fedmq.schemas.errors import AppError, MalformedMessage, SpecMismatch, shown
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec, layout_of_spec, packed_bytes
 
@@ -46,13 +47,18 @@ class Wire:
     def places(self) -> Places:
         return places_of(self.spec)
 
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts that an encoding of these tensors has. Raises AppError if they cannot travel."""
+        return parts_of(self.codec, self.places)
+
     def bounds(self) -> tuple[int, int]:
         """Return the fewest and the most bytes that the tensors of an update take in a message.
 
         A plain one is always welcome. It may even be shorter: topk with a large fraction makes more than it is given.
         """
         places = self.places
-        parts = self.codec.parts(places)
+        parts = self.parts
         plain = [TensorSpec(t.name, t.dtype, t.shape) for t in places.plain]
         most = [TensorSpec(f"{GROUP}:{p.name}", p.dtype, (p.most,)) for p in parts]
         least = [TensorSpec(f"{GROUP}:{p.name}", p.dtype, (p.least,)) for p in parts]
@@ -70,33 +76,29 @@ class Wire:
         Only topk's gaps vary: each has a byte for seven bits of a distance, and distances are like exponential ones.
         """
         places = self.places
-        size = {p.name: p.most for p in self.codec.parts(places)}
+        size = {p.name: p.most for p in self.parts}
         if isinstance(self.codec, TopK):
             kept = self.codec.kept(places.size)
             longer = (math.exp(-(1 << 7 * more) * kept / max(places.size, 1)) for more in range(1, 5))
             size["gap"] = round(kept * (1 + sum(longer)))
-        parts = [TensorSpec(p.name, p.dtype, (size[p.name],)) for p in self.codec.parts(places)]
+        parts = [TensorSpec(p.name, p.dtype, (size[p.name],)) for p in self.parts]
         return packed_bytes((*parts, *places.plain))
 
     def encode(self, tensors: Parameters, seed: int, residual: Array | None, warm: Mapping[str, Array]) -> Sent:
         """Encode an update's tensors, which are finite, with what earlier updates left (None: 0).
 
-        Raises AppError if a codec of the user's own makes something else than it says.
+        Raises AppError if a codec of the user's own makes something else than it says, and TrainerError if it fails.
         """
         places = self.places
         values = flat(tensors, places)
         if residual is not None:
             values = values + residual
-        encoded = self.codec.encode(values, places, seed, warm)
-        parts = {n: np.ascontiguousarray(a) for n, a in encoded.parts.items()}
-        try:
-            check_parts(self.codec.parts(places), parts)
-        except (SpecMismatch, LimitExceeded) as error:
-            raise AppError(f"the codec {self.codec.name!r} breaks its own promise: {error}") from None
+        made = encoded(self.codec, values, places, seed, warm)
+        parts = made.parts
         coded = _compressed(parts) if self.compressed else {f"{GROUP}:{n}": a for n, a in parts.items()}
         plain = {t.name: tensors[t.name] for t in places.plain}
         non_trainable = tensors.non_trainable & plain.keys()
-        return Sent(self, Parameters({**coded, **plain}, non_trainable), values, parts, plain, encoded.warm)
+        return Sent(self, Parameters({**coded, **plain}, non_trainable), values, parts, plain, made.warm)
 
     def decode(self, coded: Parameters) -> Parameters:
         """Return the update's tensors. Raises a PeerError, and nothing else, whatever the tensors are."""
@@ -109,18 +111,8 @@ class Wire:
             array = plain[tensor.name]
             if array is None or (array.dtype, array.shape) != (DTYPES[tensor.dtype], tensor.shape):
                 raise SpecMismatch(f"an update in {self.codec.name} must have the tensor {tensor} as it is")
-        check_parts(self.codec.parts(places), parts)
-        try:
-            values = np.asarray(self.codec.decode(parts, places))
-        except MalformedMessage:
-            raise
-        except (Exception, SystemExit) as error:  # the user's own codec, on what a peer claims
-            raise MalformedMessage(f"the codec {self.codec.name!r} raised {type(error).__name__}: {error}") from error
-        if values.shape != (places.size,) or values.dtype != np.float32:
-            raise MalformedMessage(
-                f"the codec {self.codec.name!r} decoded to {values.dtype}{list(values.shape)}, expected "
-                f"float32[{places.size}]"
-            )
+        check_parts(self.parts, parts)
+        values = decoded(self.codec, parts, places)
         return self.tensors(values, plain)
 
     def _parts(self, coded: Parameters) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -132,7 +124,7 @@ class Wire:
         frame = parts.get("zstd")
         if list(parts) != ["zstd"] or frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
             raise SpecMismatch(f"an update in {self.codec.name} with zstd must have the tensor {_ZSTD}, uint8 and flat")
-        return _decompressed(frame, self.codec.parts(self.places)), rest
+        return _decompressed(frame, self.parts), rest
 
     def tensors(self, values: Values, plain: Mapping[str, Any]) -> Parameters:
         """Return the tensors of a flat array beside the plain ones, in the model's order and dtypes."""
@@ -162,7 +154,7 @@ class Sent:
 
     @cached_property
     def _decoded(self) -> Values:
-        return np.asarray(self._wire.codec.decode(self._parts, self._wire.places), np.float32)
+        return decoded(self._wire.codec, self._parts, self._wire.places)
 
     @property
     def received(self) -> Parameters:
@@ -197,18 +189,6 @@ def check_names(spec: ModelSpec) -> None:
             raise AppError(
                 f"the model's tensor {shown(tensor.name)} begins as a coded update does: give it another name"
             )
-
-
-def check_parts(expected: tuple[Part, ...], parts: Mapping[str, Array]) -> None:
-    """Raise SpecMismatch or LimitExceeded unless these are the parts that a codec makes of the model."""
-    if list(parts) != [p.name for p in expected]:
-        raise SpecMismatch(f"the parts {list(parts)[:8]}, expected {[p.name for p in expected]}")
-    for part in expected:
-        array = parts[part.name]
-        if array.dtype != DTYPES[part.dtype] or array.ndim != 1:
-            raise SpecMismatch(f"part {part.name} is {array.dtype}{list(array.shape)}, expected {part.dtype} and flat")
-        if not part.least <= array.size <= part.most:
-            raise LimitExceeded(f"part {part.name} has {array.size} elements, expected {part.least} to {part.most}")
 
 
 def _compressed(parts: Mapping[str, Array]) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from fedmq.coordinator.decisions.tasks.names import parsed
 from fedmq.coordinator.state.ledger.reader import open_if_made
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.participant.spool.spool import Spool
-from fedmq.participant.training.uplink import RESIDUAL
+from fedmq.schemas.codecs.checked import RESIDUAL
 from fedmq.schemas.messages import run_uid
 from tests.chaos.harness import DEADLINE_S, Federation
 from tests.support.asking import ask_until

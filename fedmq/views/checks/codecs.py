@@ -9,10 +9,11 @@ from fedmq.config.file import FederationConfig
 from fedmq.coordinator.uplink import codec_here, uplink_codec
 from fedmq.schemas.codec import encode
 from fedmq.schemas.codecs.known import capabilities
-from fedmq.schemas.errors import FedmqError, StrategyError
+from fedmq.schemas.errors import AppError
 from fedmq.schemas.messages import Reply, Update
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.signing import tensors_digest
 from fedmq.schemas.tensors import check_magnitudes, spec_of
 from fedmq.views.finding import Finding, Role
 
@@ -40,18 +41,28 @@ def look(config: FederationConfig | DeviceConfig, role: Role | None) -> Iterator
 def trial(config: FederationConfig, reply: Reply, model: Parameters, update: Update, payload: Parameters) -> str | None:
     """Send one update through the codec and back, and return what came of it; None if the file asks for none.
 
-    Raises AppError if the codec cannot do it, and StrategyError with the error of a codec of the user's own.
+    Raises AppError if the codec cannot do it, or does something else each time, and another FedmqError if it fails.
     """
     uplink = uplink_codec(config.uplink, reply)
     if uplink is None:
         return None
     wire = uplink.wire(update_spec(reply, spec_of(model)))
-    try:
-        sent = wire.encode(payload, update.num_steps, None, {})
-        check_magnitudes(wire.decode(sent.tensors))
-    except FedmqError:
-        raise
-    except Exception as error:
-        raise StrategyError(f"{type(error).__name__}: {error}") from error
+    sent = wire.encode(payload, update.num_steps, None, {})
+    received = wire.decode(sent.tensors)
+    check_magnitudes(received)
+    if not _same(sent.tensors, wire.encode(payload, update.num_steps, None, {}).tensors):
+        raise AppError(
+            f"the codec {uplink.codec.name!r}: encode() makes something else of the same update, seed and memory each "
+            "time: draw from numpy.random.default_rng(seed) alone"
+        )
+    if not _same(received, wire.decode(sent.tensors)):
+        raise AppError(
+            f"the codec {uplink.codec.name!r}: decode() makes something else of the same parts each time: the "
+            "participant and the coordinator would not have the same update"
+        )
     plain, coded = len(encode(update, payload)), len(encode(update, sent.tensors))
     return f"this update takes {coded:,} bytes, {plain / coded:.1f} times less than the {plain:,} of a plain one"
+
+
+def _same(one: Parameters, other: Parameters) -> bool:
+    return tensors_digest(one) == tensors_digest(other)

@@ -23,7 +23,7 @@ from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.participant.spool.spool import Spool
-from fedmq.participant.training.uplink import RESIDUAL
+from fedmq.schemas.codecs.checked import RESIDUAL
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.views.status import read_status

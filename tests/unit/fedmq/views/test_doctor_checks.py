@@ -81,6 +81,9 @@ def build_codec(fails):
 """
 
 
+OWN = 'codec = "custom"\nfile = "own.py"\noptions = { fails = false }'
+
+
 def coded(tmp_path, text, file=FILE):
     if file is not None:
         (tmp_path / "own.py").write_text(file)
@@ -91,12 +94,11 @@ def test_a_codec_that_is_here_is_named_and_one_that_is_not_is_wrong_for_the_coor
     assert list(codecs.look(coded(tmp_path, 'codec = "none"'), None)) == []
     (here,) = codecs.look(coded(tmp_path, 'codec = "topk"'), "participant")
     assert (here.level, here.what) == ("ok", "codec: topk")
-    own = 'codec = "custom"\nfile = "own.py"\noptions = { fails = false }'
-    (here,) = codecs.look(coded(tmp_path, own), "coordinator")
+    (here,) = codecs.look(coded(tmp_path, OWN), "coordinator")
     assert here.what.startswith("codec: halves from ")
     (tmp_path / "own.py").unlink()
     for role, level in (("participant", "warning"), ("coordinator", "wrong"), (None, "wrong")):
-        (gone,) = codecs.look(coded(tmp_path, own, file=None), role)
+        (gone,) = codecs.look(coded(tmp_path, OWN, file=None), role)
         assert gone.level == level
         assert "There is no codec file" in gone.what
     monkeypatch.setattr("fedmq.schemas.local.extras.find_spec", lambda _name: None)
@@ -112,8 +114,23 @@ def test_an_update_goes_through_the_codec_and_back(tmp_path):
     assert "3.9 times less" in told
     assert codecs.trial(coded(tmp_path, 'codec = "none"'), "delta", model, update, model) is None
     fails = coded(tmp_path, 'codec = "custom"\nfile = "own.py"\noptions = { fails = true }')
-    with pytest.raises(FedmqError, match="'halves' raised ZeroDivisionError"):
+    with pytest.raises(FedmqError, match=r"'halves': decode\(\) raised: own.py:15: .*ZeroDivisionError"):
         codecs.trial(fails, "delta", model, update, model)
+
+
+def test_a_codec_that_draws_by_itself_is_told_before_the_run(tmp_path):
+    drawn = "values = values + np.random.default_rng().random(places.size)\n        return Encoded"
+    text = FILE.replace("return Encoded", drawn).replace("1 / 0 if FAILS else ", "")
+    model = Parameters({"w": np.ones(9, np.float32)})
+    with pytest.raises(FedmqError, match=r"'halves': encode\(\) makes something else of the same update"):
+        codecs.trial(coded(tmp_path, OWN, text), "delta", model, UPDATE, model)
+
+
+def test_a_codec_that_decodes_to_something_else_each_time_is_told_before_the_run(tmp_path):
+    text = FILE.replace("1 / 0 if FAILS else ", "np.float32(np.random.default_rng().random()) * ")
+    model = Parameters({"w": np.ones(9, np.float32)})
+    with pytest.raises(FedmqError, match=r"'halves': decode\(\) makes something else of the same parts"):
+        codecs.trial(coded(tmp_path, OWN, text), "delta", model, UPDATE, model)
 
 
 def config(tmp_path, text):

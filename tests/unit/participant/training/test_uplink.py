@@ -8,8 +8,8 @@ import pytest
 from fedmq.participant.memory import Memory
 from fedmq.participant.trainer import TrainResult
 from fedmq.participant.training.task_work import FinishedTask, TaskFailed, do_task
-from fedmq.participant.training.uplink import RESIDUAL
 from fedmq.schemas.codecs.blocks import Int8
+from fedmq.schemas.codecs.checked import RESIDUAL
 from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.codecs.known import UplinkCodec, codec_of
 from fedmq.schemas.messages import Reply, Task, TrainingConfig, Uplink
