@@ -13,7 +13,7 @@ import pytest
 
 from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.decisions.task_models import HiddenModel, RoundedModel
-from fedmq.coordinator.settings import DownlinkSettings, StopSettings
+from fedmq.coordinator.settings import DownlinkSettings, StopSettings, UplinkSettings
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.participant.service.task_models import ModelDiffers, base_of, keep
 from fedmq.participant.spool.spool import Spool
@@ -296,8 +296,10 @@ def test_what_does_not_go_with_a_strategy_is_refused_with_its_key(reply, setting
 def test_keys_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="step_codec belongs to codec = 'hidden', and codec is 'bf16': take it out"):
         DownlinkSettings(codec="bf16", step_codec="int8")
-    with pytest.raises(ValueError, match="fraction belongs to step_codec = 'topk', and step_codec is None"):
+    with pytest.raises(ValueError, match="step_codec is not set: take it out"):
         DownlinkSettings(codec="hidden", fraction=0.1)
+    with pytest.raises(ValueError, match=r"codec is 'int 8', allowed: none, .*, custom; did you mean int8"):
+        UplinkSettings(codec="int 8")
 
 
 def steps_of_two_versions() -> tuple[Parameters, Parameters, Downlink]:
