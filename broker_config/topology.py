@@ -41,7 +41,9 @@ class Queue:
     """A durable queue, its limits, and the binding that feeds it. None means no limit."""
 
     name: str
-    kind: Literal["classic", "quorum"]
+    kind: Literal["classic", "quorum", "stream"]
+    """A stream keeps its messages after they were read: each has an offset, from which any number of consumers read.
+    It drops the oldest beyond `max_length_bytes`, a segment at a time."""
     exchange: str
     """Exchange that the queue is bound to. DEFAULT_EXCHANGE needs no binding; the routing key is the queue's name."""
     routing_key: str
@@ -59,19 +61,23 @@ class Queue:
     dead_letter_exchange: str | None = None
     dead_letter_routing_key: str | None = None
     single_active_consumer: bool = False
+    segment_bytes: int | None = None
+    """Size of a stream's segments: it always keeps the newest one."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the AMQP `x-` arguments of queue.declare, the same for RabbitMQ 3.10 and 4.x."""
+        limited = self.max_length or self.max_length_bytes
         ms = {"x-message-ttl": self.message_ttl_s, "x-expires": self.expires_s}
         found: dict[str, Any] = {
             "x-queue-type": self.kind,
             "x-max-length": self.max_length,
             "x-max-length-bytes": self.max_length_bytes,
-            "x-overflow": self.overflow if self.max_length or self.max_length_bytes else None,
+            "x-overflow": self.overflow if limited and self.kind != "stream" else None,
             "x-delivery-limit": self.delivery_limit,
             "x-dead-letter-exchange": self.dead_letter_exchange,
             "x-dead-letter-routing-key": self.dead_letter_routing_key,
             "x-single-active-consumer": self.single_active_consumer or None,
+            "x-stream-max-segment-size-bytes": self.segment_bytes,
             **{key: None if value is None else int(value * 1000) for key, value in ms.items()},
         }
         return {key: value for key, value in found.items() if value is not None}

@@ -19,6 +19,10 @@ Rules that both keep
 6. What somebody else can put right ends nothing: a passive object that is missing, a queue with other arguments
    (TopologyConflict), a limit of the broker. It is logged, and tried again until it works. Only `open` raises: with a
    timeout_s, because then somebody waits for the answer; and BrokerRefused, because of our own login and rights.
+7. A stream keeps what is read, so each consumer gets all messages from its offset on, and to settle one only makes room
+   in the window. From an offset that the stream has dropped, it begins with the oldest message that is there. After a
+   reconnect it goes on at the oldest delivery that was not settled. Offsets rise, and RabbitMQ leaves some out: it
+   writes notes of its own between the messages. A stream's depth is 0, whatever is in it.
 """
 
 from __future__ import annotations
@@ -65,6 +69,8 @@ class Delivery:
     """Number of earlier deliveries if the broker counts them (quorum queues); else 0."""
     token: object
     """The transport's own handle: connection generation and delivery tag."""
+    offset: int | None = None
+    """Place of the message in its stream; None if it comes from another kind of queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class TransportState:
 
 
 OnDelivery = Callable[[Delivery], None]
+Offset = int | Literal["last"]
+"""A place in a stream to read from. "last" is its last message, perhaps with a few before it."""
 OnState = Callable[[TransportState], None]
 
 
@@ -104,8 +112,9 @@ class Transport(Protocol):
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
         """Hand over a message (rule 2). Never blocks."""
 
-    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
-        """Consume a queue, after every reconnect again, with at most `prefetch` unsettled deliveries."""
+    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int, offset: Offset | None = None) -> None:
+        """Consume a queue, after every reconnect again, with at most `prefetch` unsettled deliveries. A stream is read
+        from `offset` on (rule 7); None reads what comes from now on. Other queues have no offset."""
 
     def stop_consuming(self, queue: str) -> None:
         """Stop consuming a queue for good. Unsettled deliveries go back. Does nothing if the queue is not consumed."""

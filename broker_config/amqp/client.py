@@ -30,7 +30,7 @@ from fedmq.broker_config.amqp.session import Driver, Refused, Session
 from fedmq.broker_config.chores import Chore, Chores, Finish
 from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.topology import Exchange, Queue
-from fedmq.broker_config.transport import Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.broker_config.transport import Delivery, Message, Offset, OnDelivery, OnState, TransportState
 from fedmq.schemas.errors import (
     BrokerError,
     BrokerRefused,
@@ -169,9 +169,11 @@ class AmqpClient:
             return future
         return self._publish(message, timeout_s)
 
-    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
+    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int, offset: Offset | None = None) -> None:
         """Consume a queue, after every reconnect again. A second call for a queue replaces the first."""
-        consumer = Consumer(queue, on_delivery, prefetch, on_lost=self._consumers.lost, on_failed=self._give_back_later)
+        consumer = Consumer(
+            queue, on_delivery, prefetch, offset, on_lost=self._consumers.lost, on_failed=self._give_back_later
+        )
         if not self._enter(partial(self._consumers.add, consumer)):
             raise self._closed_error()
 

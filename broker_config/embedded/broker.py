@@ -29,7 +29,8 @@ from fedmq.broker_config.embedded.connection import (
     Subscription,
     Token,
 )
-from fedmq.broker_config.embedded.queue import Consumer, Content, Handout, QueueModel, dead_lettered
+from fedmq.broker_config.embedded.queue import Consumer, Content, Handout, Position, dead_lettered
+from fedmq.broker_config.embedded.stream import Model, model_of
 from fedmq.broker_config.rights import Rights
 from fedmq.broker_config.topology import DEFAULT_EXCHANGE, Exchange, Queue
 from fedmq.broker_config.transport import Delivery, Message, OnDelivery
@@ -56,12 +57,12 @@ class EmbeddedBroker:
         self._lock = threading.RLock()
         self._up = True
         self._exchanges: set[str] = set()
-        self._queues: dict[str, QueueModel] = {}
+        self._queues: dict[str, Model] = {}
         self._bindings: dict[tuple[str, str], list[str]] = {}
         self._connections: list[Connection] = []
         self._waiting: list[SimpleQueue[Any]] = []
-        self._due: list[tuple[float, int, QueueModel]] = []
-        self._armed: dict[QueueModel, float] = {}
+        self._due: list[tuple[float, int, Model]] = []
+        self._armed: dict[Model, float] = {}
         self._numbers = itertools.count()
         self._rights: dict[str, Rights] = {}
 
@@ -195,8 +196,16 @@ class EmbeddedBroker:
             self._delete(model)
             return count
 
-    def consume(self, connection: Connection, queue: str, on_delivery: OnDelivery, prefetch: int) -> bool:
-        """Start consuming. False if the queue does not exist. Raises BrokerRefused."""
+    def consume(
+        self,
+        connection: Connection,
+        queue: str,
+        on_delivery: OnDelivery,
+        prefetch: int,
+        position: Position | None = None,
+    ) -> bool:
+        """Start consuming; `position` follows the consumer in a stream. False if the queue does not exist. Raises
+        BrokerRefused."""
         with self._lock:
             self._check(connection)
             self._wake_later(connection.inbox)  # if it is refused
@@ -205,7 +214,7 @@ class EmbeddedBroker:
             model = self._queues.get(queue)
             if model is None:
                 return False
-            consumer = Consumer(Subscription(connection, on_delivery), prefetch)
+            consumer = Consumer(Subscription(connection, on_delivery), prefetch, position=position or Position(None))
             connection.consumers.append((model, consumer))
             model.attach(consumer)
             self._advance([model])
@@ -279,7 +288,7 @@ class EmbeddedBroker:
         """Let all that has fallen due expire."""
         with self._lock:
             now = self.clock()
-            due: list[QueueModel] = []
+            due: list[Model] = []
             while self._due and self._due[0][0] <= now:
                 model = heapq.heappop(self._due)[2]
                 self._armed.pop(model, None)
@@ -300,7 +309,7 @@ class EmbeddedBroker:
             raise Disconnected
 
     def _sever(self, connections: list[Connection], detail: str) -> None:
-        touched: dict[QueueModel, None] = {}
+        touched: dict[Model, None] = {}
         for connection in connections:
             connection.alive = False
             self._connections.remove(connection)
@@ -376,7 +385,7 @@ class EmbeddedBroker:
             self._ask(user, "write", queue.dead_letter_exchange)
         model = self._queues.get(queue.name)
         if model is None:
-            model = self._queues[queue.name] = QueueModel(queue, self.clock())
+            model = self._queues[queue.name] = model_of(queue, self.clock())
         theirs, ours = model.queue.arguments(), queue.arguments()
         for argument in sorted(theirs.keys() | ours.keys()):
             if theirs.get(argument) != ours.get(argument):
@@ -398,7 +407,7 @@ class EmbeddedBroker:
         if queue.name not in bound:
             bound.append(queue.name)
 
-    def _delete(self, model: QueueModel) -> None:
+    def _delete(self, model: Model) -> None:
         name = model.queue.name
         del self._queues[name]
         self._armed.pop(model, None)
@@ -411,7 +420,7 @@ class EmbeddedBroker:
             connection.inbox.put(Cancelled(connection, name))
         self._wake()
 
-    def _targets(self, content: Content) -> list[QueueModel]:
+    def _targets(self, content: Content) -> list[Model]:
         """Return the queues that a message is routed to. The default exchange knows every queue by its name."""
         if content.exchange == DEFAULT_EXCHANGE:
             names = [content.routing_key] if content.routing_key in self._queues else []
@@ -419,7 +428,7 @@ class EmbeddedBroker:
             names = self._bindings.get((content.exchange, content.routing_key), [])
         return [self._queues[name] for name in names]
 
-    def _advance(self, models: Iterable[QueueModel]) -> None:
+    def _advance(self, models: Iterable[Model]) -> None:
         """Let queues hand out and expire, and route the dead messages, until nothing moves."""
         work = deque(models)
         while work:
@@ -439,7 +448,7 @@ class EmbeddedBroker:
                     work.extend(target for target in self._targets(content) if target.push(content, now))
             self._arm(model)
 
-    def _deliver(self, model: QueueModel, handout: Handout) -> None:
+    def _deliver(self, model: Model, handout: Handout) -> None:
         consumer, tag, stored = handout
         subscription: Subscription = consumer.owner
         content = stored.content
@@ -453,11 +462,12 @@ class EmbeddedBroker:
             redelivered=stored.redelivered,
             delivery_count=stored.delivery_count,
             token=Token(model, tag),
+            offset=stored.offset,
         )
         connection = subscription.connection
         connection.inbox.put(Arrived(connection, delivery, subscription.on_delivery))
 
-    def _arm(self, model: QueueModel) -> None:
+    def _arm(self, model: Model) -> None:
         """Remember the time at which the queue has something to do. An entry that is too early does no harm."""
         due_s = model.next_due_s()
         armed_s = self._armed.get(model)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from fedmq.broker_config.embedded.queue import Consumer, QueueModel
+from fedmq.broker_config.embedded.queue import Consumer
+from fedmq.broker_config.embedded.stream import Model
 from fedmq.broker_config.transport import Delivery, OnDelivery
 
 
@@ -20,7 +21,7 @@ class Connection:
     alive: bool = True
     mute: bool = False
     """True if the broker takes its messages over without ever confirming."""
-    consumers: list[tuple[QueueModel, Consumer]] = field(default_factory=list)
+    consumers: list[tuple[Model, Consumer]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +35,7 @@ class Subscription:
 class Token(NamedTuple):
     """The `Delivery.token` of the embedded broker. A tag is never used twice, so that a stale one settles nothing."""
 
-    queue: QueueModel
+    queue: Model
     tag: int
 
 

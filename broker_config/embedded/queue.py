@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from fedmq.broker_config.topology import Queue
+from fedmq.broker_config.transport import Offset
 
 DeathReason = Literal["rejected", "expired", "maxlen", "delivery_limit"]
 
@@ -49,6 +50,14 @@ class Stored:
     expires_at_s: float | None
     delivery_count: int = 0
     redelivered: bool = False
+    offset: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Position:
+    """Where a consumer reads a stream: `offset` is that of its next message, or None for what comes from now on."""
+
+    offset: Offset | None
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +67,8 @@ class Consumer:
     owner: Any
     prefetch: int
     unsettled: int = 0
+    position: Position | None = None
+    """Where it reads, if the queue is a stream."""
 
     @property
     def has_room(self) -> bool:

@@ -23,9 +23,10 @@ from fedmq.broker_config.dead_letters import dead_letter_of
 from fedmq.broker_config.embedded.broker import EmbeddedBroker
 from fedmq.broker_config.embedded.connection import Arrived, Cancelled, Connection, Disconnected, Lost, Token
 from fedmq.broker_config.embedded.publisher import EmbeddedPublisher, Publish
+from fedmq.broker_config.embedded.queue import Position
 from fedmq.broker_config.timers import ClockTimers
 from fedmq.broker_config.topology import Exchange, Queue
-from fedmq.broker_config.transport import KEEP_S, Delivery, Message, OnDelivery, OnState, TransportState
+from fedmq.broker_config.transport import KEEP_S, Delivery, Message, Offset, OnDelivery, OnState, TransportState
 from fedmq.schemas.errors import (
     BrokerError,
     BrokerRefused,
@@ -49,6 +50,7 @@ class _Consume(NamedTuple):
     queue: str
     on_delivery: OnDelivery
     prefetch: int
+    position: Position
 
 
 class _GiveBack(NamedTuple):
@@ -149,12 +151,12 @@ class EmbeddedTransport:
             future.set_exception(self._closed())
         return future
 
-    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int) -> None:
+    def consume(self, queue: str, on_delivery: OnDelivery, prefetch: int, offset: Offset | None = None) -> None:
         """Consume a queue, after every reconnect again. A second call for a queue replaces the first.
 
         A delivery whose `on_delivery` raises is given back after a moment.
         """
-        if not self._enter(_Consume(queue, on_delivery, prefetch)):
+        if not self._enter(_Consume(queue, on_delivery, prefetch, Position(offset))):
             raise self._closed()
 
     def stop_consuming(self, queue: str) -> None:

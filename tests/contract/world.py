@@ -19,7 +19,16 @@ from fedmq.broker_config import topology
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.node.node import PrivateNode
 from fedmq.broker_config.rights import Rights
-from fedmq.broker_config.transport import Delivery, HeaderValue, Message, OnDelivery, OnState, Transport, TransportState
+from fedmq.broker_config.transport import (
+    Delivery,
+    HeaderValue,
+    Message,
+    Offset,
+    OnDelivery,
+    OnState,
+    Transport,
+    TransportState,
+)
 from fedmq.schemas.errors import PublishError
 from fedmq.schemas.local.backoff import Backoff
 from tests.chaos.proxy import Proxy
@@ -28,6 +37,7 @@ from tests.support.asking import ask_until
 WAIT_S = 20.0
 QUICK = Backoff(base_s=0.02, cap_s=0.2)
 T = TypeVar("T")
+Kind = Literal["classic", "quorum", "stream"]
 
 
 class Received(Queue[Delivery]):
@@ -74,7 +84,7 @@ class World(ABC):
 
     # Names and values
 
-    def queue(self, name: str = "q", kind: Literal["classic", "quorum"] = "classic", **limits: Any) -> topology.Queue:
+    def queue(self, name: str = "q", kind: Kind = "classic", **limits: Any) -> topology.Queue:
         """Return a queue that the routing key `name` feeds."""
         return topology.Queue(
             name=f"{self.prefix}.{name}", kind=kind, exchange=self.exchange.name, routing_key=name, **limits
@@ -133,7 +143,12 @@ class World(ABC):
             transport.publish(self.message(message_id, key)).result(WAIT_S)
 
     def consume(
-        self, transport: Transport, queue: topology.Queue, prefetch: int = 10, then: OnDelivery | None = None
+        self,
+        transport: Transport,
+        queue: topology.Queue,
+        prefetch: int = 10,
+        then: OnDelivery | None = None,
+        offset: Offset | None = None,
     ) -> Received:
         """Consume into a Received. `then` is called first, on the transport's thread."""
         received = Received()
@@ -143,7 +158,7 @@ class World(ABC):
                 then(delivery)
             received.put(delivery)
 
-        transport.consume(queue.name, on_delivery, prefetch)
+        transport.consume(queue.name, on_delivery, prefetch, offset)
         return received
 
     def await_depth(self, transport: Transport, queue: topology.Queue, depth: int) -> None:
@@ -295,7 +310,7 @@ class AmqpWorld(World):
         with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
             connection.channel().exchange_delete(exchange.name)
 
-    def queue(self, name: str = "q", kind: Literal["classic", "quorum"] = "classic", **limits: Any) -> topology.Queue:
+    def queue(self, name: str = "q", kind: Kind = "classic", **limits: Any) -> topology.Queue:
         queue = super().queue(name, kind, **limits)
         self._names.add(queue.name)
         return queue
