@@ -22,4 +22,4 @@ user coordinator "$FEDMQ_COORDINATOR_PASSWORD" \
 user participant "$FEDMQ_PARTICIPANT_PASSWORD" \
     "^fedmq\.(participant\.$id|payload\.$id\.$key)\$" \
     "^fedmq\.(updates|control|up\.$id|payload\.$id\.$key)\$" \
-    "^fedmq\.(participant\.$id|up\.$id|payload\.$id\.$key)\$"
+    "^fedmq\.(models|participant\.$id|up\.$id|payload\.$id\.$key)\$"

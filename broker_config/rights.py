@@ -5,6 +5,9 @@ is anchored, and every character of the prefix and of the id that is not plainly
 escaped. Without the anchors user `sensor` reads the queues of `sensor-2`; without the escapes user `a.b` reads those of
 `aXb`.
 
+All devices read the stream of models (`Topology.models`). The right to read a stream is not the right to purge it:
+RabbitMQ refuses that for streams.
+
 Publishing to the default exchange asks for the right to write to `amq.default`. A passive declaration asks for no
 right: it is how a device looks at the objects that it shares with others.
 """
@@ -42,7 +45,7 @@ def device_rights(prefix: str, participant_id: str) -> Rights:
     return Rights(
         configure=rf"^{p}\.(participant\.{own}|{payload})$",
         write=rf"^{p}\.(updates|control|up\.{own}|{payload})$",
-        read=rf"^{p}\.(participant\.{own}|up\.{own}|{payload})$",
+        read=rf"^{p}\.(models|participant\.{own}|up\.{own}|{payload})$",
     )
 
 

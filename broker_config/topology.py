@@ -4,7 +4,8 @@ Who makes what
 - The coordinator makes all that is shared, and the exchange `P.up.ID` of each device's uploads (`fedmq fleet enrol`
   may have made it before). A device looks at the shared objects with passive declarations, which need no right, and
   waits until they are there.
-- A device makes its own queue and the queues of its uploads. The coordinator makes the queues of its downloads.
+- A device makes its own queue and the queues of its uploads. The coordinator makes the queues of its downloads, and the
+  stream of the models that several devices download.
 - The coordinator sends to a device through the default exchange, whose routing key is the queue's name. So no binding
   can be added by which somebody else gets a copy.
 
@@ -200,6 +201,23 @@ class Topology:
         """Return the queue of the chunks of one task: the coordinator makes it, the participant deletes it."""
         name = f"{self.prefix}.payload.{participant_id}.{payload_id}"
         return self._payload(name, DEFAULT_EXCHANGE, expires_s)
+
+    @property
+    def models_name(self) -> str:
+        """Name of the stream of models."""
+        return f"{self.prefix}.models"
+
+    def models(self, keep_bytes: int, segment_bytes: int) -> Queue:
+        """Return the stream of the models that tasks refer to: the coordinator makes it, and all participants read it.
+        It keeps `keep_bytes`, and the segment that is being written."""
+        return Queue(
+            name=self.models_name,
+            kind="stream",
+            exchange=DEFAULT_EXCHANGE,
+            routing_key=self.models_name,
+            max_length_bytes=keep_bytes,
+            segment_bytes=segment_bytes,
+        )
 
     def _payload(self, name: str, exchange: str, expires_s: float) -> Queue:
         """Return a queue of chunks, which is classic because it is always young: a broker that is killed forgets young

@@ -55,7 +55,7 @@ class Stored:
 
 @dataclass(slots=True, eq=False)
 class Position:
-    """Where a consumer reads a stream: `offset` is that of its next message, or None for what comes from now on."""
+    """A consumer's place in a stream: `offset` is that of its next message, or None for what comes from now on."""
 
     offset: Offset | None
 
@@ -68,7 +68,7 @@ class Consumer:
     prefetch: int
     unsettled: int = 0
     position: Position | None = None
-    """Where it reads, if the queue is a stream."""
+    """The place in the queue, if that is a stream."""
 
     @property
     def has_room(self) -> bool:

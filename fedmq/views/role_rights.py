@@ -197,6 +197,7 @@ def participants_steps(topology: Topology, participant_id: str, own: Queue, uplo
         _bind(upload, _shown(upload)),
         _read(own.name),
         _read(upload.name, _shown(upload)),
+        _read(topology.models_name),
     ]
 
 
@@ -204,16 +205,19 @@ def coordinators_steps(topology: Topology, nobody: str) -> list[Step]:
     """Return what a coordinator does: all that is shared, and what it makes for a participant `nobody`."""
     uploads = topology.upload_exchange(nobody)
     download, own = topology.download(nobody, "0" * 32), topology.participant(nobody)
+    models = topology.models_name
     return [
         *map(_declare, topology.exchanges),
         *map(_declare, topology.coordinator_queues),
         Step("configure", "make exchanges for uploads", lambda probe: probe.delete_exchange(uploads.name)),
         Step("configure", "make queues for downloads", lambda probe: probe.delete_queue(download.name)),
+        Step("configure", "make a stream of models", lambda probe: probe.delete_queue(f"{models}.none")),
         *(_publish(exchange.name) for exchange in topology.exchanges),
         _publish(DEFAULT_EXCHANGE, own.name),
         *map(_bind, topology.shared_queues),
         *(_read(queue.name) for queue in topology.coordinator_queues),
         _read(download.name, "the queues of uploads"),
+        _read(models),
     ]
 
 

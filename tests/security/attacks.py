@@ -244,6 +244,7 @@ def words_to_other_devices(a: Attacker) -> Acts:
         "its payload queue": ("", t.upload(a.victim, "0" * 32).name),
         "the leader's queue": ("", t.leader.name),
         "the updates queue": ("", t.updates.name),
+        "the models": ("", t.models_name),
         "the dead letters": (t.dead_exchange.name, "dead"),
         "the direct exchange": (DIRECT, t.participant(a.victim).name),
         "one's own queue": ("", t.participant(a.name).name),
@@ -261,7 +262,7 @@ def dead_letters_into_others(a: Attacker) -> Acts:
     """A queue of one's own whose dead letters go where the device itself may not write."""
     t = a.topology
     targets = {
-        "": (t.participant(a.victim).name, t.leader.name),
+        "": (t.participant(a.victim).name, t.leader.name, t.models_name),
         t.dead_exchange.name: ("dead",),
         t.upload_exchange(a.victim).name: (t.upload(a.victim, "0" * 32).name,),
         DIRECT: ("x",),

@@ -19,7 +19,7 @@ def test_the_rights_of_a_device_are_these_texts() -> None:
     assert device_rights("fedmq", "sensor-2") == Rights(
         configure=r"^fedmq\.(participant\.sensor-2|payload\.sensor-2\.[0-9a-f]{32})$",
         write=r"^fedmq\.(updates|control|up\.sensor-2|payload\.sensor-2\.[0-9a-f]{32})$",
-        read=r"^fedmq\.(participant\.sensor-2|up\.sensor-2|payload\.sensor-2\.[0-9a-f]{32})$",
+        read=r"^fedmq\.(models|participant\.sensor-2|up\.sensor-2|payload\.sensor-2\.[0-9a-f]{32})$",
     )
 
 
@@ -30,7 +30,9 @@ def test_the_rights_of_a_coordinator_are_these_texts() -> None:
 
 
 def test_dots_in_prefix_and_id_are_escaped() -> None:
-    assert device_rights("eu.fl", "a.b").read == (r"^eu\.fl\.(participant\.a\.b|up\.a\.b|payload\.a\.b\.[0-9a-f]{32})$")
+    assert device_rights("eu.fl", "a.b").read == (
+        r"^eu\.fl\.(models|participant\.a\.b|up\.a\.b|payload\.a\.b\.[0-9a-f]{32})$"
+    )
     assert coordinator_rights("eu.fl").write == r"^(amq\.default|eu\.fl\..*)$"
 
 

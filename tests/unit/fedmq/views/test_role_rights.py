@@ -14,7 +14,7 @@ from fedmq.views.role_rights import Asked, asked, check, lacking, wider
 ADDRESS = BrokerAddress.parse("amqp://sensor-1:x@h/field")
 CONFIGURE = r"^fedmq\.(participant\.sensor-1|payload\.sensor-1\.[0-9a-f]{32})$"
 WRITE = r"^fedmq\.(updates|control|up\.sensor-1|payload\.sensor-1\.[0-9a-f]{32})$"
-READ = r"^fedmq\.(participant\.sensor-1|up\.sensor-1|payload\.sensor-1\.[0-9a-f]{32})$"
+READ = r"^fedmq\.(models|participant\.sensor-1|up\.sensor-1|payload\.sensor-1\.[0-9a-f]{32})$"
 DEVICES = f"rabbitmqctl set_permissions -p field sensor-1 '{CONFIGURE}' '{WRITE}' '{READ}'"
 COORDINATORS = r"rabbitmqctl set_permissions -p / boss '^fedmq\..*' '^(amq\.default|fedmq\..*)$' '^fedmq\..*'"
 
