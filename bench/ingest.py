@@ -86,6 +86,11 @@ def commits_text(outcome: Outcome) -> str:
     )
 
 
+def cost_text(outcome: Outcome, count: int) -> str:
+    """Say what these updates cost the coordinator."""
+    return f"{1000 * outcome.cpu_s / count:.1f} ms of CPU an update; {commits_text(outcome)}"
+
+
 def spawn(*args: str) -> subprocess.Popen[str]:
     """Start a child of this interpreter with pipes, and wait until it has said "ready"."""
     child = subprocess.Popen(
@@ -242,7 +247,10 @@ def main() -> None:
             count = plan.count // PUBLISHERS * PUBLISHERS
             rig, repeats = Rig(node, plan, Path(folder), options.identity), 1 if options.quick else REPEATS
             if options.codec != "none":
-                rows.append(coded_row(plan, count, options.codec, *run_coded(rig, options.codec, repeats)))
+                both = run_coded(rig, options.codec, repeats)
+                rows.append(coded_row(plan, count, options.codec, *both))
+                for label, outcome in zip(("plain", options.codec), both, strict=True):
+                    commits.append(f"  {count} × {plan.megabytes:g} MB, {label}: {cost_text(outcome, count)}")
                 continue
             outcomes = run_size(rig, repeats)
             rows += rows_of(plan, count, *outcomes)

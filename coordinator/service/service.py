@@ -27,6 +27,7 @@ from fedmq.coordinator.service.incoming.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.incoming.inbox import Inbox
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.incoming.window import window_of
 from fedmq.coordinator.service.leading.downtime import Downtime
 from fedmq.coordinator.service.leading.leadership import Leadership
 from fedmq.coordinator.service.leading.standby import Stop, wait_to_lead
@@ -69,8 +70,6 @@ from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
 
 log = EventLog(__name__)
 
-MOST_PREFETCH = 512
-"""Most updates that the broker hands out unsettled."""
 OPEN_POLL_S = 0.2
 """Seconds between looks at `stop` while the broker is waited for."""
 
@@ -355,8 +354,6 @@ class CoordinatorService:
         began_s = time.monotonic() - run.elapsed_s
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
-        # If updates come in chunks, only their manifests come through the window.
-        fitting = budget_bytes // max(1, min(core.task_tensors.num_bytes, self._max_message_bytes))
         frozen = FrozenTasks(part, core)
         most_spec = frozen.most_spec(self._strategy.reply)
         of_model = len(most_spec), entry_bytes(most_spec), self._max_tensors
@@ -365,6 +362,9 @@ class CoordinatorService:
         inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
         wire = None if self._uplink is None else self._uplink.wire(core.payload_spec)
+        # If updates come in chunks, only their manifests come through the window.
+        plain_bytes = min(core.task_tensors.num_bytes, self._max_message_bytes)
+        window = window_of(budget_bytes, plain_bytes, None if wire is None else wire.usual_bytes)
         senders = Senders(core, self._identity, self._members)
         coded_bytes = (core.payload_bytes, core.payload_bytes) if wire is None else wire.bounds()
         least_bytes, most_bytes = coded_bytes[0], max(packed_bytes(most_spec), coded_bytes[1])
@@ -381,7 +381,7 @@ class CoordinatorService:
             core=core,
             ledger=ledger,
             committer=Committer(files, ledger, self._commit_settings.keep_checkpoints, archive),
-            pace=Pace(self._commit_settings, min(max(1, fitting), MOST_PREFETCH), budget_bytes // 4),
+            pace=Pace(self._commit_settings, window, budget_bytes // 4),
             transport=transport,
             dead_exchange=self._topology.dead_exchange.name,
             publisher=CoordinatorPublisher(

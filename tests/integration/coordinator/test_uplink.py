@@ -17,7 +17,7 @@ from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
 from fedmq.coordinator.decisions.tasks.names import parsed
-from fedmq.coordinator.settings import ArchiveSettings, UplinkSettings
+from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, UplinkSettings
 from fedmq.coordinator.state import archive
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.run_folder import RunFolder
@@ -212,3 +212,20 @@ def test_participants_without_the_codec_send_plain_tensors(federation, monkeypat
     trainers = run(federation, UplinkSettings(codec="int8"))
     for name, (total, seeds) in accepted(federation).items():
         assert np.allclose(total, made(trainers[name], seeds), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("codec", "window"), [(None, 21), ("int8", 42)])
+def test_coded_updates_have_a_wider_window_in_the_same_memory(federation, monkeypatch, codec, window):
+    windows, consume = {}, EmbeddedTransport.consume
+
+    def noted(transport: EmbeddedTransport, queue: str, on_delivery: Any, prefetch: int) -> None:
+        windows[queue] = prefetch
+        consume(transport, queue, on_delivery, prefetch)
+
+    monkeypatch.setattr(EmbeddedTransport, "consume", noted)
+    federation.coordinator(
+        1, 1, initial_parameters=small, max_message_bytes=65_536, commit=CommitSettings(memory_budget_bytes=2**20),
+        uplink=None if codec is None else uplink_codec(UplinkSettings(codec=codec), "delta"),
+    )  # fmt: skip
+    federation.participant("a", Recording(), max_message_bytes=65_536).result(60)
+    assert windows[federation.topology.updates.name] == window
