@@ -22,6 +22,7 @@ from tests.security.fuzzing.coded import zstd_frame
 from tests.unit.schemas.samples import UPDATE
 
 MLP = {"w1": (784, 64), "b1": (64,), "w2": (64, 10), "b2": (10,)}
+DEMO = {"w1": (784, 128), "b1": (128,), "w2": (128, 10), "b2": (10,)}
 LARGE = {"w1": (784, 1024), "b1": (1024,), "w2": (1024, 200), "b2": (200,)}
 
 
@@ -54,18 +55,21 @@ def body(tensors: Parameters, codec: Codec | None = None) -> int:
     return len(encode(UPDATE.model_copy(update={"codec": None if codec is None else codec.name}), tensors))
 
 
-@pytest.mark.parametrize("shapes", [MLP, LARGE], ids=["demo", "1e6"])
+@pytest.mark.parametrize("shapes", [DEMO, LARGE], ids=["demo", "1e6"])
 @pytest.mark.parametrize(
     ("codec", "compressed", "ratio"),
     [
         (Bf16(), False, 1.99),
-        (Int8(), False, 3.8),
-        (Int4(), False, 6.9),
-        (Int4(), True, 7.2),
-        (TopK(0.01), False, 45),
+        (Int8(), False, 3.92),
+        (Int8(), True, 4.2),
+        (Int4(), False, 7.07),  # 7.11 without headers: a scale of 4 bytes for 64 elements
+        (Int4(), True, 7.85),
+        (TopK(0.01), False, 70),
     ],
 )
-def test_messages_shrink_as_promised_with_their_headers(shapes, codec, compressed, ratio) -> None:
+def test_messages_shrink_as_the_docs_say_with_their_headers(shapes, codec, compressed, ratio) -> None:
+    if compressed:
+        pytest.importorskip("zstandard")
     tensors = model(shapes)
     assert body(tensors) / body(sent(codec, tensors, compressed), codec) >= ratio
 
