@@ -12,8 +12,8 @@ One that changed the parts would change what is sent.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
+from operator import index
 
 import numpy as np
 
@@ -38,7 +38,10 @@ def parts_of(codec: Codec, places: Places) -> tuple[Part, ...]:
     """Return the parts that an encoding has. Raises AppError if they cannot travel."""
     try:
         given = [Part(*part) for part in codec.parts(places)]
-        parts = tuple(Part(p.name, p.dtype, operator.index(p.least), operator.index(p.most)) for p in given)
+        parts = tuple(
+            Part(p.name, p.dtype, index(p.least), index(p.most), None if p.usual is None else index(p.usual))
+            for p in given
+        )
     except (Exception, SystemExit) as error:
         raise AppError(f"{_function(codec, 'parts')} raised, or gave no fedmq.Part: {line_of(error)}") from error
     names = [part.name for part in parts]
@@ -49,6 +52,8 @@ def parts_of(codec: Codec, places: Places) -> tuple[Part, ...]:
             wrong = f"has the dtype {shown(part.dtype)}, expected one of {', '.join(DTYPES)}"
         elif not 0 <= part.least <= part.most:
             wrong = f"has {part.least} to {part.most} elements, expected 0 or more, the fewest first"
+        elif part.usual is not None and not part.least <= part.usual <= part.most:
+            wrong = f"usually has {part.usual} elements, expected {part.least} to {part.most}"
         elif part.least < part.most and part is not parts[-1]:
             wrong = f"has {part.least} to {part.most} elements, and only the last part may have any number"
         else:

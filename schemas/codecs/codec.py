@@ -63,6 +63,8 @@ class Part(NamedTuple):
     """Fewest elements."""
     most: int
     """Most elements. At most the last part of a codec may have fewer than this."""
+    usual: int | None = None
+    """Elements that it has on average, for estimates of sizes; None stands for the most."""
 
 
 class Encoded(NamedTuple):

@@ -70,7 +70,9 @@ class TopK:
     def _gaps(size: int, kept: int) -> Part:
         # The gaps add up to less than the size, so few of them can be long: n bytes need a gap of 2^(7(n-1)).
         longer = sum(min(kept, size >> 7 * more) for more in range(1, leb128.MOST_BYTES))
-        return Part("gap", "uint8", kept, kept + longer)
+        # A distance has a byte for each seven bits, and distances are like exponential ones of the mean size / kept.
+        more = sum(math.exp(-(1 << 7 * n) * kept / max(size, 1)) for n in range(1, leb128.MOST_BYTES))
+        return Part("gap", "uint8", kept, kept + longer, usual=round(kept * (1 + more)))
 
 
 def largest(values: Array, count: int) -> npt.NDArray[np.int64]:

@@ -11,7 +11,6 @@ that nobody behind the decoding knows that there was a codec.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,6 @@ import numpy as np
 from fedmq.schemas.codecs import zstd
 from fedmq.schemas.codecs.checked import check_parts, decoded, encoded, parts_of
 from fedmq.schemas.codecs.codec import Array, Codec, Part, Places, Values, places_of
-from fedmq.schemas.codecs.topk import TopK
 from fedmq.schemas.errors import AppError, MalformedMessage, SpecMismatch, shown
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec, layout_of_spec, packed_bytes
@@ -71,17 +69,9 @@ class Wire:
 
     @cached_property
     def usual_bytes(self) -> int:
-        """Bytes that the tensors of a coded update usually take in a message, before lossless compression.
-
-        Only topk's gaps vary: each has a byte for seven bits of a distance, and distances are like exponential ones.
-        """
+        """Bytes that the tensors of a coded update usually take in a message, before lossless compression."""
         places = self.places
-        size = {p.name: p.most for p in self.parts}
-        if isinstance(self.codec, TopK):
-            kept = self.codec.kept(places.size)
-            longer = (math.exp(-(1 << 7 * more) * kept / max(places.size, 1)) for more in range(1, 5))
-            size["gap"] = round(kept * (1 + sum(longer)))
-        parts = [TensorSpec(p.name, p.dtype, (size[p.name],)) for p in self.parts]
+        parts = [TensorSpec(p.name, p.dtype, (p.most if p.usual is None else p.usual,)) for p in self.parts]
         return packed_bytes((*parts, *places.plain))
 
     def encode(self, tensors: Parameters, seed: int, residual: Array | None, warm: Mapping[str, Array]) -> Sent:

@@ -17,6 +17,8 @@ from fedmq.broker_config.faults import fault
 SIZE = 257
 COLUMNS = 0
 """Columns of the model's matrix; with 0 it is a vector."""
+FROZEN = 0
+"""Values of a frozen tensor beside it; with 0 there is none."""
 PAUSE_S = 0.0
 """Longest duration of a training. The exact one follows from its seed."""
 
@@ -24,13 +26,18 @@ PAUSE_S = 0.0
 def initial_parameters(size=SIZE, columns=None):
     values = np.linspace(-1, 1, size, dtype="float32")
     columns = COLUMNS if columns is None else columns
-    return {"w": values.reshape(-1, columns) if columns else values, "steps": np.int64(3)}
+    base = {"base": np.linspace(0, 1, FROZEN, dtype="float32")} if FROZEN else {}
+    return {**base, "w": values.reshape(-1, columns) if columns else values, "steps": np.int64(3)}
+
+
+def frozen(parameters):
+    return ["base"] if FROZEN else []
 
 
 def trained(parameters, seed):
     """Train so that a sum of updates in another order has other bits, and a replay in a wrong order is noticed."""
     noise = np.random.default_rng(seed).normal(size=parameters["w"].shape).astype("float32")
-    return {"w": parameters["w"] + noise, "steps": parameters["steps"]}
+    return {**parameters, "w": parameters["w"] + noise}
 
 
 class Trainer:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fedmq.broker_config.amqp.transport import AmqpTransport
 from fedmq.broker_config.topology import Queue, Topology
@@ -23,14 +24,15 @@ from fedmq.broker_config.transport import Delivery, TransportState
 from fedmq.coordinator.audit import audit
 from fedmq.coordinator.decisions.task_desk import task_seed
 from fedmq.coordinator.decisions.tasks.names import parsed
+from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.settings import UplinkSettings
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies import FedBuff
+from fedmq.coordinator.strategies import AnyStrategy, FedBuff
 from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
-from fedmq.coordinator.strategies.protocol import ClientUpdate
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.codec import decode
 from fedmq.schemas.local.backoff import Backoff
@@ -42,6 +44,7 @@ from fedmq.studies.engine import replay as engine_replay
 from tests.chaos import app
 from tests.integration.front.terminal import Terminal
 from tests.support.asking import ask_until
+from tests.support.features import FEDBUFF, plain_app
 
 DEADLINE_S = 60.0
 CONFIG = ("--config", "federation.toml")
@@ -56,9 +59,7 @@ lease_s = 60
 [run.stop]
 max_versions = {max_versions}
 [strategy]
-name = "fedbuff"
-buffer_size = 3
-staleness = {{name = "polynomial", a = 0.5}}
+{strategy}
 [commit]
 commit_interval_s = 0.1
 [archive]
@@ -79,6 +80,8 @@ class Witness:
         self.updates: dict[str, tuple[Update, Parameters | None]] = {}
         """Updates by update_id, with their parameters; None if these travelled in chunks."""
         self.copies: Counter[str] = Counter()
+        self.num_bytes: dict[str, int] = {}
+        """Bytes of each update's message, by update_id. Those of chunks are not among them."""
         self.changed = threading.Condition()
         self._connected = False
         self._transport = AmqpTransport(
@@ -103,6 +106,7 @@ class Witness:
         with self.changed:
             self.updates[decoded.message.update_id] = (decoded.message, decoded.parameters)
             self.copies[decoded.message.update_id] += not delivery.redelivered
+            self.num_bytes[decoded.message.update_id] = len(delivery.body)
             self.changed.notify_all()
         self._transport.ack(delivery)
 
@@ -154,33 +158,36 @@ class Federation:
         pause_s: float = 0.0,
         *,
         columns: int = 0,
+        frozen: int = 0,
         uplink: str = "",
         more: str = "",
+        strategy: str = FEDBUFF,
+        app_text: str | None = None,
         **login: Any,
     ) -> None:
         """Write the run's folder and open the witness.
 
         `size` is the number of values in the model, `pause_s` the longest duration of a training. `url` is one URL, or
-        one for each node, separated by commas. `columns` makes the model a matrix. `uplink` are the lines of the table
-        with the updates' codec. `more` are further tables of the federation file, `login` is the witness's.
+        one for each node, separated by commas. `columns` makes the model a matrix, and `frozen` is the size of a tensor
+        beside it that is frozen. `uplink` are the lines of the table with the updates' codec, and `strategy` those of
+        the strategy's. `more` are further tables of the federation file, `app_text` is another app, and `login` is the
+        witness's.
         """
         self.folder = folder
-        self._first = Parameters({n: np.asarray(a) for n, a in app.initial_parameters(size, columns).items()})
-        table = UplinkSettings.model_validate(tomllib.loads(uplink))
-        codec = uplink_codec(table, STRATEGY.reply)
-        self.wire = None if codec is None else codec.wire(update_spec(STRATEGY.reply, spec_of(self._first)))
-        """The codec of the updates; None if they are plain."""
+        self._strategy: Strategy[Any] = TypeAdapter(AnyStrategy).validate_python(tomllib.loads(strategy))
+        self._uplink = tomllib.loads(uplink)
+        self._known = app_text is None and not more
+        """True if an update that travelled in chunks can be trained again here."""
+        self._first: Parameters | None = None
+        if app_text is None:
+            self._first = Parameters({n: np.asarray(a) for n, a in app.initial_parameters(size, columns).items()})
         self.url = url
         self.topology = Topology(prefix)
         self.run_dir = folder / "runs" / "r1"
-        app_text = Path(app.__file__).read_text()
-        (folder / "app.py").write_text(
-            app_text.replace(f"SIZE = {app.SIZE}", f"SIZE = {size}")
-            .replace("PAUSE_S = 0.0", f"PAUSE_S = {pause_s}")
-            .replace("COLUMNS = 0", f"COLUMNS = {columns}")
-        )
-        more = f"[uplink]\n{uplink}\n{more}"
-        (folder / "federation.toml").write_text(FEDERATION.format(prefix=prefix, max_versions=max_versions) + more)
+        own = plain_app(size, columns=columns, frozen=frozen, pause_s=pause_s)
+        (folder / "app.py").write_text(own if app_text is None else app_text)
+        settings = FEDERATION.format(prefix=prefix, max_versions=max_versions, strategy=strategy)
+        (folder / "federation.toml").write_text(f"{settings}[uplink]\n{uplink}\n{more}")
         self.witness = Witness(url, self.topology, **login)
         self.environ: dict[str, str] = {}
         """Environment variables of all processes."""
@@ -270,24 +277,45 @@ class Federation:
         assert known - seen_or_refused <= witnessed <= allowed, "taken by the broker, not in the ledger"
         final = checkpoint.read(self.run_dir / "final.safetensors").arrays
         replayed = self.replayed(rows)
-        assert list(final) == list(replayed)
-        assert [final[name].tobytes() for name in final] == [replayed[name].tobytes() for name in replayed]
+        assert [final[name].tobytes() for name in replayed] == [replayed[name].tobytes() for name in replayed]
         in_the_engine = engine_replay.replay(self.run_dir).parameters
+        assert list(final) == list(in_the_engine)
         assert [final[name].tobytes() for name in final] == [in_the_engine[name].tobytes() for name in in_the_engine]
         return rows
 
     def replayed(self, rows: list[UpdateRow]) -> Parameters:
-        """Send the witness's payloads, in the ledger's order, through the strategy alone and return the model."""
+        """Send the witness's payloads, in the ledger's order, through the strategy alone and return the model, without
+        its frozen part."""
+        first = self._first or self._base()
+        codec = uplink_codec(self.uplink, self._strategy.reply)
+        wire = None if codec is None else codec.wire(update_spec(self._strategy.reply, spec_of(first)))
 
         def witnessed(row: UpdateRow, versions: list[Parameters]) -> Parameters:
             update, payload = self.witness.updates.get(row.update_id, (None, None))
             assert update is None or (update.task_id, update.base_version) == (row.task_id, row.base_version)
-            if update is not None and update.codec is not None:
-                assert self.wire is not None
-                return self.archived(row) if payload is None else self.wire.decode(payload)
-            return trained_again(versions[row.base_version], row.task_id) if payload is None else payload
+            if payload is None:
+                plain = update is None or update.codec is None
+                again = plain and self._known
+                return trained_again(versions[row.base_version], row.task_id) if again else self.archived(row)
+            if update is None or update.codec is None:
+                return payload
+            assert wire is not None
+            return wire.decode(payload)
 
-        return replay(rows, witnessed, self._first)
+        return replay(rows, witnessed, first, self._strategy)
+
+    @property
+    def uplink(self) -> UplinkSettings:
+        """The table of the updates' codec. A file of its own is in the federation's folder."""
+        file = {key: str(self.folder / name) for key, name in self._uplink.items() if key == "file"}
+        return UplinkSettings.model_validate(self._uplink | file)
+
+    def _base(self) -> Parameters:
+        """Return the model that the run began with, as its archive has it."""
+        with self.ledger() as ledger:
+            base = ledger.bases()[0]
+        assert base.accepted == 0
+        return Model.restore(self._strategy, archive.read_base(self.run_dir / "archive", base)).parameters
 
     def archived(self, row: UpdateRow) -> Parameters:
         """Return an accepted update's tensors, as they were counted."""
@@ -300,17 +328,18 @@ def replay(
     rows: list[UpdateRow],
     payload_of: Callable[[UpdateRow, list[Parameters]], Parameters],
     first: Parameters | None = None,
+    strategy: Strategy[Any] = STRATEGY,
 ) -> Parameters:
     """Return the last version. `payload_of` gets a row and all versions that were made before it."""
     if first is None:
         first = Parameters({name: np.asarray(array) for name, array in app.initial_parameters().items()})
     versions = [first]
-    state = STRATEGY.init(versions[0])
+    state = strategy.init(versions[0])
     for at, row in enumerate(rows):
         payload = payload_of(row, versions)
-        state = STRATEGY.accumulate(state, _as_the_core_sees(row, payload), row.staleness)
+        state = strategy.accumulate(state, _as_the_core_sees(row, payload), row.staleness)
         if at + 1 == len(rows) or rows[at + 1].version != row.version:
-            state, parameters = STRATEGY.aggregate(state, versions[-1])
+            state, parameters = strategy.aggregate(state, versions[-1])
             versions.append(parameters)
     return versions[-1]
 

@@ -28,6 +28,7 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from fedmq.views.status import read_status
 from tests.integration.chunks.federation import Federation, Result, Trainer, added
+from tests.support.full import in_full
 
 VALUES = 12_000
 """Values of the model: a matrix of 240 · 50, beside three."""
@@ -118,7 +119,9 @@ def residual(federation: Federation, name: str) -> np.ndarray:
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )
-@pytest.mark.parametrize("max_message_bytes", [65_536, 4096], ids=["whole", "chunks"])
+@pytest.mark.parametrize(
+    "max_message_bytes", [4096, pytest.param(65_536, marks=in_full("front/test_features.py"))], ids=["chunks", "whole"]
+)
 def test_a_run_in_each_codec_ends_and_its_ledger_gives_the_model_bit_for_bit(federation, settings, max_message_bytes):
     trainers = run(federation, UplinkSettings(**settings), max_message_bytes=max_message_bytes, chunk_bytes=2048)
     with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:

@@ -223,6 +223,8 @@ LEFT = {
     "steps by speed": {"run": until(60, concurrency=5, steps={"target_s": 2})},
     "settings for a trainer": {"training": STEP.model_copy(update={"extra": {"a": 1}})},
     "another backend": {"federation": watched()},
+    "a codec of updates": {"run": until(60, concurrency=5, uplink={"codec": "int8"})},
+    "a form of the model in tasks": {"run": until(60, concurrency=5, downlink={"codec": "bf16"})},
 }
 
 

@@ -11,7 +11,8 @@ from fedmq.studies.population.deals import Dirichlet
 from fedmq.studies.population.laws import Constant, Uniform
 from fedmq.studies.problems.classification import Softmax
 from fedmq.studies.simulate import simulate
-from tests.scenario.studies.federations import population
+from tests.scenario.studies.federations import STEP, Given, Watched, fedbuff, population, softmax, until
+from tests.support.features import FEATURES
 
 VERSIONS = 80
 
@@ -53,3 +54,27 @@ def test_the_ratio_of_bytes_has_the_headers_of_both_in_it(ran):
     assert ran["plain"][1] == 10 * VERSIONS * plain
     assert ran["plain"][1] / ran["int4"][1] == pytest.approx(6.61, abs=0.01)
     assert 38 < ran["plain"][1] / ran["topk"][1] < 42
+
+
+CODECS = [name for name in FEATURES if name.startswith(("uplink", "downlink"))]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_no_bit_of_a_codecs_study_depends_on_the_cohorts_that_are_trained_together(name, tmp_path):
+    feature, people = FEATURES[name], population(12, Uniform(low=0.5, high=2.0))
+    run = until(
+        30, concurrency=5, evaluate_interval_s=0, uplink=feature.uplink_settings(tmp_path),
+        downlink=feature.downlink_settings,
+    )  # fmt: skip
+
+    def outcome(chunk, feature_run=run):
+        federation = softmax(12)
+        federation.backend = Watched(federation.backend, chunk)
+        found = simulate(fedbuff(3), Given(federation), people, feature_run, STEP)
+        return federation.backend.cohorts, found
+
+    together, whole = outcome(10**9)
+    _, alone = outcome(1)
+    _, plain = outcome(1, until(30, concurrency=5, evaluate_interval_s=0))
+    assert max(together) > 1
+    assert whole.digest() == alone.digest() != plain.digest()

@@ -57,6 +57,7 @@ def test_what_keeps_the_promise_comes_back():
         (lambda p: [Part("half", "int7", p.size, p.size)], "part 'half' has the dtype 'int7', expected one of float16"),
         (lambda _: [Part("half", "float16", -5, -1)], "part 'half' has -5 to -1 elements, expected 0 or more"),
         (lambda _: [Part("half", "float16", 6, 5)], "part 'half' has 6 to 5 elements"),
+        (lambda _: [Part("half", "float16", 0, 6, 7)], "part 'half' usually has 7 elements, expected 0 to 6"),
         (lambda p: [Part("a:b\x1b", "float16", p.size, p.size)], r"part 'a:b\\x1b' is no name of its own"),
         (lambda p: [Part("half", "float16", p.size, p.size)] * 2, "part 'half' is no name of its own"),
         (

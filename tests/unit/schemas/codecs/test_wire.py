@@ -17,7 +17,7 @@ from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import AppError, LimitExceeded, MalformedMessage, PeerError, SpecMismatch
 from fedmq.schemas.messages import Uplink
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import spec_of
+from fedmq.schemas.tensors import packed_bytes, spec_of
 from tests.security.fuzzing.coded import zstd_frame
 from tests.unit.schemas.samples import UPDATE
 
@@ -218,3 +218,18 @@ def test_an_older_fedmq_reads_messages_that_have_no_codec() -> None:
     assert "codec" not in plain._header.fields
     coded = UPDATE.model_copy(update={"codec": "int8"})
     assert open_envelope(encode(coded, sent(Int8(), model(MLP))), Limits()).message == coded
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.01, 0.1, 1.0])
+def test_the_usual_size_of_topk_is_that_of_a_model_without_structure(fraction):
+    tensors = model({"w": (50_000,)})
+    ours = wire(TopK(fraction), tensors)
+    assert ours.usual_bytes == pytest.approx(sent(TopK(fraction), tensors).num_bytes, rel=0.02)
+    least, most = ours.bounds()
+    assert least <= ours.usual_bytes <= most
+
+
+@pytest.mark.parametrize("codec", [Bf16(), Int8(), Int4(), PowerSgd(2)], ids=lambda codec: codec.name)
+def test_other_codecs_have_one_size(codec):
+    tensors = model(MLP)
+    assert wire(codec, tensors).usual_bytes == packed_bytes(spec_of(sent(codec, tensors)))
