@@ -27,6 +27,7 @@ from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
+from fedmq.schemas.codecs.names import BUILT_IN, DOWNLINK
 from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import memory_kind
 
@@ -83,6 +84,9 @@ class TaskDesk:
         """Kind of the memory that participants keep of their accepted updates."""
         self._reply = reply
         self._uplink = uplink
+        own = () if uplink is None else (uplink.codec,)
+        self._codecs = tuple(dict.fromkeys((*BUILT_IN, "zstd", DOWNLINK, *own)))
+        """Capabilities that count. No other name is kept: a hello may have 64 of them, for each participant."""
         self.sent = sent
         self.former: tuple[str, ...] = ()
         """Ids of the run before its set-backs, newest first."""
@@ -123,9 +127,10 @@ class TaskDesk:
         if p is None:
             p = self.roster.add(hello, self.now, user)
         else:
-            p.session_id, p.replies, p.codecs, p.reachable = hello.session_id, hello.replies, hello.codecs, True
+            p.session_id, p.replies, p.reachable = hello.session_id, hello.replies, True
             p.last_seen_s, p.left = self.now, hello.leaving
             self.roster.set_user(p, user)
+        p.codecs = tuple(name for name in self._codecs if name in hello.codecs)
         p.num_examples = min(hello.num_examples, self.most_examples(p))
         p.holds = None if self.sent is None else self.sent.version_of(hello.model)
         if p.out is not None:

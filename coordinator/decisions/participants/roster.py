@@ -116,7 +116,6 @@ class Roster:
         p = Participant(
             hello.participant_id, self.next_seq, hello.session_id, hello.num_examples, hello.replies,
             hello.accepting, True, now, user=user, newcomer=self._proven, left=hello.leaving,
-            codecs=hello.codecs,
         )  # fmt: skip
         self._enter(p)
         return p

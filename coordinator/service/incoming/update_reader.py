@@ -75,8 +75,9 @@ def read_update(  # noqa: PLR0917
     wire: Wire | None = None,
     frozen: FrozenTasks | None = None,
 ) -> UpdateArrived | PoisonArrived:
-    """Return the event of one message. An update in chunks comes without its payload, and so does that of a revoked
-    participant, which the core discards."""
+    """Return the event of one message. An update in chunks comes without its payload. So does one that the core
+    discards whatever its tensors are: that of a revoked participant, and a coded one that no open task awaits. A
+    compressed update of 200 bytes may decode to a whole model, so each may cost that once for each task."""
     fault = senders.unnamed(delivery.user_id)
     if fault is not None:
         return PoisonArrived(handle, fault.reason, fault.detail)
@@ -96,6 +97,8 @@ def read_update(  # noqa: PLR0917
     if not isinstance(update, Update):
         detail = f"a message of kind {update.kind} on the updates queue"
         return _unreadable(core, handle, delivery, "malformed", detail)
+    if update.codec is not None and not core.awaits(update):
+        return UpdateArrived(handle, update, NO_PAYLOAD)
     try:
         parameters = decoded(update, envelope.parameters(check_finite=False), wire, frozen)
     except PeerError as error:
