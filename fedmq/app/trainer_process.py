@@ -141,10 +141,15 @@ class TrainerProcess(TrainerElsewhere):
         self._cancelled = True
         life, turn = self._life, self._turn
         if turn is not None and life is not None:
-            life.tell("cancel")
             timer = threading.Timer(CANCEL_S, self._kill_in_turn, (turn,))
             timer.daemon = True
             timer.start()
+            # A process that is stopped, or that hangs before it reads, must not keep the caller.
+            threading.Thread(target=self._tell_in_turn, args=(turn, life), daemon=True).start()
+
+    def _tell_in_turn(self, turn: int, life: WorkerLife) -> None:
+        if self._turn == turn:
+            life.tell("cancel")
 
     def _ask(self, request: Mapping[str, Any], groups: Groups) -> Answer:
         with self._in_use():

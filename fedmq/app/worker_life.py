@@ -99,18 +99,22 @@ class WorkerLife:
                 raise WorkerEnded(self.how_it_ended())
             waiting: Waiting = Future()
             self._waiting[number] = waiting
-        try:
-            self._channel.send({**values, "ask": number}, groups)
-        except BrokenChannel:
-            log.debug("trainer_not_reached", pid=self.pid)  # it ends, or has ended
+        request = {**values, "ask": number}
+        if timeout_s is None:
+            self._send(request, groups)
+        else:  # a process that is stopped reads nothing, and another thread may wait for it with a model
+            threading.Thread(target=self._send, args=(request, groups), daemon=True).start()
         return self._result(waiting, timeout_s)
 
-    def tell(self, what: str) -> None:
-        """Send a request that has no answer."""
+    def _send(self, request: Mapping[str, Any], groups: Groups | None) -> None:
         try:
-            self._channel.send({"do": what, "ask": 0})
+            self._channel.send(request, groups)
         except BrokenChannel:
-            return
+            log.debug("trainer_not_reached", pid=self.pid)  # it ends, or has ended
+
+    def tell(self, what: str) -> None:
+        """Send a request that has no answer. It waits for a process that does not read."""
+        self._send({"do": what, "ask": 0}, None)
 
     def kill(self) -> None:
         """Kill the process at once, with all that it has started."""
@@ -153,7 +157,7 @@ class WorkerLife:
                 if waiting is not None:
                     waiting.set_result(answer)
                 del answer, waiting  # a model may be in both
-        except (BrokenChannel, KeyError) as error:
+        except (BrokenChannel, KeyError, TypeError) as error:
             log.debug("trainer_channel_broken", pid=self.pid, detail=error)
         if not self._told_to_end:
             self._kill_session()

@@ -52,6 +52,10 @@ def test_values_and_groups_of_tensors_arrive_as_they_are(ends):
         groups["block"]["w"][0] = 1
 
 
+def framed(object_bytes):
+    return len(object_bytes).to_bytes(4, "big") + object_bytes
+
+
 def test_a_closed_end_is_the_end_and_half_a_frame_is_an_error(ends):
     ends[0].close()
     assert ends[1].receive() is None
@@ -69,6 +73,15 @@ def test_a_closed_end_is_the_end_and_half_a_frame_is_an_error(ends):
         b"\xff\xff\xff\xff",
         b'\0\0\0\x28{"tensors": {"g": [["w", "U8", [1], 1]]}}',
         b'\0\0\0\x32{"tensors": {"g": [["w", "float64", [99], true]]}}--',
+        framed(b'{"tensors": {"g": [["w", "float64", [4611686018427387904, 4611686018427387904], true]]}}'),
+        framed(b'{"tensors": {"g": [["w", "float64", [4611686018427387904], true]]}}'),
+        framed(b'{"tensors": {"g": [["w", "int8", [99999999999999], true]]}}'),
+        framed(b'{"tensors": {"g": [["w", "int8", [1], true], ["w", "int8", [1], true]]}}xy'),
+        framed(b'{"tensors": {"g": [["w", "object", [1], true]]}}'),
+        framed(b'{"tensors": {"g": [["w", "int8", [-1], true]]}}'),
+        framed(b'{"tensors": {"g": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"),
+        framed(b'{"tensors": {"g": ' + b"9" * 10_000 + b"}}"),
+        framed(b"\x80\x04]q\x00."),
     ],
 )
 def test_what_is_no_frame_is_refused(written):

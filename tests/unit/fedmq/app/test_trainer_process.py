@@ -141,7 +141,7 @@ def in_thread(work):
     def error():
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
-        return errors[0]
+        return errors[0] if errors else None
 
     return error
 
@@ -243,6 +243,50 @@ def test_a_training_that_does_not_heed_a_cancel_is_killed_with_all_that_it_start
     assert str(error()) == "the training was cancelled: its process was ended"
     assert psutil.wait_procs(found, DEADLINE_S)[1] == []
     assert stand_in.train(BASE, config()).num_steps == 2
+
+
+@pytest.fixture
+def stopped(process):
+    """Return a process that was stopped before it has read all of a training's model, and the training's outcome."""
+    one = process()
+    one.open()
+    os.kill(one.pid, signal.SIGSTOP)
+    large = Parameters({"w": np.zeros(4_000_000, np.float32), "n": np.int64(7)})
+    outcome = in_thread(lambda: one.train(large, config(), None))
+    begun_to_send = threading.Event()
+    while not one._life._channel._sending.locked():
+        begun_to_send.wait(0.001)
+    return one, outcome
+
+
+def test_a_process_that_reads_nothing_keeps_nobody_who_cancels(stopped, monkeypatch):
+    monkeypatch.setattr(trainer_process, "CANCEL_S", 0.05)
+    one, outcome = stopped
+    returned = in_thread(one.cancel)
+    assert returned() is None
+    assert "was cancelled" in str(outcome())
+
+
+def test_a_process_that_reads_nothing_keeps_nobody_who_asks_for_conditions(stopped, monkeypatch):
+    monkeypatch.setattr(trainer_process, "CONDITIONS_S", 0.05)
+    one, outcome = stopped
+    assert "gave no answer in 0.05 s" in str(in_thread(one.conditions)())
+    assert "did not return" in str(outcome())
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}"])
+def test_an_answer_to_nobodys_question_ends_the_process_and_not_the_reader(folder, process, answer):
+    written = f'{{"answer": {answer}, "tensors": {{}}}}'
+    code = (
+        "\nimport socket, sys\n"
+        f"def conditions(participant_id):\n    frame = {written.encode()!r}\n"
+        "    end = socket.socket(fileno=os.dup(int(sys.argv[3])))\n"
+        "    end.sendall(len(frame).to_bytes(4, 'big') + frame)\n    threading.Event().wait()\n"
+    )
+    (folder / "app.py").write_text(APP + code)
+    one = process()
+    one.open()
+    assert "could not be asked" in str(in_thread(one.conditions)())
 
 
 def test_a_participant_that_leaves_in_mid_training_leaves_no_process(folder, process):
