@@ -39,11 +39,14 @@ class FrozenStore:
     def __init__(self, folder: Path) -> None:
         """`folder` is the participant's own."""
         self._folder = folder / "frozen"
+        self._unread: set[str] = set()
+        """Digests whose files the disk did not give: no hello names them, or their tasks would be declined for ever."""
 
     def digests(self) -> tuple[str, ...]:
         """Return the digests of the parts that are here, the newest first. Their content is not looked at."""
         try:
             files = sorted(self._files(), key=lambda path: -path.lstat().st_mtime_ns)
+            files = [path for path in files if path.name not in self._unread]
         except OSError:
             return ()
         return tuple(path.name for path in files[:MOST_PARTS])
@@ -60,7 +63,8 @@ class FrozenStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.error("frozen_part_not_read", file=path, detail=error)
+            log.error("frozen_part_not_read", file=path, detail=error, next="the coordinator sends it again")
+            self._unread.add(digest)
             return None
         except _WRONG as error:
             why = f"{type(error).__name__}: {error}"
@@ -71,7 +75,7 @@ class FrozenStore:
     def keep(self, part: Frozen) -> None:
         """Write a part, unless it is here. The oldest ones make room."""
         path = self._folder / part.digest
-        if path.exists():
+        if path.exists() and part.digest not in self._unread:
             return
         entries = [
             {"name": s.name, "dtype": s.dtype, "shape": s.shape, "trainable": s.trainable}
@@ -80,7 +84,10 @@ class FrozenStore:
         head = json.dumps(entries).encode()
         try:
             make_folder(self._folder)
+            if part.digest in self._unread:
+                remove(path)
             write_whole(path, [len(head).to_bytes(4, "big"), head, *pack(part.tensors)])
+            self._unread.discard(part.digest)
             kept = self.digests()
             for old in self._files():
                 if old.name not in kept:

@@ -104,7 +104,11 @@ def do_task(
 
         def code(update: Parameters) -> Parameters:
             _check_finite(update)
-            return update if coder is None else coder.code(update)
+            if coder is None:
+                return update
+            received = coder.code(update)
+            _check_finite(received)  # the receiver looks at the decoded tensors, and refuses them
+            return received
 
         made = make(task.reply, start, result.parameters, result.num_steps, task.training, code)
         update = _update(

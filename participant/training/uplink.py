@@ -20,11 +20,14 @@ from fedmq.schemas.codecs.checked import RESIDUAL
 from fedmq.schemas.codecs.codec import Codec
 from fedmq.schemas.codecs.known import codec_of
 from fedmq.schemas.codecs.wire import Sent, Wire
-from fedmq.schemas.errors import TrainerError
+from fedmq.schemas.errors import NotFinite, Overflow, TrainerError
+from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Reply, Uplink
 from fedmq.schemas.methods import memory_kind, update_spec
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import ModelSpec
+from fedmq.schemas.tensors import MOST_MAGNITUDE, ModelSpec, check_magnitudes
+
+log = EventLog(__name__)
 
 
 class Coder:
@@ -90,8 +93,17 @@ def coder_of(  # noqa: PLR0917
 
 
 def _split(memory: Memory | None, size: int) -> tuple[npt.NDArray[Any] | None, dict[str, npt.NDArray[Any]]]:
-    """Return e and the codec's own arrays; e is None if there is none, or if it is of another model."""
+    """Return e and the codec's own arrays; e is None if there is none, or if it is of another model.
+
+    All are left out if one of them is not finite or far too large. Each update that was made from it would be refused,
+    so it would never go away.
+    """
     if memory is None:
+        return None, {}
+    try:
+        check_magnitudes(Parameters(memory.tensors), MOST_MAGNITUDE / 2)
+    except (NotFinite, Overflow) as error:
+        log.warning("memory_begun_anew", mark=memory.mark, why=f"what the codec kept cannot be used: {error}")
         return None, {}
     warm = dict(memory.tensors)
     residual = warm.pop(RESIDUAL, None)

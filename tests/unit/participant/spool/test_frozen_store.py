@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 
 from fedmq.participant.spool.frozen_store import MOST_PARTS, FrozenStore
 from fedmq.schemas.frozen import split_off
@@ -59,3 +60,31 @@ def test_a_disk_that_refuses_costs_nothing_but_bytes(tmp_path):
     store.keep(part(1.0))
     assert store.digests() == ()
     assert store.read(part(1.0).digest) is None
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link", "a FIFO", "two names"])
+def test_a_file_that_the_disk_does_not_give_is_not_promised_again_and_is_replaced(tmp_path, kind):
+    """Else hello, task and `frozen_lost` would follow each other for ever."""
+    store, one = FrozenStore(tmp_path), part(1.5)
+    store.keep(one)
+    file = tmp_path / "frozen" / one.digest
+    match kind:
+        case "a folder":
+            file.unlink()
+            file.mkdir()
+        case "a link":
+            file.rename(tmp_path / "elsewhere")
+            file.symlink_to(tmp_path / "elsewhere")
+        case "a FIFO":
+            file.unlink()
+            os.mkfifo(file)
+        case _:
+            os.link(file, tmp_path / "elsewhere")
+    assert store.digests() == (one.digest,)
+    assert store.read(one.digest) is None
+    assert store.digests() == ()
+    store.keep(one)
+    assert store.digests() == (one.digest,)
+    again = store.read(one.digest)
+    assert again is not None
+    assert again.digest == one.digest

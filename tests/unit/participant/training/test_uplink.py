@@ -105,6 +105,33 @@ def test_a_memory_of_another_model_counts_for_nothing() -> None:
     assert received(do(Adds(1, -0.2, 0.3, 0.4), TOP1, other), TOP1)["w"].tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1e15])
+@pytest.mark.parametrize("uplink", [TOP1, Uplink(codec="int8", rounding="nearest", error_feedback=True)], ids=str)
+def test_a_residual_that_no_update_can_carry_is_begun_anew(uplink, value, caplog) -> None:
+    """Each update that was made from it would be refused, and a refused update leaves it as it is."""
+    spoilt = Memory("m", {RESIDUAL: np.float32([0, 0, 0, value])}, soft=True)
+    done = do(Adds(1, -0.2, 0.3, 0.4), uplink, spoilt)
+    clean = do(Adds(1, -0.2, 0.3, 0.4), uplink)
+    assert received(done, uplink)["w"].tolist() == received(clean, uplink)["w"].tolist()
+    assert done.update.memory == "m"
+    assert "event=memory_begun_anew mark=m" in caplog.text
+
+
+def test_a_codecs_own_memory_that_is_not_finite_is_begun_anew() -> None:
+    model, order = Parameters({"w": np.zeros((6, 5), np.float32)}), Uplink(codec="powersgd", rank=1)
+    spoilt = Memory("m", {"powersgd:0": np.full((5, 1), np.nan, np.float32)}, soft=True)
+    assert np.isfinite(received(do(Adds(1.0), order, spoilt, tensors=model), order, model=model)["w"]).all()
+
+
+def test_an_update_that_its_receiver_would_refuse_is_declined_and_not_sent() -> None:
+    """A float16 has no value above 65504, and rounding goes up to the next step of the block."""
+    model = Parameters({"w": np.zeros(4, np.float16)})
+    feeds_back = Uplink(codec="int8", rounding="nearest", error_feedback=True)
+    residual = Memory("m", {RESIDUAL: np.float32([40_000, 0, 0, 0])}, soft=True)
+    with pytest.raises(TaskFailed, match="infinite"):
+        do(Adds(40_000, 0, 0, 0), feeds_back, residual, tensors=model)
+
+
 def test_a_change_is_added_up_as_it_arrived() -> None:
     order = Uplink(codec="topk", fraction=0.25, rounding="nearest")
     first = do(Adds(1, -0.2, 0.3, 0.4), order, reply="change")
