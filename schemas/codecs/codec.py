@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.schemas.parameters import is_floating
-from fedmq.schemas.tensors import DTYPES, ModelSpec
+from fedmq.schemas.tensors import DTYPES, ModelSpec, TensorSpec
 
 Array = npt.NDArray[Any]
 Values = npt.NDArray[np.float32]
@@ -49,8 +49,11 @@ class Places:
 @lru_cache(maxsize=16)
 def places_of(spec: ModelSpec) -> Places:
     """Return the places of an update's tensors. Their trainable flags are those of the model that the task carried."""
-    coded = tuple(t for t in spec if t.trainable and is_floating(DTYPES[t.dtype]))
-    return Places(coded, tuple(t for t in spec if t not in coded))
+    return Places(tuple(t for t in spec if _is_coded(t)), tuple(t for t in spec if not _is_coded(t)))
+
+
+def _is_coded(tensor: TensorSpec) -> bool:
+    return tensor.trainable and is_floating(DTYPES[tensor.dtype])
 
 
 class Part(NamedTuple):
