@@ -70,6 +70,7 @@ soak: $(VENV)/.installed broker-installed
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 # Bad messages to a coordinator and a participant. More, or others: make fuzz ARGS="--messages 1000000 --seed 7".
+# In a codec alone: ARGS="--which coded", or "--which reader" for the decoding without a coordinator around it.
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.security.fuzz $(ARGS)
 

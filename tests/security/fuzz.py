@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.security.fuzzing import coordinator_side, participant_side
+from tests.security.fuzzing import coordinator_side, participant_side, reader_side
 from tests.security.fuzzing.plan import EPISODE_KINDS, Plan
 from tests.security.fuzzing.watch import Failed, Figures, LogCheck
 
@@ -41,11 +41,16 @@ def folder_in_ram() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def episode(seed: int, number: int, messages: int, limit_s: float, log: LogCheck, only: object = None) -> Figures:
+def episode(
+    seed: int, number: int, messages: int, limit_s: float, log: LogCheck, which: str = "all", only: object = None
+) -> Figures:
     """Run one episode: in turn a stranger's noise, a participant, a hostile participant's noise, and its chunks; then
-    the last two in a codec."""
+    the last two in a codec. With "reader" every episode is of the decoding alone."""
     with tempfile.TemporaryDirectory(dir=folder_in_ram()) as folder:
         kind = number % EPISODE_KINDS
+        if which == "reader":
+            mine = Plan(seed, number, messages, limit_s, coded=True, only=only)  # type: ignore[arg-type]
+            return reader_side.run(mine, Path(folder), log)
         if kind == 1:
             plan = participant_side.Plan(seed, number, messages, limit_s, only=only)  # type: ignore[arg-type]
             return participant_side.run(plan, Path(folder), log)
@@ -54,13 +59,19 @@ def episode(seed: int, number: int, messages: int, limit_s: float, log: LogCheck
         return coordinator_side.run(mine, Path(folder), log)
 
 
-def smallest(failure: Failed, seed: int, number: int, limit_s: float, log: LogCheck) -> bytes | None:
+def is_coded(number: int) -> bool:
+    """Return True if most of this episode's messages are in a codec: updates, or tasks."""
+    kind, turn = number % EPISODE_KINDS, number // EPISODE_KINDS
+    return kind >= 4 or (kind == 1 and turn % 2 == 1)
+
+
+def smallest(failure: Failed, seed: int, number: int, limit_s: float, log: LogCheck, which: str) -> bytes | None:
     """Return the smallest message found that fails alone in its episode; None if it does not fail alone."""
 
     def fails(body: bytes) -> bool:
         log.wrong.clear()
         try:
-            episode(seed, number, 1, limit_s, log, only=((failure.queue, failure.properties, body),))
+            episode(seed, number, 1, limit_s, log, which, only=((failure.queue, failure.properties, body),))
         except Failed:
             return True
         return False
@@ -82,23 +93,34 @@ def smallest(failure: Failed, seed: int, number: int, limit_s: float, log: LogCh
     return body
 
 
-def fuzz(messages: int, seed: int, seconds: float, limit_s: float, first: int = 0, show: bool = True) -> Figures:
-    """Run episodes until there were so many messages, or the time is over. Raises Failed with all that is needed."""
+def fuzz(
+    messages: int, seed: int, seconds: float, limit_s: float, first: int = 0, show: bool = True, which: str = "all"
+) -> Figures:  # fmt: skip
+    """Run episodes until there were so many messages, or the time is over. Raises Failed with all that is needed.
+
+    `which`: "coded" leaves out the episodes without a codec, and counts the messages in a codec alone. "reader" gives
+    coded messages to the functions that read them, and to nothing else.
+    """
     root, log = logging.getLogger("fedmq"), LogCheck()
     level, propagates = root.level, root.propagate
     root.addHandler(log)
     root.setLevel(logging.INFO)
     root.propagate = False
     total, number, began_s = Figures(), first, time.monotonic()
-    rss_bytes = 0
+    rss_bytes = episodes = 0
     try:
-        while total.messages < messages and time.monotonic() - began_s < seconds:
+        while (left := messages - (total.messages if which == "all" else total.coded)) > 0:
+            if time.monotonic() - began_s >= seconds:
+                break
+            if which == "coded" and not is_coded(number):
+                number += 1
+                continue
             log.wrong.clear()
-            count = min(EPISODE_MESSAGES, messages - total.messages)
+            count = min(EPISODE_MESSAGES, left)
             try:
-                total.add(episode(seed, number, count, limit_s, log))
+                total.add(episode(seed, number, count, limit_s, log, which))
             except Failed as failure:
-                small = smallest(failure, seed, number, limit_s, log)
+                small = smallest(failure, seed, number, limit_s, log, which)
                 found = (
                     "it does not fail alone"
                     if small is None
@@ -106,19 +128,21 @@ def fuzz(messages: int, seed: int, seconds: float, limit_s: float, first: int = 
                 )
                 raise Failed(
                     f"{failure.what}\n  repeat: python -m tests.security.fuzz --seed {seed} --episode {number} "
-                    f"--messages {count}\n  queue {failure.queue!r}, properties {failure.properties[:200].hex()}\n"
+                    f"--messages {count} --which {which}\n"
+                    f"  queue {failure.queue!r}, properties {failure.properties[:200].hex()}\n"
                     f"  {found}"
                 ) from failure
             number += 1
             gc.collect()
             grown = psutil.Process().memory_info().rss
-            if number - first <= WARM_EPISODES:
+            episodes += 1
+            if episodes <= WARM_EPISODES:
                 rss_bytes = grown
             elif grown - rss_bytes > MOST_GROWTH_BYTES:
                 raise Failed(
                     f"the process has grown by {(grown - rss_bytes) / 1e6:.0f} MB since episode {WARM_EPISODES}"
                 )
-            if show and (number - first) % 50 == 0:
+            if show and episodes % 50 == 0:
                 print(line(total, time.monotonic() - began_s), flush=True)
     finally:
         root.removeHandler(log)
@@ -130,8 +154,9 @@ def fuzz(messages: int, seed: int, seconds: float, limit_s: float, first: int = 
 def line(total: Figures, seconds: float) -> str:
     """Return the figures in one line."""
     return (
-        f"{total.messages:,} messages in {seconds:.0f} s, slowest {total.slowest_s * 1e3:.1f} ms of CPU time "
-        f"({total.slowest_bytes:,} bytes: {total.slowest_names}), most memory {total.peak_bytes / 1e6:.1f} MB, "
+        f"{total.messages:,} messages, {total.coded:,} of them in a codec, in {seconds:.0f} s, "
+        f"slowest {total.slowest_s * 1e3:.1f} ms of CPU time ({total.slowest_bytes:,} bytes: {total.slowest_names}), "
+        f"most memory {total.peak_bytes / 1e6:.1f} MB, RSS {psutil.Process().memory_info().rss / 1e6:.0f} MB, "
         f"{total.honest:,} honest updates, each accepted once"
     )
 
@@ -142,11 +167,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other messages")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--limit-ms", type=float, default=LIMIT_MS, help="CPU time for a body under 1 MiB (default 50)")
+    parser.add_argument(
+        "--which", choices=("all", "coded", "reader"), default="all",
+        help="coded: only episodes in a codec; reader: coded messages to the decoding alone, a million in minutes",
+    )  # fmt: skip
     parser.add_argument("--episode", type=int, default=0, help="begin with this episode, to repeat a failure")
     args = parser.parse_args()
     began_s = time.monotonic()
     try:
-        total = fuzz(args.messages, args.seed, args.seconds, args.limit_ms / 1e3, args.episode)
+        total = fuzz(args.messages, args.seed, args.seconds, args.limit_ms / 1e3, args.episode, which=args.which)
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 
+import numpy as np
 import pika
 import pytest
 
 from fedmq.coordinator.decisions.updates.verdicts import Verdicts
 from fedmq.participant.decisions.agent import Agent
 from fedmq.schemas.codec import decode
+from fedmq.schemas.codecs import leb128
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.messages import MESSAGE_TYPES
 from tests.security.fuzz import fuzz
@@ -38,6 +40,28 @@ def test_bad_messages_end_nothing_and_honest_updates_count_once(first, outcome, 
     assert found.honest == 10
     assert found.outcomes[outcome] > least
     assert found.outcomes["settled"] > 5
+
+
+@pytest.mark.parametrize("first", [0, 1, 9, 19], ids=["bf16", "bf16 in zstd", "powersgd in zstd", "topk"])
+def test_bad_updates_in_a_codec_are_read_or_refused_with_a_reason(first):
+    found = fuzz(300, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=first, show=False, which="reader")
+    assert found.coded == 300
+    assert found.outcomes["decoded"] > 30
+    assert found.outcomes["malformed"] > 30
+
+
+def test_a_device_gets_bad_tasks_in_a_codec_and_trains_the_honest_ones():
+    found = fuzz(150, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=7, show=False, which="coded")
+    assert found.coded >= 150
+    assert found.outcomes["declined: model_differs"] > 5
+    assert found.outcomes["declined: frozen_lost"] > 0
+    assert found.honest > 5
+
+
+def test_an_error_of_a_decoder_is_found(monkeypatch):
+    monkeypatch.setattr(leb128, "unpack", lambda packed, _count: packed.astype(np.int64))
+    with pytest.raises(Failed, match="the codec 'topk' raised"):
+        fuzz(300, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=23, show=False, which="reader")
 
 
 def test_every_kind_of_message_is_in_the_corpus_and_is_valid():

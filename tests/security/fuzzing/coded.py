@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmq.schemas.codec import encode
+from fedmq.schemas.codecs import zstd
 from fedmq.schemas.codecs.codec import Encoded, Part, Places
-from fedmq.schemas.codecs.known import UplinkCodec, codec_of
+from fedmq.schemas.codecs.known import UplinkCodec, capabilities, codec_of
 from fedmq.schemas.codecs.names import BUILT_IN
-from fedmq.schemas.codecs.wire import GROUP
-from fedmq.schemas.messages import Reply, Task, Update, Uplink
+from fedmq.schemas.codecs.wire import GROUP, Wire
+from fedmq.schemas.messages import HeldModel, Reply, Task, Update, Uplink
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import DTYPES, spec_of
 from tests.security.fuzzing.mutations import Sample, envelope
-
-Array = npt.NDArray[Any]
-Parts = dict[str, Array]
+from tests.security.fuzzing.parts import Array, PartNoise, Parts
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ UPLINKS = (
     Uplink(codec="fragile", lossless="zstd"),
 )
 """Orders of the episodes: each codec with and without zstd, with and without a memory."""
+MOST_GOOD = 8
+"""Good updates that the bad ones are made from: encoding takes more time than decoding."""
 HUGE = (0, 1, 2**16, 2**31, 2**32 - 1, 2**62, 2**63 - 2, 2**64 - 1)
 
 
@@ -75,15 +76,16 @@ class CodedNoise:
 
     def __init__(self, rng: random.Random, model: Parameters, uplink: UplinkCodec, reply: Reply) -> None:
         self._rng = rng
+        self._parts = PartNoise(rng, f"{GROUP}:")
+        self._parts.of_parts += [self.frame, self.frame, self.plain_beside]
+        self._inside = PartNoise(rng, f"{GROUP}:")
         self._uplink = uplink
         self._wire = uplink.wire(update_spec(reply, spec_of(model)))
         self._marks: dict[str, str] = {}
+        self._digests: list[str] = []
+        self._good: list[Parts] = []
         self._number = 0
         self.names: list[str] = []
-        self._of_parts: list[Callable[[Parts], None]] = [
-            self.floats, self.floats, self.bits, self.lengths, self.dtypes, self.names_of_parts, self.gaps, self.gaps,
-            self.frame, self.frame, self.shapes, self.plain_beside,
-        ]  # fmt: skip
         self._of_words: list[Callable[[dict[str, Any]], None]] = [
             self.codec_word, self.payload_word, self.marks, self.entry, self.entry,
         ]  # fmt: skip
@@ -103,18 +105,19 @@ class CodedNoise:
         """Return a body that is wrong in its parts, its words, or both."""
         rng, self.names = self._rng, []
         seed = rng.randrange(2**32)
-        values = np.random.default_rng(seed)
-        payload = Parameters({t.name: values.normal(0, 0.01, t.shape).astype(DTYPES[t.dtype]) for t in self._wire.spec})
-        parts: Parts = {
-            name: array.copy() for name, array in self._wire.encode(payload, seed, None, {}).tensors.items()
-        }
+        if len(self._good) < MOST_GOOD:
+            self._good.append(self._good_parts(seed))
+        parts = {name: array.copy() for name, array in rng.choice(self._good).items()}
         words = {"codec": self._wire.codec.name}
         if self._uplink.order.remembers:
             words["next_memory"] = f"bad-{seed}"
-        for _ in range(rng.choice([0, 1, 1, 1, 2])):
-            change = rng.choice(self._of_parts)
-            self.names.append(change.__name__)
-            change(parts)
+        within = rng.random() < 0.6  # a good frame around bad parts
+        if self._wire.compressed and within:
+            self.names += [f"{name} inside" for name in self._inside.spoil(parts)]
+        if self._wire.compressed:
+            parts = self._framed(parts)
+        if not (self._wire.compressed and within):
+            self.names += self._parts.spoil(parts, (0, 1, 1, 1, 2))
         sample = Sample.of(encode(update.model_copy(update=words), Parameters(parts)))
         head = sample.head
         for _ in range(rng.choice([0, 0, 1, 2])):
@@ -123,86 +126,39 @@ class CodedNoise:
             change_words(head)
         return envelope(head, sample.blob)
 
-    def task(self, task: Task) -> Task:
-        """Return the task as the coordinator sends it to a participant that has the codec."""
-        return task.model_copy(update={"uplink": self._uplink.order})
+    def claims(self) -> dict[str, Any]:
+        """Return what a hostile hello says about codecs, frozen parts and the hidden state that it has."""
+        rng = self._rng
+        digest = rng.choice(["0" * 64, "f" * 64, *self._digests])
+        known = capabilities(Fragile())
+        return {
+            "codecs": rng.choice([known, known, known[1:], (), ("x" * 64,) * 64, known + known[::-1] * 6]),
+            "frozen": rng.choice([None, (), (digest,), (digest,) * 64]),
+            "model": rng.choice([None, HeldModel(version=rng.choice([0, 1, 2, 40, 2**53]), digest=digest)]),
+        }
+
+    def note(self, task: Task) -> None:
+        """Note the digests in a task: a hostile participant has seen them."""
+        found = (task.frozen, None if task.downlink is None else task.downlink.digest)
+        self._digests = [*self._digests, *(one for one in found if one is not None)][-8:]
+
+    def _good_parts(self, seed: int) -> Parts:
+        """Return the good parts of an update, and the tensors beside them, without a frame around the parts."""
+        values = np.random.default_rng(seed)
+        size = self._rng.choice([0.0, 0.01, 0.01, 1.0])
+        spec = self._wire.spec
+        payload = Parameters({t.name: values.normal(0, size, t.shape).astype(DTYPES[t.dtype]) for t in spec})
+        plain = Wire(self._wire.codec, False, self._wire.spec)
+        return dict(plain.encode(payload, seed, None, {}).tensors)
+
+    def _framed(self, parts: Parts) -> Parts:
+        """Return the tensors of an update whose parts, good or bad, are in a frame that is as it should be."""
+        inside = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for n, a in parts.items() if n.startswith(GROUP)]
+        frame = zstd.compress(b"".join(a.data for a in inside))
+        beside = {name: array for name, array in parts.items() if not name.startswith(GROUP)}
+        return {f"{GROUP}:zstd": np.frombuffer(bytearray(frame), np.uint8), **beside}
 
     # Parts
-
-    def _some(self, parts: Parts, kind: str = "") -> str | None:
-        return self._rng.choice(
-            [name for name, a in parts.items() if a.size and a.dtype.kind in (kind or "fiuV")] or [None]
-        )  # type: ignore[list-item]
-
-    def floats(self, parts: Parts) -> None:
-        """Put scales and values that are not finite, negative, tiny or far too large."""
-        name = self._some(parts, "f")
-        if name is not None:
-            number = self._rng.choice([np.nan, np.inf, -np.inf, -1.0, 3.4e38, -3.4e38, 1e-45, 0.0, 1e30])
-            with np.errstate(over="ignore"):
-                flat = parts[name].reshape(-1)
-                flat[slice(None) if self._rng.random() < 0.2 else self._rng.randrange(flat.size)] = number
-
-    def bits(self, parts: Parts) -> None:
-        if (name := self._some(parts)) is not None:
-            raw = np.frombuffer(bytearray(parts[name].tobytes()), np.uint8)
-            for _ in range(self._rng.choice([1, 2, 8, 100])):
-                raw[self._rng.randrange(raw.size)] ^= 1 << self._rng.randrange(8)
-            parts[name] = raw.view(parts[name].dtype).reshape(parts[name].shape)
-
-    def lengths(self, parts: Parts) -> None:
-        """Make a part longer or shorter, often by one element."""
-        if (name := self._some(parts)) is not None:
-            size = parts[name].size
-            parts[name] = np.resize(parts[name], self._rng.choice([0, 1, size - 1, size + 1, 2 * size, size + 60_000]))
-
-    def shapes(self, parts: Parts) -> None:
-        if (name := self._some(parts)) is not None:
-            parts[name] = parts[name].reshape(self._rng.choice([(-1, 1), (1, -1), (1, 1, -1)]))
-
-    def dtypes(self, parts: Parts) -> None:
-        """Say that the bytes have another dtype, of the same or another size."""
-        if (name := self._some(parts)) is not None:
-            raw = np.frombuffer(parts[name].tobytes(), np.uint8)
-            dtype = DTYPES[self._rng.choice(sorted(DTYPES))]
-            parts[name] = raw[: raw.size // dtype.itemsize * dtype.itemsize].copy().view(dtype)
-
-    def names_of_parts(self, parts: Parts) -> None:
-        """Drop, add, rename or reorder parts."""
-        rng, names = self._rng, list(parts)
-        change = rng.randrange(5)
-        if change == 0 and names:
-            del parts[rng.choice(names)]
-        elif change == 1:
-            parts[f"{GROUP}:{rng.choice(['q', 'scale', 'gap', 'value', 'p', 'zstd', '', 'x' * 500])}"] = np.zeros(
-                rng.choice([0, 1, 3]), rng.choice([np.float32, np.uint8])
-            )
-        elif change == 2 and names:
-            parts[f"{GROUP}:other"] = parts.pop(rng.choice(names))
-        else:
-            rng.shuffle(names)
-            for name in names:
-                parts[name] = parts.pop(name)
-
-    def gaps(self, parts: Parts) -> None:
-        """Put indices that do not rise, are far too large, or are no LEB128; else any bytes in a part of bytes."""
-        name = f"{GROUP}:gap" if f"{GROUP}:gap" in parts else self._some(parts, "u")
-        if name is None:
-            return
-        rng, size = self._rng, parts[name].size
-        tail = rng.choice([b"\0", b"\x80", b"\xff\xff\xff\xff\x7f", b"\xff\xff\xff\xff\xff\x01", b"\x80\0", b"\x7f"])
-        made = bytearray(parts[name].tobytes())
-        change = rng.randrange(4)
-        if change == 0:
-            made[-len(tail) :] = tail
-        elif change == 1:
-            made = bytearray((tail * (size + 1))[: max(size, 1)])
-        elif change == 2:
-            at = rng.randrange(size + 1)
-            made[at : at + len(tail)] = tail
-        else:
-            made = bytearray(rng.randbytes(size))
-        parts[name] = np.frombuffer(made, np.uint8)
 
     def frame(self, parts: Parts) -> None:
         """Put a zstd frame by hand: a bomb, a lie about its size or window, a dictionary, a tail, skippable frames."""
@@ -219,12 +175,14 @@ class CodedNoise:
             b"\x50\x2a\x4d\x18" + struct.pack("<I", min(size, 40_000)) + bytes(min(size, 40_000)),
             rng.randbytes(200), b"", b"\x28\xb5\x2f\xfd",
         ])  # fmt: skip
-        parts[name] = np.frombuffer(made, np.uint8)
+        parts[name] = np.frombuffer(bytearray(made), np.uint8)
 
     def plain_beside(self, parts: Parts) -> None:
         """Send plain tensors of the model beside the coded ones, or in their place."""
         if self._rng.random() < 0.5:
             parts.clear()
+        if self._rng.random() < 0.3:  # a frozen one, if the run has a frozen part
+            parts["001/bias"] = np.full(4, self._rng.choice([0, 0, 1]), np.float32)
         for tensor in self._wire.spec[: self._rng.choice([1, 2])]:
             parts[tensor.name] = np.full(tensor.shape, self._rng.choice([0.01, np.nan]), DTYPES[tensor.dtype])
 

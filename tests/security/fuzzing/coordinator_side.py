@@ -19,6 +19,7 @@ import numpy as np
 
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.audit import audit
+from fedmq.coordinator.decisions.participants.back_offs import MAX_BACKOFF_S
 from fedmq.coordinator.service import service as service_module
 from fedmq.coordinator.service.incoming.inbox import Inbox
 from fedmq.coordinator.service.service import CoordinatorService
@@ -30,10 +31,13 @@ from fedmq.schemas.chunks import digest_of, digest_of_all, headers
 from fedmq.schemas.codec import decode, encode
 from fedmq.schemas.codecs.known import capabilities
 from fedmq.schemas.errors import PeerError
+from fedmq.schemas.frozen import split_off
 from fedmq.schemas.messages import ChunkedPayload, Hello, Task, TrainingConfig, Update, update_id
+from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
+from fedmq.schemas.tensors import spec_of
 from tests.security.fuzzing.coded import CodedNoise, Fragile
-from tests.security.fuzzing.corpus import model, samples
+from tests.security.fuzzing.corpus import mixed_model, model, samples
 from tests.security.fuzzing.fake_broker import FakeTime, FakeTransport, encoded
 from tests.security.fuzzing.mutations import Headers, Mutator, Sample
 from tests.security.fuzzing.plan import Plan
@@ -42,7 +46,7 @@ from tests.security.fuzzing.watch import Failed, Figures, LogCheck, Watch
 HONEST = ("h0", "h1", "h2")
 STRANGERS = tuple(f"m{i}" for i in range(8))
 """Users that send the noise. In an episode "inside" they are participants too."""
-HELLO_EACH, HELLO_EACH_CODED = 20, 4
+HELLO_EACH = 20
 """Bad messages between two restarts of a hostile participant: a restart ends the back-off for what it did."""
 NOISE_PER_HONEST = 25
 MOST_IDLE = 2000
@@ -73,10 +77,13 @@ class CoordinatorEpisode:
         self._log = log
         self._rng = random.Random(f"{plan.seed}/{plan.episode}/coordinator")
         self._mutator, self._headers = Mutator(self._rng), Headers(self._rng)
-        self._model = model(LARGE if plan.chunked else MIDDLE if plan.coded else SMALL)
+        self._model = (mixed_model if plan.mixed else model)(LARGE if plan.chunked else MIDDLE if plan.coded else SMALL)
+        moving = split_off(self._model, plan.frozen)[0]
+        self._spec = update_spec(plan.strategy.reply, spec_of(moving))
+        """Tensors of an honest update."""
         self._corpus = samples()
         uplink = plan.uplink
-        self._coded = None if uplink is None else CodedNoise(self._rng, self._model, uplink, plan.strategy.reply)
+        self._coded = None if uplink is None else CodedNoise(self._rng, moving, uplink, plan.strategy.reply)
         self._tasks: dict[str, list[Task]] = {name: [] for name in (*HONEST, *STRANGERS)}
         self._sent: list[Update] = []
         self._idle = 0
@@ -106,6 +113,8 @@ class CoordinatorEpisode:
             max_message_bytes=65_536 if plan.chunked else 2**24,
             chunk_bytes=CHUNK_BYTES,
             uplink=plan.uplink,
+            downlink=plan.downlink,
+            frozen=lambda: plan.frozen,
         )
 
     def run(self) -> Figures:
@@ -154,9 +163,12 @@ class CoordinatorEpisode:
                 while sent < min(plan.messages, (number + 1) * NOISE_PER_HONEST):
                     sent += 1
                     yield from self._noise()
-                    each = HELLO_EACH_CODED if plan.coded else HELLO_EACH
-                    if plan.inside and sent % each == 0:
-                        yield from self._hello(STRANGERS[sent // each % len(STRANGERS)], str(sent))
+                    if plan.coded and sent % len(STRANGERS) == 0:
+                        self.clock.now += MAX_BACKOFF_S + 1  # tasks for all of them again: a coded update needs one
+                        for stranger in STRANGERS:
+                            yield from self._hello(stranger, str(sent))
+                    elif plan.inside and sent % HELLO_EACH == 0:
+                        yield from self._hello(STRANGERS[sent // HELLO_EACH % len(STRANGERS)], str(sent))
             name = HONEST[number % len(HONEST)]
             while not self._tasks[name]:
                 yield True
@@ -170,12 +182,14 @@ class CoordinatorEpisode:
         self._tasks[name].clear()
         codecs = () if self._coded is None else capabilities(Fragile())
         hello = Hello(participant_id=name, session_id=session, num_examples=10, codecs=codecs)
+        if self._coded is not None:
+            hello = hello.model_copy(update=self._coded.claims() if name in STRANGERS else {"frozen": ()})
         self._put(TOPOLOGY.control.name, encoded(name), encode(hello))
         yield False
 
     def _honest_update(self, task: Task, number: int) -> Iterator[bool]:
         rng = np.random.default_rng(number)
-        payload = Parameters({n: rng.normal(size=a.shape).astype(np.float32) for n, a in self._model.items()})
+        payload = Parameters({t.name: np.asarray(rng.normal(size=t.shape)).astype(t.dtype) for t in self._spec})
         update = self._update_of(task)
         if self._coded is not None and number % 4 != 3:  # each fourth update is plain: a codec is never a duty
             update, payload = self._coded.honest(update, payload)
@@ -225,6 +239,8 @@ class CoordinatorEpisode:
                 raise self.watch.failure(f"the coordinator itself sent a bad message: {error}") from error
             if isinstance(told, Task) and told.participant_id in self._tasks:
                 self._tasks[told.participant_id].append(told)
+                if self._coded is not None:
+                    self._coded.note(told)
 
     # The noise
 
@@ -245,7 +261,7 @@ class CoordinatorEpisode:
         names = "+".join([*self._mutator.names, *["properties"] * mutated])
         self.watch.send(queue, properties, body, names)
         yield False
-        if plan.chunked and rng.random() < 0.5:
+        if plan.chunked and rng.random() < (0.5 if self._coded is None else 0.9):
             yield from self._bad_chunks(user)
 
     def _bad_body(self, user: str) -> tuple[bytes, str | None]:
@@ -253,7 +269,8 @@ class CoordinatorEpisode:
         rng = self._rng
         others = self._tasks[HONEST[rng.randrange(len(HONEST))]]
         mine = self._tasks[user]
-        open_tasks = mine if self._plan.inside and mine and not self._plan.chunked and rng.random() < 0.7 else others
+        share = 0.7 if self._coded is None else 0.95
+        open_tasks = mine if self._plan.inside and mine and not self._plan.chunked and rng.random() < share else others
         if not open_tasks or rng.random() < (0.4 if self._coded is None else 0.1):
             return self._mutator.message(rng.choice(self._corpus), self._corpus), None
         task = rng.choice(open_tasks)
@@ -264,6 +281,7 @@ class CoordinatorEpisode:
             if rng.random() < 0.9:  # in its own name: only then is a tensor decoded at all
                 update = update.model_copy(update={"participant_id": user})
             body = self._coded.bad(update)
+            self.watch.figures.coded += 1
             self._mutator.names = self._coded.names
             return (self._mutator.of_bytes(body) if rng.random() < 0.1 else body), task.task_id
         payload = Parameters({n: np.full(a.shape, 0.01, np.float32) for n, a in model(SMALL).items()})
@@ -284,6 +302,7 @@ class CoordinatorEpisode:
         body = encode(update, self._model)
         if self._coded is not None and rng.random() < 0.8:
             body = self._coded.bad(update)
+            self.watch.figures.coded += 1
         elif rng.random() < 0.3:
             body = self._mutator.message(Sample.of(body), self._corpus)
         pieces = [body[at : at + CHUNK_BYTES] for at in range(0, max(len(body), 1), CHUNK_BYTES)]

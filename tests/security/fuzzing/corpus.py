@@ -29,6 +29,15 @@ def model(num_values: int = 40) -> Parameters:
     )
 
 
+def mixed_model(num_values: int) -> Parameters:
+    """Return a model with tensors that no codec codes, of other dtypes, without elements, and without a dimension."""
+    more = {
+        "002/mean": np.zeros(5, np.float32), "003/half": np.linspace(-1, 1, 12, dtype=np.float16).reshape(3, 4),
+        "004/scalar": np.float32(0.5), "005/empty": np.zeros((0, 3), np.float32), "006/count": np.int64(7),
+    }  # fmt: skip
+    return Parameters({**model(num_values), **{n: np.asarray(a) for n, a in more.items()}}, {"002/mean", "006/count"})
+
+
 @cache
 def samples() -> list[Sample]:
     """Return a sample of every kind: one with the optional fields, one without, each with tensors if it may have

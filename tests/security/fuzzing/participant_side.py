@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,6 +37,8 @@ from fedmq.schemas.parameters import Parameters
 from tests.security.fuzzing.corpus import model, samples
 from tests.security.fuzzing.fake_broker import FakeTime, FakeTransport, encoded
 from tests.security.fuzzing.mutations import Headers, Mutator, Sample
+from tests.security.fuzzing.plan import EPISODE_KINDS
+from tests.security.fuzzing.tasks import TaskNoise
 from tests.security.fuzzing.watch import Failed, Figures, LogCheck, Watch
 
 NAME = "p0"
@@ -47,12 +49,16 @@ CHUNK_BYTES = 4096
 
 
 class Trainer:
-    """Adds one to everything."""
+    """Adds one to everything that moves."""
 
     num_examples = 10
 
+    def __init__(self, frozen: Collection[str] = ()) -> None:
+        self._frozen = frozen
+
     def train(self, parameters: Any, config: Any) -> TrainResult:
-        return TrainResult({name: np.asarray(a) + 1 for name, a in parameters.items()}, num_examples=10, num_steps=1)
+        moved = {name: a if name in self._frozen else np.asarray(a) + 1 for name, a in parameters.items()}
+        return TrainResult(moved, num_examples=10, num_steps=1)
 
     def evaluate(self, parameters: Any) -> dict[str, float]:
         return {"loss": 0.5}
@@ -61,14 +67,17 @@ class Trainer:
 class InlineTraining:
     """The training thread without a thread: it trains at once, so that the same seed gives the same events."""
 
-    def __init__(self, put: Callable[[Any], None]) -> None:
+    trainer_keeps = False
+
+    def __init__(self, trainer: Any, name: str, max_payload_bytes: int, put: Callable[[Any], None], own: Any) -> None:
         self._put = put
 
     def open(self) -> None: ...
 
-    def start(self, task: Task, tensors: Parameters, memory: Any) -> None:
+    def start(self, task: Task, tensors: Parameters, memory: Any, frozen: Any = None, own_folder: Any = None) -> None:
         try:
-            done = do_task(Trainer(), task, tensors, lambda: 0.0, memory, was_cancelled=lambda: False)
+            trainer = Trainer(() if frozen is None else frozen.by_name)
+            done = do_task(trainer, task, tensors, lambda: 0.0, memory, was_cancelled=lambda: False, frozen=frozen)
             self._put(Trained(done.update, encode_in_pieces(done.update, done.payload), done.next_memory))
         except TaskFailed as failed:
             self._put(TrainingFailed(task.task_id, failed.reason, failed.detail, failed.fatal))
@@ -112,6 +121,7 @@ class ParticipantEpisode:
         self._rng = random.Random(f"{plan.seed}/{plan.episode}/participant")
         self._mutator, self._headers = Mutator(self._rng), Headers(self._rng)
         self._model = model()
+        self._tasks = TaskNoise(self._rng, self._model)
         self._corpus = samples()
         self._updates: Counter[str] = Counter()
         self._honest: list[str] = []
@@ -130,8 +140,9 @@ class ParticipantEpisode:
 
     def run(self) -> Figures:
         """Run it, with a new process whenever the run of the noise is over."""
-        before = service_module.time, intake_module.time
+        before = service_module.time, intake_module.time, service_module.TrainingThread
         service_module.time = intake_module.time = self.clock  # type: ignore[assignment]
+        service_module.TrainingThread = InlineTraining  # type: ignore[misc,assignment]
         try:
             while not self._over:
                 self._service = self._process()
@@ -141,7 +152,7 @@ class ParticipantEpisode:
         except BaseException as error:
             raise self.watch.failure(f"the participant ended: {type(error).__name__}: {error}") from error
         finally:
-            service_module.time, intake_module.time = before  # type: ignore[assignment]
+            service_module.time, intake_module.time, service_module.TrainingThread = before  # type: ignore[misc]
         self._check()
         return self.watch.figures
 
@@ -158,7 +169,6 @@ class ParticipantEpisode:
             max_payload_bytes=2**22,
         )
         service._inbox = ScriptedInbox(self.idle)  # type: ignore[assignment]
-        service._training = InlineTraining(service._inbox.put)  # type: ignore[assignment]
         return service
 
     def idle(self, timeout_s: float) -> None:
@@ -232,7 +242,13 @@ class ParticipantEpisode:
             return
         draw = rng.random()
         task = self._task(f"noise-{rng.randrange(50)}", f"noise-{rng.randrange(3)}")
-        if draw < 0.3:
+        if rng.random() < (0.75 if self._plan.episode // EPISODE_KINDS % 2 else 0.1):
+            self.watch.figures.coded += 1
+            body = self._tasks.body(task)
+            self._mutator.names = self._tasks.names
+            if rng.random() < 0.1:
+                body = self._mutator.of_bytes(body)
+        elif draw < 0.3:
             body = self._mutator.message(Sample.of(encode(task, self._model)), self._corpus)
         elif draw < 0.45:
             body = self._manifest(task)

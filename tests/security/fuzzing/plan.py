@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.coordinator.strategies.fednova import FedNova
@@ -14,6 +15,11 @@ from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codecs.known import UplinkCodec
 from tests.security.fuzzing.coded import uplink_of
 
+DOWNLINKS = (
+    DownlinkSettings(), DownlinkSettings(codec="hidden"), DownlinkSettings(),
+    DownlinkSettings(codec="hidden", step_codec="topk", fraction=0.3),
+    DownlinkSettings(codec="hidden", step_codec="int4"),
+)  # fmt: skip
 EPISODE_KINDS = 6
 """Kinds of episodes, in turn (fuzz.py)."""
 
@@ -40,6 +46,23 @@ class Plan:
     @property
     def strategy(self) -> Strategy[Any]:
         return strategies()[self.episode // EPISODE_KINDS % len(strategies())]
+
+    @property
+    def mixed(self) -> bool:
+        """True if the model has tensors of several kinds."""
+        return self.coded and self.episode // EPISODE_KINDS % 3 == 1
+
+    @property
+    def downlink(self) -> DownlinkSettings:
+        """Form of the model in tasks."""
+        if not self.coded:
+            return DownlinkSettings()
+        return DOWNLINKS[self.episode // EPISODE_KINDS % len(DOWNLINKS)]
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the model's frozen tensors."""
+        return ("001/bias",) if self.coded and self.episode // EPISODE_KINDS % 4 == 2 else ()
 
     @property
     def uplink(self) -> UplinkCodec | None:

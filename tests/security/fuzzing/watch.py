@@ -35,6 +35,8 @@ class Figures:
     """Figures of an episode, or of many."""
 
     messages: int = 0
+    coded: int = 0
+    """Messages among them whose tensors are in a codec, or are said to be."""
     slowest_s: float = 0.0
     slowest_bytes: int = 0
     slowest_names: str = ""
@@ -45,6 +47,7 @@ class Figures:
 
     def add(self, other: Figures) -> None:
         self.messages += other.messages
+        self.coded += other.coded
         self.honest += other.honest
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
         if other.slowest_s > self.slowest_s:
