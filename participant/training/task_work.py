@@ -106,7 +106,10 @@ def do_task(
             _check_finite(update)
             if coder is None:
                 return update
-            received = coder.code(update)
+            try:
+                received = coder.code(update)
+            except MissingExtra as error:
+                raise TaskFailed("unsupported", str(error)) from error
             _check_finite(received)  # the receiver looks at the decoded tensors, and refuses them
             return received
 
@@ -143,7 +146,7 @@ def _coder(task: Task, start: Start, memory: Memory | None, own_codec: Codec | N
         return None
     try:
         return coder_of(task.uplink, task.reply, spec_of(start.parameters), task.training.seed, memory, own_codec)
-    except MissingExtra as error:
+    except (MissingExtra, TrainerError) as error:  # it is not the trainer's: no traceback helps
         raise TaskFailed("unsupported", str(error)) from error
 
 
