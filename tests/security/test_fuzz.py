@@ -60,7 +60,7 @@ def test_a_device_gets_bad_tasks_in_a_codec_and_trains_the_honest_ones():
 
 def test_an_error_of_a_decoder_is_found(monkeypatch):
     monkeypatch.setattr(leb128, "unpack", lambda packed, _count: packed.astype(np.int64))
-    with pytest.raises(Failed, match="the codec 'topk' raised"):
+    with pytest.raises(Failed, match=r"the codec 'topk': decode\(\) raised"):
         fuzz(300, seed=12, seconds=60.0, limit_s=NO_LIMIT_S, first=23, show=False, which="reader")
 
 

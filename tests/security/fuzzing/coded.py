@@ -118,9 +118,13 @@ class CodedNoise:
             parts = self._framed(parts)
         if not (self._wire.compressed and within):
             self.names += self._parts.spoil(parts, (0, 1, 1, 1, 2))
-        sample = Sample.of(encode(update.model_copy(update=words), Parameters(parts)))
+        body = encode(update.model_copy(update=words), Parameters(parts))
+        times = rng.choice([0, 0, 1, 2])
+        if not times:
+            return body
+        sample = Sample.of(body)
         head = sample.head
-        for _ in range(rng.choice([0, 0, 1, 2])):
+        for _ in range(times):
             change_words = rng.choice(self._of_words)
             self.names.append(change_words.__name__)
             change_words(head)

@@ -88,11 +88,14 @@ class _Message:
 class Watch:
     """Times each message from its delivery until its side has nothing more to do."""
 
-    def __init__(self, put: Callable[[str, bytes, bytes], None], limit_s: float, log: LogCheck) -> None:
+    def __init__(
+        self, put: Callable[[str, bytes, bytes], None], limit_s: float, log: LogCheck, large_bytes: int = LARGE_BYTES
+    ) -> None:
         self.figures = Figures()
         self._put = put
         self._limit_s = limit_s
         self._log = log
+        self._large_bytes = large_bytes
         self._message: _Message | None = None
         self._began_s = 0.0
 
@@ -101,7 +104,7 @@ class Watch:
         self.figures.messages += 1
         self._message = _Message(queue, properties, body, names)
         self._message.traced = self.figures.messages % EACH_TRACED == 0
-        self._message.measured = len(body) > LARGE_BYTES
+        self._message.measured = len(body) > self._large_bytes
         self._deliver(self._message)
 
     def busy(self) -> bool:
