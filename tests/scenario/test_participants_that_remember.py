@@ -26,11 +26,15 @@ from fedmq.participant.decisions.agent import Agent
 from fedmq.participant.memory import Memory
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.participant.training.methods import begin, make
-from fedmq.schemas.messages import Notice, Receipt, Task, Update, run_uid, update_id
+from fedmq.schemas.messages import Notice, Receipt, Reply, Task, Update, run_uid, update_id
 from fedmq.schemas.parameters import Parameters
 from tests.unit.coordinator.decisions.harness import Bench
 
 NAMES = ("a", "b", "c")
+RUN: dict[str, Any] = {
+    "concurrency": 3, "lease_s": 12.0, "decline_backoff_s": 1.0, "max_staleness": 3,
+    "stop": StopSettings(max_updates=10**6),
+}  # fmt: skip
 SETTINGS = ParticipantSettings(hello_interval_s=3.0)
 
 
@@ -57,6 +61,9 @@ class Disk:
 class Person:
     """The part of participant.service.service around the agent, over a disk of dictionaries."""
 
+    replies: tuple[Reply, ...] = ("change",)
+    codecs: tuple[str, ...] = ()
+
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.disk = world, name, Disk()
         self.queue: deque[Any] = deque()
@@ -73,7 +80,7 @@ class Person:
         self.sessions += 1
         self.agent = Agent(
             self.name, f"s{self.sessions}", SETTINGS, num_examples=5, rng=random.Random(0),
-            restored=self.disk.restored(), replies=("change",),
+            restored=self.disk.restored(), replies=self.replies,
         )  # fmt: skip
 
     def act(self) -> None:
@@ -147,8 +154,12 @@ class Person:
                 return ev.MemoryMoved(uid)
             case ev.DropNextMemory(uid):
                 disk.unsettled.pop(uid, None)
+            case ev.ForgetSoftMemory(task_id):
+                memory = disk.memory.get(run_uid(task_id))
+                if memory is not None and memory.soft:
+                    del disk.memory[run_uid(task_id)]
             case ev.SendHello(hello):
-                self.world.control.append(hello)
+                self.world.control.append(hello.model_copy(update={"codecs": self.codecs}))
             case ev.SendDecline(decline):
                 self.world.control.append(decline)
                 self.inbox.append(ev.DeclineConfirmed(decline.task_id))
@@ -175,6 +186,8 @@ class Person:
 
 
 class World:
+    person: type[Person] = Person
+
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.crash_rate = 0.02
@@ -186,12 +199,12 @@ class World:
         self.total: Counter[str] = Counter()
         self.last: dict[str, float] = {}
         self.seen: Counter[str] = Counter()
+        self.bench = self.new_bench()
+        self.people = {name: self.person(self, name) for name in NAMES}
+
+    def new_bench(self) -> Bench:
         strategy = Area(num_participants=len(NAMES), memory="participant")
-        stop = StopSettings(max_updates=10**6)
-        model = Parameters({"w": np.zeros(1, np.float32)})
-        run = {"concurrency": 3, "lease_s": 12.0, "decline_backoff_s": 1.0, "max_staleness": 3, "stop": stop}
-        self.bench = Bench(strategy, model=model, **run)
-        self.people = {name: Person(self, name) for name in NAMES}
+        return Bench(strategy, model=Parameters({"w": np.zeros(1, np.float32)}), **RUN)
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -230,6 +243,7 @@ class World:
                 self.obey(self.bench.step(declined, self.now))
         elif self.updates:
             update, payload = self.updates.popleft()
+            payload = self.decoded(payload)
             self.handle += 1
             arrived = UpdateArrived(self.handle, update, payload, self.bench.closed(update.task_id))
             self.obey(self.bench.step(arrived, self.now), payload)
@@ -242,8 +256,7 @@ class World:
             match command:
                 case Accept(_, update):
                     assert payload is not None
-                    self.total[update.participant_id] += float(payload["w"].astype(np.float64)[0])
-                    self.last[update.participant_id] = self.made[update.next_memory]
+                    self.accepted(update, payload)
                     self.tell(update, "accepted")
                 case Discard(_, reason, _, update):
                     self.seen[reason] += 1
@@ -264,11 +277,22 @@ class World:
                 case IssueTask():
                     tasks.append(command)
         for t in tasks:
-            task = Task(
-                task_id=t.task_id, run_id="run", participant_id=t.participant_id, base_version=t.base_version,
-                reply="change", training=t.training, lease_s=t.lease_s,
-            )  # fmt: skip
-            self.people[t.participant_id].queue.append((task, self.bench.core.parameters))
+            self.people[t.participant_id].queue.append((self.task_of(t), self.bench.core.parameters))
+
+    def task_of(self, t: IssueTask, **fields: Any) -> Task:
+        known = {
+            "task_id": t.task_id, "run_id": "run", "participant_id": t.participant_id, "base_version": t.base_version,
+            "reply": "change", "training": t.training, "lease_s": t.lease_s,
+        }  # fmt: skip
+        return Task(**(known | fields))
+
+    def decoded(self, payload: Parameters) -> Parameters:
+        return payload
+
+    def accepted(self, update: Update, payload: Parameters) -> None:
+        self.total[update.participant_id] += float(payload["w"].astype(np.float64)[0])
+        assert update.next_memory is not None
+        self.last[update.participant_id] = self.made[update.next_memory]
 
     def tell(self, update: Update, verdict: Any) -> None:
         receipt = Receipt(
