@@ -31,6 +31,7 @@ from fedmq.schemas.errors import (
     MissingExtra,
     NotFinite,
     Overflow,
+    PeerError,
     SpecMismatch,
     TrainerError,
     in_short,
@@ -129,6 +130,8 @@ def do_task(
         raise
     except AppError as error:
         raise TaskFailed("unsupported", str(error), fatal=True) from error
+    except PeerError as error:  # the task's tensors do not go together: the trainer has not seen them
+        raise TaskFailed("unreadable", f"{error.reason}: {error}") from error
     except (Exception, SystemExit) as error:
         if was_cancelled():
             log.info("training_cancelled", task=task.task_id, detail=in_short(error))

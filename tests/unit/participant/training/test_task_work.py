@@ -15,6 +15,7 @@ from fedmq.participant.training.methods import Start, make
 from fedmq.participant.training.task_work import TaskFailed, do_task
 from fedmq.participant.training.thread import TrainingThread
 from fedmq.schemas.errors import AppError
+from fedmq.schemas.frozen import frozen_part
 from fedmq.schemas.messages import Task, TrainingConfig, update_id
 from fedmq.schemas.parameters import Parameters
 
@@ -181,3 +182,25 @@ def test_an_evaluation_that_the_trainer_cannot_do_is_unsupported_but_not_fatal()
     for trainer in (Returns(None), SimpleNamespace(evaluate=without_data)):
         failed = failure_of(trainer, work="evaluate")
         assert (failed.reason, failed.fatal) == ("unsupported", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "frozen"),
+    [({"reply": "scaffold"}, None), ({}, Parameters({"frozen:9:w": np.zeros(1, np.float32)}))],
+    ids=["without the method's tensors", "with the frozen part of another model"],
+)
+def test_a_task_whose_tensors_do_not_go_together_is_declined_without_a_traceback(caplog, fields, frozen):
+    class Never:
+        def train(self, parameters, config, correction=None):
+            raise AssertionError("it was asked")
+
+    task = Task(
+        task_id="u-1", run_id="r", participant_id="p", base_version=0, lease_s=9,
+        training=TrainingConfig(learning_rate=0.5), **({"reply": "delta"} | fields),
+    )  # fmt: skip
+    part = None if frozen is None else frozen_part(frozen)
+    with pytest.raises(TaskFailed) as failed:
+        do_task(Never(), task, Parameters({"w": np.zeros(2, np.float32)}), lambda: 0.0, frozen=part)
+    assert (failed.value.reason, failed.value.fatal) == ("unreadable", False)
+    assert failed.value.detail.startswith("wrong_shape: ")
+    assert "Traceback" not in caplog.text
