@@ -12,6 +12,7 @@ from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.closed_loop import LeftToTheCore, closed_loop_of
 from fedmq.studies.engine.engine import Engine, OnVersion
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
+from fedmq.studies.engine.pace import check_pace
 from fedmq.studies.engine.recorded import RecordedEngine
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.engine.task_sizes import first_training
@@ -54,9 +55,9 @@ def simulate(
     `finished == "diverged"`.
 
     Raise ConfigError if an argument or something of a problem of your own is not what its place takes, tasks take no
-    time, the run would never end, or the strategy does not fit the run; InputError if the problem refuses its data;
-    MissingExtra if it needs a package that is not installed; and Stuck (an InputError that carries the `outcome` so
-    far) if nothing is left to happen before the run's end.
+    time, the run would never end or hardly move on, or the strategy does not fit the run; InputError if the problem
+    refuses its data; MissingExtra if it needs a package that is not installed; and Stuck (an InputError that carries
+    the `outcome` so far) if nothing is left to happen before the run's end.
     """
     training = TrainingConfig() if training is None else training
     check_arguments(
@@ -81,6 +82,7 @@ def simulate(
             raise ConfigError(f"{place}: {text}")
     check_metrics(federation, goals(run))
     check_training(federation, strategy, population, run, training)
+    check_pace(federation.num_examples, strategy, population, members, run, training)
     loop = closed_loop_of(
         strategy, federation=federation, population=population, members=members, run=run, training=training,
         seed=seed, on_evaluation=on_evaluation, on_version=on_version,

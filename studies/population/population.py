@@ -68,9 +68,9 @@ class Network(Value):
 class Dropout(Value):
     """Tasks that give no update. They end at a moment drawn uniformly over their duration."""
 
-    probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability for each task, the same for each participant. At 1 no update would ever come, and no run would
-    end."""
+    probability: Annotated[float, Field(ge=0, le=0.999)] = 0.0
+    """Probability for each task, the same for each participant. An update takes 1/(1 - probability) tasks in the mean:
+    at 1 none would ever come, and no run would end."""
     how: Literal["declines", "vanishes"] = "declines"
     """`declines`: the participant says so, and the slot is free at once. `vanishes`: it says nothing, and the slot is
     held until the lease is over or the participant is back, in a new session that has forgotten the task."""

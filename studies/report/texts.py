@@ -36,13 +36,13 @@ def shortened(text: str, longest: int) -> str:
 
 
 def as_text(value: Any) -> Any:
-    """Return a text that no spreadsheet takes for a formula; other values as they are.
+    """Return a text that prints, and that no spreadsheet takes for a formula; other values as they are.
 
     A text that begins with a letter, a digit, a bracket or an underscore is safe. Any other one gets an apostrophe
     before it. The same holds for the part after a character at which a spreadsheet may split: some countries' versions
-    take the semicolon.
+    take the semicolon. A character that does not print, such as a line end, becomes an escape.
     """
-    return _as_text(value) if isinstance(value, str) else value
+    return _as_text(escaped(value)) if isinstance(value, str) else value
 
 
 @functools.lru_cache(maxsize=4096)  # a label stands in as many rows as there are values
@@ -52,7 +52,7 @@ def _as_text(value: str) -> str:
     return "".join(parts)
 
 
-_SPLIT = re.compile(r"(?<=[;|\t\r\n])")
+_SPLIT = re.compile(r"(?<=[;|])")
 _SAFE = re.compile(r"\w|[(\[{<]|$")
 
 

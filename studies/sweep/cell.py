@@ -19,6 +19,7 @@ from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
 from fedmq.studies.engine.outcome import Outcome, Stuck
+from fedmq.studies.engine.pace import check_pace
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.laws import law_files
@@ -127,12 +128,14 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
     """
     where = f"{cell.label} on {cell.population.name}"
     try:
-        federation = cell.problem.deal(cell.population.members(cell.seed), cell.seed)
+        members = cell.population.members(cell.seed)
+        federation = cell.problem.deal(members, cell.seed)
         cell.strategy.init(federation.initial)
         check_number(cell.strategy, cell.population)
         check_order(cell.population, cell.run)
         check_metrics(federation, [*goals(cell.run), *judged_by])
         check_training(federation, cell.strategy, cell.population, cell.run, cell.training)
+        check_pace(federation.num_examples, cell.strategy, cell.population, members, cell.run, cell.training)
     except InputError as e:
         raise InputError(f"{where}: {e}") from None
     model_bytes = federation.initial.num_bytes

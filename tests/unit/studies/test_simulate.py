@@ -14,6 +14,7 @@ import fedmq
 from fedmq.coordinator.settings import StopSettings, TargetMetric
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.schemas.errors import StrategyError
+from fedmq.studies.engine import pace
 from tests.scenario.studies.federations import STEP, Given, fedbuff, population, softmax, until
 
 PAGE = (Path(__file__).parents[3] / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -166,3 +167,40 @@ def test_a_run_with_a_hidden_state_counts_its_steps_and_ends_near_the_plain_one(
     assert hidden.bytes_down < 0.45 * plain.bytes_down
     for name, array in plain.parameters.items():
         assert abs(hidden.parameters[name] - array).max() < 0.02 * abs(array).max()
+
+
+def test_more_arrivals_than_tasks_can_take_are_refused_with_a_number_that_works():
+    people = population(3, task_s={"name": "constant", "value": 3})
+    arrive = {"stop": {"max_updates": 5}}
+    with pytest.raises(fedmq.ConfigError, match=r"arrivals_per_s: got 1e\+308, expected 1e\+03 or less") as refused:
+        fedmq.simulate(fedbuff(2), fedmq.Quadratics(), people, fedmq.StudyRun(arrivals_per_s=1e308, **arrive), STEP)
+    assert "can end 1 tasks a second" in str(refused.value)
+    most = fedmq.StudyRun(arrivals_per_s=1000, **arrive)
+    assert fedmq.simulate(fedbuff(2), fedmq.Quadratics(), people, most, STEP).finished == "max_updates"
+    with pytest.raises(fedmq.ConfigError, match="arrivals_per_s"):
+        fedmq.simulate(fedbuff(2), fedmq.Quadratics(), people, fedmq.StudyRun(arrivals_per_s=1001, **arrive), STEP)
+
+
+def test_turns_that_are_far_shorter_than_a_task_are_refused_with_a_number_that_works():
+    tiny, short = ({"name": "constant", "value": value} for value in (1e-300, 0.0015))
+    run = fedmq.StudyRun(stop={"max_updates": 2})
+    for law, ends in ((tiny, False), (short, True)):
+        people = population(2, task_s={"name": "constant", "value": 3}, availability={"on_s": law, "off_s": law})
+        if ends:
+            assert fedmq.simulate(fedbuff(2), fedmq.Quadratics(), people, run, STEP).finished == "max_updates"
+            continue
+        with pytest.raises(fedmq.ConfigError, match=r"expected 0.003 s or more together"):
+            fedmq.simulate(fedbuff(2), fedmq.Quadratics(), people, run, STEP)
+
+
+@pytest.mark.parametrize(
+    ("value", "below", "above"), [(1234.5, "1.23e+03", "1.24e+03"), (0.5, "0.5", "0.5"), (1999.6, "1.99e+03", "2e+03")]
+)
+def test_limits_in_messages_are_rounded_to_the_side_that_works(value, below, above):
+    assert (pace._below(value), pace._above(value)) == (below, above)
+
+
+def test_a_dropout_that_leaves_hardly_an_update_is_refused():
+    assert population(2, dropout={"probability": 0.999}).dropout.probability == 0.999
+    with pytest.raises(ValueError, match=r"0\.999"):
+        population(2, dropout={"probability": 0.999999})

@@ -26,8 +26,21 @@ def test_a_text_that_a_spreadsheet_may_take_for_a_formula_has_an_apostrophe_befo
 
 
 def test_each_part_is_looked_at_by_itself():
-    assert as_text("\t=1") == "'\t'=1"
-    assert as_text("a\n+1|=2; -3") == "a\n'+1|'=2;' -3"
+    assert as_text("a|=2; -3") == "a|'=2;' -3"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mred", r"a\u001b[31mred"),
+        ("\t=1", r"'\t=1"),
+        ("a\n+1", r"a\n+1"),
+        ("a\u202eb", r"a\u202eb"),
+        ("é", "é"),
+    ],
+)
+def test_what_does_not_print_is_an_escape(text, shown):
+    assert as_text(text) == shown
 
 
 def test_numbers_stay_numbers():
