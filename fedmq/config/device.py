@@ -1,6 +1,7 @@
 """The settings of a device: its app and its [participant] table. Its bundle knows the rest.
 
-A device needs no federation file. If it has one, its app and its own tables are taken from there.
+A device needs no federation file. If it has one, its app, what goes with the app ([files], [uplink]) and its own tables
+are taken from there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedmq.broker_config.security import SecuritySettings
 from fedmq.broker_config.settings import BrokerSettings
-from fedmq.config.file import absolute_path, load_config
+from fedmq.config.file import Files, absolute_codec, absolute_files, absolute_path, load_config
 from fedmq.config.mistakes import explain
 from fedmq.config.overrides import Overrides, from_environment, from_flags
+from fedmq.coordinator.settings import UplinkSettings
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
 
@@ -32,6 +34,8 @@ class DeviceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     app: str = "app.py"
+    files: Files = {}
+    uplink: UplinkSettings = UplinkSettings()
     broker: BrokerSettings = BrokerSettings()
     security: SecuritySettings = SecuritySettings()
     participant: ParticipantSettings = ParticipantSettings()
@@ -55,7 +59,9 @@ def load_device(
     environ = os.environ if environ is None else environ
     if config is not None:
         file = load_config(config, flags, environ)
-        own = DeviceConfig(app=file.app, broker=file.broker, participant=file.participant)
+        own = DeviceConfig(
+            app=file.app, files=file.files, uplink=file.uplink, broker=file.broker, participant=file.participant
+        )
     else:
         own = _without_file(flags, environ)
     of_bundle = {key: getattr(broker, key) for key in OF_THE_BUNDLE}
@@ -86,6 +92,8 @@ def _without_file(flags: Sequence[str], environ: Mapping[str, str]) -> DeviceCon
     return own.model_copy(
         update={
             "app": absolute_path(own.app, here),
+            "files": absolute_files(own.files, here),
+            "uplink": absolute_codec(own.uplink, here),
             "participant": own.participant.model_copy(
                 update={"spool_dir": absolute_path(own.participant.spool_dir, here)}
             ),

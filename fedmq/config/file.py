@@ -29,6 +29,9 @@ from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.files import decoded
 from fedmq.schemas.messages import Digest, TrainingConfig
 
+Files = dict[str, Digest]
+"""Files that the app reads, each with its SHA-256."""
+
 
 class FederationConfig(BaseModel):
     """A checked federation file. Its paths are absolute after `load_config`."""
@@ -41,8 +44,8 @@ class FederationConfig(BaseModel):
     """Folder in which each run has a folder of its own, with its checkpoints and its ledger."""
     initial: str | None = None
     """A .safetensors file to start from. None starts from the app's model."""
-    files: dict[str, Digest] = {}
-    """Files that the app reads, each with its SHA-256. Every participant's must be the same."""
+    files: Files = {}
+    """Files that the app reads. Every participant's must be the same."""
     run: RunSettings
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
     training: TrainingConfig = TrainingConfig()
@@ -162,6 +165,16 @@ def absolute_path(value: str, folder: Path) -> str:
         raise ConfigError(f"The path {show(value)} cannot be followed: {e}") from None
 
 
+def absolute_files(files: Files, folder: Path) -> Files:
+    """Return the [files] table with absolute paths. Raises ConfigError."""
+    return {absolute_path(path, folder): digest for path, digest in files.items()}
+
+
+def absolute_codec(uplink: UplinkSettings, folder: Path) -> UplinkSettings:
+    """Return the [uplink] table with the absolute path of its file. Raises ConfigError."""
+    return uplink if uplink.file is None else uplink.model_copy(update={"file": absolute_path(uplink.file, folder)})
+
+
 def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
     def resolve(value: str) -> str:
         return absolute_path(value, folder)
@@ -175,7 +188,7 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
         update={
             "app": resolve(config.app),
             "runs_dir": resolve(config.runs_dir),
-            "files": {resolve(path): digest for path, digest in config.files.items()},
+            "files": absolute_files(config.files, folder),
             "initial": None if config.initial is None else resolve(config.initial),
             "broker": config.broker.model_copy(update=broker),
             "commit": config.commit
@@ -184,9 +197,7 @@ def _absolute(config: FederationConfig, folder: Path) -> FederationConfig:
             "strategy": replace(config.strategy, file=resolve(config.strategy.file))
             if isinstance(config.strategy, CustomStrategy)
             else config.strategy,
-            "uplink": config.uplink
-            if config.uplink.file is None
-            else config.uplink.model_copy(update={"file": resolve(config.uplink.file)}),
+            "uplink": absolute_codec(config.uplink, folder),
             "participant": config.participant.model_copy(update={"spool_dir": resolve(config.participant.spool_dir)}),
             "security": config.security
             if (fleet := _fleet(config.security.fleet, folder)) is None

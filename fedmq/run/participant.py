@@ -46,8 +46,7 @@ def participant_for(
     log_identity(kind, participant_id, config.security.coordinator_user)
     if transport is None:
         check_user(config, kind, participant_id, "the participant's id (--id)")
-    if isinstance(config, FederationConfig):
-        check_files(config.files)
+    check_files(config.files)
     trainer, own = _in_process(config.app, participant_id) if in_process else _elsewhere(config, participant_id)
     return ParticipantService(
         participant_id=participant_id,
@@ -65,11 +64,11 @@ def participant_for(
         coordinator_user=config.security.coordinator_user if kind == "user" else None,
         credentials=credentials,
         verify=verify,
-        own_codec=_own_codec(config, participant_id) if isinstance(config, FederationConfig) else None,
+        own_codec=_own_codec(config, participant_id),
     )
 
 
-def _own_codec(config: FederationConfig, participant_id: str) -> Codec | None:
+def _own_codec(config: FederationConfig | DeviceConfig, participant_id: str) -> Codec | None:
     """Return the codec of the federation's own file. Without what [uplink] asks for, the participant sends plain
     updates, and its log says why."""
     own, lacking = codec_here(config.uplink)

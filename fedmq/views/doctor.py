@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fedmq
+from fedmq.app.needed_files import check_files
 from fedmq.broker_config.amqp.handshake import MIB, identify
 from fedmq.broker_config.amqp.probe import Probe
 from fedmq.broker_config.amqp.tls import TlsFiles
@@ -58,6 +59,17 @@ def fitting_role(config: FederationConfig, participant_id: str | None) -> Role |
     return None
 
 
+def _files(config: FederationConfig | DeviceConfig) -> Iterator[Finding]:
+    """Yield whether the files that the app reads are the federation's."""
+    try:
+        check_files(config.files)
+    except ConfigError as error:
+        yield Finding("wrong", f"files: {error}", "do what it says: no process starts without them", error)
+    else:
+        if config.files:
+            yield Finding("ok", f"files: {len(config.files)} with the digests of [files]")
+
+
 def broker_user(settings: BrokerSettings) -> str | None:
     """Return the user that we log in as; None if URL and certificate do not say."""
     try:
@@ -92,6 +104,7 @@ def examine(
         yield Finding("ok", f"configuration: {run}")
         private.append(config.run_dir)
         strategy = yield from _strategy(config, try_s)
+    yield from _files(config)
     yield from codecs.look(config, role)
     places = folders.places(config, participant_id, role)
     rights = [(place, folders.writable(place)) for place in places]

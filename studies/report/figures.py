@@ -115,8 +115,8 @@ def _outside(means: Mapping[str, Floats], limits: tuple[float, float], target: T
         beyond = late[(late < low - slack) | (late > high + slack)]
         if len(beyond):
             how = "all of it" if len(beyond) == len(late) else "in part"
-            ends = " to ".join(number_text(float(end)) for end in (beyond.min(), beyond.max()))
-            found.append(f"{strategy} ({how}: {ends})")
+            ends = dict.fromkeys(number_text(float(end)) for end in (beyond.min(), beyond.max()))
+            found.append(f"{strategy} ({how}: {' to '.join(ends)})")
     if target is not None and not low <= target.value <= high:
         found.append(f"the target ({target.value:g})")
     return f"Outside of the panels: {', '.join(found)}." if found else ""
@@ -179,7 +179,9 @@ def weights(cells: Sequence[CellResult], look: Look) -> str:
             if max(result.task_s, default=1) > 8 * max(min(result.task_s, default=1), 1e-12):
                 ax.set_xscale("log")
             for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-                if axis.get_scale() == "log" and high < 100 * low:  # too few of 0.1, 1, 10 are on it
+                if axis.get_scale() == "log" and high < 4 * low:  # too few of 0.5, 1, 2 are on it
+                    axis.set_major_locator(MaxNLocator(5))
+                elif axis.get_scale() == "log" and high < 100 * low:  # too few of 0.1, 1, 10 are on it
                     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
                 axis.set_minor_formatter(FuncFormatter(lambda *_: ""))

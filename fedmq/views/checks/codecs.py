@@ -21,18 +21,18 @@ ADVICE_PARTICIPANT = "do what it says, or let this participant send plain update
 
 
 def look(config: FederationConfig | DeviceConfig, role: Role | None) -> Iterator[Finding]:
-    """Yield whether this machine has the codec that the file asks for. A device of a fleet does not know its run's."""
-    if isinstance(config, DeviceConfig):
-        yield Finding("ok", f"codecs: this device has {', '.join(capabilities())}; a run may ask for one of them")
-        return
+    """Yield whether this machine has the codec that the file asks for. A device of a fleet without a federation file
+    does not know its run's."""
     if config.uplink.codec == "none":
+        if isinstance(config, DeviceConfig):
+            yield Finding("ok", f"codecs: this device has {', '.join(capabilities())}; a run may ask for one of them")
         return
     own, lacking = codec_here(config.uplink)
     if lacking is None:
         name = config.uplink.codec if own is None else f"{own.name} from {config.uplink.file}"
         behind = "" if config.uplink.lossless == "none" else f", with {config.uplink.lossless}"
         yield Finding("ok", f"codec: {name}{behind}")
-    elif role == "participant":
+    elif role == "participant" or isinstance(config, DeviceConfig):
         yield Finding("warning", f"codec: {lacking}", ADVICE_PARTICIPANT)
     else:
         yield Finding("wrong", f"codec: {lacking}", "do what it says: no coordinator starts without it", lacking)

@@ -1,5 +1,6 @@
 """A federation with a fleet beside its file."""
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from fedmq.fleet import certificates, setup
 from fedmq.fleet.bundle import Bundle, broker_settings
 from fedmq.fleet.folder import read_text, write_secret
 from fedmq.fleet.inventory import Inventory
-from fedmq.run import devices
+from fedmq.run import devices, participant
 from fedmq.run.enrolled import as_coordinator, open_fleet
+from fedmq.run.participant import participant_for
 from fedmq.schemas.errors import ConfigError, FleetError
 from fedmq.schemas.messages import CertificateRequest
 from tests.support.fleet import NOW_S, PLAN, made
@@ -24,6 +26,30 @@ max_versions = 1
 [strategy]
 name = "fedbuff"
 """
+
+
+CODEC = """
+class Signs:
+    name = "signs"
+    parts = encode = decode = None
+
+build_codec = Signs
+"""
+
+
+APP = """
+class Trainer:
+    num_examples = 1
+    def train(self, parameters, config):
+        return None
+
+def build_trainer(participant_id):
+    return Trainer()
+"""
+
+
+class Offline:
+    """A transport that nothing is asked of."""
 
 
 @pytest.fixture
@@ -128,6 +154,27 @@ def test_a_devices_own_settings_are_its_own(configured, tmp_path, monkeypatch):
     with_file = load_device(tmp_path / "federation.toml", None, flags, broker=broker, coordinator_user="c", environ={})
     assert (with_file.app, with_file.participant.hello_interval_s) == (str(tmp_path / "app.py"), 3.0)
     assert (with_file.broker.heartbeat_s, with_file.broker.cert_file) == (9, "device.pem")
+
+
+def test_a_device_with_the_federation_file_compares_its_files_and_has_its_codec(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.bin").write_bytes(b"theirs")
+    (tmp_path / "own.py").write_text(CODEC)
+    table = f'files = {{ "data.bin" = "{"0" * 64}" }}\n'
+    (tmp_path / "f.toml").write_text(f'{table}{FEDERATION}[uplink]\ncodec = "custom"\nfile = "own.py"\n')
+    broker = broker_settings(bundle_of(made(tmp_path)), "sensor-1", auth="external", cert_file="device.pem")
+    config = load_device(tmp_path / "f.toml", None, (), broker=broker, coordinator_user="c", environ={})
+    with pytest.raises(ConfigError, match=r"data\.bin is not the federation's file"):
+        participant_for(config, "sensor-1", in_process=True, transport=Offline())
+    digest = hashlib.sha256(b"theirs").hexdigest()
+    config = config.model_copy(update={"files": {str(tmp_path / "data.bin"): digest}})
+    (tmp_path / "app.py").write_text(APP)
+    monkeypatch.setattr(participant, "ParticipantService", lambda **given: given["own_codec"].name)
+    assert participant_for(config, "sensor-1", in_process=True, transport=Offline()) == "signs"
+    alone = load_device(
+        None, None, ("uplink.codec=custom", "uplink.file=own.py"), broker=broker, coordinator_user="c", environ={}
+    )
+    assert alone.uplink.file == str(tmp_path / "own.py")
 
 
 def test_a_devices_mistakes_are_told_together(tmp_path):

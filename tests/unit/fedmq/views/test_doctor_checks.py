@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import signal
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from fedmq.schemas.parameters import Parameters
 from fedmq.views.checks import codecs, folders, run_settings
 from fedmq.views.checks.time_limit import TookTooLong, limited
 from fedmq.views.checks.update_trial import UpdateTrial
+from fedmq.views.doctor import _files
 from tests.unit.schemas.samples import UPDATE
 
 STRATEGIES = [
@@ -205,3 +207,19 @@ def _stubborn():
         while True:
             with contextlib.suppress(Exception):
                 signal.getsignal(signal.SIGALRM)
+
+
+@pytest.mark.parametrize("content", [b"ours", b"theirs", None])
+def test_the_files_of_the_app_are_compared_before_the_run(tmp_path, content):
+    digest = hashlib.sha256(b"ours").hexdigest()
+    (tmp_path / "f.toml").write_text(
+        f'files = {{ "data.bin" = "{digest}" }}\n[run]\nrun_id = "r"\nstop = {{ max_updates = 9 }}\n'
+        '[strategy]\nname = "fedbuff"\n'
+    )
+    if content is not None:
+        (tmp_path / "data.bin").write_bytes(content)
+    (found,) = _files(load_config(tmp_path / "f.toml", environ={}))
+    assert found.level == ("ok" if content == b"ours" else "wrong")
+    said = {b"ours": "1 with the digests", b"theirs": "is not the federation's file", None: "cannot be read"}
+    assert said[content] in found.what
+    assert list(_files(config(tmp_path, '[strategy]\nname = "fedbuff"\n'))) == []
