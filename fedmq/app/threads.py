@@ -1,4 +1,4 @@
-"""TensorFlow's threads and its remarks. It reads both from its environment, once."""
+"""The threads of TensorFlow, PyTorch and OpenMP, and TensorFlow's remarks: they read their environment, once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from fedmq.schemas.errors import ConfigError
 
 
 def tensorflow_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment for a process that loads TensorFlow. `FEDMQ_TF_THREADS` limits its threads.
+    """Return the environment for a process that loads an app. `FEDMQ_TF_THREADS` limits its threads.
+
+    OpenMP's threads, which PyTorch and scikit-learn use, spin while they wait for each other. If several participants
+    share the cores, they spend them so, and a training takes minutes in place of a second. So they sleep instead.
 
     Raises ConfigError if FEDMQ_TF_THREADS is not a number of threads.
     """
     found = dict(environ)
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     found.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threads = environ.get("FEDMQ_TF_THREADS")
     if threads is not None:
         if not threads.isdecimal() or int(threads) < 1:
@@ -26,5 +30,5 @@ def tensorflow_environment(environ: Mapping[str, str] = os.environ) -> dict[str,
 
 
 def prepare_tensorflow(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Change this process's environment in the same way, before it loads TensorFlow."""
+    """Change this process's environment in the same way, before it loads an app."""
     environ.update(tensorflow_environment(environ))
