@@ -222,13 +222,19 @@ def _hyper_parameters(strategy: Strategy[Any]) -> dict[str, Any]:
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFolder) -> None:
-    """Raise ConfigError if a setting that a run keeps for life has changed since it began."""
+    """Raise ConfigError if a setting that a run keeps for life has changed since it began.
+
+    A buffer may be given a timeout: no version so far was made by one, so a replay has nothing to mistake.
+    """
     pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
     plain = to_jsonable_python(DownlinkSettings())  # a ledger of an older fedmq does not have the table
     pairs |= {f"downlink.{key}": (old.get("downlink", plain)[key], new["downlink"][key]) for key in plain}
     for table in ("strategy", "training"):
         names = [*new[table], *(name for name in old[table] if name not in new[table])]
         pairs |= {f"{table}.{name}": (old[table].get(name), new[table].get(name)) for name in names}
+    if old["strategy"].get("buffer_timeout_s") is None and new["strategy"].get("buffer_timeout_s") is not None:
+        del pairs["strategy.buffer_timeout_s"]
+        pairs.pop("strategy.min_updates", None)
     changed = [f"{name} was {was!r} and is now {now!r}" for name, (was, now) in pairs.items() if was != now]
     if changed:
         raise ConfigError(

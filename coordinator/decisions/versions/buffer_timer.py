@@ -10,6 +10,7 @@ Rules
     that the time makes. It opens the next buffer.
  4. A buffer that is full makes its version as it always does. The next buffer begins anew, and so does one whose
     updates were lost because their version failed.
+ 5. A run may be given a timeout later. If its buffer holds updates then, the time counts from that start.
 """
 
 from __future__ import annotations

@@ -91,6 +91,22 @@ def test_after_a_restart_the_time_goes_on_by_run_time(since_save_s):
     assert only(NewVersion, bench.tick(15.0)).by_timeout
 
 
+def test_a_timeout_that_is_switched_on_counts_from_that_start():
+    bench = timed(buffer_timeout_s=None)
+    first, second, third = tasks_of(bench, "a", "b", "c")
+    bench.update(first, t=5.0, tensors=parameters(1.0, 2.0))
+    bench.tick(100.0)
+    bench.strategy = timed().strategy
+    assert of(NewVersion, bench.restart()) == []
+    assert bench.core.next_wakeup() == 110.0
+    bench.update(second, t=104.0, tensors=parameters(3.0, 6.0))
+    bench.restart()
+    made = only(NewVersion, bench.tick(110.0))
+    assert (made.by_timeout, len(made.update_ids)) == (True, 2)
+    bench.update(third, t=120.0)
+    assert bench.core.next_wakeup() == 130.0
+
+
 def test_a_restart_from_any_moment_goes_on_to_the_same_bits():
     def run(restarts):
         bench = timed(buffer_size=3, min_updates=2)
