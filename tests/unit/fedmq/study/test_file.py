@@ -190,7 +190,7 @@ def test_all_that_a_study_file_says_is_in_the_study(tmp_path):
         (
             "participants = 4",
             "participants = 4\ndropout = {probability = 1}",
-            "populations.1.dropout.probability: got 1, allowed: less than 1",
+            "populations.1.dropout.probability: got 1, allowed: 0.999 or less",
         ),
         ("{max_updates = 10}", "{max_time_s = inf}", "run.stop.max_time_s: got inf"),
         (
