@@ -21,10 +21,11 @@ from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.schemas.codecs.hidden import GROUP, MOST_STEPS, Step, after, check_names, joined, parts_of_step, wire_of
 from fedmq.schemas.codecs.names import DOWNLINK
 from fedmq.schemas.codecs.rounded import check_dtypes, narrow, wide
-from fedmq.schemas.messages import Downlink, HeldModel, Uplink
+from fedmq.schemas.codecs.wire import check_parts
+from fedmq.schemas.messages import Downlink, HeldModel, Uplink, is_digest
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.signing import tensors_digest
-from fedmq.schemas.tensors import all_finite, spec_of
+from fedmq.schemas.tensors import ModelSpec, all_finite, check_spec, spec_of
 
 _HIDDEN = "hidden/"
 
@@ -182,7 +183,10 @@ class HiddenModel:
 
     @classmethod
     def restore(cls, snapshot: Snapshot, parameters: Parameters) -> HiddenModel:
-        """Rebuild the hidden state whose `arrays` and `scalars` are in the snapshot."""
+        """Rebuild the hidden state whose `arrays` and `scalars` are in the snapshot.
+
+        Raises KeyError, TypeError, ValueError or a PeerError if they are not what `arrays` and `scalars` gave.
+        """
         kept: Mapping[str, Any] = snapshot.scalars["hidden"]
         made = cls.__new__(cls)
         made._order = Uplink.model_validate(kept["step"])
@@ -195,6 +199,20 @@ class HiddenModel:
         names = [part.name for part in made._wire.parts]
         for version, digest in enumerate(digests, made._version - len(digests) + 1):
             parts = {name: snapshot.arrays[f"{GROUP}/{version}/{name}"] for name in names}
+            check_parts(made._wire.parts, parts)
             made._steps.append(Step(version, parts, digest))
         made._digest = digests[-1] if digests else made._first_digest
+        made._check(spec_of(parameters))
         return made
+
+    def _check(self, spec: ModelSpec) -> None:
+        """Raise ValueError or SpecMismatch if this is no hidden state of the model. Its participants have another one
+        then, and each task would be declined."""
+        known = [self._first_digest, *(step.digest for step in self._steps)]
+        if not all(isinstance(one, str) and is_digest(one) for one in known):
+            raise ValueError("the hidden state has digests that are none")
+        if not len(self._steps) <= min(self._version, MOST_STEPS):
+            raise ValueError(f"the hidden state of version {self._version} has {len(self._steps)} steps")
+        check_spec(self._state, spec)
+        if tensors_digest(self._state).hex() != self._digest:
+            raise ValueError(f"the hidden state of version {self._version} has another digest than was noted")

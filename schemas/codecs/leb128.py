@@ -37,6 +37,8 @@ def unpack(packed: npt.NDArray[Any], count: int) -> Numbers:
     ends = np.flatnonzero(packed < 0x80)
     if ends.size != count or (packed.size and packed[-1] >= 0x80):
         raise MalformedMessage(f"{packed.size} bytes of LEB128 hold {ends.size} whole numbers, expected {count}")
+    if packed.size == count:  # a byte each
+        return packed.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1]) if count else ends
     lengths = ends - starts + 1
     if count and lengths.max() > MOST_BYTES:

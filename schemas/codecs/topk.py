@@ -54,7 +54,7 @@ class TopK:
         gaps = leb128.unpack(parts["gap"], kept)
         if (gaps[1:] == 0).any():
             raise MalformedMessage("two kept values have one index, expected indices that rise")
-        indices = np.cumsum(gaps)
+        indices = np.cumsum(gaps, out=gaps)
         if kept and indices[-1] >= places.size:
             raise MalformedMessage(f"a kept value has the index {indices[-1]}, the model has {places.size} elements")
         made = np.zeros(places.size, np.float32)

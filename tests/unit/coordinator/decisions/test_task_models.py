@@ -388,3 +388,56 @@ def test_values_that_nobody_sent_are_found_by_the_digest(tmp_path):
         base_of(task, Parameters({}), spool)
     assert spool.read_model().held == HeldModel(version=0, digest=digest)  # type: ignore[union-attr]
     spool.close()
+
+
+def spoilt(arrays: dict, scalars: dict, what: str) -> None:
+    """Change a snapshot as somebody does who writes into the run's folder."""
+    hidden = scalars["hidden"]
+    match what:
+        case "no digest":
+            hidden["digests"] = []
+        case "digests that are none":
+            hidden["digests"] = ["x"] * len(hidden["digests"])
+        case "digests of numbers":
+            hidden["digests"] = [1] * len(hidden["digests"])
+        case "another newest digest":
+            hidden["digests"][-1] = "0" * 64
+        case "a version that is a text":
+            hidden["version"] = "2"
+        case "a version below its steps":
+            hidden["version"] = 1
+        case "a codec that makes no steps":
+            hidden["step"]["codec"] = "powersgd"
+        case "another shape":
+            arrays["hidden/000/w"] = np.zeros(3, np.float32)
+        case "another dtype":
+            arrays["hidden/000/w"] = np.zeros((70, 10))
+        case "other values":
+            arrays["hidden/000/w"] = np.full((70, 10), np.nan, np.float32)
+        case "a part that is too short":
+            arrays["step/2/q"] = arrays["step/2/q"][:-1]
+        case "a part of another dtype":
+            arrays["step/2/q"] = arrays["step/2/q"].astype(np.float64)
+        case "a part that is not there":
+            del arrays["step/1/scale"]
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["no digest", "digests that are none", "digests of numbers", "another newest digest", "a version that is a text",
+     "a version below its steps", "a codec that makes no steps", "another shape", "another dtype", "other values",
+     "a part that is too short", "a part of another dtype", "a part that is not there"],
+)  # fmt: skip
+def test_a_snapshot_with_another_hidden_state_is_refused_at_the_start_and_not_in_the_loop(what) -> None:
+    model = HiddenModel(Uplink(codec="int8", rounding="nearest"), MODEL)
+    parameters = MODEL
+    for seed in range(2):
+        parameters = parameters.replace({n: a + delta(seed).get(n, 0) for n, a in parameters.items()})
+        model.advance(parameters)
+    arrays, scalars = dict(model.arrays()), model.scalars()
+    assert HiddenModel.restore(Snapshot(arrays, scalars), parameters).order({"downlink"}, 0) == model.order(
+        {"downlink"}, 0
+    )
+    spoilt(arrays, scalars, what)
+    with pytest.raises((KeyError, TypeError, ValueError, PeerError)):
+        HiddenModel.restore(Snapshot(arrays, scalars), parameters)
