@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.settings import DownlinkSettings
+from fedmq.schemas.codecs.checked import check_parts
 from fedmq.schemas.codecs.hidden import GROUP, MOST_STEPS, Step, after, check_names, joined, parts_of_step, wire_of
 from fedmq.schemas.codecs.names import DOWNLINK
 from fedmq.schemas.codecs.rounded import check_dtypes, narrow, wide
-from fedmq.schemas.codecs.wire import check_parts
 from fedmq.schemas.messages import Downlink, HeldModel, Uplink, is_digest
 from fedmq.schemas.parameters import Array, Parameters
 from fedmq.schemas.signing import tensors_digest

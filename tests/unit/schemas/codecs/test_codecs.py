@@ -8,7 +8,7 @@ import pytest
 from fedmq.schemas.codecs import leb128
 from fedmq.schemas.codecs.bf16 import Bf16
 from fedmq.schemas.codecs.blocks import Int4, Int8, quantise
-from fedmq.schemas.codecs.codec import Codec, Places, places_of
+from fedmq.schemas.codecs.codec import Codec, Part, Places, places_of
 from fedmq.schemas.codecs.powersgd import PowerSgd, orthonormal
 from fedmq.schemas.codecs.topk import TopK, largest
 from fedmq.schemas.errors import MalformedMessage
@@ -137,11 +137,22 @@ def test_topk_keeps_the_ceiling_of_its_part_and_sends_gaps() -> None:
     assert np.array_equal(TopK(0.0021).decode(parts, places((1000,))), values)
 
 
-@pytest.mark.parametrize(("gaps", "why"), [([1, 0, 3], "rise"), ([1, 2, 9], "index 12"), ([2**34, 1, 1], "index")])
+@pytest.mark.parametrize(
+    ("gaps", "why"),
+    [([1, 0, 3], "rise"), ([1, 2, 9], "index 12"), ([1, 2, 7], "has the index 10"), ([2**34, 1, 1], "index")],
+)
 def test_indices_that_do_not_rise_or_that_the_model_does_not_have_are_refused(gaps, why) -> None:
     parts = {"value": np.ones(3, np.float32), "gap": leb128.pack(np.array(gaps))}
     with pytest.raises(MalformedMessage, match=why):
         TopK(0.3).decode(parts, places((10,)))
+
+
+def test_the_room_for_gaps_is_what_gaps_that_fit_into_the_model_can_take() -> None:
+    assert TopK(0.01).parts(places((1000,)))[-1] == Part("gap", "uint8", 10, 10 + 1000 // 128)
+    assert TopK(0.01).parts(places((200_000,)))[-1] == Part("gap", "uint8", 2000, 2000 + 200_000 // 128 + 12)
+    most = np.full(10, 128)  # more than 7 of them would lie beyond the model
+    most[7:] = 1
+    assert leb128.pack(most).size == 17
 
 
 NUMBERS = [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**35 - 1]
