@@ -169,6 +169,19 @@ def test_a_frame_that_announces_too_much_or_too_little_is_refused_before_it_is_u
             one.decode(Parameters({"coded:zstd": np.frombuffer(broken, np.uint8)}))
 
 
+def test_a_frame_is_flat_bytes_and_alone() -> None:
+    pytest.importorskip("zstandard")
+    tensors = model(MLP)
+    one = wire(Int8(), tensors, compressed=True)
+    whole = sent(Int8(), tensors, compressed=True)["coded:zstd"]
+    for frame in (whole.view(np.int8), whole[: whole.size // 4 * 4].view(np.float32), whole.reshape(1, -1)):
+        with pytest.raises(SpecMismatch, match="uint8 and flat"):
+            one.decode(Parameters({"coded:zstd": frame}))
+    for beside in ("coded:q", "coded:"):
+        with pytest.raises(SpecMismatch, match="uint8 and flat"):
+            one.decode(Parameters({"coded:zstd": whole, beside: np.zeros(2, np.uint8)}))
+
+
 def test_a_model_whose_names_would_be_read_as_parts_is_refused() -> None:
     with pytest.raises(AppError, match="coded:q"):
         UplinkCodec(Uplink(codec="int8"), Int8()).wire(spec_of(model({"coded:q": (2,)})))
