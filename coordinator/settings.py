@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, Self
@@ -9,7 +10,7 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINKS, FITTING, NEEDS_FEEDBACK
-from fedmq.schemas.messages import Identifier, Reply, Uplink
+from fedmq.schemas.messages import MOST_EXTRA, UNFROZEN, Identifier, Reply, TrainingConfig, Uplink
 from fedmq.schemas.nearest import near
 
 
@@ -268,6 +269,56 @@ class DownlinkSettings(Settings):
         """Order of the codec of the hidden state's steps."""
         given = {} if self.fraction is None else {"fraction": self.fraction}
         return Uplink(codec=self.step_codec or "int8", rounding="nearest", **given)  # type: ignore[arg-type]
+
+
+class Unfreeze(Settings):
+    """An entry of [training] unfreeze: at `version` the frozen tensors with these names begin to move."""
+
+    version: int = Field(ge=1)
+    tensors: tuple[str, ...] = Field(min_length=1)
+    """Patterns over the names of tensors, as in "backbone/block_16*"; * stands for any letters, ? for one."""
+
+
+class TrainingSettings(TrainingConfig):
+    """The [training] table: what tasks ask for, and the versions at which frozen tensors begin to move."""
+
+    unfreeze: tuple[Unfreeze, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_room_for_the_version(self) -> Self:
+        if self.unfreeze and (UNFROZEN in self.extra or len(self.extra) >= MOST_EXTRA):
+            raise ValueError(
+                f"unfreeze adds the key {UNFROZEN!r} to extra, which has {len(self.extra)} of {MOST_EXTRA} keys"
+                f"{', and this one among them' if UNFROZEN in self.extra else ''}: rename it, or take one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _versions_rise(self) -> Self:
+        versions = [one.version for one in self.unfreeze]
+        for one, other in itertools.pairwise(versions):
+            if other <= one:
+                raise ValueError(
+                    f"unfreeze has the versions {', '.join(map(str, versions))}: each must be above the one before it"
+                )
+        return self
+
+
+def of_table(table: TrainingSettings) -> TrainingConfig:
+    """Return a [training] table as it was before it had a schedule, if it has none: a study without one is the same."""
+    return table if table.unfreeze else what_tasks_ask(table)
+
+
+def what_tasks_ask(training: TrainingConfig) -> TrainingConfig:
+    """Return what tasks ask for, without the schedule."""
+    if type(training) is TrainingConfig:
+        return training
+    return TrainingConfig.trusted({name: getattr(training, name) for name in TrainingConfig.model_fields})
+
+
+def unfreezing(training: TrainingConfig) -> tuple[Unfreeze, ...]:
+    """Return the entries of [training] unfreeze."""
+    return training.unfreeze if isinstance(training, TrainingSettings) else ()
 
 
 class CommitSettings(Settings):

@@ -79,6 +79,11 @@ class Frozen:
         """Return the name of the first frozen tensor with other bits than here; None if they are all the same."""
         return next((name for name, array in self.by_name.items() if not _same(array, whole[name])), None)
 
+    def less(self, names: Collection[str]) -> Frozen | None:
+        """Return the part without the tensors of these names in the model; None if it would be empty. One pass."""
+        left = [travelling for travelling in self.tensors if _parsed(travelling)[1] not in names]
+        return frozen_part(self.tensors.select(left)) if left else None
+
     def cut(self, tensors: Parameters) -> Parameters:
         """Return the tensors without those that have the name of a frozen one."""
         return tensors.select(name for name in tensors if name not in self.by_name)

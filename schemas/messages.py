@@ -93,6 +93,14 @@ class ChunkedPayload(Message):
         return self
 
 
+MOST_EXTRA = 64
+"""Keys of `TrainingConfig.extra`."""
+UNFROZEN = "unfrozen"
+"""Key of `TrainingConfig.extra` in tasks after an unfreezing (coordinator.decisions.versions.unfreezing): the last
+version at which frozen tensors of the model began to move. A trainer then trains all tensors that the task says are
+trainable, also those that the app freezes."""
+
+
 class TrainingConfig(Message):
     """The training that the coordinator asks for, the same for all participants of a task."""
 
@@ -107,7 +115,7 @@ class TrainingConfig(Message):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """The task's own seed: the core derives it from the run's seed and the task."""
     extra: dict[Annotated[str, StringConstraints(max_length=64)], ConfigValue] = Field(
-        default_factory=dict, max_length=64
+        default_factory=dict, max_length=MOST_EXTRA
     )
     """Passed to the trainer as it is."""
 

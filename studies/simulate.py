@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 from fedmq.coordinator.decisions.requirements import check_requirements
+from fedmq.coordinator.settings import unfreezing, what_tasks_ask
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
@@ -19,6 +20,7 @@ from fedmq.studies.engine.task_sizes import first_training
 from fedmq.studies.population.devices import Device
 from fedmq.studies.population.population import Member, Population, task_streams
 from fedmq.studies.problems.claims import check_arguments, check_dealt
+from fedmq.studies.problems.frozen import with_schedule
 from fedmq.studies.problems.problem import Federation, Problem
 
 P = ParamSpec("P")
@@ -77,6 +79,8 @@ def simulate(
     federation = problem.deal(members, seed)
     check_dealt(federation, len(members))
     check_requirements(run.run_settings(len(members), seed), strategy, training, evaluates=federation.evaluates)
+    federation = with_schedule(federation, unfreezing(training), strategy)
+    training = what_tasks_ask(training)
     for table in (run.uplink, run.downlink):
         for place, text in () if table is None else table.unmet(strategy):
             raise ConfigError(f"{place}: {text}")

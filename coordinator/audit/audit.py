@@ -372,7 +372,7 @@ def _files(folder: RunFolder, ledger: LedgerReader) -> Iterator[Check]:
         if wrong:
             return
         part = read_frozen(files, frozen, mend=False).by_name
-        newest = newest and newest | {f"parameters/{name}": array for name, array in part.items()}
+        newest = newest and {f"parameters/{name}": array for name, array in part.items()} | newest
     if folder.final_parameters.exists() and newest:
         yield Check("the final model is the newest checkpoint's", tuple(_final(folder, newest)))
 

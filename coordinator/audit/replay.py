@@ -3,7 +3,8 @@
     state = the model and the strategy's state that a base or a checkpoint holds
     for each accepted update after it, in the ledger's order:
         accumulate(state, update, staleness), with the staleness and the client weight that the ledger has
-        if the ledger begins the next version here: aggregate(state, parameters)
+        if the ledger begins the next version here: aggregate(state, parameters), and the tensors join the model that
+            are unfrozen at this version
         if the ledger says that the buffer was lost here: drop(state)
         if it says that the method began anew here: init(parameters)
 
@@ -23,6 +24,7 @@ from typing import Any
 from fedmq.coordinator.decisions.failures import Drop, StrategyFailed, drops_in
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.decisions.versions.model import Model
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import Base, CheckpointRow, UpdateRow
@@ -70,14 +72,16 @@ def replay(
     up_to: int | None = None,
     *,
     drops: Sequence[Drop] = (),
+    frozen: FrozenParts | None = None,
 ) -> Iterator[Point]:
     """Yield every state from the snapshot's on, until `up_to` updates are inside.
 
-    `rows` are all accepted updates of the run, from the first, and `drops` all buffers that were lost.
+    `rows` are all accepted updates of the run, from the first, and `drops` all buffers that were lost. `frozen` is the
+    model's frozen part; only a run with [training] unfreeze needs it.
     """
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
     to_come = list(drops[len(snapshot.scalars.get("drops", ())) :])
-    model = Model.restore(strategy, snapshot)
+    model = Model.restore(strategy, snapshot, frozen=frozen)
     remembers = METHODS[strategy.reply].remembers
     anew_at = max((drop.accepted for drop in drops[: len(drops) - len(to_come)] if drop.anew), default=0)
     heard = {row.participant_id for row in rows[anew_at:accepted]} if remembers else set()
@@ -96,6 +100,7 @@ def replay(
             version += 1
             try:
                 weights = model.make_version(groups.get(version))
+                model.unfreeze(version)
             except StrategyFailed as error:
                 raise CheckpointError(f"version {version} is not of the ledger's updates: {error}") from error
         elif accepted < (len(rows) if up_to is None else up_to):
@@ -139,8 +144,11 @@ def payloads(folder: RunFolder, ledger: LedgerReader, after: int, up_to: int) ->
     return lambda order: archive.read_update(folder.archive, found[order])
 
 
-def rebuilt(folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any]) -> tuple[dict[str, Array], str] | None:
+def rebuilt(
+    folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any], frozen: FrozenParts | None = None
+) -> tuple[dict[str, Array], str] | None:
     """Rebuild the arrays of the newest state from an older one and the archive; also say what they were made from.
+    `frozen` is as in `replay`.
 
     Returns None if the archive does not have all updates that were accepted since, or if the result is not the state
     that the ledger names.
@@ -158,7 +166,7 @@ def rebuilt(folder: RunFolder, ledger: LedgerReader, strategy: Strategy[Any]) ->
             snapshot = _state_of(folder, start, strategy)
             if snapshot is None:
                 continue
-            for point in replay(strategy, snapshot, rows, payload_of, drops=drops):
+            for point in replay(strategy, snapshot, rows, payload_of, drops=drops, frozen=frozen):
                 if (point.accepted, point.version, point.passing) == (newest.accepted, newest.version, False):
                     if point.digest() == newest.digest:
                         return point.arrays(), f"{start.file} and {newest.accepted - start.accepted} archived updates"

@@ -9,12 +9,14 @@ digest proves them, because a wrong version leads to a wrong state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedmq.coordinator.audit.replay import Point, replay
 from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.state import archive
+from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
+from fedmq.coordinator.state.frozen_file import frozen_in
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base, UpdateRow
 from fedmq.coordinator.state.run_folder import RunFolder
@@ -34,6 +36,8 @@ class Kept:
     """Weights of the updates in each version."""
     drops: Sequence[Drop] = ()
     """Buffers that were lost."""
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    """Scalars of the newest checkpoint."""
 
     @classmethod
     def of(cls, ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Kept:
@@ -42,8 +46,8 @@ class Kept:
         for row in rows:
             if row.version is not None:
                 weights.setdefault(row.version, []).append(row.weight)
-        drops = drops_in(ledger.checkpoints()[0].scalars)
-        return cls(rows, ledger.states(), ledger.bases(), archived, weights, drops)
+        scalars = ledger.checkpoints()[0].scalars
+        return cls(rows, ledger.states(), ledger.bases(), archived, weights, drops_in(scalars), scalars)
 
 
 @dataclass(slots=True)
@@ -69,7 +73,7 @@ def stretches(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Str
         if base.accepted > done:
             yield Stretch(done + 1, base.accepted, why_not=why_not)
             done = base.accepted
-        found = _from_base(folder, kept, base, strategy)
+        found = _from_base(folder, ledger, kept, base, strategy)
         why_not = "their tensors are not kept"
         if found.wrong and base.accepted not in {now.accepted for now in ledger.bases()}:
             found.wrong, found.why_not = "", "the running coordinator has removed them meanwhile"
@@ -81,12 +85,14 @@ def stretches(folder: RunFolder, ledger: LedgerReader, kept: Kept, strategy: Str
         yield Stretch(done + 1, len(kept.rows), why_not=why_not)
 
 
-def _from_base(folder: RunFolder, kept: Kept, base: Base, strategy: Strategy[Any]) -> Stretch:
+def _from_base(folder: RunFolder, ledger: LedgerReader, kept: Kept, base: Base, strategy: Strategy[Any]) -> Stretch:
     up_to = base.accepted
     while up_to + 1 in kept.archived:
         up_to += 1
     found = Stretch(base.accepted + 1, base.accepted)
     try:
+        grows = "unfreeze" in kept.scalars
+        files = CheckpointFiles.of_run(folder, ledger.run())
         points = replay(
             strategy,
             archive.read_base(folder.archive, base),
@@ -94,6 +100,7 @@ def _from_base(folder: RunFolder, kept: Kept, base: Base, strategy: Strategy[Any
             lambda order: archive.read_update(folder.archive, kept.archived[order]),
             up_to,
             drops=kept.drops,
+            frozen=frozen_in(files, kept.scalars, mend=False) if grows else None,
         )
         for point in points:
             found.last = point.accepted

@@ -108,6 +108,14 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class TellUnfrozen:
+    """Say that these tensors of the model's frozen part move from this version on, which was made just now."""
+
+    version: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DropBuffer:
     """Count these accepted updates as discarded: they were in the buffer of a version that failed."""
 
@@ -173,6 +181,7 @@ Command = (
     | Accept
     | Discard
     | NewVersion
+    | TellUnfrozen
     | DropBuffer
     | TellSetBack
     | RepeatReceipts

@@ -56,7 +56,8 @@ Rules
 15. Slots go to participants as roster.py and users.py say: those on trial hold half of the slots while others are
     free, and no user holds more than its share. Ids that gave nothing are forgotten when they are away, at the end of
     a step.
-16. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
+16. At a version of [training] unfreeze, frozen tensors join the model (versions/unfreezing.py, with rules of its own).
+17. If the strategy's buffer has a timeout (buffer_timer.py), the updates that are there when the time is over make a
     version.
 17. If the strategy distils (distilling.py), a version that is due is asked for, and made when the answer comes. Until
     then no update may come, and the step has two parts: time passes, and the event is handled.
@@ -103,12 +104,12 @@ from fedmq.coordinator.decisions.updates.verdicts import Verdicts
 from fedmq.coordinator.decisions.versions.buffer import Buffer
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import asked
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts, update_specs
 from fedmq.coordinator.settings import DownlinkSettings, RunSettings
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, max_participants
 from fedmq.schemas.messages import TrainingConfig, Update, Uplink
-from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import ModelSpec, packed_bytes, spec_of
+from fedmq.schemas.tensors import ModelSpec
 
 
 class Core:
@@ -128,19 +129,20 @@ class Core:
         evaluates: bool = False,
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
-        frozen: str | None = None,
+        frozen: FrozenParts | None = None,
         downlink: DownlinkSettings | None = None,
+        version: int = 0,
     ) -> None:
         """Begin a run. `naming` has its key and this start's nonce; without it the ids of tasks are plain. `uplink` is
-        the codec that updates are asked for in; this core sees them decoded. `frozen` is the digest of the model's
-        frozen part (schemas.frozen), which is not among the parameters. `downlink` is the form in which tasks carry the
-        model."""
+        the codec that updates are asked for in; this core sees them decoded. `frozen` is the model's frozen part, which
+        is not among the parameters. `downlink` is the form in which tasks carry the model. `version` is that of the
+        parameters."""
         check_requirements(settings, strategy, training, evaluates=evaluates)
         self._settings = settings
         self._run_uid = run_uid
         self.frozen = frozen
-        """Digest of the model's frozen part; None if it has none."""
-        self._model = Model(strategy, parameters, downlink=downlink)
+        """The model's frozen part, version after version; None if it has none."""
+        self._model = Model(strategy, parameters, downlink=downlink, frozen=frozen)
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
         room, groups = max_participants(strategy), arrivals(strategy)
         names = TaskNames(run_uid) if naming is None else replace(naming, uid=run_uid)
@@ -155,13 +157,15 @@ class Core:
             uplink=uplink,
             sent=self._model.sent,
         )
+        if frozen is not None:
+            self._desk.unfrozen_at = frozen.unfrozen_at
         self._slots = settings.concurrency if strategy.cohort is None else asked(strategy.cohort)
         self._discarded: Counter[str] = Counter()
         self._buffer = Buffer(strategy, self._model, self._desk, self._discarded)
         self._ending = Ending(settings, self._desk, self._buffer.rounds, evaluates=evaluates)
         self._set_backs = SetBacks(self._desk, self._buffer, self._ending)
-        spec = update_spec(strategy.reply, spec_of(parameters))
-        judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness, self._desk.memory)
+        spec, later = update_specs(strategy.reply, parameters, version, frozen)
+        judge = Judge(settings.run_id, strategy.reply, spec, settings.max_staleness, self._desk.memory, later=later)
         self._verdicts = Verdicts(
             judge, self._desk, self._buffer, self._ending, self._set_backs, discarded=self._discarded
         )
@@ -279,15 +283,19 @@ class Core:
         """
         return self._verdicts.awaits(update)
 
-    @property
-    def payload_spec(self) -> ModelSpec:
-        """Names, dtypes and shapes of the tensors that an update carries."""
-        return self._verdicts.judge.spec
+    def spec_of_update(self, base_version: int) -> ModelSpec:
+        """Return the names, dtypes and shapes of the tensors that an update of this version carries."""
+        return self._verdicts.judge.spec_of(base_version)
 
     @property
-    def payload_bytes(self) -> int:
-        """Encoded length of an update's tensors, in bytes."""
-        return packed_bytes(self._verdicts.judge.spec)
+    def payload_spec(self) -> ModelSpec:
+        """Names, dtypes and shapes of the tensors that the largest updates carry: those of the run's last versions."""
+        return self._verdicts.judge.largest_spec
+
+    @property
+    def last_growth(self) -> int:
+        """The last version at which frozen tensors begin to move; 0 if there is none."""
+        return 0 if self.frozen is None or not self.frozen.schedule else self.frozen.schedule[-1].version
 
     def knows(self, participant_id: str) -> bool:
         """Return True if the participant has said hello, and was neither turned away nor forgotten since."""
@@ -430,7 +438,7 @@ class Core:
             **self._verdicts.claims.scalars(),
             **self._ending.scalars(),
             "set_backs": self._set_backs.scalars(),
-            **({} if self.frozen is None else {"frozen": self.frozen}),
+            **({} if self.frozen is None else self.frozen.scalars()),
         }
         return Snapshot(self._model.arrays(), scalars)
 
@@ -459,8 +467,11 @@ class Core:
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
         downlink: DownlinkSettings | None = None,
+        frozen: FrozenParts | None = None,
     ) -> Core:
         """Rebuild the core that wrote the snapshot, from it, all participants and the tasks that were open then.
+
+        `frozen` is the frozen part that the snapshot's scalars name, with the schedule in them.
 
         `naming` has this start's nonce, and a key for a run that has none yet.
 
@@ -468,7 +479,7 @@ class Core:
         strategy/memory/{participant_id}/{tensor}.
         """
         scalars = snapshot.scalars
-        model = Model.restore(strategy, snapshot, downlink)
+        model = Model.restore(strategy, snapshot, downlink, frozen)
         core = cls(
             settings,
             strategy,
@@ -477,7 +488,8 @@ class Core:
             scalars["run_uid"],
             evaluates=evaluates,
             uplink=uplink,
-            frozen=scalars.get("frozen"),
+            frozen=frozen,
+            version=scalars["version"],
         )
         core._model.state = model.state
         core._model.sent = core._desk.sent = model.sent

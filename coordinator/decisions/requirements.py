@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings
-from fedmq.coordinator.strategies.protocol import Strategy, arrivals
+from fedmq.coordinator.settings import RunSettings, StepAssignment, StopSettings, unfreezing
+from fedmq.coordinator.strategies.protocol import Strategy, arrivals, takes_new_tensors
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
@@ -23,6 +23,8 @@ def unmet(
     if strategy.reply == "change" and client_weights != "equal":
         text = f"got {client_weights!r}, allowed: 'equal', because {strategy.name} has its memory on the participants"
         yield "run.client_weights", text
+    if unfreezing(training) and not takes_new_tensors(strategy):
+        yield "training.unfreeze", f"leave it out: the state of {strategy.name} cannot grow by tensors within a run"
     if arrivals(strategy) is not None:
         by_itself = f"leave it out: {strategy.name} says how many steps a task has, within its min_steps and max_steps"
         if steps is not None:

@@ -28,7 +28,7 @@ from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
 from fedmq.schemas.codecs.names import BUILT_IN, DOWNLINK
-from fedmq.schemas.messages import Hello, Reply, TrainingConfig, Uplink
+from fedmq.schemas.messages import UNFROZEN, Hello, Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import memory_kind
 
 _LARGEST = sys.float_info.max
@@ -76,6 +76,8 @@ class TaskDesk:
         """Number of the last task from before this core's start."""
         self.names = names
         self.commands: list[Command] = []
+        self.unfrozen_at: Callable[[int], int | None] = lambda _: None
+        """Returns the last version up to this one at which frozen tensors began to move; None if none did."""
         self.own_limit: Callable[[str], int | None] = lambda _: None
         """Returns the most examples of a participant, by its id; None if only the run's limit is known."""
         self._doubted: set[str] = set()
@@ -289,6 +291,9 @@ class TaskDesk:
         values = {**self._training_values, "seed": seed, "max_steps": self.max_steps(task)}
         if self.groups is not None:
             values["epochs"] = values["max_steps"]  # an epoch has a step at least
+        unfrozen = self.unfrozen_at(task.base_version)
+        if unfrozen is not None:
+            values["extra"] = {**self.training.extra, UNFROZEN: unfrozen}
         training = TrainingConfig.trusted(values)
         p = self.owner(task)
         coded = self._uplink is not None and self._uplink.lacking(p.codecs) is None

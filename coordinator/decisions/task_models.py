@@ -6,7 +6,9 @@ Rules
 2. A participant that does not read such tasks (its hello lacks "downlink") gets the same tensors, whole and plain: all
    updates of a version are against one base.
 3. Steps are kept while they are smaller than the model together, and at most MOST_STEPS. More would never be sent.
-4. Steps begin at what the participant has by its own words, or by its last update. If that is wrong, the digest in the
+4. A version at which frozen tensors begin to move has the parameters themselves as its hidden state. No steps lead to
+   it from an older one, so everybody gets it whole.
+5. Steps begin at what the participant has by its own words, or by its last update. If that is wrong, the digest in the
    task shows it: the participant declines, and its next task is whole.
 """
 
@@ -39,6 +41,9 @@ class TaskModel(Protocol):
 
     def advance(self, parameters: Parameters) -> None:
         """Follow the model to its next version."""
+
+    def grow(self, parameters: Parameters) -> None:
+        """Take the newest version's parameters with the tensors that begin to move at it."""
 
     def order(self, codecs: Collection[str], held: int | None) -> Downlink | None:
         """Return the form in which a participant with these capabilities gets the model, if it has the hidden state of
@@ -97,6 +102,10 @@ class RoundedModel:
     def advance(self, parameters: Parameters) -> None:
         self._parameters, self._base, self._narrow = parameters, None, None
 
+    def grow(self, parameters: Parameters) -> None:
+        check_dtypes(parameters)
+        self.advance(parameters)
+
     def order(self, codecs: Collection[str], held: int | None) -> Downlink | None:  # noqa: ARG002
         base = self.base
         if DOWNLINK not in codecs or base is self._parameters:
@@ -149,6 +158,10 @@ class HiddenModel:
         most = sum(t.num_bytes for t in self._wire.places.coded)
         while len(self._steps) > MOST_STEPS or sum(step.num_bytes for step in self._steps) >= most:
             self._first_digest = self._steps.popleft().digest
+
+    def grow(self, parameters: Parameters) -> None:
+        self._wire = wire_of(self._order, spec_of(parameters))
+        self._begin(parameters)
 
     def order(self, codecs: Collection[str], held: int | None) -> Downlink | None:
         if DOWNLINK not in codecs:

@@ -54,7 +54,7 @@ from fedmq.coordinator.service.incoming.control import (
 from fedmq.coordinator.service.incoming.control_rate import ControlRate
 from fedmq.coordinator.service.incoming.inbox import Inbox
 from fedmq.coordinator.service.incoming.senders import Senders
-from fedmq.coordinator.service.incoming.update_reader import read_update
+from fedmq.coordinator.service.incoming.update_reader import Wires, read_update
 from fedmq.coordinator.service.leading.downtime import Downtime
 from fedmq.coordinator.service.leading.leadership import Leadership
 from fedmq.coordinator.service.leading.standby import Stop
@@ -64,7 +64,6 @@ from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, 
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
-from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import BrokerError, ConfigError
 from fedmq.schemas.limits import PLAIN
 from fedmq.schemas.local.event_log import EventLog
@@ -120,7 +119,7 @@ class Loop:
         wall_s: Callable[[], float],
         downtime: Downtime,
         certificates: CertificateDesk | None = None,
-        wire: Wire | None = None,
+        wires: Wires | None = None,
         frozen: FrozenTasks | None = None,
         check_folder: Callable[[], None] = lambda: None,
     ) -> None:
@@ -141,7 +140,7 @@ class Loop:
         self._inbox = inbox
         self._senders = senders
         self._limits = limits
-        self._wire = wire
+        self._wires = wires
         self._frozen = frozen
         self._run_s = run_s
         self._wall_s = wall_s
@@ -379,7 +378,7 @@ class Loop:
 
     def _on_update(self, delivery: Delivery) -> None:
         event = read_update(
-            self._core, self._senders, self._limits, self._effects.hold(delivery), delivery, self._wire, self._frozen
+            self._core, self._senders, self._limits, self._effects.hold(delivery), delivery, self._wires, self._frozen
         )
         self._revoke()
         if isinstance(event, UpdateArrived) and event.update.chunks is not None:
@@ -420,7 +419,7 @@ class Loop:
         if self._core.accepted > accepted:
             self._refusals.on_accepted()
             if self._frozen is not None:
-                self._frozen.on_accepted(event.update.participant_id)
+                self._frozen.on_accepted(event.update.participant_id, event.update.base_version)
             self._committer.keep_payload(self._core.accepted, event.payload)
 
     def _step(self, event: Event) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from fedmq.coordinator.service.incoming.chunked_updates import ChunkedUpdates
 from fedmq.coordinator.service.incoming.inbox import Inbox
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.incoming.senders import Senders
+from fedmq.coordinator.service.incoming.update_reader import Wires
 from fedmq.coordinator.service.incoming.window import window_of
 from fedmq.coordinator.service.leading.downtime import Downtime
 from fedmq.coordinator.service.leading.leadership import Leadership
@@ -37,8 +38,8 @@ from fedmq.coordinator.service.outgoing.frozen import FrozenTasks, whole_evaluat
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
 from fedmq.coordinator.service.startup import (
     drawn_names,
-    frozen_of,
     open_core,
+    parts_of,
     refuse_changes,
     settings_of,
     tell_of_another_run,
@@ -58,7 +59,6 @@ from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
 from fedmq.schemas.codecs.known import UplinkCodec
 from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
-from fedmq.schemas.frozen import Frozen, split_off
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.event_log import EventLog
@@ -88,7 +88,7 @@ class CoordinatorService:
         connect: Callable[[], Transport],
         topology: Topology,
         initial_parameters: Callable[[], Parameters],
-        frozen: Callable[[], Collection[str]] = tuple,
+        frozen: Callable[[], Collection[str] | Mapping[str, bool]] = tuple,
         max_message_bytes: int,
         chunk_bytes: int = CHUNK_BYTES,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
@@ -167,7 +167,7 @@ class CoordinatorService:
                 self._first = self._initial_parameters()  # tell the app's mistakes now, not when the broker is there
                 self._check_tensors(update_spec(self._strategy.reply, spec_of(self._first)))
                 names = self._frozen()
-                split_off(self._first, names)
+                parts_of(self._first, names, self._strategy, self._training, self._downlink)
                 self._frozen = lambda: names
             while not self._term():
                 log.info("standing_by_again", run=self._run_settings.run_id)
@@ -276,7 +276,6 @@ class CoordinatorService:
             check_model=self._check_model,
             frozen=self._frozen,
         )
-        part = frozen_of(self._folder, ledger, self._commit_settings, core)
         self._check_tensors(core.payload_spec)
         core.limit_examples(self._members.max_examples)
         core.condemn(self._failures.condemned, careful=self._failures.careful)
@@ -287,7 +286,6 @@ class CoordinatorService:
                     core,
                     ledger,
                     archive,
-                    part,
                     transport=transport,
                     inbox=inbox,
                     leadership=leadership,
@@ -305,7 +303,7 @@ class CoordinatorService:
                     )
                     raise
         if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
-            self._save_model(core, part)
+            self._save_model(core)
 
     def _check_tensors(self, spec: ModelSpec) -> None:
         """Raise ConfigError if the messages of this model have more tensors than the settings allow."""
@@ -343,7 +341,6 @@ class CoordinatorService:
         core: Core,
         ledger: Ledger,
         archive: Archive | None,
-        part: Frozen | None,
         *,
         transport: Transport,
         inbox: Inbox,
@@ -354,20 +351,23 @@ class CoordinatorService:
         began_s = time.monotonic() - run.elapsed_s
         files = CheckpointFiles.of(self._folder, self._commit_settings, run.run_id, run.run_uid)
         budget_bytes = self._commit_settings.memory_budget_bytes
-        frozen = FrozenTasks(part, core)
+        frozen = FrozenTasks(core)
         most_spec = frozen.most_spec(self._strategy.reply)
         of_model = len(most_spec), entry_bytes(most_spec), self._max_tensors
         most = update_bytes(packed_bytes(most_spec), *of_model)
         limits = limits_for(min(self._max_message_bytes, most), *of_model)
         inbox.bound(limits.max_body_bytes, PLAIN.max_body_bytes)
         payload_limits = limits_for(self._max_payload_bytes, *of_model)
-        wire = None if self._uplink is None else self._uplink.wire(core.payload_spec)
-        # If updates come in chunks, only their manifests come through the window.
-        plain_bytes = min(core.task_tensors.num_bytes, self._max_message_bytes)
-        window = window_of(budget_bytes, plain_bytes, None if wire is None else wire.usual_bytes)
+        wires = None if self._uplink is None else Wires(self._uplink, core.spec_of_update)
+        # If updates come in chunks, only their manifests come through the window. The last versions' are the largest.
+        largest_bytes = max(core.task_tensors.num_bytes, packed_bytes(core.payload_spec))
+        usual_bytes = None if wires is None else wires.of(core.last_growth).usual_bytes
+        window = window_of(budget_bytes, min(largest_bytes, self._max_message_bytes), usual_bytes)
         senders = Senders(core, self._identity, self._members)
-        coded_bytes = (core.payload_bytes, core.payload_bytes) if wire is None else wire.bounds()
-        least_bytes, most_bytes = coded_bytes[0], max(packed_bytes(most_spec), coded_bytes[1])
+        least_bytes, most_bytes = packed_bytes(core.spec_of_update(0)), packed_bytes(most_spec)
+        if wires is not None:
+            least_bytes = wires.of(0).bounds()[0]
+            most_bytes = max(most_bytes, *(wires.of(version).bounds()[1] for version in (0, core.last_growth)))
         intake = Intake(
             transport,
             self._topology,
@@ -398,27 +398,33 @@ class CoordinatorService:
                 sign=self._sign,
                 uplink=self._order,
                 frozen=frozen,
-                model_bytes=core.task_tensors.num_bytes,
                 steps=self._downlink.codec == "hidden",
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,
                 core=core,
                 intake=intake,
-                evaluator=whole_evaluator(self._evaluator, part),
+                evaluator=whole_evaluator(self._evaluator, core.frozen),
                 in_chunks=most_bytes > limits.max_body_bytes,
                 control_queue=self._topology.control.name,
                 put=inbox.put,
                 wall_s=time.time,
             ),
             chunked=ChunkedUpdates(
-                intake, core, transport, payload_limits, put=inbox.put, owned=archive is None, wire=wire, frozen=frozen
+                intake,
+                core,
+                transport,
+                payload_limits,
+                put=inbox.put,
+                owned=archive is None,
+                wires=wires,
+                frozen=frozen,
             ),
             leadership=leadership,
             inbox=inbox,
             senders=senders,
             limits=limits,
-            wire=wire,
+            wires=wires,
             frozen=frozen,
             hellos_per_s=self._run_settings.hellos_per_s,
             run_s=lambda: time.monotonic() - began_s,
@@ -433,11 +439,11 @@ class CoordinatorService:
         first, self._first = self._first, None
         return self._initial_parameters() if first is None else first
 
-    def _save_model(self, core: Core, part: Frozen | None) -> None:
+    def _save_model(self, core: Core) -> None:
         """Write the final model of a finished run, unless an earlier start has done so."""
         path = self._folder.final_parameters
         if not path.exists():
-            parameters = whole(core.parameters, part)
+            parameters = whole(core.parameters, core.frozen, core.version)
             meta = {
                 "run_id": self._run_settings.run_id,
                 "version": core.version,

@@ -14,10 +14,12 @@ from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.audit.replay import checkpoint_meta, rebuilt
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.records import Snapshot
+from fedmq.coordinator.decisions.task_models import task_model
 from fedmq.coordinator.decisions.tasks.names import NONCE_CHARS, TaskNames
 from fedmq.coordinator.decisions.versions.model import parameters_in
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts, check_growth, scheduled
 from fedmq.coordinator.service.commits.commit import Committer
-from fedmq.coordinator.settings import CommitSettings, DownlinkSettings, RunSettings
+from fedmq.coordinator.settings import CommitSettings, DownlinkSettings, RunSettings, unfreezing
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.frozen_file import frozen_in, write_frozen
@@ -27,7 +29,7 @@ from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import MEMORY, Strategy
 from fedmq.schemas.errors import BrokerError, CheckpointError, ConfigError, LedgerError
-from fedmq.schemas.frozen import Frozen, split_off
+from fedmq.schemas.frozen import split_off
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import TrainingConfig, Uplink
 from fedmq.schemas.parameters import Array, Parameters
@@ -56,13 +58,14 @@ def open_core(
     naming: TaskNames | None = None,
     check_model: Callable[[Parameters], None] | None = None,
     uplink: Uplink | None = None,
-    frozen: Callable[[], Collection[str]] = tuple,
+    frozen: Callable[[], Collection[str] | Mapping[str, bool]] = tuple,
     downlink: DownlinkSettings | None = None,
 ) -> Core:
     """Return the core of a new run, or the restored core of a run that the ledger knows.
 
     `naming` is of this start (`drawn_names`); without it the ids of tasks are plain. `frozen` is asked at the creation
-    of a run for the names of the tensors that no update moves.
+    of a run for the names of the tensors that no update moves; a mapping says of each whether an optimizer would
+    step it (`unfreezing.scheduled`).
 
     Raises ConfigError if the settings do not fit the run's, CheckpointError if its state is damaged, and the error of
     `check_model` if the parameters of an unfinished run do not fit its model.
@@ -72,7 +75,7 @@ def open_core(
         run_uid = secrets.token_hex(4)
         files = CheckpointFiles.of(folder, commit, run.run_id, run_uid)
         _refuse_checkpoints_without_a_ledger(folder, files)
-        parameters, part = split_off(initial_parameters(), frozen())
+        parameters, parts = parts_of(initial_parameters(), frozen(), strategy, training, downlink)
         core = Core(
             run,
             strategy,
@@ -82,12 +85,12 @@ def open_core(
             evaluates=evaluates,
             naming=naming,
             uplink=uplink,
-            frozen=None if part is None else part.digest,
+            frozen=parts,
             downlink=downlink,
         )
         files.prepare()
-        if part is not None:
-            write_frozen(files, part)
+        if parts is not None:
+            write_frozen(files, parts.first)
         first = Committer.first_checkpoint(files, ledger.epoch, core.snapshot())
         ledger.create(run.run_id, run_uid, settings, time.time(), first)
         log.info("run_created", run=run.run_id, uid=run_uid, folder=folder.path)
@@ -95,6 +98,9 @@ def open_core(
     with believed(ledger.path):
         refuse_changes(ledger.run().settings, settings, folder)
         snapshot = _load(folder, ledger, commit, strategy)
+        run_row = ledger.run()
+        files = CheckpointFiles.of(folder, commit, run_row.run_id, run_row.run_uid)
+        parts = frozen_in(files, snapshot.scalars)
         participants = (row.record for row in ledger.participants())
         core = Core.restore(
             run,
@@ -107,23 +113,38 @@ def open_core(
             naming=naming,
             uplink=uplink,
             downlink=downlink,
+            frozen=parts,
         )
     if check_model is not None and core.finished is None:
-        check_model(whole(core.parameters, frozen_of(folder, ledger, commit, core)))
+        check_model(whole(core.parameters, parts, core.version))
     ledger.resume(settings)
     log.info("run_resumed", run=run.run_id, version=core.version, accepted=core.accepted)
     return core
 
 
-def frozen_of(folder: RunFolder, ledger: Ledger, commit: CommitSettings, core: Core) -> Frozen | None:
-    """Return the frozen part of a run's model; None if it has none. Raises CheckpointError if its files are damaged."""
-    run = ledger.run()
-    return frozen_in(CheckpointFiles.of(folder, commit, run.run_id, run.run_uid), {"frozen": core.frozen})
+def parts_of(
+    initial: Parameters,
+    frozen: Collection[str] | Mapping[str, bool],
+    strategy: Strategy[Any],
+    training: TrainingConfig,
+    downlink: DownlinkSettings | None,
+) -> tuple[Parameters, FrozenParts | None]:
+    """Return the tensors of a new run that move, and its frozen part with the schedule of [training] unfreeze.
+
+    Raises AppError or ConfigError if they do not fit the model or the strategy.
+    """
+    parameters, part = split_off(initial, frozen)
+    fixed = initial.non_trainable
+    flags = frozen if isinstance(frozen, Mapping) else {name: name not in fixed for name in initial if name in frozen}
+    parts = scheduled(part, flags, unfreezing(training))
+    if parts is not None and parts.schedule:
+        task_model(downlink, check_growth(strategy, parameters, parts))
+    return parameters, parts
 
 
-def whole(parameters: Parameters, part: Frozen | None) -> Parameters:
-    """Return the whole model."""
-    return parameters if part is None else part.join(parameters)
+def whole(parameters: Parameters, parts: FrozenParts | None, version: int) -> Parameters:
+    """Return the whole model of a version."""
+    return parameters if parts is None else parts.whole(version, parameters)
 
 
 def _refuse_checkpoints_without_a_ledger(folder: RunFolder, files: CheckpointFiles) -> None:
@@ -169,7 +190,8 @@ def committed_parameters(folder: RunFolder, ledger: LedgerReader) -> Parameters:
         except CheckpointError as error:
             errors.append(error)
             continue
-        return whole(parameters_in(Snapshot(arrays, row.scalars)), frozen_in(files, row.scalars, mend=False))
+        moving = parameters_in(Snapshot(arrays, row.scalars))
+        return whole(moving, frozen_in(files, row.scalars, mend=False), row.scalars["version"])
     raise errors[0]
 
 
@@ -178,7 +200,7 @@ def _rebuild(
 ) -> dict[str, Array]:
     """Return the newest state, made from the archive. Raises CheckpointError, which says what is lost, if it cannot."""
     row, *older_rows = ledger.checkpoints()
-    found = rebuilt(folder, ledger, strategy)
+    found = rebuilt(folder, ledger, strategy, frozen_in(files, row.scalars) if "unfreeze" in row.scalars else None)
     if found is None:
         older = ", ".join(f"{r.file} (version {r.version}, {r.accepted} updates)" for r in older_rows) or "none"
         raise CheckpointError(
@@ -206,10 +228,13 @@ def settings_of(  # noqa: PLR0917
     downlink: DownlinkSettings | None = None,
 ) -> dict[str, Any]:
     """Return the settings in the form in which the ledger keeps them."""
+    asked = to_jsonable_python(training)
+    if not unfreezing(training):  # a ledger of an older fedmq does not have the key
+        asked.pop("unfreeze", None)
     return {
         "run": to_jsonable_python(run),
         "strategy": {"type": type(strategy).__qualname__, **_hyper_parameters(strategy)},
-        "training": to_jsonable_python(training),
+        "training": asked,
         "commit": to_jsonable_python(commit),
         "uplink": to_jsonable_python(uplink),
         "downlink": to_jsonable_python(downlink or DownlinkSettings()),

@@ -1,7 +1,8 @@
 """The file of a model's frozen part: checkpoints/frozen/<digest>.safetensors, and a copy where copies are kept.
 
 It is written once, before the ledger knows the run, and never again, unless one of the two is damaged. The digest is in
-the scalars of every checkpoint (`Core.frozen`), so the checkpoints themselves hold only the tensors that move.
+the scalars of every checkpoint (`Core.frozen`), so the checkpoints themselves hold only the tensors that move. Tensors
+that begin to move later stay in it: which ones are frozen follows from the version (FrozenParts).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import FROZEN, CheckpointFiles
 from fedmq.schemas.errors import CheckpointError, SpecMismatch
@@ -57,10 +59,13 @@ def read_frozen(files: CheckpointFiles, digest: str, *, mend: bool = True) -> Fr
     raise CheckpointError("; ".join([*map(checkpoint.fault_of, first), str(last)]))
 
 
-def frozen_in(files: CheckpointFiles, scalars: Mapping[str, Any], *, mend: bool = True) -> Frozen | None:
-    """Return the frozen part that a checkpoint's scalars name; None if they name none. Raises CheckpointError."""
+def frozen_in(files: CheckpointFiles, scalars: Mapping[str, Any], *, mend: bool = True) -> FrozenParts | None:
+    """Return the frozen part that a checkpoint's scalars name, with its schedule; None if they name none.
+
+    Raises CheckpointError.
+    """
     digest = scalars.get("frozen")
-    return None if digest is None else read_frozen(files, digest, mend=mend)
+    return None if digest is None else FrozenParts.restored(read_frozen(files, digest, mend=mend), scalars)
 
 
 def check_frozen(files: CheckpointFiles, digest: str) -> list[CheckpointError]:

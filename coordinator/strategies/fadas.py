@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -37,6 +37,7 @@ from fedmq.schemas.parameters import Parameters
 class FadasState(BufferState):
     """A buffer, and the largest staleness in it."""
 
+    takes_new_tensors: ClassVar[bool] = True
     highest_staleness: int = 0
 
     def clear(self) -> None:

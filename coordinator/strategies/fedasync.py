@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -59,6 +59,7 @@ class PendingUpdate:
 class FedAsync:
     """A new version of each update. All floating tensors, BatchNorm statistics too, are mixed alike."""
 
+    takes_new_tensors: ClassVar[bool] = True
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
     """The mixing rate α of a fresh update."""
     staleness: AnyStalenessWeight = Polynomial(0.5)

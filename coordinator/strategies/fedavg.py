@@ -12,7 +12,7 @@ Over-selection, deadline and minimum are those of Bonawitz et al. 2019, "Towards
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
@@ -34,6 +34,7 @@ class FedAvg:
     Non-trainable floating tensors (BatchNorm statistics) are averaged plainly, without the server optimiser.
     """
 
+    takes_new_tensors: ClassVar[bool] = True
     cohort_size: Annotated[int, Field(ge=1)] = 10
     over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     """ceil(cohort_size·over_selection) participants are asked; the first `cohort_size` updates count."""

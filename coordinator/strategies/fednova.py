@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -45,6 +45,7 @@ MOST_NORM = 10.0
 class FedNovaState(BufferState):
     """Σ (q_i/a_i)·Δ_i of trainable tensors, Σ q_i·Δ_i of the others."""
 
+    takes_new_tensors: ClassVar[bool] = True
     norms: list[float] = field(default_factory=list)
     """a_i, in order of arrival."""
     non_trainable: frozenset[str] = frozenset()

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -39,6 +39,7 @@ from fedmq.schemas.parameters import Array, Parameters
 class PortState(BufferState):
     """A buffer, and the trainable floating tensors of the last versions, by reference, the current version last."""
 
+    takes_new_tensors: ClassVar[bool] = False
     versions: list[dict[str, Array]] = field(default_factory=list)
 
     def cosine(self, update: ClientUpdate, staleness: int) -> float:

@@ -97,6 +97,14 @@ class DropsBuffer(Protocol):
         """
 
 
+def takes_new_tensors(strategy: Strategy[Any]) -> bool:
+    """Return True if a strategy's state may grow by tensors between two versions: its optional attribute of this name.
+
+    Then `restore` must take the arrays of a state between two versions, with those of `init` for the new tensors.
+    """
+    return bool(getattr(strategy, "takes_new_tensors", False))
+
+
 def max_participants(strategy: Strategy[Any]) -> int | None:
     """Return the number of participants that a strategy has room for: its optional attribute of this name.
 

@@ -55,6 +55,7 @@ class MeanOfDeltas(Buffered):
     """Server optimiser; it takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
     weight: Callable[..., float]
     """The weight w: weight(update, staleness) or weight(update, staleness, state), a number from 0 to 1e30."""
+    takes_new_tensors = True
     _weight_takes_state = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:

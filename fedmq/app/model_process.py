@@ -95,9 +95,10 @@ class ModelChild:
         zeros = {name: np.broadcast_to(np.zeros((), DTYPES[dtype]), shape) for name, dtype, shape, _ in tensors}
         return Parameters(zeros, frozenset(name for name, _, _, trainable in tensors if not trainable))
 
-    def frozen(self) -> frozenset[str]:
-        """Return the names of the first version's tensors that no update moves. Raises AppError."""
-        return frozenset(self._ask({"frozen": True})["frozen"])
+    def frozen(self) -> dict[str, bool]:
+        """Return the first version's tensors that no update moves, each with True if an optimizer would step it once it
+        is not frozen any more. Raises AppError."""
+        return dict(self._ask({"frozen": True})["frozen"])
 
     def export(self, model: Path) -> Path:
         """Write the .keras or .pt file beside a .safetensors one, and return its path. Raises AppError."""

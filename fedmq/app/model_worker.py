@@ -5,7 +5,7 @@ answers each JSON line on stdin with one JSON line, in order:
 
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
-    {"frozen": true}                     {"frozen": [...]}    names of those that no update moves
+    {"frozen": true}                     {"frozen": {...}}    those that no update moves, with True if they could train
     {"evaluate": IN, "version": n}       {"metrics": {...}}
     {"export": IN, "to": STEM}           {"written": OUT}     OUT is STEM.keras or STEM.pt
     {"hello": ID}                        {"num_examples": n, "replies": [...]}   what this participant says of itself
@@ -33,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, Framework, framework_of, frozen_names, given_data, has_model
+from fedmq.app.models import Evaluate, Framework, framework_of, frozen_flags, given_data, has_model
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
 from fedmq.schemas.local.leaving import kill_descendants, leave
@@ -65,7 +65,7 @@ class Helper:
         if "outline" in request:
             return {"outline": [[t.name, t.dtype, t.shape, t.trainable] for t in spec_of(self._initial())]}
         if "frozen" in request:
-            return {"frozen": sorted(self._frozen())}
+            return {"frozen": self._frozen()}
         if "evaluate" in request:
             return {"metrics": self._measured(read_parameters(Path(request["evaluate"])))}
         if "export" in request:
@@ -88,8 +88,8 @@ class Helper:
             return Parameters({str(name): np.asarray(array) for name, array in given.items()}, flags)
         return self._model("for the first version of the model").initial()
 
-    def _frozen(self) -> frozenset[str]:
-        return frozen_names(self._app, self._initial(), lambda: self._model("to know what is frozen"))
+    def _frozen(self) -> dict[str, bool]:
+        return frozen_flags(self._app, self._initial(), lambda: self._model("to know what is frozen"))
 
     def _measured(self, parameters: Parameters) -> dict[str, float]:
         metrics: object = self._evaluator()(parameters)

@@ -54,6 +54,9 @@ class Framework(Protocol):
     def frozen(self) -> frozenset[str]:
         """Return the names of the tensors that are known not to change in any training. Raises AppError."""
 
+    def trainable(self) -> frozenset[str]:
+        """Return the names of the tensors that an optimizer may step, frozen ones among them. Raises AppError."""
+
     def trainer(self, data: Any) -> Any:
         """Return a trainer of the model on these data. Raises AppError."""
 
@@ -111,6 +114,13 @@ class KerasModel:
 
         return frozen_names(built_model(self._build_model))
 
+    def trainable(self) -> frozenset[str]:
+        """See Framework."""
+        from fedmq.participant.training.keras.frozen import made_to_train
+        from fedmq.participant.training.keras.model import built_model
+
+        return frozenset(made_to_train(built_model(self._build_model)))
+
     def trainer(self, data: Any) -> Any:
         """See Framework."""
         from fedmq.participant.training.keras.trainer import KerasTrainer
@@ -155,6 +165,12 @@ class TorchModel:
 
         return frozen_names(built_model(self._build_model))
 
+    def trainable(self) -> frozenset[str]:
+        """See Framework."""
+        from fedmq.participant.training.torch.model import built_model, made_to_train
+
+        return frozenset(made_to_train(built_model(self._build_model)))
+
     def trainer(self, data: Any = None, evaluation_data: Any = None) -> Any:
         """Return a TorchTrainer. See Framework."""
         from fedmq.participant.training.torch.trainer import TorchTrainer
@@ -182,6 +198,19 @@ class TorchModel:
         from fedmq.participant.training.torch.model import built_model, save
 
         _written(target, lambda beside: save(built_model(self._build_model), parameters, beside))
+
+
+def frozen_flags(app: Functions, parameters: Parameters, model: Callable[[], Framework]) -> dict[str, bool]:
+    """Return the tensors of version 0 that no update moves, each with True if an optimizer would step it once it is not
+    frozen any more. Raises AppError."""
+    names = frozen_names(app, parameters, model)
+    if not names:
+        return {}
+    known = frozenset(parameters.keys() - parameters.non_trainable)
+    if has_model(app) and app.get("initial_parameters") is None:
+        known = model().trainable()
+    order = [*(name for name in parameters if name in names), *sorted(names - parameters.keys())]
+    return {name: name in known for name in order}
 
 
 def frozen_names(app: Functions, parameters: Mapping[str, Any], model: Callable[[], Framework]) -> frozenset[str]:
@@ -214,6 +243,10 @@ class StudentModel:
         return self._students.initial()
 
     def frozen(self) -> frozenset[str]:
+        """See Framework."""
+        return frozenset()
+
+    def trainable(self) -> frozenset[str]:
         """See Framework."""
         return frozenset()
 

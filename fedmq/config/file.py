@@ -22,12 +22,19 @@ from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.mistakes import Mistake, explain, show
 from fedmq.config.overrides import Overrides, from_environment, from_flags
 from fedmq.coordinator.decisions.requirements import unmet
-from fedmq.coordinator.settings import ArchiveSettings, CommitSettings, DownlinkSettings, RunSettings, UplinkSettings
+from fedmq.coordinator.settings import (
+    ArchiveSettings,
+    CommitSettings,
+    DownlinkSettings,
+    RunSettings,
+    TrainingSettings,
+    UplinkSettings,
+)
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.participant.settings import ParticipantSettings
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.local.files import decoded
-from fedmq.schemas.messages import Digest, TrainingConfig
+from fedmq.schemas.messages import Digest
 
 Files = dict[str, Digest]
 """Files that the app reads, each with its SHA-256."""
@@ -48,7 +55,7 @@ class FederationConfig(BaseModel):
     """Files that the app reads. Every participant's must be the same."""
     run: RunSettings
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingSettings = TrainingSettings()
     uplink: UplinkSettings = UplinkSettings()
     downlink: DownlinkSettings = DownlinkSettings()
     commit: CommitSettings = CommitSettings()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
-from fedmq.app.models import Evaluate, TorchModel, framework_of, frozen_names, has_model, is_torch
+from fedmq.app.models import Evaluate, TorchModel, framework_of, frozen_flags, has_model, is_torch
 from fedmq.participant.trainer import checked_result
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
 from fedmq.schemas.messages import TrainingConfig
@@ -75,7 +75,7 @@ class AppProblem(Value):
         if app.get("frozen") is None and not federation.initial.non_trainable:
             return federation
         with seeded(seed, INITIAL_MODEL):
-            names = frozen_names(app, federation.initial, lambda: framework_of(app, "to know what is frozen"))
+            names = frozen_flags(app, federation.initial, lambda: framework_of(app, "to know what is frozen"))
         return without_frozen(federation, names)
 
     def _dealt(self, app: App, members: Sequence[Member], seed: int) -> Federation:

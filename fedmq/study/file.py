@@ -35,11 +35,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.file import read_toml
 from fedmq.config.mistakes import Mistake, explain
-from fedmq.coordinator.settings import DownlinkSettings, TargetMetric, UplinkSettings
+from fedmq.coordinator.settings import DownlinkSettings, TargetMetric, TrainingSettings, UplinkSettings, of_table
 from fedmq.coordinator.strategies import BuiltIn
 from fedmq.demo.data import SAMPLE, full_mnist
 from fedmq.schemas.errors import ConfigError
-from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population.population import Population
 from fedmq.studies.problems.classification import Softmax
@@ -72,7 +71,7 @@ class StudyStrategy(Value):
 
     label: Annotated[str, Field(min_length=1, max_length=80)]
     strategy: Annotated[BuiltIn | CustomStrategy, Field(discriminator="name")]
-    training: TrainingConfig | None = None
+    training: TrainingSettings | None = None
     """Training in place of the study's, to compare a strategy at its own best learning rate."""
     run: StudyRun | None = None
     """Run in place of the study's."""
@@ -101,7 +100,7 @@ class StudyFile(Value):
     """Memory for all processes together. Without it they may take what the machine has free."""
     problem: Annotated[AnyProblem, Field(discriminator="name")]
     run: StudyRun
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingSettings = TrainingSettings()
     uplink: UplinkSettings | None = None
     """Codec of the updates, as in a federation file."""
     downlink: DownlinkSettings | None = None
@@ -138,7 +137,7 @@ def load_study(path: str | Path, populations: Sequence[Mapping[str, Any]] = ()) 
         contenders=list(parts.contenders.values()),
         populations=list(parts.populations.values()),
         run_settings=parts.run or file.run,
-        training=file.training,
+        training=of_table(file.training),
         seeds=parts.seeds or [0],
         target=file.target,
         tuning=file.tuning,
@@ -159,9 +158,15 @@ def _parts(tree: Mapping[str, Any], here: Path) -> Parts:
     return Parts(
         problem=None if problem is None else _found(problem, here),
         run=run,
-        training=_valid(TrainingConfig, tree.get("training", {})),
+        training=None if (table := _valid(TrainingSettings, tree.get("training", {}))) is None else of_table(table),
         contenders={
-            i: Contender(_label(s), _strategy(s.strategy, here), s.training, _own_run(s, run, codecs, here), s.tune)
+            i: Contender(
+                _label(s),
+                _strategy(s.strategy, here),
+                None if s.training is None else of_table(s.training),
+                _own_run(s, run, codecs, here),
+                s.tune,
+            )
             for i, s in strategies.items()
         },
         populations={i: _with_trace(p, here) for i, p in populations.items()},

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fedmq.config.custom_strategy import CustomStrategy
 from fedmq.config.file import FederationConfig
-from fedmq.coordinator.settings import StopSettings
+from fedmq.coordinator.settings import StopSettings, of_table
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedAsync, FedAvg, FedBuff
@@ -52,7 +52,7 @@ def study_of_run(run_dir: Path, config: FederationConfig, order: Order) -> tuple
         contenders=_contenders(config, population.participants),
         populations=[population],
         run_settings=_study_run(config, run.settings["run"], accepted),
-        training=config.training,
+        training=of_table(config.training),
         tuning=None,
         source="run",
     )

@@ -160,7 +160,7 @@ class TaskIntake:
                 raise SpecMismatch(f"the task names the frozen part {task.frozen}, and carries {part.digest}")
             self._spool.frozen.keep(part)
         else:
-            part = self._spool.frozen.read(task.frozen)
+            part = self._spool.frozen.read(task.frozen, tensors)
             if part is None:
                 raise SpecMismatch(f"the model's frozen part {task.frozen} is not on the disk any more")
         return tensors, part

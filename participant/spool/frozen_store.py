@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,28 @@ class FrozenStore:
             return ()
         return tuple(path.name for path in files[:MOST_PARTS])
 
-    def read(self, digest: str) -> Frozen | None:
-        """Return a part; None if it is not here, or damaged. A damaged file is removed."""
+    def read(self, digest: str, moving: Collection[str] = ()) -> Frozen | None:
+        """Return a part; None if it is not here, or damaged. A damaged file is removed.
+
+        It is also found in an earlier part of the model, one that has some of the tensors that are `moving` by now
+        beside it.
+        """
+        if self._is_here(digest):
+            return self._read(digest)
+        for earlier in self.digests():
+            whole = self._read(earlier)
+            part = None if whole is None else whole.less(moving)
+            if part is not None and part.digest == digest:
+                return part
+        return None
+
+    def _is_here(self, digest: str) -> bool:
+        try:
+            return (self._folder / digest).exists()
+        except OSError:
+            return False
+
+    def _read(self, digest: str) -> Frozen | None:
         path = self._folder / digest
         try:
             part = _read(content(path, MAX_PAYLOAD_BYTES + _MOST_HEAD_BYTES))

@@ -4,24 +4,30 @@ Error feedback (Seide et al. 2014; Karimireddy et al. 2019, "Error Feedback Fixe
 
     p = Δ + e        send C(p)        e ← p - C(p) once the update is accepted
 
+e is flat, beside the names of its tensors, because a model may grow within a run: e of a tensor that was frozen until
+now is 0. PowerSGD's matrices only begin its iteration, so they need no names.
+
 e is 0 at first, and after a lost disk. If the update is discarded, e stays as it was, and Δ is gone. So the sum of what
 was accepted, and e, is the sum of the accepted updates' Δ.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fedmq.participant.memory import Memory
-from fedmq.schemas.codecs.checked import RESIDUAL
-from fedmq.schemas.codecs.codec import Codec
+from fedmq.schemas.codecs.checked import PLACES, RESIDUAL
+from fedmq.schemas.codecs.codec import Codec, Places
 from fedmq.schemas.codecs.known import codec_of
 from fedmq.schemas.codecs.wire import Sent, Wire
 from fedmq.schemas.errors import NotFinite, Overflow, TrainerError
 from fedmq.schemas.local.event_log import EventLog
+from fedmq.schemas.local.files import parse_json
 from fedmq.schemas.messages import Reply, Uplink
 from fedmq.schemas.methods import memory_kind, update_spec
 from fedmq.schemas.parameters import Parameters
@@ -39,7 +45,7 @@ class Coder:
         self._seed = seed
         self._feedback = remembers and uplink.error_feedback
         self.remembers = remembers
-        self._residual, self._warm = _split(memory, wire.places.size)
+        self._residual, self._warm = _split(memory, wire.places)
         self._sent: Sent | None = None
 
     @property
@@ -64,6 +70,7 @@ class Coder:
         kept = dict(self._done.warm)
         if self._feedback:
             kept[RESIDUAL] = self._done.residual
+            kept[PLACES] = _written(self._wire.places)
         return kept
 
     @property
@@ -92,7 +99,7 @@ def coder_of(  # noqa: PLR0917
     return Coder(wire, seed, memory if soft else None, uplink, remembers=soft)
 
 
-def _split(memory: Memory | None, size: int) -> tuple[npt.NDArray[Any] | None, dict[str, npt.NDArray[Any]]]:
+def _split(memory: Memory | None, places: Places) -> tuple[npt.NDArray[Any] | None, dict[str, npt.NDArray[Any]]]:
     """Return e and the codec's own arrays; e is None if there is none, or if it is of another model.
 
     All are left out if one of them is not finite or far too large. Each update that was made from it would be refused,
@@ -106,6 +113,34 @@ def _split(memory: Memory | None, size: int) -> tuple[npt.NDArray[Any] | None, d
         log.warning("memory_begun_anew", mark=memory.mark, why=f"what the codec kept cannot be used: {error}")
         return None, {}
     warm = dict(memory.tensors)
-    residual = warm.pop(RESIDUAL, None)
-    fits = residual is not None and residual.shape == (size,) and residual.dtype.kind == "f"
-    return residual if fits else None, warm
+    residual, written = warm.pop(RESIDUAL, None), warm.pop(PLACES, None)
+    if residual is None or residual.ndim != 1 or residual.dtype.kind != "f":
+        return None, warm
+    if written is None or np.array_equal(written, _written(places)):
+        return (residual if residual.shape == (places.size,) else None), warm
+    return _moved(residual, written, places), warm
+
+
+def _written(places: Places) -> npt.NDArray[np.uint8]:
+    """Return the names and sizes of the coded tensors, in the form in which the memory has them."""
+    pairs = zip(places.coded, places.slices, strict=True)
+    sizes = [[tensor.name, part.stop - part.start] for tensor, (part, _) in pairs]
+    return np.frombuffer(json.dumps(sizes).encode(), np.uint8)
+
+
+def _moved(residual: npt.NDArray[Any], written: npt.NDArray[Any], places: Places) -> npt.NDArray[Any] | None:
+    """Return e in other places: that of tensors that were not there is 0. None if none of its tensors is there."""
+    found, end = {}, 0
+    try:
+        for name, size in parse_json(written.tobytes()):
+            found[name] = residual[end : end + size]
+            end += size
+    except (TypeError, ValueError) as error:
+        log.warning("residual_not_read", error=error, detail="error feedback begins at zero")
+        return None
+    made, known = np.zeros(places.size, residual.dtype), 0
+    for tensor, (part, _) in zip(places.coded, places.slices, strict=True):
+        if tensor.name in found and found[tensor.name].shape == (part.stop - part.start,):
+            made[part] = found[tensor.name]
+            known += 1
+    return made if known else None

@@ -30,8 +30,9 @@ from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import is_identifier
 from fedmq.schemas.tensors import DTYPES
 
-RESIDUAL = "residual"
-"""Name of what error feedback carries, among the arrays that a codec keeps (participant.training.uplink)."""
+RESIDUAL, PLACES = "residual", "residual places"
+"""Names of what error feedback carries, flat, and of the list of its tensors, among the arrays that a codec keeps
+(participant.training.uplink)."""
 
 
 def parts_of(codec: Codec, places: Places) -> tuple[Part, ...]:
@@ -78,10 +79,11 @@ def encoded(codec: Codec, values: Array, places: Places, seed: int, warm: Mappin
         raise AppError(f"{_function(codec, 'encode')} returned {type(made).__name__}, expected fedmq.Encoded(parts)")
     for name, array in made.warm.items():
         travels = isinstance(array, np.ndarray) and array.dtype in DTYPES.values()
-        if not isinstance(name, str) or name == RESIDUAL or not travels:
+        if not isinstance(name, str) or name in (RESIDUAL, PLACES) or not travels:
             raise AppError(
                 f"{_function(codec, 'encode')} keeps {shown(name)} for the next encoding, a {type(array).__name__}: "
-                f"expected numpy arrays of a dtype that travels, under other names than {RESIDUAL!r}"
+                f"expected numpy arrays of a dtype that travels, under other names than {RESIDUAL!r} and "
+                f"{PLACES!r}"
             )
     try:
         parts = {name: np.ascontiguousarray(array) for name, array in made.parts.items()}

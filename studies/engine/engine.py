@@ -41,15 +41,14 @@ from fedmq.coordinator.decisions.failures import StrategyFailed
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.errors import ConfigError, StrategyError
-from fedmq.schemas.frozen import with_beside
 from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
-from fedmq.schemas.methods import update_spec
 from fedmq.schemas.tensors import spec_of
-from fedmq.studies.engine.message_sizes import task_bytes, update_bytes
+from fedmq.studies.engine.message_sizes import update_bytes
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
+from fedmq.studies.engine.sizes import MessageSizes
 from fedmq.studies.engine.task_sizes import example_passes, first_training
 from fedmq.studies.engine.ties import Planned, Ties
 from fedmq.studies.population.devices import Device, Work
@@ -99,25 +98,14 @@ class Engine:
         order = None if uplink is None else uplink.order
         self._core = self.core_type(
             self._settings, strategy, training, initial, RUN_UID, evaluates=federation.evaluates, uplink=order,
-            downlink=run.downlink,
+            downlink=run.downlink, frozen=getattr(federation, "frozen", None),
         )  # fmt: skip
-        spec = update_spec(strategy.reply, spec_of(initial))
-        wire = None if uplink is None else uplink.wire(spec)
-        tensor_bytes = sum(t.num_bytes for t in spec) if wire is None else wire.usual_bytes
-        self._payload_bytes = self._core.task_tensors.num_bytes, tensor_bytes
-        self._order = order
+        wire = None if uplink is None else uplink.wire(self._core.spec_of_update(0))
         self._codec = None if order is None else order.codec
-        tensors, part = self._core.task_tensors, getattr(federation, "frozen", None)
-        self._down_bytes = task_bytes(spec_of(tensors), strategy.reply, training, order, frozen=part)
-        self._first_bytes = self._down_bytes
-        if part is not None:
-            self._first_bytes = task_bytes(
-                spec_of(with_beside(tensors, part)), strategy.reply, training, order, frozen=part
-            )
-        self._frozen, self._have_frozen = part, set[int]()
-        """The model's frozen part, and the participants that have got it."""
-        self._up_bytes = update_bytes(spec, strategy.reply)
-        """Bytes of a task and of a plain update as they are counted; `_payload_bytes` take their time."""
+        self._sizes = MessageSizes(self._core, strategy.reply, training, uplink)
+        self._first_sizes = self._sizes.of(0)
+        self._have_frozen = set[int]()
+        """The participants that have got the model's frozen part."""
         self._index = {d.member.participant_id: i for i, d in enumerate(devices)}
         self._lazy = LazyTraining(federation.backend, strategy.reply, wire, order)
         self._on_evaluation, self._on_version = on_evaluation, on_version
@@ -191,7 +179,7 @@ class Engine:
         return outcome
 
     def _mean_task_s(self) -> list[float]:
-        payload_bytes = self._payload_bytes
+        payload_bytes = self._first_sizes.payload_bytes
         compute, first = self._population.compute, self._first_training
         return [
             total_s / tasks if tasks else d.member.mean_task_s(compute, example_passes(first, count), payload_bytes)
@@ -265,15 +253,16 @@ class Engine:
             return
         self._works += 1
         self._outcome.tasks_issued += 1
-        tensor_bytes, down_bytes = self._payload_bytes[0], self._down_bytes
+        sizes = self._sizes.of(task.base_version)
+        tensor_bytes, down_bytes = sizes.payload_bytes[0], sizes.down_bytes
         if task.downlink is not None:
             spec = spec_of(self._core.tensors_of(task))
             tensor_bytes = sum(tensor.num_bytes for tensor in spec)
-            down_bytes = task_bytes(spec, self._reply, task.training, self._order, task.downlink, frozen=self._frozen)
-        if self._frozen is not None and i not in self._have_frozen:
+            down_bytes = self._sizes.coded_task(task.base_version, spec, task.training, task.downlink)
+        if i not in self._have_frozen:
             self._have_frozen.add(i)
-            tensor_bytes += self._frozen.num_bytes
-            down_bytes += self._first_bytes - self._down_bytes
+            tensor_bytes += sizes.frozen_bytes
+            down_bytes += sizes.first_bytes - sizes.down_bytes
         self._issued_bytes += down_bytes
         training = device.part_of(task.training)
         work = device.begin(
@@ -281,7 +270,7 @@ class Engine:
             task,
             self._now,
             passes=example_passes(training, self._federation.num_examples[i]),
-            payload_bytes=(tensor_bytes, self._payload_bytes[1]),
+            payload_bytes=(tensor_bytes, sizes.payload_bytes[1]),
         )
         self._working[work.number] = device
         if self._measures and device.member.history is None:
@@ -317,8 +306,9 @@ class Engine:
             return
         self._deliveries += 1
         coded = result.coded
-        self._sent_bytes += self._up_bytes if coded is None else update_bytes(coded, self._reply, self._codec)
         task, participant_id = work.task, device.member.participant_id
+        plain_bytes = self._sizes.of(task.base_version).up_bytes
+        self._sent_bytes += plain_bytes if coded is None else update_bytes(coded, self._reply, self._codec)
         own_id = update_id("study", task.task_id, participant_id)
         update = Update.trusted(
             {

@@ -19,7 +19,8 @@ from fedmq.coordinator.audit.replay import checkpoint_meta
 from fedmq.coordinator.decisions.events import ParticipantSeen
 from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.versions.model import Model
-from fedmq.coordinator.settings import DownlinkSettings, StopSettings
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
+from fedmq.coordinator.settings import DownlinkSettings, StopSettings, TrainingSettings, what_tasks_ask
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.frozen_file import frozen_in
@@ -29,7 +30,6 @@ from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies.protocol import Strategy, arrivals, buffer_timeout
 from fedmq.schemas.errors import InputError, StateError
-from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Parameters
@@ -81,7 +81,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
     anew = list(zip(moments, [drop for drop in drops if drop.anew], strict=True))
     first = archive.read_base(folder.archive, bases[0])
     initial = Model.restore(strategy, first).parameters
-    part = frozen_in(CheckpointFiles.of_run(folder, run), first.scalars, mend=False)
+    parts = frozen_in(CheckpointFiles.of_run(folder, run), first.scalars, mend=False)
     population = Population.model_validate({"run": str(run_dir), "order": "recorded"})
     # Each has the name that it had in the run: a participant in two lanes is one, to a strategy that keeps something
     # of each participant.
@@ -93,7 +93,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
     stop = StopSettings(max_versions=newest) if ends_later else StopSettings(max_updates=max(len(rows), 1))
     engine = _Replay(
         population,
-        _Archived(initial, [m.examples for m in members], part),
+        _Archived(initial, [m.examples for m in members], parts),
         [Device(m, population, 0, streams, open_loop=True) for m in members],
         strategy=strategy,
         run=StudyRun(
@@ -101,7 +101,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
             max_staleness=run.settings["run"].get("max_staleness"),
             downlink=DownlinkSettings.model_validate(run.settings.get("downlink", {})),
         ),
-        training=TrainingConfig.model_validate(run.settings["training"]),
+        training=what_tasks_ask(TrainingSettings.model_validate(run.settings["training"])),
         seed=0,
         on_evaluation=None,
     )
@@ -195,7 +195,7 @@ class _Archived:
 
     initial: Parameters
     num_examples: Sequence[int]
-    part: Frozen | None
+    frozen: FrozenParts | None
     """The model's frozen part, which the initial parameters do not have."""
     evaluates: bool = False
 
@@ -207,7 +207,8 @@ class _Archived:
         raise NotImplementedError
 
     def whole(self, parameters: Parameters) -> Parameters:
-        return parameters if self.part is None else self.part.join(parameters)
+        part = None if self.frozen is None else self.frozen.beside(parameters)
+        return parameters if part is None else part.join(parameters)
 
 
 class _Nobody:

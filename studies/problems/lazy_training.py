@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import ConfigError, NotFinite
 from fedmq.schemas.layout import Layout
 from fedmq.schemas.messages import Reply, TrainingConfig, Uplink
-from fedmq.schemas.methods import METHODS, Method, memory_kind
+from fedmq.schemas.methods import METHODS, Method, memory_kind, update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, check_finite, spec_of
 
@@ -126,6 +127,8 @@ class LazyTraining:
         self._plain = METHODS[reply] == Method() and wire is None
         deltas = getattr(backend, "train_deltas", None) if self._plain and reply == "delta" else None
         self._makes_deltas, self._train = deltas is not None, deltas or backend.train
+        self._wires: dict[int, Wire] = {}
+        """The codec, by the number of the model's tensors."""
         self._waiting: dict[int, tuple[Job, Start | None]] = {}
         self._done: dict[int, Result] = {}
         self._memories: dict[int, Memory] = {}
@@ -195,13 +198,22 @@ class LazyTraining:
             return self._coded(job, start, trained)
         return _made(make(self._reply, start, local, trained.num_steps, job.config), start.memory, trained)
 
+    def _wire_of(self, base: Parameters) -> Wire:
+        """Return the codec on the tensors of an update of this model, which has more of them once some are unfrozen."""
+        assert self._wire is not None
+        if len(base) not in self._wires:
+            self._wires[len(base)] = replace(self._wire, spec=update_spec(self._reply, spec_of(base)))
+        return self._wires[len(base)]
+
     def _coded(self, job: Job, start: Start, trained: Trained) -> Result:
         """Return the result as its receiver decodes it. A training that diverged is not encoded."""
         assert self._wire is not None
         assert self._uplink is not None
         soft = memory_kind(self._reply, self._uplink) == "soft"
         memory = self._memories.get(job.participant)
-        coder = Coder(self._wire, job.config.seed, memory if soft else None, self._uplink, remembers=soft)
+        coder = Coder(
+            self._wire_of(start.parameters), job.config.seed, memory if soft else None, self._uplink, remembers=soft
+        )
 
         def code(tensors: Parameters) -> Parameters:
             return coder.code(tensors) if _is_finite(tensors) else tensors

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmq.coordinator.settings import unfreezing
 from fedmq.coordinator.strategies.protocol import Strategy, max_participants
 from fedmq.schemas.errors import ConfigError, InputError
 from fedmq.schemas.messages import TrainingConfig
@@ -24,6 +25,7 @@ from fedmq.studies.engine.settings import StudyRun
 from fedmq.studies.population import recorded_runs as recorded
 from fedmq.studies.population.laws import law_files
 from fedmq.studies.population.population import Population
+from fedmq.studies.problems.frozen import with_schedule
 from fedmq.studies.problems.problem import Problem
 from fedmq.studies.simulate import check_metrics, check_number, check_order, check_training, goals, simulate
 from fedmq.studies.sweep.cell_identity import plain
@@ -131,6 +133,7 @@ def check_cell(cell: Cell, limit_bytes: int, judged_by: Sequence[str] = ()) -> N
         members = cell.population.members(cell.seed)
         federation = cell.problem.deal(members, cell.seed)
         cell.strategy.init(federation.initial)
+        federation = with_schedule(federation, unfreezing(cell.training), cell.strategy)
         check_number(cell.strategy, cell.population)
         check_order(cell.population, cell.run)
         check_metrics(federation, [*goals(cell.run), *judged_by])

@@ -128,7 +128,7 @@ def changed(
         for path, value in values.items():
             where, _, rest = path.partition(".")
             if where == "training":
-                training = TrainingConfig(**{**training.model_dump(), rest: _as_kind(getattr(training, rest), value)})
+                training = type(training)(**{**training.model_dump(), rest: _as_kind(getattr(training, rest), value)})
             else:
                 strategy = _replaced(strategy, rest.split("."), value)
     except (ValidationError, InputError):

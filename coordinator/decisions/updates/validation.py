@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from fedmq.coordinator.decisions.events import ClosedTask, DiscardReason, UpdateArrived
 from fedmq.coordinator.decisions.failures import Condemned
 from fedmq.coordinator.decisions.participants.participant import Participant
 from fedmq.coordinator.decisions.tasks.book import HeldTask
 from fedmq.schemas.errors import SpecMismatch
-from fedmq.schemas.layout import Layout
 from fedmq.schemas.messages import Reply, Update, update_id
 from fedmq.schemas.methods import MemoryKind
 from fedmq.schemas.parameters import Parameters
@@ -30,6 +26,21 @@ class Rejection:
     """True if the participant is asked again only after a while."""
 
 
+class _Shapes:
+    """The tensors that updates carry, ready to be compared."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._tensors = [(s.name, DTYPES[s.dtype], s.shape) for s in spec]
+        self._in_block = layout_of_spec(spec)
+
+    def fit(self, payload: Parameters) -> bool:
+        """Return True if the payload has these tensors; this is cheap if it has."""
+        if payload.layout is not None and payload.layout is self._in_block:
+            return True
+        return [(name, a.dtype, a.shape) for name, a in payload.items()] == self._tensors
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """The checks of one run, with everything that updates are compared with."""
@@ -37,18 +48,32 @@ class Judge:
     run_id: str
     reply: Reply
     spec: ModelSpec
-    """Names, dtypes and shapes of the tensors that an update carries (`schemas.methods.update_spec`)."""
+    """Names, dtypes and shapes of the tensors that an update carries (`schemas.methods.update_spec`), if it is of a
+    version before the `later` ones."""
     max_staleness: int | None
     memory: MemoryKind = "none"
     """Kind of the memory that participants keep (`schemas.methods.memory_kind`)."""
     condemned: dict[str, Condemned] = field(default_factory=dict)
     """update_id -> the verdict on updates that made the strategy fail before (failures.py)."""
-    _tensors: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = field(init=False, repr=False)
-    _in_block: Layout | None = field(init=False, repr=False)
+    later: tuple[tuple[int, ModelSpec], ...] = ()
+    """The spec of updates of each version at which frozen tensors begin to move, and of those after it; in order."""
+    _shapes: tuple[tuple[int, _Shapes], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tensors", [(s.name, DTYPES[s.dtype], s.shape) for s in self.spec])
-        object.__setattr__(self, "_in_block", layout_of_spec(self.spec))
+        specs = reversed([(0, self.spec), *self.later])
+        object.__setattr__(self, "_shapes", tuple((first, _Shapes(spec)) for first, spec in specs))
+
+    def spec_of(self, base_version: int) -> ModelSpec:
+        """Return the tensors that an update of this version carries."""
+        return self._shapes_of(base_version).spec
+
+    @property
+    def largest_spec(self) -> ModelSpec:
+        """The tensors that an update of the run's last versions carries."""
+        return self._shapes[0][1].spec
+
+    def _shapes_of(self, base_version: int) -> _Shapes:
+        return next((shapes for first, shapes in self._shapes if base_version >= first), self._shapes[-1][1])
 
     def reject(
         self,
@@ -89,12 +114,6 @@ class Judge:
             return Rejection("unknown_task", f"task {update.task_id!r} was never issued in this run")
         rejection = self._unfit(event, task, version, participant.memory)
         return rejection if rejection is not None or payload_to_come else self._misshapen(event)
-
-    def _fits(self, payload: Parameters) -> bool:
-        """Return True if the tensors are the model's; this is cheap for those that are."""
-        if payload.layout is not None and payload.layout is self._in_block:
-            return True
-        return [(name, a.dtype, a.shape) for name, a in payload.items()] == self._tensors
 
     def _late(self, event: UpdateArrived, closed: HeldTask | ClosedTask, version: int) -> Rejection:
         staleness = version - event.update.base_version
@@ -142,9 +161,10 @@ class Judge:
         return self.memory == "soft" and None not in (update.memory, memory) and update.memory != memory
 
     def _misshapen(self, event: UpdateArrived) -> Rejection | None:
-        if not self._fits(event.payload):
+        shapes = self._shapes_of(event.update.base_version)
+        if not shapes.fit(event.payload):
             try:
-                check_spec(event.payload, self.spec)
+                check_spec(event.payload, shapes.spec)
             except SpecMismatch as e:
                 return Rejection("wrong_shape", str(e))
         return None

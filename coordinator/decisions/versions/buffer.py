@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fedmq.coordinator.decisions.commands import DropBuffer, NewVersion
+from fedmq.coordinator.decisions.commands import DropBuffer, NewVersion, TellUnfrozen
 from fedmq.coordinator.decisions.events import BufferFailed, DistilFailed, Distilled
 from fedmq.coordinator.decisions.failures import Drop, DropReason, StrategyFailed, drops_in
 from fedmq.coordinator.decisions.participants.arrival_groups import ArrivalGroups
@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.versions.buffer_timer import BufferTimer
 from fedmq.coordinator.decisions.versions.distilling import Distilling
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.rounds import Rounds
+from fedmq.coordinator.decisions.versions.unfreezing import Unfrozen
 from fedmq.coordinator.strategies.protocol import Distils, Strategy, buffer_timeout
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
@@ -49,6 +50,8 @@ class Buffer:
         self._discarded = discarded
         self._update_ids: list[str] = []
         self._drops: list[Drop] = []
+        self._unfrozen: Unfrozen | None = None
+        """The tensors that begin to move at the version that is being made."""
 
     def __len__(self) -> int:
         return len(self._update_ids)
@@ -121,6 +124,7 @@ class Buffer:
             self._desk.version += 1
             orders = tuple(made_of.values())
             self._desk.commands.append(NewVersion(self._desk.version, tuple(made_of), weights, orders))
+            self._tell_unfrozen()
             self._update_ids = [update_id for update_id in self._update_ids if update_id not in made_of]
             for p in closed.waited:
                 self._desk.settle(p)
@@ -139,12 +143,18 @@ class Buffer:
         """Make the next version of these updates, and return their weights."""
         try:
             weights = self.model.make_version(group, len(made_of), distilled)
+            self._unfrozen = self.model.unfreeze(self._desk.version + 1)
             if self.careful:
                 self.model.check_finite()
         except StrategyFailed as failed:
             failed.blame(tuple(made_of), of_buffer=True, group=group)
             raise
         return weights
+
+    def _tell_unfrozen(self) -> None:
+        found, self._unfrozen = self._unfrozen, None
+        if found is not None:
+            self._desk.commands.append(TellUnfrozen(found.version, found.tensors))
 
     def _make_version_by_timeout(self, timer: BufferTimer) -> None:
         """Make a version of a buffer that did not fill, if its time is over and enough is there."""
@@ -183,6 +193,7 @@ class Buffer:
         self._desk.version += 1
         made_of = tuple(self._update_ids)
         self._desk.commands.append(NewVersion(self._desk.version, made_of, weights, by_timeout=by_timeout, plain=plain))
+        self._tell_unfrozen()
         self._update_ids = []
         if self._distilling is not None:
             self._distilling.forget()

@@ -16,6 +16,7 @@ import numpy as np
 from fedmq.coordinator.decisions.failures import Drop, Failure, StrategyFailed
 from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.decisions.task_models import TaskModel, restored, task_model
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts, Unfrozen, grown_state
 from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.coordinator.strategies.protocol import (
     ClientUpdate,
@@ -93,8 +94,10 @@ class Model:
         parameters: Parameters,
         state: State | None = None,
         downlink: DownlinkSettings | None = None,
+        frozen: FrozenParts | None = None,
     ) -> None:
         self._strategy = strategy
+        self._frozen = frozen
         self._method = METHODS[strategy.reply]
         self._task_tensors: Parameters | None = None
         self.parameters = parameters
@@ -105,7 +108,13 @@ class Model:
         """The model that tasks carry; None if it is `parameters`."""
 
     @classmethod
-    def restore(cls, strategy: Strategy[Any], snapshot: Snapshot, downlink: DownlinkSettings | None = None) -> Model:
+    def restore(
+        cls,
+        strategy: Strategy[Any],
+        snapshot: Snapshot,
+        downlink: DownlinkSettings | None = None,
+        frozen: FrozenParts | None = None,
+    ) -> Model:
         """Rebuild the model whose `arrays` and `scalars` are in the snapshot. A hidden state is among them, whatever
         `downlink` says.
 
@@ -114,7 +123,7 @@ class Model:
         scalars: Mapping[str, Any] = snapshot.scalars
         parameters = parameters_in(snapshot)
         arrays = {name.removeprefix(_STRATEGY): a for name, a in snapshot.arrays.items() if name.startswith(_STRATEGY)}
-        made = cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters))
+        made = cls(strategy, parameters, strategy.restore(arrays, scalars["strategy"], parameters), frozen=frozen)
         made.sent = restored(downlink, snapshot, parameters)
         return made
 
@@ -194,6 +203,8 @@ class Model:
 
         `first` is True if it is the participant's first accepted one; methods whose participants remember need it.
         """
+        if self._frozen is not None:
+            tensors = self._frozen.completed(tensors, update.base_version, self.parameters, self._strategy.reply)
         payload, beside = split(tensors, self._method.update)
         sent = ClientUpdate(
             update_id=update.update_id,
@@ -261,6 +272,24 @@ class Model:
             return self._strategy.aggregate(self.state, self.parameters)
         whole = self.parameters.replace({**self.parameters, **distilled}).packed()
         return cast(Distils, self._strategy).adopt(self.state, self.parameters, whole)
+
+    def unfreeze(self, version: int) -> Unfrozen | None:
+        """Let the tensors move whose version this is, the newest; return them, and None if there are none.
+
+        Raises StrategyFailed if the strategy's state cannot grow.
+        """
+        found = None if self._frozen is None else self._frozen.due(version)
+        if found is None:
+            return None
+        assert self._frozen is not None
+        parameters = self._frozen.grown(version, self.parameters)
+        with self._guarded("restore"):
+            self.state = grown_state(self._strategy, self.state, parameters)
+        self.parameters = parameters
+        self._task_tensors = None
+        if self.sent is not None:
+            self.sent.grow(parameters)
+        return found
 
     def _made(self, returned: Any) -> Parameters:
         """Take what `aggregate` returned: keep its state, and return its parameters. Raises TypeError for others than

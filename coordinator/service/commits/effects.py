@@ -25,6 +25,7 @@ from fedmq.coordinator.decisions.commands import (
     RepeatReceipts,
     SayHello,
     TellSetBack,
+    TellUnfrozen,
     Withdraw,
 )
 from fedmq.coordinator.decisions.core import Core
@@ -132,6 +133,7 @@ class Effects:
             Accept: self._accept,
             Discard: self._discard,
             NewVersion: self._new_version,
+            TellUnfrozen: self._tell_unfrozen,
             DropBuffer: self._drop_buffer,
             TellSetBack: self._tell_set_back,
             IssueTask: self._issue,
@@ -288,6 +290,9 @@ class Effects:
             weights=lambda: ",".join(f"{weight:.6g}" for weight in command.weights),
             **({"by": "timeout"} if command.by_timeout else {}),
         )
+
+    def _tell_unfrozen(self, command: TellUnfrozen) -> None:
+        log.info("tensors_unfrozen", version=command.version, tensors=len(command.tensors), first=command.tensors[0])
 
     def _drop_buffer(self, command: DropBuffer) -> None:
         self.pending.arrays_changed = True

@@ -22,10 +22,9 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonArrived, UpdateArrived
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.incoming.payloads import Broken, Manifest, Whole
-from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD, decoded
+from fedmq.coordinator.service.incoming.update_reader import NO_PAYLOAD, Wires, decoded
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.schemas.codec import Limits, open_envelope
-from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import MalformedMessage, PeerError
 from fedmq.schemas.messages import Update
 
@@ -80,11 +79,11 @@ class ChunkedUpdates:
         *,
         put: Callable[[PayloadDropped], None],
         owned: bool,
-        wire: Wire | None = None,
+        wires: Wires | None = None,
         frozen: FrozenTasks | None = None,
     ) -> None:
         """`limits` are a whole payload's. `put` adds to the inbox, from any thread. `owned`: the core may let a
-        payload's memory go (UpdateArrived). `wire` decodes the run's codec; None if it has none.
+        payload's memory go (UpdateArrived). `wires` decode the run's codec; None if it has none.
         `frozen` cuts what an older fedmq sends of the model's frozen part."""
         self._intake = intake
         self._core = core
@@ -92,7 +91,7 @@ class ChunkedUpdates:
         self._limits = limits
         self._put = put
         self._owned = owned
-        self._wire = wire
+        self._wires = wires
         self._frozen = frozen
         self._dropping: dict[str, Manifest] = {}
         """Manifests of broken payloads whose queues are not deleted yet, by update_id."""
@@ -174,7 +173,7 @@ class ChunkedUpdates:
             if envelope.message != update.model_copy(update={"chunks": None}):
                 raise MalformedMessage("the chunks are of another update than their manifest")
             tensors = envelope.parameters(check_finite=False)
-            payload = decoded(update, tensors, self._wire, self._frozen) or NO_PAYLOAD
+            payload = decoded(update, tensors, self._wires, self._frozen) or NO_PAYLOAD
         except PeerError as error:
             return self._poison(handle, update, error)
         carried = Carried(manifest.num_bytes + manifest.chunks.num_bytes, payload.num_bytes)

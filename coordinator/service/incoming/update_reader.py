@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.core import Core
@@ -12,13 +12,14 @@ from fedmq.coordinator.decisions.events import Carried, DeliveryHandle, PoisonAr
 from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
 from fedmq.schemas.codec import Limits, open_envelope
+from fedmq.schemas.codecs.known import UplinkCodec
 from fedmq.schemas.codecs.names import BUILT_IN
 from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import PeerError, WrongCodec
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Update
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.tensors import check_magnitudes
+from fedmq.schemas.tensors import ModelSpec, check_magnitudes
 
 log = EventLog(__name__)
 
@@ -27,8 +28,26 @@ SLOW_S = 10.0
 """Time after which the log names a codec of the user's own that does not come back."""
 
 
+class Wires:
+    """The run's codec on the updates of each version."""
+
+    def __init__(self, codec: UplinkCodec, spec_of: Callable[[int], ModelSpec]) -> None:
+        """`spec_of` returns the tensors of an update of a version, and the same object for versions that have the
+        same."""
+        self.name = codec.codec.name
+        self._codec, self._spec_of = codec, spec_of
+        self._made: dict[int, Wire] = {}
+
+    def of(self, base_version: int) -> Wire:
+        """Return the codec on the tensors of an update of this version."""
+        spec = self._spec_of(base_version)
+        if id(spec) not in self._made:
+            self._made[id(spec)] = self._codec.wire(spec)
+        return self._made[id(spec)]
+
+
 def decoded(
-    update: Update, parameters: Parameters | None, wire: Wire | None, frozen: FrozenTasks | None = None
+    update: Update, parameters: Parameters | None, wires: Wires | None, frozen: FrozenTasks | None = None
 ) -> Parameters | None:
     """Return an update's tensors as they were before its codec, and checked. They are not checked before.
 
@@ -39,11 +58,11 @@ def decoded(
     if frozen is not None and parameters is not None:
         parameters = frozen.cut(update, parameters)
     if update.codec is not None and parameters is not None:
-        if wire is None or update.codec != wire.codec.name:
-            asked = "plain tensors" if wire is None else f"{wire.codec.name!r} or plain tensors"
+        if wires is None or update.codec != wires.name:
+            asked = "plain tensors" if wires is None else f"{wires.name!r} or plain tensors"
             raise WrongCodec(f"got an update in the codec {update.codec!r}, the run asks for {asked}")
-        with _watched(wire.codec.name, update):
-            parameters = wire.decode(parameters)
+        with _watched(wires.name, update):
+            parameters = wires.of(update.base_version).decode(parameters)
     if parameters is not None:
         check_magnitudes(parameters)
     return parameters
@@ -72,7 +91,7 @@ def read_update(  # noqa: PLR0917
     limits: Limits,
     handle: DeliveryHandle,
     delivery: Delivery,
-    wire: Wire | None = None,
+    wires: Wires | None = None,
     frozen: FrozenTasks | None = None,
 ) -> UpdateArrived | PoisonArrived:
     """Return the event of one message. An update in chunks comes without its payload. So does one that the core
@@ -100,7 +119,7 @@ def read_update(  # noqa: PLR0917
     if update.codec is not None and not core.awaits(update):
         return UpdateArrived(handle, update, NO_PAYLOAD)
     try:
-        parameters = decoded(update, envelope.parameters(check_finite=False), wire, frozen)
+        parameters = decoded(update, envelope.parameters(check_finite=False), wires, frozen)
     except PeerError as error:
         return _unreadable(core, handle, delivery, error.reason, str(error))
     payload = parameters or NO_PAYLOAD

@@ -4,6 +4,8 @@
     hello names other ones, or none  the next task carries the part beside what moves
     hello has no such field          an older fedmq: tasks carry the whole model, as one
 
+At a version of [training] unfreeze the part loses tensors. Whoever has an earlier one cuts the new one from it.
+
 An update that answers a task shows that the participant had the part. A decline with the reason `frozen_lost` shows
 that it has it no more, and the next task carries it again. None of this is kept over a restart: whoever is not known to
 have the part gets it once more. One with an older fedmq, which has not said hello since the start, cannot read such a
@@ -15,6 +17,7 @@ they do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +25,7 @@ import numpy as np
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.events import EvaluationArrived
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
 from fedmq.schemas.errors import SpecMismatch, shown
 from fedmq.schemas.frozen import Frozen, with_beside
 from fedmq.schemas.messages import Hello, Reply, Update
@@ -34,67 +38,80 @@ class FrozenTasks:
     """The frozen part of one run's model in its messages. Without one, everything passes as it is. The loop's thread
     calls everything."""
 
-    def __init__(self, part: Frozen | None, core: Core) -> None:
-        self._part = part
+    def __init__(self, core: Core) -> None:
+        self._parts = core.frozen
         self._core = core
-        self._have: set[str] = set()
-        """Participants that have the part on their disk."""
+        self._digests = [] if core.frozen is None else core.frozen.digests()
+        self._have: dict[str, int] = {}
+        """Participants that have the part on their disk, with its era (FrozenParts.era). A part has all the tensors of
+        later ones, so they can cut these from it."""
         self._older: set[str] = set()
         """Participants whose fedmq does not know of frozen parts."""
 
     def most_spec(self, reply: Reply) -> ModelSpec:
         """Return the largest tensors of an update: an older fedmq sends those of the whole model."""
-        if self._part is None:
+        if self._parts is None:
             return self._core.payload_spec
-        return update_spec(reply, spec_of(self._part.join(self._core.parameters)))
+        return update_spec(reply, spec_of(self._parts.whole(self._core.version, self._core.parameters)))
 
     def on_hello(self, hello: Hello) -> None:
         """Note what a known participant has on its disk."""
-        if self._part is None:
+        if self._parts is None:
             return
         name = hello.participant_id
-        self._have.discard(name)
+        self._have.pop(name, None)
         self._older.discard(name)
         if not self._core.knows(name):
             return
         if hello.frozen is None:
             self._older.add(name)
-        elif self._part.digest in hello.frozen:
-            self._have.add(name)
+            return
+        here = [era for era, digest in enumerate(self._digests) if digest in hello.frozen]
+        if here:
+            self._have[name] = here[0]
 
-    def on_accepted(self, participant_id: str) -> None:
-        """Note that a participant has trained with the part."""
-        if self._part is not None and participant_id not in self._older:
-            self._have.add(participant_id)
+    def on_accepted(self, participant_id: str, base_version: int) -> None:
+        """Note that a participant has trained with the part of this version."""
+        if self._parts is not None and participant_id not in self._older:
+            era = self._parts.era(base_version)
+            self._have[participant_id] = min(era, self._have.get(participant_id, era))
 
     def on_lost(self, participant_id: str) -> None:
         """Note that a participant has declined a task because it has lost the part."""
-        self._have.discard(participant_id)
+        self._have.pop(participant_id, None)
 
-    def num_bytes(self, participant_id: str, tensors: Parameters) -> int:
+    def num_bytes(self, participant_id: str, base_version: int, tensors: Parameters) -> int:
         """Return the bytes of a task's tensors for this participant."""
-        if self._part is None or participant_id in self._have:
-            return tensors.num_bytes
-        return tensors.num_bytes + self._part.num_bytes
+        part = self._part_for(participant_id, base_version)
+        return tensors.num_bytes + (0 if part is None else part.num_bytes)
 
-    def of_task(self, participant_id: str, tensors: Parameters, coded: bool) -> tuple[str | None, Parameters]:
+    def of_task(
+        self, participant_id: str, base_version: int, tensors: Parameters, coded: bool
+    ) -> tuple[str | None, Parameters]:
         """Return the digest that a task for this participant names, and its tensors. Nothing is copied.
 
         `coded`: the model travels in a codec, so the participant knows of frozen parts, whether it has said hello since
         the start or not.
         """
-        if self._part is None:
+        part = None if self._parts is None else self._parts.at(base_version)
+        if part is None:
             return None, tensors
         if participant_id in self._older and not coded:
-            return None, self._part.join(tensors)
-        return self._part.digest, tensors if participant_id in self._have else with_beside(tensors, self._part)
+            return None, part.join(tensors)
+        lacking = self._part_for(participant_id, base_version)
+        return part.digest, tensors if lacking is None else with_beside(tensors, part)
+
+    def model_bytes(self, base_version: int) -> int:
+        """Return the bytes of the tensors that a task of this version is to train from, if it carries no groups."""
+        now = self._core.task_tensors.num_bytes
+        return now + self._frozen_bytes(self._core.version) - self._frozen_bytes(base_version)
 
     def cut(self, update: Update, tensors: Parameters) -> Parameters:
         """Return an update's tensors without the frozen ones of an older fedmq, which are not decoded yet.
 
         Raises SpecMismatch if that would lose something.
         """
-        part = self._part
+        part = None if self._parts is None else self._parts.at(update.base_version)
         if part is None or part.by_name.keys().isdisjoint(tensors):
             return tensors
         for name, array in part.by_name.items():
@@ -110,17 +127,27 @@ class FrozenTasks:
                 )
         return part.cut(tensors)
 
+    def _part_for(self, participant_id: str, base_version: int) -> Frozen | None:
+        """Return the frozen part of a version; None if there is none, or if the participant has it."""
+        if self._parts is None or self._have.get(participant_id, math.inf) <= self._parts.era(base_version):
+            return None
+        return self._parts.at(base_version)
+
+    def _frozen_bytes(self, version: int) -> int:
+        part = None if self._parts is None else self._parts.at(version)
+        return 0 if part is None else part.num_bytes
+
 
 class _WholeEvaluator:
     """An evaluator that gets the whole model."""
 
-    def __init__(self, evaluator: Evaluator, part: Frozen) -> None:
-        self._evaluator, self._part = evaluator, part
+    def __init__(self, evaluator: Evaluator, parts: FrozenParts) -> None:
+        self._evaluator, self._parts = evaluator, parts
 
     def submit(self, version: int, parameters: Parameters, on_result: Callable[[EvaluationArrived], None]) -> None:
-        self._evaluator.submit(version, self._part.join(parameters), on_result)
+        self._evaluator.submit(version, self._parts.whole(version, parameters), on_result)
 
 
-def whole_evaluator(evaluator: Evaluator | None, part: Frozen | None) -> Evaluator | None:
+def whole_evaluator(evaluator: Evaluator | None, parts: FrozenParts | None) -> Evaluator | None:
     """Return the evaluator of versions without their frozen part."""
-    return evaluator if evaluator is None or part is None else _WholeEvaluator(evaluator, part)
+    return evaluator if evaluator is None or parts is None else _WholeEvaluator(evaluator, parts)

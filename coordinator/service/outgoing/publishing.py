@@ -102,13 +102,11 @@ class CoordinatorPublisher:
         sign: Sign | None = None,
         uplink: Uplink | None = None,
         frozen: FrozenTasks | None = None,
-        model_bytes: int = 0,
         steps: bool = False,
     ) -> None:
         """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned.
         `uplink` is the codec that updates are asked for in. `frozen` knows who has the model's frozen part.
-        `model_bytes` is the size of what a task is to train from, if it travels in another form. `steps`: tasks travel
-        as steps of a hidden state, to those that read them."""
+        `steps`: tasks travel as steps of a hidden state, to those that read them."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -134,7 +132,6 @@ class CoordinatorPublisher:
         self._sign = sign
         self._uplink = uplink
         self._frozen = frozen
-        self._model_bytes = model_bytes
         self._steps = steps
         self._plain: set[str] = set()
         """Participants that were told to lack a codec."""
@@ -214,7 +211,7 @@ class CoordinatorPublisher:
     def _num_bytes(self, command: IssueTask, parameters: Parameters) -> int:
         if self._frozen is None:
             return parameters.num_bytes
-        return self._frozen.num_bytes(command.participant_id, parameters)
+        return self._frozen.num_bytes(command.participant_id, command.base_version, parameters)
 
     def task_done(self, published: TaskPublished) -> None:
         """Give a task's room in the window back."""
@@ -226,10 +223,12 @@ class CoordinatorPublisher:
             self._tell_of_plain_updates(command.participant_id, self._uplink)
         if self._steps and command.downlink is None:
             self._tell(command.participant_id, "it does not read tasks in steps, and gets whole ones: update its fedmq")
-        frozen, decoded_bytes = None, parameters.num_bytes if command.downlink is None else self._model_bytes
+        frozen, decoded_bytes = None, parameters.num_bytes
         if self._frozen is not None:
-            own_bytes = parameters.num_bytes
-            frozen, parameters = self._frozen.of_task(command.participant_id, parameters, command.downlink is not None)
+            own_bytes, coded = parameters.num_bytes, command.downlink is not None
+            if coded:
+                decoded_bytes = self._frozen.model_bytes(command.base_version)
+            frozen, parameters = self._frozen.of_task(command.participant_id, command.base_version, parameters, coded)
             decoded_bytes += parameters.num_bytes - own_bytes
         task = Task(
             task_id=command.task_id,

@@ -12,6 +12,7 @@ models may do anything, so theirs are not known either: the app names them by it
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fedmq.participant.training.keras.backend import keras
@@ -30,6 +31,25 @@ def frozen_names(model: Model) -> frozenset[str]:
     }
     still = {id(v) for layer in layers for v in _still(layer)} - assigned
     return frozenset(name for name, variable in named_variables(model).items() if id(variable) in still)
+
+
+def made_to_train(model: Model) -> dict[str, Any]:
+    """Return the weights that were made to be trained, by their names in `parameters_of`, whether they are or not."""
+    layers = [model, *layers_of(model)]
+    made = {id(v) for layer in layers for v in layer._trainable_variables}
+    return {name: variable for name, variable in named_variables(model).items() if id(variable) in made}
+
+
+def unfreeze(model: Model, names: Collection[str]) -> None:
+    """Let these weights, of those in `made_to_train`, be trained, although the model's own layers are not trainable.
+
+    A BatchNormalization that its model froze goes on in inference mode, so its statistics stay as they are. Keras's own
+    guide to fine-tuning asks for that (https://keras.io/guides/transfer_learning/).
+    """
+    model._trainable = True  # the setter would do so to all layers below
+    for name, variable in made_to_train(model).items():
+        if name in names:
+            variable.trainable = True
 
 
 def _still(layer: Any) -> list[Any]:

@@ -9,6 +9,7 @@ Rules
    the metrics and the seed generators (Dropout) go back to fixed values by assignment: nothing is rebuilt or traced
    again, unless a layer draws by tf.random's own kernels (participant.training.keras.steps). Whatever is drawn follows
    from the task's seed, and in an evaluation from a fixed one. Callbacks are made anew for each task.
+   After an unfreezing the task says which weights train. The model is built anew when these change.
 2. The same parameters, config (with its seed) and data give the same result, bit for bit, on one machine.
 3. The trainer never writes to the arrays that it is given. The arrays that it returns belong to the caller.
 """
@@ -28,13 +29,15 @@ from fedmq.participant.training.keras.backend import tf
 from fedmq.participant.training.keras.callbacks import TaskCallbacks, numbers
 from fedmq.participant.training.keras.checks import Units, check_labels, explained, takes_the_data, units_of
 from fedmq.participant.training.keras.data import Data, LazyData, length
+from fedmq.participant.training.keras.frozen import made_to_train, unfreeze
 from fedmq.participant.training.keras.loop import Loop
-from fedmq.participant.training.keras.model import Model, built_model, parameters_of
+from fedmq.participant.training.keras.model import Model, built_model, parameters_of, received_names
 from fedmq.participant.training.keras.optimizers import held_by
 from fedmq.participant.training.keras.steps import making, seeded_process
 from fedmq.schemas.errors import AppError, TrainerError
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import UNFROZEN, TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 log = EventLog(__name__)
 
@@ -82,6 +85,9 @@ class KerasTrainer:
                 "model.compile(optimizer=..., loss=...) before returning it"
             )
         self._callbacks = callbacks
+        self._build_model = build_model
+        self._unfrozen = frozenset[str]()
+        """Names of the weights that train although the app's model freezes them."""
         self._made: Loop | None = None
         self._units: Units = None
 
@@ -116,7 +122,7 @@ class KerasTrainer:
         self._cancelled.clear()
         if self.num_examples == 0:
             raise TrainerError("there are no training examples: `data` is empty")
-        loop = self._steps(self._data)
+        loop = self._steps_of(parameters, config)
         loop.set_parameters(parameters)
         loop.reset(config, correction)
         steps, seen = 0, 0
@@ -173,6 +179,25 @@ class KerasTrainer:
         """Make a running `train` raise TrainerError before its next step. Any thread may call this."""
         self._cancelled.set()
 
+    def _steps_of(self, parameters: Mapping[str, npt.NDArray[Any]], config: TrainingConfig) -> Loop:
+        """Return the steps of a model in which those weights train that the task says. If they are others than in the
+        task before, the model is built anew: its optimizer has slots for what it trains."""
+        loop = self._steps(self._data)
+        wanted = frozenset[str]()
+        if config.extra.get(UNFROZEN) is not None and isinstance(parameters, Parameters):
+            theirs = received_names(self.model, parameters)
+            wanted = frozenset(
+                name
+                for name, variable in made_to_train(self.model).items()
+                if (name in self._unfrozen or not variable.trainable) and theirs[name] not in parameters.non_trainable
+            )
+        if wanted == self._unfrozen:
+            return loop
+        with making, seeded_process(0):
+            self.model = built_model(self._build_model)
+        self._unfrozen, self._made = wanted, None
+        return self._steps(self._data)
+
     def _steps(self, data: LazyData) -> Loop:
         """Return the model's steps. Raises AppError or TrainerError, with the place, if they cannot take these data."""
         takes_the_data(self.model, data)
@@ -183,6 +208,10 @@ class KerasTrainer:
         with explained(self.model, data), making, seeded_process(0):  # the first step may draw what later ones keep
             self._units = units_of(self.model, first)
             check_labels(self.model, self._units, data)
+            if self._unfrozen:
+                if not (self.model.built and self.model.weights):
+                    self.model(first[0])
+                unfreeze(self.model, self._unfrozen)
             self._made = Loop(self.model, first)
         return self._made
 

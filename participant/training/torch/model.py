@@ -57,6 +57,13 @@ def frozen_names(model: Module) -> frozenset[str]:
     return frozenset(spec.name for spec in Travelling(model).specs if id(state[spec.name]) in known)
 
 
+def made_to_train(model: Module) -> dict[str, Tensor]:
+    """Return the model's parameters, which an optimizer may step, by the names under which they travel: without its
+    buffers."""
+    known, state = {id(parameter) for parameter in model.parameters()}, model.state_dict(keep_vars=True)
+    return {spec.name: state[spec.name] for spec in Travelling(model).specs if id(state[spec.name]) in known}
+
+
 def set_parameters(model: Module, parameters: Mapping[str, Array]) -> None:
     """Put `parameters` into the model, bit for bit. Raises AppError with the differences if they do not fit."""
     Travelling(model).put(parameters)

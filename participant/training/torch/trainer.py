@@ -25,10 +25,11 @@ from fedmq.participant.training.environment import threads_from_environment
 from fedmq.participant.training.generators import seeded_generators, word_of
 from fedmq.participant.training.torch.backend import torch
 from fedmq.participant.training.torch.data import Collate, Data, LazyData, batch_length, mapped
-from fedmq.participant.training.torch.model import Travelling, built_model
+from fedmq.participant.training.torch.model import Travelling, built_model, made_to_train
 from fedmq.participant.training.torch.optimizers import MakeOptimizer, TaskOptimizer
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short, shown
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import UNFROZEN, TrainingConfig
+from fedmq.schemas.parameters import Parameters
 
 Loss = Callable[[Any, Any], Any]
 Metrics = Callable[[Any, Any], Mapping[str, Any]]
@@ -67,6 +68,7 @@ class TorchTrainer:
             torch.set_num_threads(threads)
         self.model = _placed(built_model(build_model), device)
         self._travelling = Travelling(self.model)
+        self._frozen_here = {name: p for name, p in made_to_train(self.model).items() if not p.requires_grad}
         self._modes = [(module, module.training) for module in self.model.modules()]
         norms = torch.nn.modules.batchnorm._BatchNorm
         self._least = 2 if any(isinstance(module, norms) and mode for module, mode in self._modes) else 1
@@ -110,6 +112,7 @@ class TorchTrainer:
         self._cancelled.clear()
         if self.num_examples == 0:
             raise TrainerError("there are no training examples: `data` is empty")
+        self._unfreeze(parameters, config)
         self._travelling.put(parameters)
         steps, seen = 0, 0
         means = Means()
@@ -158,6 +161,15 @@ class TorchTrainer:
     def cancel(self) -> None:
         """Make a running `train` raise TrainerError before its next step. Any thread may call this."""
         self._cancelled.set()
+
+    def _unfreeze(self, parameters: Mapping[str, npt.NDArray[Any]], config: TrainingConfig) -> None:
+        """Let parameters that the app freezes be trained if the task says so after an unfreezing, and only then."""
+        unfrozen = config.extra.get(UNFROZEN) is not None and isinstance(parameters, Parameters)
+        for name, parameter in self._frozen_here.items():
+            trains = unfrozen and name in parameters and name not in parameters.non_trainable  # type: ignore[attr-defined]
+            parameter.requires_grad_(trains)
+        if self._frozen_here:
+            self._travelling = Travelling(self.model)
 
     def _lazy(self, source: Any, name: str) -> LazyData:
         return LazyData(source, name, self._dtype, self._collate)

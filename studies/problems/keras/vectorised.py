@@ -14,6 +14,7 @@ from fedmq.participant.training.keras.backend import tf
 from fedmq.participant.training.keras.data import as_trained
 from fedmq.participant.training.keras.model import built_model, parameters_of
 from fedmq.schemas.errors import ConfigError, TrainerError
+from fedmq.schemas.messages import UNFROZEN
 from fedmq.studies.population.deals import Rows
 from fedmq.studies.problems.batches import cohort_rows
 from fedmq.studies.problems.keras.known_models import check_examples, known_arrays, known_model
@@ -39,7 +40,9 @@ class VectorisedSteps:
         self._stacks: dict[str, npt.NDArray[Any]] = {}
 
     def fits(self, job: Job) -> bool:
-        """Return True if padding does not show in the result."""
+        """Return True if padding does not show in the result, and the weights that train are those of the app."""
+        if job.config.extra.get(UNFROZEN) is not None:
+            return False
         return self._program.whole_batch is None or len(self._rows[job.participant]) % job.config.batch_size == 0
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
