@@ -282,7 +282,7 @@ class Unfreeze(Settings):
 class TrainingSettings(TrainingConfig):
     """The [training] table: what tasks ask for, and the versions at which frozen tensors begin to move."""
 
-    unfreeze: tuple[Unfreeze, ...] = ()
+    unfreeze: tuple[Unfreeze, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _has_room_for_the_version(self) -> Self:

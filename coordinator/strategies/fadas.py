@@ -37,7 +37,6 @@ from fedmq.schemas.parameters import Parameters
 class FadasState(BufferState):
     """A buffer, and the largest staleness in it."""
 
-    takes_new_tensors: ClassVar[bool] = True
     highest_staleness: int = 0
 
     def clear(self) -> None:
@@ -57,6 +56,7 @@ class FadasState(BufferState):
 class Fadas(Buffered):
     """A new version of every `buffer_size` updates. Non-trainable floating tensors take the plain mean update."""
 
+    takes_new_tensors: ClassVar[bool] = True
     buffer_size: Annotated[int, Field(ge=1)] = 10
     learning_rate: Positive = 0.001
     """η."""

@@ -106,6 +106,7 @@ class EnsembleState(BufferState):
 class FedDf(WeightedMean):
     """A new version of every `buffer_size` updates, distilled from the ensemble of their models."""
 
+    takes_new_tensors: ClassVar[bool] = False
     staleness: AnyStalenessWeight = Polynomial(0.5)
     """s(τ)."""
     former_versions: Annotated[int, Field(ge=0)] = 4

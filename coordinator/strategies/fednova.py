@@ -45,7 +45,6 @@ MOST_NORM = 10.0
 class FedNovaState(BufferState):
     """Σ (q_i/a_i)·Δ_i of trainable tensors, Σ q_i·Δ_i of the others."""
 
-    takes_new_tensors: ClassVar[bool] = True
     norms: list[float] = field(default_factory=list)
     """a_i, in order of arrival."""
     non_trainable: frozenset[str] = frozenset()
@@ -82,6 +81,7 @@ class FedNova(RoundsOrBuffer):
     Non-trainable floating tensors (BatchNorm statistics) are averaged plainly, with p_i.
     """
 
+    takes_new_tensors: ClassVar[bool] = True
     cohort_size: Annotated[int, Field(ge=1)] = 10
     over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     """ceil(cohort_size·over_selection) participants are asked; the first `cohort_size` updates count."""

@@ -39,7 +39,6 @@ from fedmq.schemas.parameters import Array, Parameters
 class PortState(BufferState):
     """A buffer, and the trainable floating tensors of the last versions, by reference, the current version last."""
 
-    takes_new_tensors: ClassVar[bool] = False
     versions: list[dict[str, Array]] = field(default_factory=list)
 
     def cosine(self, update: ClientUpdate, staleness: int) -> float:
@@ -73,6 +72,7 @@ class PortState(BufferState):
 class Port(MeanOfDeltas):
     """A new version of every `buffer_size` updates. There is no server learning rate: the weights sum to 1."""
 
+    takes_new_tensors: ClassVar[bool] = False
     buffer_size: Annotated[int, Field(ge=1)] = 10
     similarity_weight: NonNegative = 1.0
     """σ."""

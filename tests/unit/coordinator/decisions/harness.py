@@ -13,6 +13,7 @@ from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import ClosedTask, ParticipantSeen, Started, TaskDeclined, Tick, UpdateArrived
 from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, Snapshot, TaskRecord
 from fedmq.coordinator.decisions.tasks.names import TaskNames
+from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
 from fedmq.coordinator.settings import DownlinkSettings, RunSettings, StopSettings
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.schemas.messages import Hello, TrainingConfig, Update, Uplink, update_id
@@ -38,6 +39,7 @@ class Bench:
         naming: TaskNames | None = None,
         uplink: Uplink | None = None,
         downlink: DownlinkSettings | None = None,
+        frozen: FrozenParts | None = None,
         **run,
     ) -> None:
         values = {"run_id": "run", "concurrency": 2, "lease_s": 100.0, "stop": StopSettings(max_updates=1000)}
@@ -49,6 +51,7 @@ class Bench:
         self.naming = naming
         self.uplink = uplink
         self.downlink = downlink
+        self.frozen = frozen
         self.core = Core(
             self.settings,
             self.strategy,
@@ -59,6 +62,7 @@ class Bench:
             naming=naming,
             uplink=uplink,
             downlink=downlink,
+            frozen=frozen,
         )
         self.t = 0.0
         self.participants: dict[str, Any] = {}
@@ -141,9 +145,11 @@ class Bench:
                 participant_id, tensor = name.removeprefix("strategy/memory/").split("/", 1)
                 self.memories.setdefault(participant_id, {})[tensor] = array
         open_tasks = [row for row in saved.tasks.values() if row.state in OPEN_STATES]
+        frozen = None if self.frozen is None else FrozenParts.restored(self.frozen.first, saved.snapshot.scalars)
         self.core = Core.restore(
             self.settings, self.strategy, self.training, saved.snapshot, saved.participants.values(), open_tasks,
             evaluates=self.evaluates, naming=self.naming, uplink=self.uplink, downlink=self.downlink,
+            frozen=frozen,
         )  # fmt: skip
         return self
 
