@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from numbers import Real
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -55,7 +55,7 @@ class MeanOfDeltas(Buffered):
     """Server optimiser; it takes Δ̄ = (1/D)·Σ w·Δ, with a learning rate of its own."""
     weight: Callable[..., float]
     """The weight w: weight(update, staleness) or weight(update, staleness, state), a number from 0 to 1e30."""
-    takes_new_tensors = True
+    takes_new_tensors: ClassVar[bool] = True
     _weight_takes_state = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -135,6 +135,8 @@ def _moved(residual: npt.NDArray[Any], written: npt.NDArray[Any], places: Places
         for name, size in parse_json(written.tobytes()):
             found[name] = residual[end : end + size]
             end += size
+        if end != residual.size:
+            raise ValueError(f"its tensors have {end} elements, and it has {residual.size}")
     except (TypeError, ValueError) as error:
         log.warning("residual_not_read", error=error, detail="error feedback begins at zero")
         return None

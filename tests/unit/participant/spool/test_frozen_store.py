@@ -88,3 +88,19 @@ def test_a_file_that_the_disk_does_not_give_is_not_promised_again_and_is_replace
     again = store.read(one.digest)
     assert again is not None
     assert again.digest == one.digest
+
+
+def test_what_is_still_frozen_is_found_in_an_earlier_part(tmp_path):
+    store, one = FrozenStore(tmp_path), part(1.5)
+    store.keep(part(2.5))
+    store.keep(one)
+    store.keep(part(3.5))
+    less = one.less(["a"])
+    assert less is not None
+    found = FrozenStore(tmp_path).read(less.digest, ["a", "b"])
+    assert found is not None
+    assert (found.digest, list(found.by_name)) == (less.digest, ["c"])
+    assert store.read(less.digest, ["c"]) is None
+    assert store.read(less.digest) is None
+    assert store.read(less.digest, ["a", "c"]) is None
+    assert len(store.digests()) == 3
