@@ -69,7 +69,7 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
         ('[broker]\nprefix = "no spaces"', 'broker.prefix: got "no spaces", allowed: 1 to 64 letters, digits, dots, '
          "underscores or dashes, the first a letter or a digit"),
         ("[training]\ncommit_interval_s = 2", "training.commit_interval_s: unknown key (got 2), allowed: batch_size, "
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [commit]"),
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze; it belongs in [commit]"),
         ("learning_rate = 0.1", "strategy.learning_rate: unknown key (got 0.1), allowed: buffer_size, "
          "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; it belongs in [training]"),
@@ -80,14 +80,14 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
          "buffer_timeout_s, min_updates, name, normalize, "
          "server_learning_rate, server_optimizer, staleness; it belongs in [strategy.server_optimizer]"),
         ("[training]\nmax_versions = 3", "training.max_versions: unknown key (got 3), allowed: batch_size, "
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs in [run.stop]"),
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze; it belongs in [run.stop]"),
         ('[training]\nrunsdir = "x"', 'training.runsdir: unknown key (got "x"), allowed: batch_size, '
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed"),
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze"),
         ('[training]\nruns_dir = "x"', 'training.runs_dir: unknown key (got "x"), allowed: batch_size, '
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed; it belongs at the top of the file, above all "
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze; it belongs at the top of the file, above all "
          "tables"),
         ('[training]\nname = "x"', 'training.name: unknown key (got "x"), allowed: batch_size, '
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed"),
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze"),
         ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
          "downlink, files, initial, participant, run, runs_dir, security, strategy, training, uplink; did you mean "
          "training?"),
