@@ -12,8 +12,8 @@ from fedmq.coordinator.strategies import BuiltIn
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
 SCHEMA = FederationConfig.model_json_schema()
-TABLES = {"run": "RunSettings", "training": "TrainingSettings", "commit": "CommitSettings", "archive": "ArchiveSettings",
-          "broker": "BrokerSettings", "security": "SecuritySettings",
+TABLES = {"run": "RunSettings", "training": "TrainingSettings", "commit": "CommitSettings",
+          "archive": "ArchiveSettings", "broker": "BrokerSettings", "security": "SecuritySettings",
           "participant": "ParticipantSettings", "uplink": "UplinkSettings", "downlink": "DownlinkSettings",
           "run.stop": "StopSettings"}  # fmt: skip
 DESCRIBED_ELSEWHERE = {"strategy"}  # in the guide's chapter on strategies

@@ -84,8 +84,8 @@ def test_a_short_file_is_enough_and_its_paths_are_relative_to_it(write, tmp_path
         ('[training]\nrunsdir = "x"', 'training.runsdir: unknown key (got "x"), allowed: batch_size, '
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze"),
         ('[training]\nruns_dir = "x"', 'training.runs_dir: unknown key (got "x"), allowed: batch_size, '
-         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze; it belongs at the top of the file, above all "
-         "tables"),
+         "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze; it belongs at the top of the file, "
+         "above all tables"),
         ('[training]\nname = "x"', 'training.name: unknown key (got "x"), allowed: batch_size, '
          "epochs, extra, learning_rate, max_steps, proximal_mu, seed, unfreeze"),
         ("[trainning]\nepochs = 2", "trainning: unknown key (got a table), allowed: app, archive, broker, commit, "
