@@ -57,20 +57,15 @@ class FrozenStore:
         It is also found in an earlier part of the model, one that has some of the tensors that are `moving` by now
         beside it.
         """
-        if self._is_here(digest):
-            return self._read(digest)
+        found = self._read(digest)
+        if found is not None or not moving:
+            return found
         for earlier in self.digests():
             whole = self._read(earlier)
             part = None if whole is None else whole.less(moving)
             if part is not None and part.digest == digest:
                 return part
         return None
-
-    def _is_here(self, digest: str) -> bool:
-        try:
-            return (self._folder / digest).exists()
-        except OSError:
-            return False
 
     def _read(self, digest: str) -> Frozen | None:
         path = self._folder / digest
