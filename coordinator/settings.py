@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINKS, FITTING, NEEDS_FEEDBACK
 from fedmq.schemas.messages import MOST_EXTRA, UNFROZEN, Identifier, Reply, TrainingConfig, Uplink
 from fedmq.schemas.nearest import near
+from fedmq.schemas.told import Told
 
 
 class Replies(Protocol):
@@ -34,7 +35,7 @@ def _known(strategy: Replies, attribute: str, by_reply: Mapping[Reply, tuple[str
     return allowed, f"a strategy whose updates carry {strategy.reply!r}"
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, metaclass=Told):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

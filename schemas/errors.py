@@ -3,6 +3,7 @@
 FedmqError
 ├── InputError                the user's: fix the file, the flag or the code, then start again
 │   ├── ConfigError           the federation file, an environment variable or a flag
+│   │   └── InvalidValue      a value that a script made, of a setting or a study
 │   ├── AppError              the app file: a missing function, a model that does not fit
 │   │   └── StrategyError     the strategy raised, or made what is not finite
 │   ├── TrainerError          the trainer raised, or returned what the protocol does not allow
@@ -96,6 +97,10 @@ class InputError(FedmqError):
 
 class ConfigError(InputError):
     """A mistake in the federation file, an environment variable or a flag."""
+
+
+class InvalidValue(ConfigError, ValueError):
+    """A mistake in a value that a script made. It is a ValueError too, as pydantic's own errors are."""
 
 
 class AppError(InputError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from fedmq.schemas.told import Told
 
-class Value(BaseModel):
+
+class Value(BaseModel, metaclass=Told):
     """A frozen value that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

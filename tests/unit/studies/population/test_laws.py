@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fedmq.studies.population import measured
 from fedmq.studies.population.laws import (
@@ -81,9 +81,9 @@ def test_zipf_gives_each_rank_its_share():
 
 def test_a_law_comes_from_a_table_and_a_mistake_in_it_is_named():
     assert TypeAdapter(AnyLaw).validate_python({"name": "half_normal", "mean": 2}) == HalfNormal(mean=2)
-    with pytest.raises(ValidationError, match="greater than 1"):
+    with pytest.raises(ValueError, match="greater than 1"):
         TypeAdapter(AnyLaw).validate_python({"name": "pareto", "minimum": 1, "shape": 0.5})
-    with pytest.raises(ValidationError, match="exchange them"):
+    with pytest.raises(ValueError, match="exchange them"):
         Uniform(low=2, high=1)
 
 
@@ -187,14 +187,14 @@ def test_the_files_of_laws_are_found_at_any_depth(tmp_path):
     ],
 )
 def test_a_file_of_measurements_is_refused_with_its_line(tmp_path, text, column, said):
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValueError, match=said):
         Empirical(file=written(tmp_path, text), column=column)
 
 
 def test_a_file_of_too_many_measurements_is_not_read_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "MOST_VALUES", 2)
     assert Empirical(file=written(tmp_path, "1\n2\n")).mean == 1.5
-    with pytest.raises(ValidationError, match="has more than 2 values, the most for one law: take a sample"):
+    with pytest.raises(ValueError, match="has more than 2 values, the most for one law: take a sample"):
         Empirical(file=written(tmp_path, "1\n2\n3\nno number\n"))
 
 
@@ -211,7 +211,7 @@ def test_a_file_of_too_many_measurements_is_not_read_to_its_end(tmp_path, monkey
     ],
 )
 def test_laws_that_cannot_be_are_refused_in_a_sentence(table, said):
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValueError, match=said):
         LAW.validate_python(table)
 
 
@@ -227,7 +227,7 @@ TOO_LARGE = [
 
 @pytest.mark.parametrize("law", TOO_LARGE, ids=lambda law: law["name"])
 def test_a_number_beyond_all_use_is_refused(law):
-    with pytest.raises(ValidationError, match="less than or equal to"):
+    with pytest.raises(ValueError, match="less than or equal to"):
         LAW.validate_python(law)
 
 
@@ -248,5 +248,5 @@ def test_the_largest_numbers_give_finite_draws_whose_products_are_finite(law):
 
 def test_a_measured_value_beyond_all_use_is_refused_with_its_line(tmp_path):
     (tmp_path / "seconds.csv").write_text("1\n1e308\n")
-    with pytest.raises(ValidationError, match=r"line 2: got '?1e308'?, expected a number from 0 to 1e\+30"):
+    with pytest.raises(ValueError, match=r"line 2: got '?1e308'?, expected a number from 0 to 1e\+30"):
         Empirical(file=str(tmp_path / "seconds.csv"))
