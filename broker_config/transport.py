@@ -22,7 +22,8 @@ Rules that both keep
 7. A stream keeps what is read, so each consumer gets all messages from its offset on, and to settle one only makes room
    in the window. From an offset that the stream has dropped, it begins with the oldest message that is there. After a
    reconnect it goes on at the oldest delivery that was not settled. Offsets rise, and RabbitMQ leaves some out: it
-   writes notes of its own between the messages. A stream's depth is 0, whatever is in it.
+   writes notes of its own between the messages. A stream's depth says nothing: it is 0 for a while after a message
+   came, and may be the number of all messages later.
 """
 
 from __future__ import annotations

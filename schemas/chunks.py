@@ -86,6 +86,11 @@ class Assembly:
         """Number of chunks that have not been checked yet."""
         return self.payload.count - len(self._checked)
 
+    @property
+    def first_missing(self) -> int:
+        """Index of the first chunk that has not been checked yet; the number of chunks if there is none."""
+        return next((index for index in range(self.payload.count) if index not in self._checked), self.payload.count)
+
     def place(self, label: Mapping[str, object], num_bytes: int) -> int | None:
         """Return the index of a wanted chunk; None if it is there already or belongs to another payload.
 

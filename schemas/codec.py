@@ -29,7 +29,7 @@ from fedmq.schemas.errors import (
     shown,
 )
 from fedmq.schemas.limits import DEFAULT_LIMITS, Limits, header_bytes
-from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Hello, Task, Update
+from fedmq.schemas.messages import MESSAGE_TYPES, SCHEMA_VERSION, AnyMessage, Hello, Model, Task, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, check_magnitudes, pack, packed_bytes, read_entries, spec_of, unpack
 from fedmq.schemas.tensors import check_finite as check_tensors_finite
@@ -48,7 +48,7 @@ _FIRST_LOOK_BYTES = 16_384
 _LATER: Mapping[type[AnyMessage], tuple[str, ...]] = MappingProxyType(
     {
         Hello: ("leaving", "last_task", "codecs", "frozen", "model"),
-        Task: ("signature", "uplink", "frozen", "downlink", "former"),
+        Task: ("signature", "uplink", "frozen", "downlink", "former", "reference"),
         Update: ("codec",),
     }
 )
@@ -172,7 +172,7 @@ def open_envelope(body: bytes | bytearray | memoryview, limits: Limits = DEFAULT
 
 
 def _carriage_mismatch(message: AnyMessage, parameters: Parameters | None) -> str | None:
-    how, carries = "", isinstance(message, Task | Update)
+    how, carries = "", isinstance(message, Task | Model | Update)
     if isinstance(message, Task | Update) and message.chunks is not None:
         how, carries = " in chunks", False
     elif isinstance(message, Update) and message.payload == "none":

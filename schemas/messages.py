@@ -162,6 +162,15 @@ class Downlink(Message):
     """hidden: the codec of the steps."""
 
 
+class ModelReference(Message):
+    """The place of a task's tensors in the stream of models (schemas.chunks)."""
+
+    offset: Annotated[int, Field(ge=0, lt=2**63)]
+    """Offset before that of the first chunk."""
+    digest: Digest
+    """Digest of the tensors (schemas.signing.tensors_digest)."""
+
+
 class HeldModel(Message):
     """The newest hidden state that a participant has on its disk."""
 
@@ -182,8 +191,8 @@ class Hello(Message):
     replies: tuple[Reply, ...] = ("delta", "parameters")
     """Forms of update that this participant can send back (its capabilities)."""
     codecs: tuple[Identifier, ...] = Field(default=(), max_length=64)
-    """Codecs that it can send them in, "zstd" if it can compress them, and "downlink" if it reads tasks with a
-    `Downlink` (schemas.codecs.known)."""
+    """Codecs that it can send them in, "zstd" if it can compress them, "downlink" if it reads tasks with a `Downlink`,
+    and "reference" if it reads those with a `ModelReference` (schemas.codecs.known)."""
     frozen: tuple[Digest, ...] | None = Field(default=None, max_length=64)
     """Frozen parts of models that it has on its disk (schemas.frozen); None if it does not know of frozen parts, and
     needs whole models."""
@@ -223,8 +232,26 @@ class Task(Message):
     codec."""
     chunks: ChunkedPayload | None = None
     """Set if the parameters travel in chunks, and not beside this message."""
+    reference: ModelReference | None = None
+    """Set if the chunks are in the stream of models, where other tasks refer to them too. They are a `Model`."""
     signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
     """The coordinator's Ed25519 signature (schemas.signing); None if the coordinator has no fleet."""
+
+    @model_validator(mode="after")
+    def _a_reference_has_chunks(self) -> Self:
+        if self.reference is not None and self.chunks is None:
+            raise ValueError("a task that refers to a model says in which chunks it is")
+        return self
+
+
+class Model(Message):
+    """The tensors beside this message, which several tasks of a version refer to."""
+
+    kind: Literal["model"] = "model"
+    run_id: Identifier
+    base_version: Count
+    digest: Digest
+    """Digest of the tensors (schemas.signing.tensors_digest)."""
 
 
 class Update(Message):
@@ -345,7 +372,7 @@ class Certificate(Message):
 
 
 AnyMessage = (
-    Hello | Task | Update | Decline | Receipt | Notice | CertificateRequest | CertificateInstalled | Certificate
+    Hello | Task | Model | Update | Decline | Receipt | Notice | CertificateRequest | CertificateInstalled | Certificate
 )
 
 MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
@@ -354,6 +381,7 @@ MESSAGE_TYPES: Mapping[str, type[AnyMessage]] = MappingProxyType(
         for m in (
             Hello,
             Task,
+            Model,
             Update,
             Decline,
             Receipt,

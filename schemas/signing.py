@@ -5,7 +5,7 @@ own key, which never goes through the broker (docs/decisions/0038-signed-tasks.m
 
     signed  = "fedmq task 1" 00, text(run_uid), text(task_id), text(participant_id), u64(base_version),
               SHA-256(config), SHA-256(tensors)
-    config  = all fields of the Task but those above, `kind`, `chunks` and `signature`, as JSON
+    config  = all fields of the Task but those above, `kind`, `chunks`, `reference` and `signature`, as JSON
     tensors = u32(number of tensors), an entry for each tensor, blob
     entry   = text(name), text(dtype), u8(trainable), u32(rank), u64(dimension) for each dimension
 
@@ -20,7 +20,7 @@ Rules
    too. With `downlink`, the tensors are those that are trained from, in whatever form they travel.
 2. The blob is that of `schemas.tensors`, with zeros in its gaps. It is hashed in place, and no copy is made.
 3. `run_uid` is the part of the task_id that names the run.
-4. Nothing here depends on how a message is encoded, or on whether it travels whole or in chunks.
+4. Nothing here depends on how a message is encoded, or on whether it travels whole, in chunks or by reference.
 5. Each part has a fixed length or tells its length. So no two tasks have the same bytes.
 
 The signature is Ed25519's (RFC 8032). `fedmq.fleet.certificates` has the keys, so that no other room needs them.
@@ -46,8 +46,9 @@ Verify = Callable[[bytes, str], bool]
 PREFIX = b"fedmq task 1\0"
 _LATER = ("uplink", "frozen", "downlink", "former")
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "signature"})
-"""Fields of a Task that are not part of `config`. The chunks are a way to send the tensors, and these are signed."""
+BY_THEMSELVES = frozenset({"kind", "task_id", "participant_id", "base_version", "chunks", "reference", "signature"})
+"""Fields of a Task that are not part of `config`. The chunks, and where they are, are a way to send the tensors, and
+these are signed."""
 
 
 def tensors_digest(parameters: Parameters) -> bytes:

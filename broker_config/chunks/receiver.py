@@ -1,4 +1,4 @@
-"""Receives one payload in chunks from a queue of its own; both roles use it.
+"""Receives one payload in chunks, from a queue of its own or from a stream that others read too; both roles use it.
 
 Rules
 1. The transport's thread reads a chunk's label and hands the chunk to the store; the owner's thread checks its digest.
@@ -12,7 +12,11 @@ Rules
 5. Only a wanted chunk is progress. An honest sender repeats a few chunks after a lost connection. So the payload is
    lost after `most_unwanted` chunks that are not wanted. A new connection of ours brings its own repeats, and is
    counted anew.
-6. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
+6. In a stream the payload's chunks are in their order, among those of others: of later payloads, and of a coordinator
+   that leads no more. So reading begins where the first missing one may be. The payload is lost if a chunk of another
+   one lies behind the place where its own must be, or after `SPARE` more than the payload has. The stream itself is
+   never deleted.
+7. Once `stop` or `delete` was called, or the payload is whole or lost, chunks that still arrive change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from fedmq.broker_config.transport import Delivery, Transport
-from fedmq.schemas.chunks import Assembly, digest_of
+from fedmq.schemas.chunks import PAYLOAD_ID, Assembly, digest_of
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable, MalformedMessage
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import ChunkedPayload
@@ -34,6 +38,10 @@ PATIENCE_S = 30.0
 dead."""
 MORE_UNWANTED = 64
 """Unwanted chunks that a payload may bring beside two for each of its own: a short one has repeats as well."""
+SPARE = 16
+"""Chunks of others, and repeats, among those of one payload in a stream."""
+SLOWEST_LINK_BYTES_PER_S = 64 * 1024
+"""Speed at which a chunk of a stream may come in. A queue tells that it has one under way, and a stream does not."""
 QueueState = Literal["filled", "empty", "gone", "unknown"]
 
 
@@ -89,8 +97,10 @@ class ChunkReceiver:
         put: Callable[[ChunkArrived], None],
         prefetch: int,
         sender: str | None = None,
+        offset: int | None = None,
     ) -> None:
-        """`sender`: the only user whose chunks are taken; None takes anybody's."""
+        """`sender`: the only user whose chunks are taken; None takes anybody's. `offset`: the place in a stream before
+        that of the first chunk; None for a queue of the payload's own."""
         self.payload = payload
         self.queue = queue
         self.heard_s: float
@@ -103,6 +113,7 @@ class ChunkReceiver:
         self._put = put
         self._prefetch = prefetch
         self._sender = sender
+        self._offset = offset
         self.foreign = 0
         """Number of chunks that other users put into the queue."""
         self.ready: int | None = None
@@ -114,8 +125,8 @@ class ChunkReceiver:
 
     @property
     def most_unwanted(self) -> int:
-        """Number of unwanted chunks beyond which the payload is lost (rule 5)."""
-        return 2 * self.payload.count + MORE_UNWANTED
+        """Number of unwanted chunks beyond which the payload is lost (rules 5 and 6)."""
+        return 2 * self.payload.count + MORE_UNWANTED if self._offset is None else self.payload.count + SPARE
 
     @property
     def has_all_that_was_ready(self) -> bool:
@@ -131,7 +142,8 @@ class ChunkReceiver:
     @property
     def patience_ends_s(self) -> float:
         """Time at which an empty queue means that the payload is lost."""
-        return (self.heard_s if self.silent_since_s is None else self.silent_since_s) + PATIENCE_S
+        under_way_s = 0.0 if self._offset is None else self.payload.chunk_bytes / SLOWEST_LINK_BYTES_PER_S
+        return (self.heard_s if self.silent_since_s is None else self.silent_since_s) + PATIENCE_S + under_way_s
 
     def begin(
         self, now: float, digests: Mapping[int, bytes] | None = None, silent_since_s: float | None = None
@@ -151,7 +163,13 @@ class ChunkReceiver:
             self.ready = None
         except BrokerError:
             return self._lost(f"its queue {self.queue} does not exist")
-        self._transport.consume(self.queue, self._arrived, self._prefetch)
+        if self._offset is None:
+            self._transport.consume(self.queue, self._arrived, self._prefetch)
+        else:
+            self.ready = None
+            offset = self._offset + 1 + self._assembly.first_missing
+            prefetch = min(self._prefetch, self.missing + 1)  # more would be of others
+            self._transport.consume(self.queue, self._arrived, prefetch, offset)
         return None
 
     def on_chunk(self, chunk: ChunkArrived, now: float) -> Outcome:
@@ -216,9 +234,12 @@ class ChunkReceiver:
         self._transport.stop_consuming(self.queue)
 
     def delete(self) -> None:
-        """Read no more and delete the queue."""
+        """Read no more and delete the queue, if it is the payload's own."""
         self._over = True
-        self._transport.delete_queue(self.queue)
+        if self._offset is None:
+            self._transport.delete_queue(self.queue)
+        else:
+            self._transport.stop_consuming(self.queue)
 
     def _whole(self) -> Outcome:
         self._over = True
@@ -236,11 +257,22 @@ class ChunkReceiver:
         """Ask whether chunks are ready; "empty" says nothing about those that a consumer holds. Blocks for a few
         seconds at most."""
         try:
-            return "filled" if self._transport.depth(self.queue) else "empty"
+            ready = self._transport.depth(self.queue)
+            return "filled" if ready and self._offset is None else "empty"  # a stream's depth says nothing
         except BrokerUnavailable:
             return "unknown"  # no connection, or none soon
         except BrokerError:
             return "gone"
+
+    def _lies_behind(self, delivery: Delivery) -> bool:
+        """True if this chunk of another payload lies behind all places where those of this one may be (rule 6)."""
+        if (
+            self._offset is None
+            or delivery.offset is None
+            or delivery.headers.get(PAYLOAD_ID) == self.payload.payload_id
+        ):
+            return False
+        return delivery.offset > self._offset + self.payload.count + SPARE
 
     def _arrived(self, delivery: Delivery) -> None:
         """Handle a delivery on the transport's thread (rule 1)."""
@@ -254,6 +286,8 @@ class ChunkReceiver:
             index = self._assembly.place(delivery.headers, len(delivery.body))
         except MalformedMessage as error:
             problem = str(error)
+        if index is None and problem is None and self._lies_behind(delivery):
+            problem = f"{self.missing} of {self.payload.count} chunks are not in the stream any more"
         if index is None:
             delivery = replace(delivery, body=b"")
         else:

@@ -10,6 +10,8 @@ Rules
 4. A lost connection ends nothing: the transport declares and sends again by itself. When the sending is over, the
    transport forgets the queue. Else it would declare the queues of all payloads that were ever sent after a reconnect,
    and hide the loss of one.
+5. A stream's depth says nothing, and it keeps what others have written. So nothing there is counted, deleted or sent
+   again: what is confirmed may be announced.
 
 Everything happens on the owner's thread. The transport's answers come to `put` as News, and the owner gives them to
 `on_news`.
@@ -99,7 +101,13 @@ class ChunkSender:
         if self._over or news.turn != self._turn:
             return
         if news.error is not None:
-            if isinstance(news.error, TopologyConflict) and news.what == "declared" and self._tries < MOST_TRIES:
+            ours = self.queue.kind != "stream"
+            if (
+                ours
+                and isinstance(news.error, TopologyConflict)
+                and news.what == "declared"
+                and self._tries < MOST_TRIES
+            ):
                 self._start_over()  # an earlier process with other settings left it
             else:
                 self._finish(news.error)
@@ -108,7 +116,9 @@ class ChunkSender:
         elif news.what == "sent":
             self._on_sent(news.count)
         elif news.what == "declared":
-            if news.count < len(self._confirmed) or (news.count and not self._confirmed):
+            if self.queue.kind == "stream":
+                self._pump()
+            elif news.count < len(self._confirmed) or (news.count and not self._confirmed):
                 self._start_over()
             elif len(self._confirmed) == self._count:
                 self._announce()
@@ -162,7 +172,9 @@ class ChunkSender:
         if whole or self._without_gap - self._told >= WINDOW:
             self._told = self._without_gap
             self._on_confirmed(self._digests[: self._without_gap])
-        if whole:
+        if whole and self.queue.kind == "stream":
+            self._announce()
+        elif whole:
             self._ask("looked", self._transport.declare(self.queue, ANSWER_S))
         else:
             self._pump()

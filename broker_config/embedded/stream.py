@@ -7,7 +7,7 @@ The rules
    the stream is larger than its limit. The newest one stays.
 3. A consumer begins at its offset, or at the oldest message if its own was dropped, or with the next message if there
    is none yet. "last" is the newest message.
-4. A stream has no depth, no expiry and no dead letters.
+4. A stream has no expiry and no dead letters. Its depth is that of all its messages.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StreamModel:
         self._tags = 0
 
     def __len__(self) -> int:
-        return 0
+        return sum(len(segment.contents) for segment in self._segments)
 
     @property
     def num_unsettled(self) -> int:

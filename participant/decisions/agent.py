@@ -414,7 +414,8 @@ class Agent:
         """Decline a task that was taken. If its model could not be made here, hellos name none any more (rule 14)."""
         if reason == "model_differs":
             self._hellos.model = None
-        soon = 0.0 if reason in ("frozen_lost", "model_differs") else None  # the next task brings it
+        shared = reason == "payload_lost" and task.reference is not None
+        soon = 0.0 if shared or reason in ("frozen_lost", "model_differs") else None  # the next task brings it
         return self._decline(task, reason, detail, soon)
 
     def _decline(

@@ -10,6 +10,7 @@ from fedmq.broker_config.topology import Queue, Topology
 from fedmq.broker_config.transport import Transport
 from fedmq.participant.spool.spool import Spool
 from fedmq.schemas.codec import Limits
+from fedmq.schemas.messages import Task
 from fedmq.schemas.signing import Verify
 
 
@@ -41,3 +42,10 @@ class ServiceContext:
     def download_queue(self, payload_id: str) -> Queue:
         """Return the queue with the chunks of a task for this participant."""
         return self.topology.download(self.participant_id, payload_id)
+
+    def payload_queue(self, task: Task) -> str:
+        """Return the name of the queue, or of the stream, with the chunks of a task that has some."""
+        assert task.chunks is not None
+        if task.reference is not None:
+            return self.topology.models_name
+        return self.download_queue(task.chunks.payload_id).name

@@ -39,14 +39,20 @@ class Download:
         on_done: Callable[[Lost | OSError | None], None],
         sender: str | None = None,
     ) -> None:
-        """`sender`: the only user whose chunks are taken; None takes anybody's."""
+        """`queue` is the payload's own, or the stream that the task refers to. `sender`: the only user whose chunks are
+        taken; None takes anybody's."""
         assert task.chunks is not None
+        offset = None if task.reference is None else task.reference.offset
+        self.in_stream = offset is not None
+        """True if the payload is in the stream of models."""
         self.task_id = task.task_id
         self.payload = task.chunks
         self._transport = transport
         self._file = file
         self._on_done = on_done
-        self._receiver = ChunkReceiver(transport, queue, self.payload, self, put=put, prefetch=PREFETCH, sender=sender)
+        self._receiver = ChunkReceiver(
+            transport, queue, self.payload, self, put=put, prefetch=PREFETCH, sender=sender, offset=offset
+        )
         self._unsynced: dict[int, bytes] = {}
         self._unacked: list[Delivery] = []
 
@@ -108,7 +114,7 @@ class Download:
         if isinstance(outcome, Lost):
             self._end(outcome)
         elif outcome == "whole":
-            self._sync()
+            self._sync(ack=not self.in_stream)  # the stream would send the chunks of others
             self._receiver.delete()
             self._file.close()
             self._on_done(None)

@@ -288,7 +288,7 @@ class ParticipantService:
                 self._transport.ack(delivery)
                 return None
             case other:
-                return self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for the coordinator"))
+                return self._refuse(delivery, MalformedMessage(f"got a {other.kind}, which is for somebody else"))
         left = self._handle(event)
         self._transport.ack(delivery)
         return left

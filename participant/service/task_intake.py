@@ -26,10 +26,10 @@ from fedmq.schemas.errors import BadSignature, MalformedMessage, PeerError, Spec
 from fedmq.schemas.frozen import Frozen, beside, frozen_part
 from fedmq.schemas.local.clocks import moment_now
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import HeldModel, Task, run_uid
+from fedmq.schemas.messages import HeldModel, Model, Task, run_uid
 from fedmq.schemas.methods import has_memory
 from fedmq.schemas.parameters import Parameters
-from fedmq.schemas.signing import check_signature, check_signed
+from fedmq.schemas.signing import check_signature, check_signed, tensors_digest
 
 log = EventLog(__name__)
 
@@ -65,8 +65,9 @@ class TaskIntake:
         """
         self._received.pop(task.task_id, None)
         fetched = None if self._download is None else self._download.payload
-        if task.chunks is not None and fetched != task.chunks and not goes_back:
-            self._context.transport.delete_queue(self._payload_queue(task))
+        own = task.chunks is not None and task.reference is None
+        if own and fetched != task.chunks and not goes_back:
+            self._context.transport.delete_queue(self._context.payload_queue(task))
 
     def on_chunk(self, chunk: ChunkArrived) -> None:
         """Keep a chunk of the task that is fetched now."""
@@ -107,7 +108,7 @@ class TaskIntake:
             self._download.cancel()
         self._download = download = Download(
             self._context.transport,
-            self._payload_queue(task),
+            self._context.payload_queue(task),
             task,
             self._spool.payload,
             sender=self._context.coordinator_user,
@@ -180,6 +181,8 @@ class TaskIntake:
     def _keep_task(self, task: Task, handle: ev.DeliveryHandle, body: bytes | bytearray) -> ev.Event:
         """Write the hidden state that the task is to train from, if it has one, and then its message body."""
         try:
+            if task.reference is not None and task.downlink is None:
+                self._check(task, self._read_payload(task))
             held = self._keep_model(task)
             self._spool.write_task(body, moment_now())
         except BadSignature as error:
@@ -228,10 +231,18 @@ class TaskIntake:
     def _read_payload(self, task: Task) -> Parameters:
         """Read the tensors of a task that came in chunks. Raises SpoolError or PeerError."""
         decoded = decode(self._spool.payload.read(), self._context.payload_limits)
-        if decoded.message != task.model_copy(update={"chunks": None}):
-            raise MalformedMessage("its chunks belong to another task than its manifest")
-        assert decoded.parameters is not None, "the codec refuses a whole task without parameters"
-        return decoded.parameters
+        reference, tensors = task.reference, decoded.parameters
+        if reference is None:
+            if decoded.message != task.model_copy(update={"chunks": None}):
+                raise MalformedMessage("its chunks belong to another task than its manifest")
+            assert tensors is not None, "the codec refuses a whole task without parameters"
+            return tensors
+        model = Model(run_id=task.run_id, base_version=task.base_version, digest=reference.digest)
+        if decoded.message != model or tensors is None or tensors_digest(tensors).hex() != reference.digest:
+            raise MalformedMessage(
+                f"its chunks are another model than version {task.base_version} with the digest {reference.digest}"
+            )
+        return tensors
 
     def _read_task(self) -> Parameters:
         """Read the tensors of the task on disk. Raises SpoolError or PeerError."""
@@ -241,10 +252,6 @@ class TaskIntake:
         decoded = decode(found[0], self._context.limits)
         assert decoded.parameters is not None, "the codec refuses a whole task without parameters"
         return decoded.parameters
-
-    def _payload_queue(self, task: Task) -> str:
-        assert task.chunks is not None
-        return self._context.download_queue(task.chunks.payload_id).name
 
 
 def _joined(base: Parameters, frozen: Parameters) -> Parameters:

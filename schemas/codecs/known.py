@@ -10,7 +10,7 @@ from fedmq.schemas.codecs import zstd
 from fedmq.schemas.codecs.bf16 import Bf16
 from fedmq.schemas.codecs.blocks import Int4, Int8
 from fedmq.schemas.codecs.codec import Codec
-from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINK
+from fedmq.schemas.codecs.names import BUILT_IN, CUSTOM, DOWNLINK, REFERENCE
 from fedmq.schemas.codecs.powersgd import PowerSgd
 from fedmq.schemas.codecs.topk import TopK
 from fedmq.schemas.codecs.wire import Wire, check_names
@@ -27,6 +27,10 @@ _BUILT_IN: Mapping[str, Callable[[Uplink], Codec]] = MappingProxyType(
         "powersgd": lambda uplink: PowerSgd(uplink.rank),
     }
 )
+
+
+_READS = (DOWNLINK, REFERENCE)
+"""Forms of tasks that this fedmq reads, beside plain ones."""
 
 
 def codec_of(uplink: Uplink, own: Codec | None = None) -> Codec | None:
@@ -54,11 +58,11 @@ class UplinkCodec:
 
 
 def capabilities(own: Codec | None = None) -> tuple[str, ...]:
-    """Return the names that a hello lists: codecs, "zstd" if its package is installed, and DOWNLINK."""
-    return (*BUILT_IN, *([] if own is None else [own.name]), *(["zstd"] if zstd.installed() else []), DOWNLINK)
+    """Return the names that a hello lists: codecs, "zstd" if its package is installed, DOWNLINK and REFERENCE."""
+    return (*BUILT_IN, *([] if own is None else [own.name]), *(["zstd"] if zstd.installed() else []), *_READS)
 
 
 def check_name(own: Codec) -> None:
     """Raise AppError if a codec of one's own has the name of something else."""
-    if own.name in (*BUILT_IN, CUSTOM, "none", "zstd", DOWNLINK):
+    if own.name in (*BUILT_IN, CUSTOM, "none", "zstd", *_READS):
         raise AppError(f"the codec {type(own).__name__} has the name {own.name!r}, which is fedmq's: give it another")

@@ -13,6 +13,8 @@ CUSTOM = "custom"
 """Name, in a federation file, of the codec of the user's own."""
 DOWNLINK = "downlink"
 """Name in a hello's codecs of a participant that reads tasks in which the model travels in a codec."""
+REFERENCE = "reference"
+"""Name in a hello's codecs of a participant that reads the models that tasks refer to from the stream of models."""
 NEEDS_FEEDBACK = ("topk", "powersgd")
 """Codecs that leave most of an update out: without error feedback it would be lost."""
 

@@ -13,7 +13,7 @@ from fedmq.coordinator.service.incoming.senders import Senders
 from fedmq.schemas.codec import Limits, decode
 from fedmq.schemas.errors import PeerError
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import CertificateInstalled, CertificateRequest, Decline, Hello
+from fedmq.schemas.messages import CertificateInstalled, CertificateRequest, Decline, Hello, Model
 from fedmq.schemas.texts import escaped
 
 log = EventLog(__name__)
@@ -59,6 +59,8 @@ def read_control(
         return ControlPoison(*(senders.fault_of_unreadable(delivery.user_id) or (error.reason, str(error))))
     if isinstance(message, CertificateRequest | CertificateInstalled):
         return CertificateNews(message, delivery.user_id)
+    if isinstance(message, Model):  # nobody's: it names no participant
+        return ControlPoison("malformed", "a message of kind model on the control queue")
     fault = senders.fault(message.participant_id, delivery.user_id)
     if fault is not None:
         return ControlPoison(*fault)

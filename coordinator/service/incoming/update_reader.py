@@ -17,7 +17,7 @@ from fedmq.schemas.codecs.names import BUILT_IN
 from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import PeerError, WrongCodec
 from fedmq.schemas.local.event_log import EventLog
-from fedmq.schemas.messages import Update
+from fedmq.schemas.messages import Model, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, check_magnitudes
 
@@ -108,6 +108,8 @@ def read_update(  # noqa: PLR0917
             return PoisonArrived(handle, fault.reason, fault.detail)
         return _unreadable(core, handle, delivery, error.reason, str(error))
     update = envelope.message
+    if isinstance(update, Model):  # nobody's: it names no participant
+        return _unreadable(core, handle, delivery, "malformed", "a message of kind model on the updates queue")
     fault = senders.fault(update.participant_id, delivery.user_id)
     if fault is not None:
         if fault.reason == "revoked" and isinstance(update, Update) and core.knows(update.participant_id):

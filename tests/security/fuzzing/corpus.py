@@ -58,7 +58,7 @@ def _example(kind: str, whole: bool) -> AnyMessage | None:
     chosen = {
         name: _value(inside, schema.get("$defs", {}))
         for name, inside in schema["properties"].items()
-        if name not in {"kind", "chunks"} and (whole or name in schema.get("required", ()))
+        if name not in {"kind", "chunks", "reference"} and (whole or name in schema.get("required", ()))
     }
     try:
         return MESSAGE_TYPES[kind](**_as_python(chosen))

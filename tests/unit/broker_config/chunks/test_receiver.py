@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedmq.broker_config.chunks.receiver import MORE_UNWANTED, PATIENCE_S, ChunkArrived, ChunkReceiver, Lost
+from fedmq.broker_config.chunks.receiver import MORE_UNWANTED, PATIENCE_S, SPARE, ChunkArrived, ChunkReceiver, Lost
 from fedmq.broker_config.transport import Delivery
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import BrokerError, BrokerUnavailable
@@ -33,8 +33,10 @@ class Queue:
             raise self.ready
         return self.ready
 
-    def consume(self, queue: str, on_delivery: Callable[[Delivery], None], prefetch: int) -> None:
-        self.consumer = on_delivery
+    def consume(
+        self, queue: str, on_delivery: Callable[[Delivery], None], prefetch: int, offset: int | None = None
+    ) -> None:
+        self.consumer, self.window, self.offset = on_delivery, prefetch, offset
 
     def stop_consuming(self, queue: str) -> None:
         self.did.append("stop")
@@ -69,9 +71,16 @@ class Case:
         self.arrived: list[ChunkArrived] = []
         self.receiver = self.another()
 
-    def another(self, sender: str | None = None) -> ChunkReceiver:
-        return ChunkReceiver(  # type: ignore[arg-type]
-            self.queue, "q", PAYLOAD, self.store, put=self.arrived.append, prefetch=4, sender=sender
+    def another(self, sender: str | None = None, offset: int | None = None) -> ChunkReceiver:
+        return ChunkReceiver(
+            self.queue,  # type: ignore[arg-type]
+            "q",
+            PAYLOAD,
+            self.store,
+            put=self.arrived.append,
+            prefetch=4,
+            sender=sender,
+            offset=offset,
         )
 
     def send(self, index: int, body: bytes | None = None, user: str | None = None, **label: Any) -> None:
@@ -188,3 +197,58 @@ def test_only_wanted_chunks_are_progress_and_a_lost_connection_brings_repeats_an
     lost = repeat()
     assert isinstance(lost, Lost)
     assert "at most 70 expected; 2 of 3 chunks are missing" in lost.detail
+
+
+# Streams
+
+
+def in_stream() -> Case:
+    """Return a case whose payload is in a stream, after the mark at offset 100."""
+    one = Case()
+    one.receiver = one.another(offset=100)
+    return one
+
+
+def put(one: Case, offset: int, index: int = 0, payload_id: str = "other") -> None:
+    assert one.queue.consumer is not None
+    headers = chunks.headers(payload_id, index, DIGESTS[index])
+    one.queue.consumer(Delivery("q", PARTS[index], None, None, None, headers, False, 0, offset, offset))
+
+
+def test_reading_begins_where_the_first_missing_chunk_may_be_and_ends_without_deleting_the_stream() -> None:
+    one = in_stream()
+    assert one.receiver.begin(0.0, {0: DIGESTS[0]}) is None
+    assert (one.queue.offset, one.queue.window) == (102, 3), "no window for the chunks of others"
+    put(one, 102, 1, "one")
+    put(one, 105, 2, "one")
+    assert [one.receiver.on_chunk(chunk, 1.0) for chunk in one.arrived] == [None, "whole"]
+    one.receiver.delete()
+    assert one.queue.did == ["stop"]
+
+
+def test_chunks_of_others_in_a_stream_are_passed_over_within_a_bound() -> None:
+    one = in_stream()
+    one.receiver.begin(0.0)
+    for _ in range(3 + SPARE + 1):
+        put(one, 101)
+    found = [one.receiver.on_chunk(chunk, 0.0) for chunk in one.arrived]
+    assert found[:-1] == [None] * (3 + SPARE)
+    assert isinstance(found[-1], Lost)
+
+
+def test_a_chunk_of_another_payload_behind_the_place_of_ours_says_that_it_is_gone() -> None:
+    one = in_stream()
+    one.receiver.begin(0.0)
+    put(one, 100 + 3 + SPARE)
+    put(one, 100 + 3 + SPARE + 1)
+    assert one.receiver.on_chunk(one.arrived[0], 0.0) is None
+    assert one.receiver.on_chunk(one.arrived[1], 0.0) == Lost("3 of 3 chunks are not in the stream any more")
+
+
+@pytest.mark.parametrize("depth", [0, 7])
+def test_the_depth_of_a_stream_says_nothing_and_silence_ends_in_time(depth: int) -> None:
+    one = in_stream()
+    one.queue.ready = depth
+    one.receiver.begin(0.0)
+    assert one.receiver.look(PATIENCE_S) is None
+    assert isinstance(one.receiver.look(2 * PATIENCE_S + 1.0), Lost)

@@ -51,6 +51,9 @@ class Queues:
         self.acked.append(delivery.token)
         return True
 
+    def stop_consuming(self, queue: str) -> None:
+        pass
+
     def delete_queue(self, name: str) -> Future[int]:
         self.deleted += 1
         return Future()
