@@ -235,7 +235,8 @@ _CODEC_OF_KEY = {"fraction": "topk", "values": "topk", "rank": "powersgd", "file
 
 
 class DownlinkSettings(Settings):
-    """The [downlink] table: the form in which tasks carry the model. A run keeps it for life."""
+    """The [downlink] table: the form in which tasks carry the model. A run keeps `codec`, `step_codec` and `fraction`
+    for life."""
 
     codec: Literal["none", "bf16", "hidden"] = "none"
     """none: the model as it is. bf16: rounded to bfloat16. hidden: steps of a hidden state (schemas.codecs.hidden)."""
@@ -243,6 +244,13 @@ class DownlinkSettings(Settings):
     """hidden: codec of the steps; None is int8. It rounds to the nearest."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """hidden with topk: part of the values that a step moves; None is 0.01."""
+    reference: Literal["auto", "never"] = "auto"
+    """auto: a model that several tasks carry is published once, to a stream, and the tasks refer to it. never: each
+    task carries it."""
+    reference_bytes: int = Field(default=1024**2, ge=4096)
+    """Smallest model, in bytes, that tasks refer to. A smaller one is cheaper beside each task."""
+    reference_keep: int = Field(default=8, ge=2, le=1000)
+    """Number of models that the stream keeps on the broker's disk."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

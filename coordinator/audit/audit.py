@@ -31,6 +31,7 @@ from fedmq.coordinator.state.frozen_file import check_frozen, read_frozen
 from fedmq.coordinator.state.ledger.forms import PLAIN, Forms
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import MOST_DISCARD_ROWS, UpdateRow, VersionRow
+from fedmq.coordinator.state.ledger.traffic import NO_MODELS, ModelBytes
 from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy
@@ -71,6 +72,8 @@ class Explanation:
     """Buffers that were lost on the way to this version: accepted updates that were discarded after all."""
     forms: Forms = PLAIN
     """Forms in which models travel in the run, and updates since the coordinator's last start."""
+    models: ModelBytes = NO_MODELS
+    """Bytes of this version's model in the stream, and of the tasks that refer to it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -92,7 +95,8 @@ def explain(ledger: LedgerReader, version: int) -> Explanation:
             drop for drop in drops_in(ledger.checkpoints()[0].scalars) if drop.count and drop.version == version - 1
         )
         forms = Forms.of(ledger.run().settings)
-        return Explanation(points[0], tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}, lost, forms)
+        made_of, measured = tuple(ledger.updates_in(version)), metrics[-1] if metrics else {}
+        return Explanation(points[0], made_of, measured, lost, forms, ledger.bytes_of_models(version))
 
 
 def verify(folder: RunFolder, strategy: Strategy[Any] | None = None, *, replay: bool = True) -> list[Check]:

@@ -301,6 +301,11 @@ class Core:
         """Return True if the participant has said hello, and was neither turned away nor forgotten since."""
         return self._desk.roster.get(participant_id) is not None
 
+    def reads(self, participant_id: str, form: str) -> bool:
+        """Return True if a known participant's last hello names this form of tasks or updates among its codecs."""
+        participant = self._desk.roster.get(participant_id)
+        return participant is not None and form in participant.codecs
+
     def proven_of(self, user: str | None) -> int:
         """Return the number of this user's participants with an accepted update."""
         return self._desk.roster.users.proven(user)

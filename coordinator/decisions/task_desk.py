@@ -27,7 +27,7 @@ from fedmq.coordinator.decisions.tasks.names import TaskNames, parsed
 from fedmq.coordinator.settings import RunSettings
 from fedmq.coordinator.strategies.math.client_weights import ClientWeights
 from fedmq.coordinator.strategies.protocol import Arrivals
-from fedmq.schemas.codecs.names import BUILT_IN, DOWNLINK
+from fedmq.schemas.codecs.names import BUILT_IN, DOWNLINK, REFERENCE
 from fedmq.schemas.messages import UNFROZEN, Hello, Reply, TrainingConfig, Uplink
 from fedmq.schemas.methods import memory_kind
 
@@ -87,7 +87,7 @@ class TaskDesk:
         self._reply = reply
         self._uplink = uplink
         own = () if uplink is None else (uplink.codec,)
-        self._codecs = tuple(dict.fromkeys((*BUILT_IN, "zstd", DOWNLINK, *own)))
+        self._codecs = tuple(dict.fromkeys((*BUILT_IN, "zstd", DOWNLINK, REFERENCE, *own)))
         """Capabilities that count. No other name is kept: a hello may have 64 of them, for each participant."""
         self.sent = sent
         self.former: tuple[str, ...] = ()

@@ -60,8 +60,10 @@ from fedmq.coordinator.service.leading.leadership import Leadership
 from fedmq.coordinator.service.leading.standby import Stop
 from fedmq.coordinator.service.outgoing.certificates import CertificateAnswered, CertificateDesk
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
+from fedmq.coordinator.service.outgoing.model_stream import StreamNews
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher, TaskPublished, UploadsPrepared
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, CheckpointRow
+from fedmq.coordinator.state.ledger.traffic import ModelBytes
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.codec import Limits
 from fedmq.schemas.errors import BrokerError, ConfigError
@@ -185,6 +187,7 @@ class Loop:
             if now >= self._folder_checked_s + LOOK_S:
                 self._folder_checked_s = now
                 self._check_folder()
+                self._publisher.look()
             if now >= self._senders.due_s:
                 self._senders.look(now)
                 self._revoke()
@@ -235,6 +238,8 @@ class Loop:
                 self._inbox.add(item)
         elif isinstance(item, TaskPublished):
             self._on_published(item)
+        elif isinstance(item, ModelBytes):
+            self._effects.pending.group.models.append(item)
         elif isinstance(item, UploadsPrepared):
             self._publisher.uploads_prepared(item)
         elif isinstance(item, News):
@@ -247,6 +252,8 @@ class Loop:
             self._publisher.certificate(item.user, item.answer)
         elif isinstance(item, TransportState):
             self._on_transport(item)
+        elif isinstance(item, StreamNews):
+            item.sender.on_news(item)
         elif isinstance(item, Stop):
             self._stopping = True
 
@@ -328,6 +335,8 @@ class Loop:
             self._step(TaskUndeliverable(published.task_id, str(published.error)))
         elif published.sent is not None:
             self._effects.pending.group.sent.append(published.sent)
+            if published.read is not None:
+                self._effects.pending.group.models.append(ModelBytes.read(*published.read))
 
     def _on_evaluation(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())
@@ -359,6 +368,8 @@ class Loop:
         self._step(event)
         if isinstance(event, TaskDeclined):
             self._refusals.on_decline(event)
+            if event.reason == "payload_lost":
+                self._publisher.reference_lost(event.participant_id)
             if event.reason == "frozen_lost" and self._frozen is not None:
                 self._frozen.on_lost(event.participant_id)
         if isinstance(event, ParticipantSeen):
@@ -418,6 +429,7 @@ class Loop:
         self._step(event)
         if self._core.accepted > accepted:
             self._refusals.on_accepted()
+            self._publisher.reference_found(event.update.participant_id)
             if self._frozen is not None:
                 self._frozen.on_accepted(event.update.participant_id, event.update.base_version)
             self._committer.keep_payload(self._core.accepted, event.payload)
@@ -468,6 +480,7 @@ class Loop:
         self._answer_the_rest()
         fault("before-farewell")
         say_goodbye(self._run_id, finished, self._publisher, self._ledger)
+        self._publisher.delete_models()
         if left := self._publisher.flush(FAREWELL_S):
             detail = f"the broker took nothing for {FAREWELL_S:g} s"
             log.warning("receipts_and_notices_not_delivered", count=left, detail=detail)

@@ -35,7 +35,9 @@ from fedmq.coordinator.service.leading.standby import Stop, wait_to_lead
 from fedmq.coordinator.service.loop import Loop
 from fedmq.coordinator.service.outgoing.certificates import CertificateDesk, Registrar
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks, whole_evaluator
+from fedmq.coordinator.service.outgoing.model_stream import ModelStream, stream_bytes
 from fedmq.coordinator.service.outgoing.publishing import CoordinatorPublisher
+from fedmq.coordinator.service.outgoing.references import References
 from fedmq.coordinator.service.startup import (
     drawn_names,
     open_core,
@@ -52,12 +54,14 @@ from fedmq.coordinator.state.archive import Archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.reader import open_if_made
+from fedmq.coordinator.state.ledger.traffic import ModelBytes
 from fedmq.coordinator.state.ledger.trust import believed
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder, place_of, unwritable
 from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.codec import entry_bytes
 from fedmq.schemas.codecs.known import UplinkCodec
+from fedmq.schemas.codecs.names import REFERENCE
 from fedmq.schemas.errors import ConfigError, Deposed, LedgerLocked
 from fedmq.schemas.limits import CHUNK_BYTES, MAX_PAYLOAD_BYTES, MAX_TENSORS, PLAIN, limits_for, update_bytes
 from fedmq.schemas.local.allocator import keep_freed_memory
@@ -399,6 +403,7 @@ class CoordinatorService:
                 uplink=self._order,
                 frozen=frozen,
                 steps=self._downlink.codec == "hidden",
+                references=self._references(core, frozen, transport, inbox),
             ),
             effects=Effects(
                 run_id=self._run_settings.run_id,
@@ -432,6 +437,27 @@ class CoordinatorService:
             downtime=Downtime(run.elapsed_s, run.committed_wall_s),
             check_folder=lambda: self._folder.check(ledger),
             certificates=certificates,
+        )
+
+    def _references(self, core: Core, frozen: FrozenTasks, transport: Transport, inbox: Inbox) -> References | None:
+        if self._downlink.reference == "never":
+            return None
+        keep = self._downlink.reference_keep
+        stream = ModelStream(
+            transport,
+            self._topology.models(*stream_bytes(frozen.whole_bytes, keep)),
+            chunk_bytes=self._chunk_bytes,
+            timeout_s=self._publish_timeout_s,
+            put=inbox.put,
+        )
+        return References(
+            stream,
+            run_id=self._run_settings.run_id,
+            least_bytes=self._downlink.reference_bytes,
+            keep=keep,
+            concurrency=self._run_settings.concurrency,
+            reads=lambda participant_id: core.reads(participant_id, REFERENCE),
+            on_published=lambda version, num_bytes: inbox.put(ModelBytes(version, sent_bytes=num_bytes)),
         )
 
     def _take_first(self) -> Parameters:

@@ -44,6 +44,9 @@ _NOT_OURS = (
 FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
 """Settings that a run keeps for life, beside its strategy and training: a replay of the ledger needs them."""
 
+FIXED_DOWNLINK_SETTINGS = ("codec", "step_codec", "fraction")
+"""Settings of the table [downlink] that a run keeps for life. The others say how the same tensors travel."""
+
 
 def open_core(
     folder: RunFolder,
@@ -253,7 +256,8 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: RunFo
     """
     pairs = {f"run.{name}": (old["run"].get(name), new["run"].get(name)) for name in FIXED_RUN_SETTINGS}
     plain = to_jsonable_python(DownlinkSettings())  # a ledger of an older fedmq does not have the table
-    pairs |= {f"downlink.{key}": (old.get("downlink", plain)[key], new["downlink"][key]) for key in plain}
+    was = {**plain, **old.get("downlink", {})}
+    pairs |= {f"downlink.{key}": (was[key], new["downlink"][key]) for key in FIXED_DOWNLINK_SETTINGS}
     for table in ("strategy", "training"):
         names = [*new[table], *(name for name in old[table] if name not in new[table])]
         pairs |= {f"{table}.{name}": (old[table].get(name), new[table].get(name)) for name in names}

@@ -12,7 +12,7 @@ from fedmq.coordinator.audit.audit import Explanation
 from fedmq.coordinator.state.ledger.traffic import Traffic
 from fedmq.schemas.texts import escaped
 from fedmq.views.forms import forms_text
-from fedmq.views.sizes import size, traffic_text
+from fedmq.views.sizes import models_text, size, traffic_text
 
 
 def explanation_view(found: Explanation) -> Iterator[RenderableType]:
@@ -50,6 +50,8 @@ def explanation_view(found: Explanation) -> Iterator[RenderableType]:
         )
         which = "" if len(counted) == len(found.updates) else f" of {len(counted)} of the updates"
         yield Text(f"Bytes up{which}: {traffic_text(total)}")
+    if told := models_text(found.models):
+        yield Text(f"Of tasks from version {point.version}, {told}")
     if told := forms_text(found.forms):
         yield Text(f"Since the coordinator's last start: {told}")
     for lost in found.lost:

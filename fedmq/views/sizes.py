@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmq.coordinator.state.ledger.traffic import Traffic
+from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -19,3 +19,13 @@ def traffic_text(traffic: Traffic) -> str:
     """Return what travelled, and how much larger it is decoded: 3.76 MB (decoded 14.9 MB, 3.96 times as much)."""
     told = f"{size(traffic.wire_bytes)} (decoded {size(traffic.decoded_bytes)}"
     return f"{told}, {traffic.ratio:.3g} times as much)" if traffic.ratio is not None else f"{told})"
+
+
+def models_text(models: ModelBytes) -> str:
+    """Return what tasks refer to; an empty text if none does."""
+    if not models.tasks:
+        return ""
+    return (
+        f"{models.tasks} tasks refer to models: the participants read {size(models.read_bytes)} of them, "
+        f"and the coordinator sent {size(models.sent_bytes)}"
+    )

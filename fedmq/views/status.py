@@ -16,7 +16,7 @@ from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.forms import PLAIN, Forms
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, BrokerState, EpochRow
-from fedmq.coordinator.state.ledger.traffic import Traffic
+from fedmq.coordinator.state.ledger.traffic import NO_MODELS, ModelBytes, Traffic
 from fedmq.coordinator.state.ledger.trust import believed, check_files
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.schemas.errors import LedgerError
@@ -119,6 +119,8 @@ class RunStatus:
     """Bytes of the accepted updates that were counted: those of an older fedmq were not."""
     bytes_down: Traffic = NO_TRAFFIC
     """Bytes of the tasks that the broker has taken, repeats included, likewise."""
+    models: ModelBytes = NO_MODELS
+    """Models that tasks refer to: their bytes, as the coordinator sent them, and as `bytes_down` counts them."""
     forms: Forms = PLAIN
     """Forms in which updates and models travel."""
 
@@ -127,7 +129,7 @@ class RunStatus:
         told = {**asdict(self), "staleness": {str(key): count for key, count in self.staleness.items()}}
         for key, traffic in (("bytes_up", self.bytes_up), ("bytes_down", self.bytes_down)):
             told[key] = {**asdict(traffic), "ratio": traffic.ratio}
-        del told["forms"]
+        del told["forms"], told["models"]["version"]
         return {**told, **self.forms.to_json()}
 
     @property
@@ -217,6 +219,7 @@ def read_status(run_dir: Path) -> RunStatus:
             waiting_pids=tuple(waiting),
             bytes_up=ledger.bytes_up(),
             bytes_down=ledger.bytes_down(),
+            models=ledger.bytes_of_models(),
             forms=forms,
         )
 

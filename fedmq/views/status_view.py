@@ -13,7 +13,7 @@ from fedmq.schemas.texts import escaped
 from fedmq.views.durations import duration
 from fedmq.views.forms import forms_text
 from fedmq.views.participants_view import participants_table
-from fedmq.views.sizes import traffic_text
+from fedmq.views.sizes import models_text, traffic_text
 from fedmq.views.status import RunStatus
 
 BAR_WIDTH = 30
@@ -141,6 +141,8 @@ def headline(status: RunStatus) -> Text:
         rest = status.accepted - status.bytes_up.messages
         text.append(f"\nbytes up {traffic_text(status.bytes_up)}  bytes down {traffic_text(status.bytes_down)}")
         text.append(f"  {rest} updates were not counted" if rest else "", "dim")
+    if told := models_text(status.models):
+        text.append(f"\n{told}")
     if told := forms_text(status.forms):
         text.append(f"\n{told}")
     if status.metrics:

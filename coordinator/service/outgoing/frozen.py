@@ -80,6 +80,15 @@ class FrozenTasks:
         """Note that a participant has declined a task because it has lost the part."""
         self._have.pop(participant_id, None)
 
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the whole model, the same in every version."""
+        return self._core.task_tensors.num_bytes + self._frozen_bytes(self._core.version)
+
+    def carries(self, participant_id: str, base_version: int) -> bool:
+        """Return True if a task for this participant has the part of this version beside what moves."""
+        return self._part_for(participant_id, base_version) is not None
+
     def num_bytes(self, participant_id: str, base_version: int, tensors: Parameters) -> int:
         """Return the bytes of a task's tensors for this participant."""
         part = self._part_for(participant_id, base_version)

@@ -3,7 +3,8 @@
 A task is encoded only when the window has room. Until then it is a reference to an immutable version: a thousand tasks
 of a large model cost one model, not a thousand. A task that is too large for one message goes out in chunks, one task
 after the other, into a queue of its own. The task itself follows as their manifest, so no participant waits for chunks
-that never come. Nothing here decides, and nothing waits but `flush`.
+that never come. A task may also refer to a model that several tasks read (coordinator.service.outgoing.references):
+then the tasks wait until it is there. Nothing here decides, and nothing waits but `flush`.
 
 A coordinator with a fleet signs each task just before it is encoded. The tensors of a version are hashed once.
 """
@@ -25,6 +26,8 @@ from fedmq.broker_config.topology import DEFAULT_EXCHANGE, LEAST_MESSAGE_BYTES, 
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.coordinator.decisions.commands import IssueTask
 from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
+from fedmq.coordinator.service.outgoing.model_stream import Published
+from fedmq.coordinator.service.outgoing.references import Key, References
 from fedmq.schemas.chunks import Pieces
 from fedmq.schemas.codec import encode, encode_in_pieces
 from fedmq.schemas.errors import PublishRejected, Unroutable
@@ -35,6 +38,7 @@ from fedmq.schemas.messages import (
     SCHEMA_VERSION,
     Certificate,
     ChunkedPayload,
+    ModelReference,
     Notice,
     Receipt,
     Reply,
@@ -71,6 +75,8 @@ class TaskPublished:
     error: BaseException | None
     sent: tuple[int, int, int] | None = None
     """(seq, wire bytes, decoded bytes) of what the broker has taken (coordinator.state.ledger.traffic)."""
+    read: tuple[int, int] | None = None
+    """(version, wire bytes) of the model that the task refers to; None if it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +109,12 @@ class CoordinatorPublisher:
         uplink: Uplink | None = None,
         frozen: FrozenTasks | None = None,
         steps: bool = False,
+        references: References | None = None,
     ) -> None:
         """`update_bytes`: the length of every update's tensors. `sign` signs tasks; None leaves them unsigned.
         `uplink` is the codec that updates are asked for in. `frozen` knows who has the model's frozen part.
-        `steps`: tasks travel as steps of a hidden state, to those that read them."""
+        `steps`: tasks travel as steps of a hidden state, to those that read them. `references` decides which tasks
+        refer to a model. None: no task does."""
         self._transport = transport
         self._clock = clock
         self._run_id = run_id
@@ -133,6 +141,7 @@ class CoordinatorPublisher:
         self._uplink = uplink
         self._frozen = frozen
         self._steps = steps
+        self._references = references
         self._plain: set[str] = set()
         """Participants that were told to lack a codec."""
         self._hashed: tuple[weakref.ref[Parameters], bytes] | None = None
@@ -142,6 +151,8 @@ class CoordinatorPublisher:
     def versions(self) -> set[int]:
         """Base versions of the tasks that are not sent yet: these tasks keep the versions' parameters in RAM."""
         held = {command.base_version for command, _ in self._waiting}
+        if self._references is not None and self._references.publishing is not None:
+            held.add(self._references.publishing)
         return held | {self._sending[0].base_version} if self._sending else held
 
     @property
@@ -169,6 +180,8 @@ class CoordinatorPublisher:
     def withdraw_all(self) -> None:
         """Send no tasks any more. The next active coordinator sends what participants miss, into queues of its own."""
         self._waiting.clear()
+        if self._references is not None:
+            self._references.cancel()
         if self._sending is not None:
             self.withdraw({self._sending[0].task_id})
 
@@ -189,7 +202,10 @@ class CoordinatorPublisher:
         self.pump()
 
     def doubt_exchanges(self) -> None:
-        """Make all exchanges of uploads again when they are next needed, because the broker may have lost them."""
+        """Make all exchanges of uploads, and all models, again when they are next needed: the broker may have lost
+        them."""
+        if self._references is not None:
+            self._references.doubt()
         self._prepared = {name: asked for name, asked in self._prepared.items() if not asked[1].done()}
 
     def pump(self) -> None:
@@ -203,10 +219,71 @@ class CoordinatorPublisher:
                 self._prepared.pop(command.participant_id, None)
                 self._put(TaskPublished(command.task_id, 0, error))
                 continue
-            more_bytes = self._bytes_in_flight + self._num_bytes(*self._waiting[0])
+            wanted, model = self._model_for(*self._waiting[0])
+            if wanted and model is None:
+                return  # pump is called again once it is there
+            more_bytes = self._bytes_in_flight + (0 if wanted else self._num_bytes(*self._waiting[0]))
             if self._bytes_in_flight and more_bytes > self._window_bytes:
                 return
-            self._send(*self._waiting.popleft())
+            self._send(*self._waiting.popleft(), model)
+
+    def _model_for(self, command: IssueTask, parameters: Parameters) -> tuple[bool, Published | None]:
+        """Return True if the task is to refer to a model, and that model. If it is not there yet, begin to publish it.
+
+        No other task leaves meanwhile.
+        """
+        references = self._references
+        if references is None:
+            return False, None
+        if references.publishing is not None:
+            return True, None
+        key = self._key(command)
+        others = (self._key(other) for other, _ in self._waiting if references.reads(other.participant_id))
+        if not references.wants(command, self._num_bytes(command, parameters), key, others):
+            return False, None
+        model = references.model(key)
+        if model is None:
+            references.publish(key, self._travelling(command, parameters)[1], self.pump)
+        return True, model
+
+    def _key(self, command: IssueTask) -> Key:
+        form, order = "", command.downlink
+        if order is not None:
+            form = order.codec
+        held = -1 if order is None or order.held is None else order.held
+        return (
+            command.base_version,
+            form,
+            held,
+            self._frozen is not None and self._frozen.carries(command.participant_id, command.base_version),
+        )
+
+    def _travelling(self, command: IssueTask, parameters: Parameters) -> tuple[str | None, Parameters]:
+        """Return the digest of the frozen part, and the tensors that go down with the task."""
+        if self._frozen is None:
+            return None, parameters
+        coded = command.downlink is not None
+        return self._frozen.of_task(command.participant_id, command.base_version, parameters, coded)
+
+    def reference_lost(self, participant_id: str) -> None:
+        """Note that a participant did not find the model that its task refers to: its next task is whole."""
+        if self._references is not None:
+            self._references.lost(participant_id)
+
+    def reference_found(self, participant_id: str) -> None:
+        """Note that a participant has trained its task."""
+        if self._references is not None:
+            self._references.found(participant_id)
+
+    def delete_models(self) -> None:
+        """Delete the stream of models: the run is over, and nobody needs one any more."""
+        if self._references is not None:
+            self._references.delete()
+
+    def look(self) -> None:
+        """Give a publication up that hangs. Call it every few seconds."""
+        if self._references is not None:
+            self._references.look()
 
     def _num_bytes(self, command: IssueTask, parameters: Parameters) -> int:
         if self._frozen is None:
@@ -218,18 +295,18 @@ class CoordinatorPublisher:
         self._bytes_in_flight -= published.num_bytes
         self.pump()
 
-    def _send(self, command: IssueTask, parameters: Parameters) -> None:
+    def _send(self, command: IssueTask, parameters: Parameters, model: Published | None) -> None:
+        if self._references is not None:
+            self._references.sent(command, self._key(command), model)
         if self._uplink is not None and not command.coded:
             self._tell_of_plain_updates(command.participant_id, self._uplink)
         if self._steps and command.downlink is None:
             self._tell(command.participant_id, "it does not read tasks in steps, and gets whole ones: update its fedmq")
-        frozen, decoded_bytes = None, parameters.num_bytes
-        if self._frozen is not None:
-            own_bytes, coded = parameters.num_bytes, command.downlink is not None
-            if coded:
-                decoded_bytes = self._frozen.model_bytes(command.base_version)
-            frozen, parameters = self._frozen.of_task(command.participant_id, command.base_version, parameters, coded)
-            decoded_bytes += parameters.num_bytes - own_bytes
+        own_bytes, decoded_bytes = parameters.num_bytes, parameters.num_bytes
+        if self._frozen is not None and command.downlink is not None:
+            decoded_bytes = self._frozen.model_bytes(command.base_version)
+        frozen, parameters = self._travelling(command, parameters)
+        decoded_bytes += parameters.num_bytes - own_bytes
         task = Task(
             task_id=command.task_id,
             run_id=self._run_id,
@@ -244,14 +321,24 @@ class CoordinatorPublisher:
             former=command.former or None,
         )
         if self._sign is not None:  # for what is trained from, however it travels
-            digest = self._digest(parameters) if task.downlink is None else bytes.fromhex(task.downlink.digest)
-            task = signed(task, digest, self._sign)
+            task = signed(task, self._signed_digest(task, parameters, model), self._sign)
+        if model is not None:
+            self._refer(command, task, model, decoded_bytes)
+            return
         pieces = Pieces(encode_in_pieces(task, parameters))
         if pieces.num_bytes > self._max_message_bytes:
             self._send_chunks(command, task, pieces, decoded_bytes)
         else:
             sent = (command.seq, pieces.num_bytes, decoded_bytes)
             self._publish(task, pieces.read(0, pieces.num_bytes), sent)
+
+    def _refer(self, command: IssueTask, task: Task, model: Published, decoded_bytes: int) -> None:
+        """Send a task whose tensors are in the stream of models."""
+        reference = ModelReference(offset=model.offset, digest=model.digest)
+        body = encode(task.model_copy(update={"chunks": model.payload, "reference": reference}))
+        read_bytes = model.payload.num_bytes
+        sent = (command.seq, len(body) + read_bytes, decoded_bytes)
+        self._publish(task, body, sent, read=(command.base_version, read_bytes))
 
     def _tell_of_plain_updates(self, participant_id: str, uplink: Uplink) -> None:
         codec = uplink.codec if uplink.lossless == "none" else f"{uplink.codec} with {uplink.lossless}"
@@ -265,6 +352,11 @@ class CoordinatorPublisher:
         if participant_id not in self._plain:
             self._plain.add(participant_id)
             log.warning("codec_not_there", participant=participant_id, detail=detail)
+
+    def _signed_digest(self, task: Task, parameters: Parameters, model: Published | None) -> bytes:
+        if task.downlink is not None:
+            return bytes.fromhex(task.downlink.digest)
+        return self._digest(parameters) if model is None else bytes.fromhex(model.digest)
 
     def _digest(self, parameters: Parameters) -> bytes:
         if self._hashed is None or self._hashed[0]() is not parameters:
@@ -302,7 +394,9 @@ class CoordinatorPublisher:
         self._sending = command, sender
         sender.begin()
 
-    def _publish(self, task: Task, body: bytes, sent: tuple[int, int, int]) -> Future[None]:
+    def _publish(
+        self, task: Task, body: bytes, sent: tuple[int, int, int], read: tuple[int, int] | None = None
+    ) -> Future[None]:
         num_bytes = len(body)
         self._bytes_in_flight += num_bytes
         message = Message(
@@ -317,7 +411,9 @@ class CoordinatorPublisher:
         fault("before-task-publish")
         future = self._transport.publish(message, self._timeout_s)
         fault("after-task-publish")
-        future.add_done_callback(lambda done: self._put(TaskPublished(task.task_id, num_bytes, done.exception(), sent)))
+        future.add_done_callback(
+            lambda done: self._put(TaskPublished(task.task_id, num_bytes, done.exception(), sent, read))
+        )
         return future
 
     def receipt(self, receipt: Receipt) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fedmq.coordinator.decisions.commands import Accept, Discard, DropBuffer, NewVersion
 from fedmq.coordinator.decisions.events import EvaluationArrived
 from fedmq.coordinator.decisions.records import ClosedState, ParticipantRecord, TaskRecord
+from fedmq.coordinator.state.ledger.traffic import ModelBytes
 from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.parameters import Array
 
@@ -115,6 +116,8 @@ class CommitGroup:
     archived: list[ArchivedUpdate] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     """(seq, wire bytes, decoded bytes) of tasks that the broker has taken (coordinator.state.ledger.traffic)."""
+    models: list[ModelBytes] = field(default_factory=list)
+    """Models that were published to the stream, and tasks that refer to one."""
     finished: str | None = None
 
 

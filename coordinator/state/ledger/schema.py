@@ -6,7 +6,7 @@ from fedmq.coordinator.state.ledger import archive_tables, traffic
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 8
+LEDGER_VERSION = 9
 """SQLite's user_version of a ledger. Raise it with every change of the tables."""
 TIMEOUTS_SINCE = 6
 """The format that added the table of timeouts."""
@@ -134,6 +134,7 @@ CREATE TABLE connections(           -- the last news of the broker in each epoch
 ) STRICT;
 """,
     traffic.TRAFFIC_SINCE: traffic.TABLES,
+    traffic.MODELS_SINCE: traffic.MODEL_TABLES,
 }
 """Tables that later formats than OLDEST_VERSION have beside TABLES, by the format that added them."""
 

@@ -186,6 +186,7 @@ class Ledger(LedgerReader, ArchiveWriter):
             put_archived(db, group.archived)
             traffic.put_up(db, ((a.order, *a.carried) for a, _ in group.accepted if a.carried is not None))
             traffic.put_down(db, group.sent)
+            traffic.put_models(db, group.models)
             db.execute(
                 "UPDATE run SET elapsed_s = ?, committed_wall_s = ?, finished = ?", (run_s, wall_s, group.finished)
             )

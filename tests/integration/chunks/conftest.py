@@ -32,5 +32,5 @@ def amqp_federation(tmp_path: Path, amqp_url: str, prefix: str) -> Iterator[Fede
     yield one
     one.close()
     topology = one.topology
-    names = [queue.name for queue in topology.shared_queues]
+    names = [*(queue.name for queue in topology.shared_queues), topology.models_name]
     remove(amqp_url, exchanges=[exchange.name for exchange in topology.exchanges], queues=names)

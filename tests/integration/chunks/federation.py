@@ -120,6 +120,9 @@ class Federation:
         service.stop()
         ended.result(DEADLINE_S)
 
+    def service(self, name: str) -> ParticipantService:
+        return self._participants[name][0]
+
     @property
     def newest_coordinator(self) -> CoordinatorService:
         assert self._coordinator is not None

@@ -64,8 +64,9 @@ class Desk:
         )
         self.inbox = Inbox(cast(Any, self.transport), TOPOLOGY)
         publisher = SimpleNamespace(
-            versions_waiting=0, versions=set(), withdraw=lambda _: None, withdraw_all=lambda: None, pump=lambda: None
-        )
+            versions_waiting=0, versions=set(), withdraw=lambda _: None, withdraw_all=lambda: None, pump=lambda: None,
+            look=lambda: None, reference_found=lambda _: None,
+        )  # fmt: skip
         self.chunked = SimpleNamespace(idle=True, on_news=self._on_news, clear=list, due_s=lambda: float("inf"))
         self.effects = Effects(
             run_id="r", core=cast(Any, self.core), intake=cast(Any, None), evaluator=None, in_chunks=False,

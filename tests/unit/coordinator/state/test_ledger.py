@@ -14,7 +14,7 @@ from fedmq.coordinator.decisions.events import Carried, ClosedTask, EvaluationAr
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, Stamp, Verdict
-from fedmq.coordinator.state.ledger.traffic import Traffic
+from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import Deposed, LedgerError
 from fedmq.schemas.messages import Update
@@ -241,7 +241,13 @@ def test_a_memory_that_was_altered_is_not_taken(ledger: Ledger):
 def of_format(number: int, path: Path) -> None:
     """Turn a ledger into one of an older format."""
     with sqlite3.connect(path) as db:
-        for since, table in ((6, "timeouts"), (7, "connections"), (8, "update_bytes"), (8, "task_bytes")):
+        for since, table in (
+            (6, "timeouts"),
+            (7, "connections"),
+            (8, "update_bytes"),
+            (8, "task_bytes"),
+            (9, "model_bytes"),
+        ):
             if number < since:
                 db.execute(f"DROP TABLE {table}")
         db.execute(f"PRAGMA user_version = {number}")
@@ -275,7 +281,7 @@ def test_tables_that_do_not_belong_to_a_ledgers_format_are_refused(full: Ledger)
     full._db.execute("PRAGMA user_version = 5")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
-    full._db.execute("PRAGMA user_version = 8")
+    full._db.execute("PRAGMA user_version = 9")
     full._db.execute("DROP TABLE timeouts")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
@@ -341,6 +347,27 @@ def test_a_ledger_of_the_format_before_bytes_is_read_and_counts_from_then_on(ful
         state = CheckpointRow(3, "3.safetensors", "d3", 1, 3, {})
         ledger.commit(CommitGroup(accepted=accepted, sent=[(6, 50, 70)]), state, 3.0, 0.0)
         assert (ledger.bytes_up(), ledger.bytes_down()) == (Traffic(1, 300, 1000), Traffic(1, 50, 70))
+
+
+def test_a_model_counts_as_it_was_sent_and_as_its_tasks_read_it(full: Ledger):
+    state = CheckpointRow(3, "3.safetensors", "d3", 1, 2, {})
+    rows = [ModelBytes(1, sent_bytes=100), ModelBytes.read(1, 100), ModelBytes.read(1, 100), ModelBytes.read(2, 50)]
+    full.commit(CommitGroup(models=rows), state, 3.0, 0.0)
+    assert full.bytes_of_models(1) == ModelBytes(1, 100, 2, 200)
+    assert full.bytes_of_models() == ModelBytes(-1, 100, 3, 250)
+    assert full.bytes_of_models(7) == ModelBytes(7)
+
+
+def test_a_ledger_of_the_format_before_models_is_read_and_counts_from_then_on(full: Ledger):
+    full.close()
+    of_format(8, full.path)
+    with LedgerReader(full.path) as reader:
+        assert reader.bytes_of_models() == ModelBytes(-1)
+    with Ledger(full.path) as ledger:
+        ledger.take_over("host", 1, 2.0)
+        state = CheckpointRow(3, "3.safetensors", "d3", 1, 2, {})
+        ledger.commit(CommitGroup(models=[ModelBytes.read(1, 100)]), state, 3.0, 0.0)
+        assert ledger.bytes_of_models() == ModelBytes(-1, 0, 1, 100)
 
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])
