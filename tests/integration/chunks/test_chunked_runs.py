@@ -14,8 +14,7 @@ from fedmq.broker_config.chunks import receiver
 from fedmq.broker_config.chunks.receiver import ChunkArrived
 from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTransport
 from fedmq.broker_config.transport import Message
-from fedmq.coordinator.service import service
-from fedmq.coordinator.service.incoming import intake
+from fedmq.coordinator.service.incoming import intake, window
 from fedmq.participant.decisions import agent
 from fedmq.participant.service.download import Download
 from fedmq.participant.spool.chunk_journal import PayloadFile
@@ -75,7 +74,7 @@ def test_a_model_in_chunks_makes_full_rounds_over_rabbitmq(amqp_federation: Fede
 def test_eight_uploads_at_once_finish_through_a_window_of_one(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MOST_PREFETCH", 1)
+    monkeypatch.setattr(window, "MOST_PREFETCH", 1)
     gate = threading.Event()
     trainers = [Trainer() for _ in range(8)]
     for number, trainer in enumerate(trainers):
