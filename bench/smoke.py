@@ -16,6 +16,7 @@ WITH_BROKER = (
     "bench.ingest",
     "bench.chunked_ingest",
     "bench.large_model",
+    "bench.references",
     "bench.end_to_end",
     "bench.memory",
     "bench.recovery",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from fedmq.broker_config.transport import Delivery, Message
 from fedmq.coordinator.settings import DownlinkSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
+from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 from fedmq.participant.service import service
 from fedmq.participant.service.download import Download
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import PublishRejected
 from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.parameters import Parameters
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, initial, until
 
 CHUNKS = 25
@@ -64,28 +67,82 @@ def final(federation: Federation) -> dict[str, np.ndarray[Any, Any]]:
     return dict(checkpoint.read(federation.run_dir / "final.safetensors").arrays)
 
 
-def test_tasks_of_a_version_refer_to_one_model_and_the_run_has_the_same_bits(tmp_path: Path) -> None:
-    """One participant gets all tasks, one after the other, so both runs are the same order of events."""
+class Still(Trainer):
+    """A trainer that leaves the tensor 002/f as it is."""
+
+    def train(self, parameters: Any, config: TrainingConfig) -> Any:
+        result = super().train(parameters, config)
+        result.parameters["002/f"] = parameters["002/f"]
+        return result
+
+
+def with_backbone() -> Parameters:
+    return Parameters({**initial(), "002/f": np.linspace(0, 9, 30_000, dtype=np.float32)})
+
+
+class Run(NamedTuple):
+    """What one run gave: counts of messages, bytes as the ledger has them, and the final model."""
+
+    published: Counter[str]
+    models: ModelBytes
+    down: Traffic
+    final: dict[str, np.ndarray[Any, Any]]
+
+
+def in_both_forms(tmp_path: Path, frozen: bool = False, **downlink: Any) -> list[Run]:
+    """Return a run with references and one without. One participant gets all tasks, one after the other, so both are
+    the same order of events. Tasks are signed."""
     found = []
     for reference in ("auto", "never"):
         broker = EmbeddedBroker()
         federation = Federation(tmp_path / reference, Topology("p"), lambda name, b=broker: Counting(b, name))
         try:
-            federation.participant("p1")
-            downlink = DownlinkSettings(reference=reference, reference_bytes=4096)
-            federation.coordinator(versions=3, buffer_size=4, downlink=downlink).result(DEADLINE_S)
+            model: dict[str, Any] = {}
+            if frozen:
+                model = {"initial_parameters": with_backbone, "frozen": lambda: ["002/f"]}
+            federation.participant(
+                "p1", Still() if frozen else None, verify=lambda signed, signature: signature == sign(signed)
+            )
+            settings = DownlinkSettings(reference=reference, reference_bytes=4096, **downlink)
+            run = federation.coordinator(versions=3, buffer_size=4, downlink=settings, sign=sign, **model)
+            run.result(DEADLINE_S)
             federation.check(versions=3, updates=12)
             published = federation.transports["coordinator"].published
             with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
-                found.append((published, ledger.bytes_of_models(), ledger.bytes_down(), final(federation)))
+                assert declined(federation) == {}
+                found.append(Run(published, ledger.bytes_of_models(), ledger.bytes_down(), final(federation)))
         finally:
             federation.close()
+    by_reference, whole = found
+    for name, array in whole.final.items():
+        assert np.array_equal(array, by_reference.final[name])
+    assert (whole.published["mark"], whole.models.tasks) == (0, 0)
+    return found
 
-    (auto, models, down, by_reference), (never, none, down_whole, whole) = found
+
+def sign(signed: bytes) -> str:
+    return hashlib.sha512(signed).hexdigest()
+
+
+@pytest.mark.parametrize("codec", ["bf16", "hidden"])
+def test_coded_models_by_reference_give_the_same_bits(tmp_path: Path, codec: str) -> None:
+    by_reference, whole = in_both_forms(tmp_path, codec=codec)
+    assert by_reference.published["mark"] == (3 if codec == "bf16" else 1), "a hidden state goes whole once"
+    assert by_reference.models.tasks == (12 if codec == "bf16" else 1)
+    assert by_reference.published["single"] < whole.published["single"]
+
+
+def test_a_frozen_part_travels_by_reference_beside_the_rest_and_then_no_more(tmp_path: Path) -> None:
+    by_reference, whole = in_both_forms(tmp_path, frozen=True)
+    assert (by_reference.published["mark"], by_reference.models.tasks) == (4, 12), "version 0 goes in two forms"
+    assert by_reference.published["chunk"] < whole.published["single"] / 2
+
+
+def test_tasks_of_a_version_refer_to_one_model_and_the_run_has_the_same_bits(tmp_path: Path) -> None:
+    (auto, models, down, by_reference), (never, none, down_whole, whole) = in_both_forms(tmp_path)
     assert (auto["mark"], auto["chunk"], auto["single"]) == (3, 3 * CHUNKS, 0)
     assert (never["mark"], never["chunk"], never["single"]) == (0, 0, 12 * CHUNKS)
-    for name, array in whole.items():
-        assert np.array_equal(array, by_reference[name])
+    assert by_reference.keys() == whole.keys()
     assert (models.tasks, models.sent_bytes * 4) == (12, models.read_bytes)
     assert down.messages == down_whole.messages == 12
     assert abs(down.wire_bytes - down_whole.wire_bytes) < 12 * 1024

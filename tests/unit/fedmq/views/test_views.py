@@ -15,7 +15,7 @@ from fedmq.config.file import load_config
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.settings import TargetMetric
 from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, EpochRow
-from fedmq.coordinator.state.ledger.traffic import Traffic
+from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.demo import demo
@@ -50,6 +50,14 @@ def drawn(renderable, **options):
     console = Console(file=io.StringIO(), width=100, **options)
     console.print(renderable)
     return console.file.getvalue()
+
+
+def test_the_status_tells_what_the_coordinator_sent_once_and_the_participants_read():
+    told = run(models=ModelBytes(-1, 5_000_000, 20, 100_000_000))
+    shown = " ".join(drawn(status_view(told)).split())
+    assert "20 tasks refer to models: the participants read 100 MB of them, and the coordinator sent 5 MB" in shown
+    assert "refer" not in drawn(status_view(run()))
+    assert told.to_json()["models"] == {"sent_bytes": 5_000_000, "tasks": 20, "read_bytes": 100_000_000}
 
 
 def test_the_status_tells_the_bytes_as_they_travelled_and_decoded():

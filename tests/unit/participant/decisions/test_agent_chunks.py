@@ -2,6 +2,7 @@
 
 from fedmq.participant.decisions import events as ev
 from fedmq.participant.decisions.outbox import ANNOUNCE_AGAIN_S
+from fedmq.schemas.messages import ChunkedPayload, ModelReference
 from tests.unit.participant.decisions.agents import (
     LATE,
     connected,
@@ -135,6 +136,17 @@ def test_a_task_whose_chunks_are_lost_is_declined_and_the_disk_not_blamed() -> N
     assert only(ev.SendDecline, commands).decline.reason == "payload_lost"
     agent.step(ev.DeclineConfirmed(task.task_id), LATE)
     assert kinds(agent.step(ev.TaskReceived(make_task(2), 6), LATE)) == ["SpoolTask"]
+
+
+def test_a_model_that_a_task_refers_to_and_that_is_gone_is_asked_for_again_at_once() -> None:
+    agent, own = connected(), make_task()
+    payload = ChunkedPayload(payload_id="m", num_bytes=2048, chunk_bytes=1024, count=2, digest="0" * 64)
+    reference = ModelReference(offset=7, digest="0" * 64)
+    shared = make_task(2).model_copy(update={"chunks": payload, "reference": reference})
+    for task, retry_after_s in ((own, None), (shared, 0.0)):
+        agent.step(ev.TaskReceived(task, 5), LATE)
+        commands = agent.step(ev.SpoolFailed(task.task_id, 5, "its chunks are gone", "payload_lost"), LATE)
+        assert only(ev.SendDecline, commands).decline.retry_after_s == retry_after_s
 
 
 def test_a_task_that_is_larger_than_this_participant_takes_is_unsupported() -> None:
