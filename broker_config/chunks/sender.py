@@ -89,6 +89,11 @@ class ChunkSender:
         self._tries = 1
         self._over = False
 
+    @property
+    def confirmed(self) -> int:
+        """Number of chunks that the broker has confirmed."""
+        return len(self._confirmed)
+
     def begin(self) -> None:
         self._ask("declared", self._transport.declare(self.queue, ANSWER_S))
 

@@ -6,7 +6,8 @@ Rules
 2. A model is announced once all its chunks are confirmed. So no task names what the broker may not have.
 3. The stream is declared before each model, because somebody may have deleted it. One with other arguments, of a former
    run, is deleted: what it holds are copies, and whoever still reads them gets another task.
-4. Whatever fails ends this one publication. Its caller sends the tasks whole.
+4. Whatever fails ends this one publication, and so does a broker that confirms nothing for a while: a stream may have
+   lost its leader. Its caller sends the tasks whole.
 
 Everything happens on the owner's thread. The transport's answers come to `put` as StreamNews or News, and the owner
 gives them to `on_news` of their sender.
@@ -21,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedmq.broker_config.chunks.sender import ChunkSender, News
+from fedmq.broker_config.chunks.sender import WINDOW, ChunkSender, News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import DEFAULT_EXCHANGE, Queue
 from fedmq.broker_config.transport import Delivery, Message, Transport
@@ -35,7 +36,9 @@ LOOK_PREFETCH = 4
 MOST_LOOKED_AT = 64
 """Messages at the end of the stream that are looked at for the mark: another coordinator may write there too."""
 ANSWER_S = 30.0
-"""Seconds within which the mark must come back."""
+"""Seconds within which the mark must come back, and a chunk must be confirmed."""
+SLOWEST_LINK_BYTES_PER_S = 64 * 1024
+"""Speed at which the chunks that are out must be confirmed."""
 
 
 def stream_bytes(model_bytes: int, keep: int) -> tuple[int, int]:
@@ -97,6 +100,8 @@ class ModelStream:
         """True if a stream with other arguments was deleted for this publication."""
         self._found_by_s = float("inf")
         self._sender: ChunkSender | None = None
+        self._confirmed_by_s, self._confirmed = float("inf"), -1
+        """Time by which another chunk must be confirmed, and the number of those that are."""
 
     @property
     def busy(self) -> bool:
@@ -113,8 +118,6 @@ class ModelStream:
 
     def cancel(self) -> None:
         """Publish no more. `on_done` is not called any more."""
-        if self._sender is not None:
-            self._sender.cancel()
         self._end()
 
     def delete(self) -> None:
@@ -123,9 +126,15 @@ class ModelStream:
         self._transport.delete_queue(self.stream.name)
 
     def look(self) -> None:
-        """Give the publication up if its mark does not come back."""
-        if self._clock() >= self._found_by_s:
+        """Give the publication up if its mark does not come back, or no chunk is confirmed."""
+        now = self._clock()
+        if now >= self._found_by_s:
             self._fail(PublishError(f"the end of {self.stream.name!r} was not delivered within {ANSWER_S:g} s"))
+        elif self._sender is not None and self._sender.confirmed > self._confirmed:
+            self._confirmed = self._sender.confirmed
+            self._confirmed_by_s = now + ANSWER_S + WINDOW * self._chunk_bytes / SLOWEST_LINK_BYTES_PER_S
+        elif now >= self._confirmed_by_s:
+            self._fail(PublishError(f"the broker has confirmed no chunk in {self.stream.name!r} for a while"))
 
     def on_news(self, news: StreamNews) -> None:
         """Go on after the transport's answer."""
@@ -215,7 +224,10 @@ class ModelStream:
 
     def _end(self) -> None:
         self._stop_looking()
+        if self._sender is not None:
+            self._sender.cancel()
         self._turn, self._sender = "", None
+        self._confirmed_by_s, self._confirmed = float("inf"), -1
         self._pieces = Pieces(())
 
     def _ask(self, what: Literal["declared", "deleted", "marked"], future: Future[Any]) -> None:

@@ -10,7 +10,8 @@ Rules
    that has no right to read the stream goes on as before.
 4. A model that somebody did not find there is published again when it is wanted again. So is every model after a lost
    connection, because the broker may have lost the stream, and one that is about to leave the stream.
-5. If a model cannot be published, the tasks that wait for it are whole. The next try comes after RETRY_S.
+5. If a model cannot be published, the tasks that wait for it are whole. The next try comes after RETRY_S, and after
+   twice the time with each further failure in a row.
 
 Nothing here is durable, and nothing is decided that the core knows: the tensors are the same in each form.
 """
@@ -34,7 +35,7 @@ from fedmq.schemas.signing import tensors_digest
 log = EventLog(__name__)
 
 LEAST_TASKS = 4
-RETRY_S = 60.0
+RETRY_S, MOST_RETRY_S = 60.0, 3600.0
 MOST_LOSSES = 8
 """Losses in a row after which a participant's number of whole tasks rises no more."""
 
@@ -79,6 +80,8 @@ class References:
         self._whole: Counter[str] = Counter()
         """Participant -> number of its next tasks that are whole."""
         self._publishing = -1
+        self._failures = 0
+        """Publications that failed in a row."""
         self._not_before_s = float("-inf")
 
     @property
@@ -116,13 +119,16 @@ class References:
         def done(outcome: Published | BaseException) -> None:
             if isinstance(outcome, Published):
                 log.debug("model_published", version=version, bytes=outcome.payload.num_bytes, offset=outcome.offset)
+                self._failures = 0
                 self._there[key] = outcome
                 while len(self._there) > self._keep:
                     self._there.popitem(last=False)
                 self._on_published(version, outcome.payload.num_bytes)
             else:
-                self._not_before_s = self._clock() + RETRY_S
-                detail = f"tasks carry the model themselves for {RETRY_S:g} s: {outcome}"
+                wait_s = min(RETRY_S * 2**self._failures, MOST_RETRY_S)
+                self._failures = min(self._failures + 1, 10)
+                self._not_before_s = self._clock() + wait_s
+                detail = f"tasks carry the model themselves for {wait_s:g} s: {outcome}"
                 log.warning("model_not_published", version=version, detail=detail)
             then()
 

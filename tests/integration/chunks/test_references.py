@@ -81,7 +81,7 @@ def with_backbone() -> Parameters:
 
 
 class Run(NamedTuple):
-    """What one run gave: counts of messages, bytes as the ledger has them, and the final model."""
+    """The result of one run: counts of messages, bytes as the ledger has them, and the final model."""
 
     published: Counter[str]
     models: ModelBytes

@@ -179,6 +179,12 @@ def test_after_a_failed_publication_tasks_are_whole_for_a_while(caplog: pytest.L
     assert "event=model_not_published" in caplog.text
     desk.now = RETRY_S
     assert desk.wants("p0")
+    desk.references.publish((0, "", -1, False), MODEL, lambda: None)
+    desk.stream.answer(PublishError("nack"))
+    desk.now = 3 * RETRY_S - 1
+    assert not desk.wants("p0"), "the second time it waits for twice as long"
+    desk.now = 3 * RETRY_S
+    assert desk.wants("p0")
 
 
 def test_the_stream_keeps_whole_models_in_segments_of_their_size() -> None:
