@@ -78,6 +78,7 @@ def test_a_run_that_is_killed_on_both_sides_ends_whole_and_verifies(terminal, tm
     env = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
     coordinator = terminal("coordinator", *CONFIG, **env)
     stays, dies = (terminal("participant", *CONFIG, "--id", f"sensor-{i}", **env) for i in (1, 2))
+    dies.wait_for("event=started participant=sensor-2")
     coordinator.wait_for("event=version_made version=3 ")
     assert coordinator.kill() == -signal.SIGKILL
     coordinator = terminal("coordinator", *CONFIG, **env)

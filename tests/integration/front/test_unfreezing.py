@@ -68,6 +68,7 @@ def test_a_run_that_is_killed_around_its_unfreezing_ends_whole_and_replays(termi
     env = {"FEDMQ_BROKER_URL": amqp_url, "FEDMQ_BROKER__PREFIX": prefix}
     coordinator = terminal("coordinator", *CONFIG, **env)
     stays, dies = (terminal("participant", *CONFIG, "--id", f"sensor-{i}", **env) for i in (1, 2))
+    dies.wait_for("event=started participant=sensor-2")
     coordinator.wait_for("event=version_made version=6 ")
     assert coordinator.kill() == -signal.SIGKILL
     standby = terminal("coordinator", *CONFIG, **env)
