@@ -33,7 +33,10 @@ class Counts:
 
     def __init__(self) -> None:
         self.decoded = 0
-        self.codec = WIRE.codec
+        self.name = WIRE.codec.name
+
+    def of(self, _base_version: int) -> Counts:
+        return self
 
     def decode(self, coded: Parameters) -> Parameters:
         self.decoded += 1
