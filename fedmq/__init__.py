@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         FedAvg,
         FedBuff,
         FedCompass,
+        FedDf,
         FedNova,
         FedStaleWeight,
         ParticipationCorrection,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fedmq.demo.data import load_mnist
     from fedmq.participant.trainer import Trainer, TrainResult
     from fedmq.participant.training.distillation import DistillationTrainer
+    from fedmq.participant.training.ensembles import Distiller
     from fedmq.participant.training.keras.trainer import KerasTrainer
     from fedmq.participant.training.torch.trainer import TorchTrainer
     from fedmq.schemas.codecs.codec import Codec, Encoded, Part, Places
@@ -81,7 +83,7 @@ _ERRORS = (
     "MissingExtra", "PeerError", "StateError", "TrainerError",
 )  # fmt: skip
 _STRATEGIES = (
-    "Area", "Ca2fl", "Distillation", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova",
+    "Area", "Ca2fl", "Distillation", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedDf", "FedNova",
     "FedStaleWeight", "ParticipationCorrection", "Port", "Scaffold",
 )  # fmt: skip
 _HOMES = {
@@ -118,6 +120,7 @@ _HOMES = {
     "StudyRun": "fedmq.studies.engine.settings",
     "Tuning": "fedmq.studies.sweep.tuning",
     "DistillationTrainer": "fedmq.participant.training.distillation",
+    "Distiller": "fedmq.participant.training.ensembles",
     "KerasTrainer": "fedmq.participant.training.keras.trainer",
     "TorchTrainer": "fedmq.participant.training.torch.trainer",
     **dict.fromkeys(("TrainResult", "Trainer"), "fedmq.participant.trainer"),
@@ -130,13 +133,14 @@ _HOMES = {
 __all__ = [
     "AppError", "AppProblem", "Area", "BrokerError", "BrokerRefused", "BrokerUnavailable", "Ca2fl", "CellResult",
     "ClientUpdate", "Codec", "CommitSettings", "ConfigError", "Contender", "Distillation", "DistillationTrainer",
-    "DownlinkSettings", "Encoded", "Evaluation", "Fadas", "FedAsync", "FedAvg", "FedBuff", "FedCompass", "FedNova",
-    "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "Job", "KerasProblem", "KerasTrainer", "Member",
-    "MissingExtra", "Outcome", "Parameters", "Part", "ParticipantResult", "ParticipationCorrection", "Patience",
-    "PeerError", "Places", "Population", "Port", "Problem", "Quadratics", "RunSettings", "Scaffold", "Softmax",
-    "StateError", "StopSettings", "Strategy", "Stuck", "Study", "StudyRun", "Synthetic", "TargetMetric",
-    "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError", "TrainingConfig", "Tuning", "UplinkSettings",
-    "WeightedMean", "__version__", "load_config", "load_mnist", "replay", "simulate",
+    "Distiller", "DownlinkSettings", "Encoded", "Evaluation", "Fadas", "FedAsync", "FedAvg", "FedBuff",
+    "FedCompass", "FedDf", "FedNova", "FedStaleWeight", "FederationConfig", "FedmqError", "InputError", "Job",
+    "KerasProblem", "KerasTrainer", "Member", "MissingExtra", "Outcome", "Parameters", "Part", "ParticipantResult",
+    "ParticipationCorrection", "Patience", "PeerError", "Places", "Population", "Port", "Problem", "Quadratics",
+    "RunSettings", "Scaffold", "Softmax", "StateError", "StopSettings", "Strategy", "Stuck", "Study", "StudyRun",
+    "Synthetic", "TargetMetric", "TorchTrainer", "TrainResult", "Trained", "Trainer", "TrainerError",
+    "TrainingConfig", "Tuning", "UplinkSettings", "WeightedMean", "__version__", "load_config", "load_mnist",
+    "replay", "simulate",
 ]  # fmt: skip
 
 

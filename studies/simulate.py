@@ -11,6 +11,7 @@ from fedmq.coordinator.strategies.protocol import Strategy
 from fedmq.schemas.errors import ConfigError
 from fedmq.schemas.messages import TrainingConfig
 from fedmq.studies.engine.closed_loop import LeftToTheCore, closed_loop_of
+from fedmq.studies.engine.distilling import check_distils
 from fedmq.studies.engine.engine import Engine, OnVersion
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.pace import check_pace
@@ -87,6 +88,7 @@ def simulate(
     check_metrics(federation, goals(run))
     check_training(federation, strategy, population, run, training)
     check_pace(federation.num_examples, strategy, population, members, run, training)
+    check_distils(strategy, federation)
     loop = closed_loop_of(
         strategy, federation=federation, population=population, members=members, run=run, training=training,
         seed=seed, on_evaluation=on_evaluation, on_version=on_version,

@@ -3,8 +3,9 @@
     state = the model and the strategy's state that a base or a checkpoint holds
     for each accepted update after it, in the ledger's order:
         accumulate(state, update, staleness), with the staleness and the client weight that the ledger has
-        if the ledger begins the next version here: aggregate(state, parameters), and the tensors join the model that
-            are unfrozen at this version
+        if the ledger begins the next version here: aggregate(state, parameters), or, if it was distilled,
+            adopt(state, parameters, its tensors in the archive). Then the tensors join the model that are unfrozen at
+            this version
         if the ledger says that the buffer was lost here: drop(state)
         if it says that the method began anew here: init(parameters)
 
@@ -17,8 +18,9 @@ ledger claims, and the digests of the commits (`states`) show whether it is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedmq.coordinator.decisions.failures import Drop, StrategyFailed, drops_in
@@ -27,15 +29,41 @@ from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
 from fedmq.coordinator.state import archive, checkpoint
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import Base, CheckpointRow, UpdateRow
+from fedmq.coordinator.state.ledger.rows import ArchivedVersion, Base, CheckpointRow, UpdateRow
 from fedmq.coordinator.state.run_folder import RunFolder
-from fedmq.coordinator.strategies.protocol import RemembersParticipants, Strategy, arrivals
+from fedmq.coordinator.strategies.protocol import Distils, RemembersParticipants, Strategy, arrivals
 from fedmq.schemas.errors import CheckpointError
 from fedmq.schemas.methods import METHODS
 from fedmq.schemas.parameters import Array, Parameters
 
 PayloadOf = Callable[[int], Parameters]
 """Returns an accepted update's tensors, by its order. Raises CheckpointError if they are damaged or gone."""
+DistilledOf = Callable[[int], Parameters | None]
+"""Returns a distilled version's tensors; None if it is the plain mean. Raises CheckpointError likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilledVersions:
+    """Records of the ledger and the archive about versions of a strategy that distils."""
+
+    plain: Mapping[int, str]
+    """Version -> why it is the plain mean; "" if it was distilled."""
+    places: Mapping[int, ArchivedVersion]
+
+    @classmethod
+    def of(cls, ledger: LedgerReader) -> DistilledVersions:
+        return cls(ledger.distillations(), ledger.archived_versions())
+
+    def tensors(self, folder: RunFolder, version: int) -> Parameters | None:
+        """Return the tensors of a distilled version; None if it is the plain mean. Raises CheckpointError if they are
+        not kept."""
+        if self.plain.get(version) != "":
+            if version in self.plain:
+                return None
+            raise CheckpointError(f"the ledger does not say if version {version} was distilled")
+        if version not in self.places:
+            raise CheckpointError(f"version {version} was distilled, and its tensors are not kept")
+        return archive.read_update(folder.archive, self.places[version])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +101,12 @@ def replay(
     *,
     drops: Sequence[Drop] = (),
     frozen: FrozenParts | None = None,
+    distilled_of: DistilledOf = lambda _: None,
 ) -> Iterator[Point]:
     """Yield every state from the snapshot's on, until `up_to` updates are inside.
 
     `rows` are all accepted updates of the run, from the first, and `drops` all buffers that were lost. `frozen` is the
-    model's frozen part; only a run with [training] unfreeze needs it.
+    model's frozen part; only a run with [training] unfreeze needs it. `distilled_of` is asked if the strategy distils.
     """
     accepted, version = snapshot.scalars["accepted"], snapshot.scalars["version"]
     to_come = list(drops[len(snapshot.scalars.get("drops", ())) :])
@@ -99,7 +128,8 @@ def replay(
         elif accepted and version_follows(strategy, rows, accepted, version):
             version += 1
             try:
-                weights = model.make_version(groups.get(version))
+                distilled = distilled_of(version) if isinstance(strategy, Distils) else None
+                weights = model.make_version(groups.get(version), distilled=distilled)
                 model.unfreeze(version)
             except StrategyFailed as error:
                 raise CheckpointError(f"version {version} is not of the ledger's updates: {error}") from error
@@ -154,7 +184,7 @@ def rebuilt(
     that the ledger names.
     """
     newest, *older = ledger.checkpoints()
-    rows, drops = ledger.updates(), drops_in(newest.scalars)
+    rows, drops, distilled = ledger.updates(), drops_in(newest.scalars), DistilledVersions.of(ledger)
     starts: list[Base | CheckpointRow] = [*ledger.bases(), *older]
     for start in sorted(starts, key=lambda one: -one.accepted):
         if start.accepted > newest.accepted:
@@ -166,7 +196,9 @@ def rebuilt(
             snapshot = _state_of(folder, start, strategy)
             if snapshot is None:
                 continue
-            for point in replay(strategy, snapshot, rows, payload_of, drops=drops, frozen=frozen):
+            made = partial(distilled.tensors, folder)
+            points = replay(strategy, snapshot, rows, payload_of, drops=drops, frozen=frozen, distilled_of=made)
+            for point in points:
                 if (point.accepted, point.version, point.passing) == (newest.accepted, newest.version, False):
                     if point.digest() == newest.digest:
                         return point.arrays(), f"{start.file} and {newest.accepted - start.accepted} archived updates"

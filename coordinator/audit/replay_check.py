@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedmq.coordinator.audit.replay import Point, replay
+from fedmq.coordinator.audit.replay import DistilledVersions, Point, replay
 from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.state import archive
 from fedmq.coordinator.state.checkpoint_files import CheckpointFiles
@@ -38,6 +38,7 @@ class Kept:
     """Buffers that were lost."""
     scalars: Mapping[str, Any] = field(default_factory=dict)
     """Scalars of the newest checkpoint."""
+    distilled: DistilledVersions = field(default_factory=lambda: DistilledVersions({}, {}))
 
     @classmethod
     def of(cls, ledger: LedgerReader, rows: Sequence[UpdateRow]) -> Kept:
@@ -46,8 +47,8 @@ class Kept:
         for row in rows:
             if row.version is not None:
                 weights.setdefault(row.version, []).append(row.weight)
-        scalars = ledger.checkpoints()[0].scalars
-        return cls(rows, ledger.states(), ledger.bases(), archived, weights, drops_in(scalars), scalars)
+        scalars, distilled = ledger.checkpoints()[0].scalars, DistilledVersions.of(ledger)
+        return cls(rows, ledger.states(), ledger.bases(), archived, weights, drops_in(scalars), scalars, distilled)
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ def _from_base(folder: RunFolder, ledger: LedgerReader, kept: Kept, base: Base, 
             up_to,
             drops=kept.drops,
             frozen=frozen_in(files, kept.scalars, mend=False) if grows else None,
+            distilled_of=lambda version: kept.distilled.tensors(folder, version),
         )
         for point in points:
             found.last = point.accepted

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 from fedmq.broker_config.chunks.sender import News
 from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery, Transport, TransportState
+from fedmq.coordinator.decisions.commands import Command, NewVersion
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
     SUPERSEDED,
     BufferFailed,
+    DistilFailed,
+    Distilled,
     EvaluationArrived,
     Event,
     ParticipantRevoked,
@@ -159,6 +163,8 @@ class Loop:
         self._blocked = False
         """True if the broker takes no messages now (memory or disk alarm)."""
         self._awake_s = float("-inf")
+        self._held: deque[UpdateArrived] = deque()
+        """Updates whose last chunk came while a version is distilled: at most those of the payload in hand."""
 
     # The loop
 
@@ -214,7 +220,8 @@ class Loop:
 
     def _wait(self, now: float) -> None:
         self._wakeup_s = self._next_wakeup_s()
-        due_s = min(self._wakeup_s, self._chunked.due_s(), self._senders.due_s)
+        chunks_s = float("inf") if self._core.distilling else self._chunked.due_s()
+        due_s = min(self._wakeup_s, chunks_s, self._senders.due_s)
         until_s = min(self._pace.due_s(self._effects.pending, idle=True), due_s)
         self._wait_for_item(min(max(0.0, until_s - now), self._leadership.wait_s(), LOOK_S))
 
@@ -248,6 +255,8 @@ class Loop:
             self._carry_out(self._chunked.on_news(item, self._run_s()))
         elif isinstance(item, EvaluationArrived):
             self._on_evaluation(item)
+        elif isinstance(item, Distilled | DistilFailed):
+            self._on_distilled(item)
         elif isinstance(item, CertificateAnswered):
             self._publisher.certificate(item.user, item.answer)
         elif isinstance(item, TransportState):
@@ -267,6 +276,11 @@ class Loop:
         return self._work_on_update() or (bool(self._inbox.control) and self._work())
 
     def _work_on_update(self) -> bool:
+        if self._core.distilling:
+            return False
+        if self._held:
+            self._step_update(self._held.popleft())
+            return True
         if self._inbox.updates and self._publisher.versions_waiting <= MOST_VERSIONS_WAITING + self._blocked:
             self._on_update(self._inbox.updates.popleft())
             return True
@@ -346,6 +360,13 @@ class Loop:
         log.log(level, "evaluated", version=event.version, **said)
         self._step(event)
 
+    def _on_distilled(self, event: Distilled | DistilFailed) -> None:
+        fault("distil-answered")
+        if any(isinstance(command, NewVersion) and command.plain == "" for command in self._step(event)):
+            assert isinstance(event, Distilled)
+            self._committer.keep_version(event.version, event.tensors)
+            fault("distilled-kept")
+
     def _on_control(self, delivery: Delivery) -> None:
         event = read_control(self._senders, PLAIN, delivery)
         self._revoke()
@@ -415,6 +436,9 @@ class Loop:
                 if isinstance(outcome, UpdateArrived):  # its chunks took a while
                     self._senders.ask_again(outcome.update.participant_id)
                     self._revoke()
+                    if self._core.distilling:
+                        self._held.append(outcome)
+                        continue
                 self._step_update(outcome)
 
     # Steps
@@ -434,13 +458,15 @@ class Loop:
                 self._frozen.on_accepted(event.update.participant_id, event.update.base_version)
             self._committer.keep_payload(self._core.accepted, event.payload)
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: Event) -> list[Command]:
         now = self._run_s()
         stood_still_s = self._downtime.since_last(now, self._wall_s())
         if stood_still_s:
             gap = TimeStoodStill(stood_still_s)
             self._effects.on_step(gap, self._core.step(gap, now), now)
-        self._effects.on_step(event, self._core.step(event, now), now)
+        commands = self._core.step(event, now)
+        self._effects.on_step(event, commands, now)
+        return commands
 
     # Commits
 
@@ -489,6 +515,8 @@ class Loop:
         """Discard the updates that come too late, with a reason, instead of leaving them to the next run."""
         began_s = heard_s = self._run_s()
         quiet = 0
+        while self._held:
+            self._step_update(self._held.popleft())
         updates = self._inbox.updates
         updates.extendleft(reversed(self._take_back_manifests()))
         while not self._stopping and quiet < QUIET_POLLS:

@@ -19,6 +19,7 @@ from fedmq.broker_config.transport import Transport
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.failures import StrategyFailed
+from fedmq.coordinator.decisions.versions.distilling import Distiller
 from fedmq.coordinator.members import Everybody, Members
 from fedmq.coordinator.service.commits.commit import Committer, Pace
 from fedmq.coordinator.service.commits.effects import Effects
@@ -100,6 +101,7 @@ class CoordinatorService:
         check_model: Callable[[Parameters], None] | None = None,
         archive: ArchiveSettings | None = None,
         evaluator: Evaluator | None = None,
+        distiller: Distiller | None = None,
         export: Callable[[Path], object] | None = None,
         publish_timeout_s: float = 60.0,
         identity: IdentityKind = "open",
@@ -134,6 +136,7 @@ class CoordinatorService:
         self._max_payload_bytes = max_payload_bytes
         self._max_tensors = max_tensors
         self._evaluator = evaluator
+        self._distiller = distiller
         self._export = export
         self._publish_timeout_s = publish_timeout_s
         self._identity = identity
@@ -306,6 +309,9 @@ class CoordinatorService:
                         failed, seq=at.seq, version=at.version, accepted=at.accepted, participants=core.participants
                     )
                     raise
+                finally:
+                    if self._distiller is not None:
+                        self._distiller.give_up()  # whoever goes on with the run asks again
         if ledger.run().finished is not None:  # the core knows earlier, but its commit may have been refused
             self._save_model(core)
 
@@ -414,6 +420,8 @@ class CoordinatorService:
                 control_queue=self._topology.control.name,
                 put=inbox.put,
                 wall_s=time.time,
+                distiller=self._distiller,
+                part=None if core.frozen is None else core.frozen.first,
             ),
             chunked=ChunkedUpdates(
                 intake,

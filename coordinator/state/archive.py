@@ -1,6 +1,7 @@
 """The archive: the accepted updates' tensors, kept in the run's folder for replays. It is off by default.
 
-    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger has the place of each
+    archive/<orders>-<epoch>-<token>.updates      tensors one after the other; the ledger has the place of each. Those
+                                                  of versions that were distilled are among them
     archive/<orders>-<epoch>-<token>.safetensors  a base: the whole state after <orders> updates; replays start there
 
 Rules
@@ -34,7 +35,7 @@ from fedmq.coordinator.decisions.records import Snapshot
 from fedmq.coordinator.settings import ArchiveSettings
 from fedmq.coordinator.state import checkpoint
 from fedmq.coordinator.state.checkpoint_files import epoch_of
-from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, ArchivedVersion, Base
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies.protocol import MEMORY
 from fedmq.schemas.errors import CheckpointError, FedmqError
@@ -69,12 +70,14 @@ class Archive:
         """True after a sync of the file failed."""
         self._named = False
         """True if a transaction may name the file."""
-        self._waiting: list[tuple[int, Parameters]] = []
-        """Updates that are accepted, and not written yet because the disk refused."""
-        self._rows: list[ArchivedUpdate] = []
-        """Rows of updates that are written, and not in the ledger yet."""
+        self._accepted = 0
+        self._waiting: list[tuple[Row, int, Parameters]] = []
+        """(kind of row, its number, tensors) that are not written yet because the disk refused."""
+        self._rows: list[ArchivedUpdate | ArchivedVersion] = []
+        """Rows of what is written, and not in the ledger yet."""
         self._bases = ledger.bases()
-        self._since_bytes = ledger.archived_bytes(self._bases[-1].accepted) if self._bases else 0
+        newest = self._bases[-1] if self._bases else None
+        self._since_bytes = 0 if newest is None else ledger.archived_bytes(newest.accepted, newest.version)
         self._updates_bytes = ledger.archived_bytes()
 
     def open(self, snapshot: Snapshot, accepted: int, version: int) -> None:
@@ -100,12 +103,20 @@ class Archive:
 
     def keep(self, order: int, payload: Parameters) -> None:
         """Append an accepted update. If the disk refuses, it waits for `sync`."""
-        self._waiting.append((order, payload))
+        self._accepted = order
+        self._append(ArchivedUpdate, order, payload)
+
+    def keep_version(self, version: int, tensors: Parameters) -> None:
+        """Append the floating tensors of a distilled version. If the disk refuses, they wait for `sync`."""
+        self._append(ArchivedVersion, version, tensors)
+
+    def _append(self, row: Row, number: int, tensors: Parameters) -> None:
+        self._waiting.append((row, number, tensors))
         with contextlib.suppress(OSError):
             self._write_waiting()
 
-    def sync(self) -> list[ArchivedUpdate]:
-        """Make all updates durable and return their rows for the transaction.
+    def sync(self) -> list[ArchivedUpdate | ArchivedVersion]:
+        """Make all of it durable and return their rows for the transaction.
 
         Raises OSError if the disk refuses; nothing is lost, and the next try has the same updates. Raises
         CheckpointError if the disk has lost some of them; the broker still has those updates.
@@ -175,6 +186,7 @@ class Archive:
         return limit_s is not None and old_s is not None and old_s > limit_s / part
 
     def _next_file(self, accepted: int) -> None:
+        self._accepted = accepted
         self._go_on_in(*self._new_file(accepted))
 
     def _new_file(self, accepted: int) -> tuple[int, str]:
@@ -195,8 +207,9 @@ class Archive:
     def _leave_broken_file(self) -> None:
         """Go on in a new file with the updates that no transaction has. Raises OSError if the disk refuses that too."""
         broken, named = self._folder / self._name, self._named
-        file, name = self._new_file(self._rows[0].accepted_order - 1)
-        rows, end = [], 0
+        file, name = self._new_file(self._accepted)
+        rows: list[ArchivedUpdate | ArchivedVersion] = []
+        end = 0
         try:
             for row in self._rows:
                 _write_all(file, _bytes_of(broken, row))
@@ -232,7 +245,7 @@ class Archive:
             self._leave_broken_file()
         assert self._file is not None
         while self._waiting:
-            order, payload = self._waiting[0]
+            row, number, payload = self._waiting[0]
             pieces = _pieces(payload)
             crc, length = 0, 0
             for piece in pieces:
@@ -245,11 +258,12 @@ class Archive:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, self._end)
                 raise
-            self._rows.append(ArchivedUpdate(order, self._name, self._end, length, crc))
+            self._rows.append(row(number, self._name, self._end, length, crc))
             self._end += length
             self._waiting.pop(0)
 
 
+Row = type[ArchivedUpdate] | type[ArchivedVersion]
 _JOINED_BYTES = 1024**2
 _MOST_UPDATE_BYTES = 2 * MAX_PAYLOAD_BYTES
 """Most bytes of one archived update, its header included."""
@@ -269,8 +283,11 @@ def _pieces(payload: Parameters) -> list[memoryview | bytes]:
     return [len(header).to_bytes(8, "little") + header, *pack(payload)]
 
 
-def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
-    """Read an archived update's tensors and check them. Raises CheckpointError if they are damaged or gone."""
+def read_update(folder: Path, row: ArchivedUpdate | ArchivedVersion) -> Parameters:
+    """Read the tensors of an archived update, or of a distilled version, and check them.
+
+    Raises CheckpointError if they are damaged or gone.
+    """
     path = folder / row.file
     data = _bytes_of(path, row)
     length = int.from_bytes(data[:8], "little")
@@ -282,21 +299,23 @@ def read_update(folder: Path, row: ArchivedUpdate) -> Parameters:
         spec = read_entries(entries, Limits(max_tensors=2**31))
         return unpack(data[8 + length :], spec)
     except (FedmqError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"update {row.accepted_order} in {path} was written by another version of fedmq: {error}"
-        ) from error
+        raise CheckpointError(f"{_named(row)} in {path} was written by another version of fedmq: {error}") from error
 
 
-def _bytes_of(path: Path, row: ArchivedUpdate) -> memoryview:
+def _named(row: ArchivedUpdate | ArchivedVersion) -> str:
+    return f"update {row.accepted_order}" if isinstance(row, ArchivedUpdate) else f"the distilled version {row.version}"
+
+
+def _bytes_of(path: Path, row: ArchivedUpdate | ArchivedVersion) -> memoryview:
     try:
         with open_to_read(path, 2**63 - 1) as file:
             inside = 0 <= row.offset <= os.fstat(file.fileno()).st_size - row.num_bytes
             file.seek(row.offset if inside else 0)
             data = memoryview(file.read(row.num_bytes if inside and 0 <= row.num_bytes <= _MOST_UPDATE_BYTES else 0))
     except OSError as error:
-        raise CheckpointError(f"update {row.accepted_order} cannot be read from the archive: {error}") from error
+        raise CheckpointError(f"{_named(row)} cannot be read from the archive: {error}") from error
     if data.nbytes != row.num_bytes or zlib.crc32(data) != row.crc32:
-        raise CheckpointError(f"update {row.accepted_order} is damaged in the archive: {path}, byte {row.offset}")
+        raise CheckpointError(f"{_named(row)} is damaged in the archive: {path}, byte {row.offset}")
     return data
 
 

@@ -18,6 +18,7 @@ from fedmq.coordinator.strategies.fedasync import FedAsync
 from fedmq.coordinator.strategies.fedavg import FedAvg
 from fedmq.coordinator.strategies.fedbuff import FedBuff
 from fedmq.coordinator.strategies.fedcompass import FedCompass
+from fedmq.coordinator.strategies.feddf import FedDf
 from fedmq.coordinator.strategies.fednova import FedNova
 from fedmq.coordinator.strategies.fedstaleweight import FedStaleWeight
 from fedmq.coordinator.strategies.math.server_optimizers import AnyServerOptimizer
@@ -28,7 +29,7 @@ from fedmq.coordinator.strategies.scaffold import Scaffold
 
 BuiltIn = (
     FedAsync | FedBuff | FedAvg | Fadas | FedNova | FedStaleWeight | ParticipationCorrection | Port | Ca2fl | Area
-    | Scaffold | FedCompass | Distillation
+    | Scaffold | FedCompass | Distillation | FedDf
 )  # fmt: skip
 AnyStrategy = Annotated[BuiltIn, Field(discriminator="name")]
 
@@ -45,6 +46,7 @@ __all__ = [
     "FedAvg",
     "FedBuff",
     "FedCompass",
+    "FedDf",
     "FedNova",
     "FedStaleWeight",
     "ParticipationCorrection",

@@ -21,6 +21,7 @@ or, for the strategy distillation (fedmq.app.students),
 and in all cases, if wanted,
 
     conditions(participant_id) -> bool              True if the participant may take work now
+    distil(ensemble, start, seed) -> parameters     for the strategy feddf (fedmq.app.distilling)
     frozen(parameters) -> names                     tensors that no training changes, in place of those that the
                                                     framework knows (participant.training.keras.frozen)
 """
@@ -56,8 +57,9 @@ FUNCTIONS = (
     "build_student",
     "load_public_data",
     "student_training",
+    "distil",
 )
-ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1, "frozen": 1}
+ARGUMENTS = {"load_data": 1, "build_trainer": 1, "evaluate": 1, "conditions": 1, "frozen": 1, "distil": 3}
 """Number of arguments that fedmq passes to each; the others take none."""
 
 
@@ -140,8 +142,8 @@ def _check_arguments(path: Path, name: str, function: Callable[..., Any]) -> Non
     try:
         inspect.signature(function).bind(*["participant"] * count)
     except TypeError as e:
-        argument = "parameters" if name in ("evaluate", "frozen") else "participant_id"
-        expected = f"{name}({argument})" if count else f"{name}()"
+        named = {"evaluate": "parameters", "frozen": "parameters", "distil": "ensemble, start, seed"}
+        expected = f"{name}({named.get(name, 'participant_id')})" if count else f"{name}()"
         raise AppError(
             f"{path}: {name}{inspect.signature(function)} cannot be called as {expected} ({e}): change its arguments."
         ) from None

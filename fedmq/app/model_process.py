@@ -81,6 +81,11 @@ class ModelChild:
         """True if the app's model can be exported as a file of its framework."""
         return bool(self._ready and self._ready.get("exports"))
 
+    @property
+    def distils(self) -> bool:
+        """True if the app has a `distil` of its own."""
+        return bool(self._ready and self._ready.get("distils"))
+
     def initial(self) -> Parameters:
         """Return the first version of the model. Raises AppError."""
         path = self._work_dir / "initial.safetensors"
@@ -123,6 +128,10 @@ class ModelChild:
         write_parameters(given, tensors)
         answer = self._ask({"train": task.model_dump(mode="json"), "from": str(given), "to": str(made)})
         return Update.model_validate(answer["update"]), read_parameters(made)
+
+    def distil(self, order: dict[str, Any]) -> None:
+        """Have a version distilled (fedmq.app.model_distiller). It blocks. Raises AppError."""
+        self._ask(order)
 
     def submit(self, version: int, parameters: Parameters, on_result: OnResult) -> None:
         """Have these parameters evaluated soon. `on_result` is called on the evaluator's thread."""

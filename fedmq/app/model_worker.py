@@ -1,7 +1,7 @@
 """The coordinator's worker process: the only place on its side that loads the app, and with it TensorFlow or PyTorch.
 
-`python -m fedmq.app.model_worker APP` writes {"ready": true, "evaluates": ..., "exports": ...} to stdout. Then it
-answers each JSON line on stdin with one JSON line, in order:
+`python -m fedmq.app.model_worker APP` writes {"ready": true, "evaluates": ..., "exports": ..., "distils": ...} to
+stdout. Then it answers each JSON line on stdin with one JSON line, in order:
 
     {"initial": OUT}                     {"done": true}       the app's first parameters, written to OUT
     {"outline": true}                    {"outline": [...]}   their names, dtypes, shapes and trainable flags
@@ -9,6 +9,8 @@ answers each JSON line on stdin with one JSON line, in order:
     {"evaluate": IN, "version": n}       {"metrics": {...}}
     {"export": IN, "to": STEM}           {"written": OUT}     OUT is STEM.keras or STEM.pt
     {"hello": ID}                        {"num_examples": n, "replies": [...]}   what this participant says of itself
+    {"distil": [IN, ...], "weights": [...], "start": IN, "part": IN or null, "seed": n, "version": n, "to": OUT}
+                                         {"done": true}       the version that the app distils from these models
     {"train": TASK, "from": IN, "to": OUT}  {"update": {...}}  the task as its participant does it, for fedmq doctor
 
 or with {"error": text, "missing_extra": true or false}, or with {"error": text, "disk": errno} if a file of ours cannot
@@ -33,6 +35,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedmq.app.app import App, load_app, trainer_of
+from fedmq.app.ensembles import distil
 from fedmq.app.models import Evaluate, Framework, framework_of, frozen_flags, given_data, has_model
 from fedmq.app.parameter_files import read_parameters, write_parameters
 from fedmq.schemas.errors import AppError, FedmqError, MissingExtra, in_short, shown
@@ -53,6 +56,7 @@ class Helper:
             app.need("build_model", "for the first version of the model (or initial_parameters, without one)")
         self.evaluates = app.get("evaluate") is not None or (has_model(app) and app.get("load_test_data") is not None)
         self.exports = has_model(app)
+        self.distils = app.get("distil") is not None
         self._framework: Framework | None = None
         self._evaluate: Evaluate | None = None
         self._trainers: dict[str, Any] = {}
@@ -68,6 +72,9 @@ class Helper:
             return {"frozen": self._frozen()}
         if "evaluate" in request:
             return {"metrics": self._measured(read_parameters(Path(request["evaluate"])))}
+        if "distil" in request:
+            distil(self._app, request)
+            return {"done": True}
         if "export" in request:
             return {"written": self._export(read_parameters(Path(request["export"])), Path(request["to"]))}
         if "hello" in request:
@@ -75,7 +82,8 @@ class Helper:
         if "train" in request:
             return self._train(request["train"], Path(request["from"]), Path(request["to"]))
         raise AppError(
-            f"unknown request {dict(request)}, expected initial, outline, frozen, evaluate, export, hello or train"
+            f"unknown request {dict(request)}, expected initial, outline, frozen, evaluate, distil, export, hello or "
+            "train"
         )
 
     def _initial(self) -> Parameters:
@@ -156,7 +164,8 @@ def main(argv: list[str]) -> int:
     except FedmqError as e:
         _say(lines, _failed(e))
         return 2
-    _say(lines, {"ready": True, "evaluates": helper.evaluates, "exports": helper.exports})
+    can = {"evaluates": helper.evaluates, "exports": helper.exports, "distils": helper.distils}
+    _say(lines, {"ready": True, **can})
     threading.Thread(target=_end_without_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
     for line in sys.stdin:
         try:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from fedmq.app.model_distiller import ModelDistiller
 from fedmq.app.model_process import ModelChild
 from fedmq.app.needed_files import check_files
 from fedmq.app.parameter_files import read_parameters
@@ -20,6 +22,7 @@ from fedmq.coordinator.service.outgoing.certificates import Registrar
 from fedmq.coordinator.service.service import CoordinatorService
 from fedmq.coordinator.service.summary import RunSummary
 from fedmq.coordinator.state.run_folder import RunFolder, unwritable
+from fedmq.coordinator.strategies.protocol import Distils, Strategy
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.run.broker_user import amqp, check_user, log_identity
 from fedmq.schemas.errors import AppError, SpecMismatch
@@ -91,6 +94,7 @@ def _coordinator_for(
             frozen=child.frozen,
             check_model=model_check(config, child),
             evaluator=child if child.evaluates else None,
+            distiller=distiller_of(strategy, config, child),
             export=child.export if child.exports else None,
             max_message_bytes=config.broker.max_message_bytes,
             chunk_bytes=config.broker.chunk_bytes,
@@ -127,6 +131,17 @@ def summary_text(config: FederationConfig, summary: RunSummary) -> str:
     models = [path for path in (folder.final_parameters, folder.final_model) if path and path.exists()]
     lines.append(f"The model: {' and '.join(str(path) for path in models) or 'not saved'}")
     return "\n".join(lines)
+
+
+def distiller_of(strategy: Strategy[Any], config: FederationConfig, child: ModelChild) -> ModelDistiller | None:
+    """Return the child as what distils versions; None if the strategy asks for none, or if the app cannot."""
+    if not isinstance(strategy, Distils):
+        return None
+    if child.distils:
+        return ModelDistiller(child, config.run_dir / "model" / "distil")
+    detail = "every version will be the plain mean: give the app a distil(ensemble, start, seed)"
+    log.error("app_cannot_distil", app=config.app, strategy=strategy.name, detail=detail)
+    return None
 
 
 def initial_parameters(config: FederationConfig, child: ModelChild) -> Callable[[], Parameters]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedmq.app.app import App, load_app, trainer_of
+from fedmq.app.distilling import distilled_by
 from fedmq.app.models import Evaluate, TorchModel, framework_of, frozen_flags, has_model, is_torch
 from fedmq.participant.trainer import checked_result
 from fedmq.schemas.errors import AppError, FedmqError, TrainerError, in_short
@@ -72,6 +73,8 @@ class AppProblem(Value):
         with seeded(0, DATA):
             app = load_app(self.app)
         federation = self._dealt(app, members, seed)
+        if "distil" in app.functions:
+            federation = _Distilling(federation, app)
         if app.get("frozen") is None and not federation.initial.non_trainable:
             return federation
         with seeded(seed, INITIAL_MODEL):
@@ -167,6 +170,29 @@ class AppProblem(Value):
         if self.participant_id is None:
             return member.participant_id if member.history is None else member.history.participant_id
         return self.participant_id.replace("{number}", str(member.index + 1))
+
+
+class _Distilling:
+    """A federation whose app distils versions. It is the same in all else."""
+
+    def __init__(self, inner: Federation, app: App) -> None:
+        self._inner = inner
+        self._app = app
+        self.initial, self.num_examples = inner.initial, inner.num_examples
+        self.backend, self.evaluates = inner.backend, inner.evaluates
+
+    def evaluate(self, parameters: Parameters) -> dict[str, float]:
+        return self._inner.evaluate(parameters)
+
+    def distil(self, ensemble: Any, start: Parameters, seed: int) -> Parameters:
+        """See fedmq.app.distilling."""
+        with seeded(seed, TRAINING):
+            return distilled_by(self._app, ensemble, start, seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
 
 
 class TrainerFederation:

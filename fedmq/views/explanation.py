@@ -25,6 +25,12 @@ def explanation_view(found: Explanation) -> Iterator[RenderableType]:
     yield Text(
         f"Version {point.version}: {point.num_updates} updates, after {point.run_s:.1f} s of run time{how}", "bold"
     )
+    if point.plain is not None:
+        yield Text(
+            f"It is the plain mean, and was not distilled: {escaped(point.plain)}"
+            if point.plain
+            else "It was distilled from the models of these updates"
+        )
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("\nparticipant", no_wrap=True)
     table.add_column("\ntask", overflow="ellipsis")

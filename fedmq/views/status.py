@@ -104,6 +104,8 @@ class RunStatus:
     participants: tuple[ParticipantStatus, ...]
     versions_by_timeout: int = 0
     """Number of versions that their buffer's timeout made."""
+    plain_versions: tuple[int, str] = (0, "")
+    """Number of versions that could not be distilled, and why the newest of them could not."""
     silence_s: float = AWAY_AFTER_S
     """Seconds without a commit that are no silence yet: participants that are here say hello more often."""
     coordinator_paused: bool = False
@@ -211,6 +213,7 @@ def read_status(run_dir: Path) -> RunStatus:
             federated_metrics=reported[-1].metrics if reported else {},
             evaluation_problem="".join(row.detail for row in problems if not row.metrics),
             versions_by_timeout=ledger.timeouts(),
+            plain_versions=ledger.plain_versions(),
             participants=tuple(participants),
             silence_s=max(AWAY_AFTER_S, timeout_s),
             coordinator_paused=process.paused,

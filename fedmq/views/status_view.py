@@ -57,6 +57,9 @@ def _before(status: RunStatus) -> list[RenderableType]:
     parts: list[RenderableType] = [headline(status), *(Text(line, style="bold red") for line in troubles(status))]
     if status.evaluation_problem:
         parts.append(Text(f"The last evaluation failed: {escaped(status.evaluation_problem)}", style="red"))
+    if status.plain_versions[0]:
+        count, why = status.plain_versions
+        parts.append(Text(f"{count} versions are the plain mean, and were not distilled: {escaped(why)}", style="red"))
     parts += [Text(f"Set back: {escaped(told)}", style="red") for told in status.set_backs]
     return parts
 

@@ -26,9 +26,20 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.commands import Accept, Discard, Evaluate, Finish, IssueTask, NewVersion, Withdraw
+from fedmq.coordinator.decisions.commands import (
+    Accept,
+    Discard,
+    Distil,
+    Evaluate,
+    Finish,
+    IssueTask,
+    NewVersion,
+    Withdraw,
+)
 from fedmq.coordinator.decisions.core import Core
 from fedmq.coordinator.decisions.events import (
+    DistilFailed,
+    Distilled,
     EvaluationArrived,
     Event,
     ParticipantSeen,
@@ -45,6 +56,7 @@ from fedmq.schemas.local.allocator import keep_freed_memory
 from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
 from fedmq.schemas.tensors import spec_of
+from fedmq.studies.engine.distilling import distilled
 from fedmq.studies.engine.message_sizes import update_bytes
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
@@ -128,6 +140,7 @@ class Engine:
             Discard: self._discarded,
             NewVersion: self._new_version,
             Withdraw: self._withdraw,
+            Distil: self._distil,
             Evaluate: self._evaluate,
             Finish: self._finish,
         }
@@ -230,9 +243,18 @@ class Engine:
         self._outcome.version_s.append(self._now)
         if command.by_timeout:
             self._outcome.by_timeout.append(command.version)
+        if command.plain:
+            self._outcome.plain.append(command.version)
         self._outcome.updates.weigh(command.weights, command.orders)
         if self._on_version is not None:
             self._on_version(self._now, command.version, self._core.accepted)
+
+    def _distil(self, command: Distil) -> None:
+        """Answer before anything else happens: the core takes no update until then."""
+        self._events.appendleft(self._distilled(command))
+
+    def _distilled(self, command: Distil) -> Distilled | DistilFailed:
+        return distilled(self._federation, command)
 
     def _finish(self, command: Finish) -> None:
         self._outcome.finished = command.reason

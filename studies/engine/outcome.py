@@ -91,6 +91,8 @@ class Outcome:
     """Virtual time (s) at which version 1, 2, ... was made."""
     by_timeout: list[int] = field(default_factory=list)
     """Versions that their buffer's timeout made."""
+    plain: list[int] = field(default_factory=list)
+    """Versions that the strategy would have distilled, and could not: they are the plain mean."""
     evaluations: list[Evaluation] = field(default_factory=list)
     finished: str = ""
     """Reason of the run's end: the name of a limit or goal, "diverged" or "stuck"."""

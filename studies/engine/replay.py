@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from fedmq.coordinator.audit import audit
-from fedmq.coordinator.audit.replay import checkpoint_meta
-from fedmq.coordinator.decisions.events import ParticipantSeen
+from fedmq.coordinator.audit.replay import DistilledOf, DistilledVersions, checkpoint_meta
+from fedmq.coordinator.decisions.commands import Distil
+from fedmq.coordinator.decisions.events import DistilFailed, Distilled, ParticipantSeen
 from fedmq.coordinator.decisions.failures import Drop, drops_in
 from fedmq.coordinator.decisions.versions.model import Model
 from fedmq.coordinator.decisions.versions.unfreezing import FrozenParts
@@ -64,6 +66,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
         archived = ledger.archived(0, len(rows))
         drops, set_backs = drops_in(ledger.checkpoints()[0].scalars), ledger.set_backs()
         bases, newest, versions = ledger.bases(), ledger.version(), ledger.versions()
+        made = DistilledVersions.of(ledger)
     strategy = strategy or audit.built_in(run.settings["strategy"])
     if strategy is None:
         raise InputError(f"the run in {run_dir} has a strategy of the user's own: give it as `strategy`")
@@ -108,7 +111,7 @@ def _prepared(folder: RunFolder, run_dir: str | Path, strategy: Strategy[Any] | 
 
     def replayed() -> Outcome:
         digest = states.get((len(rows), newest))
-        outcome = engine.replayed(folder, rows, archived, versions, anew=anew, digest=digest)
+        outcome = engine.replayed(folder, rows, archived, versions, anew=anew, digest=digest, distilled=made)
         outcome.name_participants([m.participant_id for m in members], run.settings["run"]["client_weights"])
         return outcome
 
@@ -119,6 +122,7 @@ class _Replay(RecordedEngine):
     core_type = RecordedCore
     _core: RecordedCore
     _versions: RecordedVersions | None = None
+    _tensors_of: DistilledOf
 
     def _close(self, about: int) -> None:
         """Wait as long as a version is still to come."""
@@ -137,6 +141,7 @@ class _Replay(RecordedEngine):
         *,
         anew: Sequence[tuple[float, Drop]],
         digest: str | None,
+        distilled: DistilledVersions,
     ) -> Outcome:
         """Run, and raise StateError for any difference from the ledger.
 
@@ -144,6 +149,7 @@ class _Replay(RecordedEngine):
         state holds all of `rows`; else None.
         """
         self._versions = self._core.follow(rows, versions, anew)
+        self._tensors_of = partial(distilled.tensors, folder)
         forgotten = [drop.accepted for _, drop in anew]
         results = _ArchivedResults(
             folder, rows, archived, self._devices, remembers=METHODS[self._reply].remembers, forgotten=forgotten
@@ -165,6 +171,13 @@ class _Replay(RecordedEngine):
         if digest is not None and checkpoint.digest_of(self._core.snapshot().arrays, meta) != digest:
             raise StateError("the replay ended in another state than the run's last commit")
         return outcome
+
+    def _distilled(self, command: Distil) -> Distilled | DistilFailed:
+        """Take the version from the archive."""
+        tensors = self._tensors_of(command.version)
+        if tensors is None:
+            return DistilFailed(command.version, "the run could not")
+        return Distilled(command.version, tensors)
 
     def _offer(self, k: int) -> None:
         """Offer in a session of its own, which ends the participant's older task if it is still in training."""

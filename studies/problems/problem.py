@@ -14,7 +14,8 @@ class Federation(Protocol):
     """A problem that was dealt out to one population, for one seed.
 
     An optional method `check_training(training)` is called before a run. It raises ConfigError if it cannot be trained
-    like this. Optional `frozen` and `whole(parameters)` are those of studies.problems.frozen.
+    like this. Optional `frozen` and `whole(parameters)` are those of studies.problems.frozen. An optional
+    `distil(ensemble, start, seed)` is for strategies that distil their versions (studies.engine.distilling).
     """
 
     @property

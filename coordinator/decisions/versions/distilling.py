@@ -16,12 +16,14 @@ Rules
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from fedmq.coordinator.decisions.commands import Distil
 from fedmq.coordinator.decisions.events import DistilFailed, Distilled
 from fedmq.coordinator.strategies.protocol import Distils, Ensemble
 from fedmq.schemas.errors import FedmqError, in_short
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import averaged_spec, check_magnitudes, check_spec, spec_of
 
@@ -66,6 +68,21 @@ class Distilling:
             return None, bounded(answer.reason) or "no reason was given"
         why = mistake_in(answer.tensors, parameters)
         return (None, bounded(why)) if why else (answer.tensors, "")
+
+
+class Distiller(Protocol):
+    """Distils versions. Its maker owns and closes it; the service submits and gives up."""
+
+    def submit(
+        self, order: Distil, on_result: Callable[[Distilled | DistilFailed], None], part: Frozen | None = None
+    ) -> None:
+        """Distil this version soon, without blocking the caller. `part` is the model's frozen part.
+
+        `on_result` is called once, from any thread; not at all if the order was given up.
+        """
+
+    def give_up(self) -> None:
+        """End what is at work: nobody waits for its answer."""
 
 
 def mistake_in(tensors: Mapping[str, object], parameters: Parameters) -> str:

@@ -126,6 +126,11 @@ class Committer:
         if self._archive is not None:
             self._archive.keep(order, payload)
 
+    def keep_version(self, version: int, tensors: Parameters) -> None:
+        """Give a distilled version to the archive, if there is one."""
+        if self._archive is not None:
+            self._archive.keep_version(version, tensors)
+
     def commit(self, core: Core, pending: Pending, clock: Callable[[], float]) -> None:
         """Make `pending` and the core's state durable.
 

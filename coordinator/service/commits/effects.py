@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedmq.broker_config.faults import fault
 from fedmq.broker_config.transport import Delivery
 from fedmq.coordinator.decisions.commands import (
     POISON,
@@ -17,6 +18,7 @@ from fedmq.coordinator.decisions.commands import (
     CloseTask,
     Command,
     Discard,
+    Distil,
     DropBuffer,
     Evaluate,
     Finish,
@@ -33,6 +35,8 @@ from fedmq.coordinator.decisions.evaluation import Evaluator
 from fedmq.coordinator.decisions.events import (
     ClosedTask,
     DeliveryHandle,
+    DistilFailed,
+    Distilled,
     EvaluationArrived,
     Event,
     PoisonArrived,
@@ -40,11 +44,13 @@ from fedmq.coordinator.decisions.events import (
     UpdateArrived,
 )
 from fedmq.coordinator.decisions.records import OPEN_STATES
+from fedmq.coordinator.decisions.versions.distilling import Distiller
 from fedmq.coordinator.service.incoming.intake import Intake
 from fedmq.coordinator.service.outgoing.discards import FIRST_LINES, Traces
 from fedmq.coordinator.service.outgoing.receipts import notice, receipt
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import CommitGroup, Stamp
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Update
 from fedmq.schemas.parameters import Parameters
@@ -103,11 +109,15 @@ class Effects:
         evaluator: Evaluator | None,
         in_chunks: bool,
         control_queue: str,
-        put: Callable[[EvaluationArrived], None],
+        put: Callable[[EvaluationArrived | Distilled | DistilFailed], None],
         wall_s: Callable[[], float],
+        distiller: Distiller | None = None,
+        part: Frozen | None = None,
     ) -> None:
         """`in_chunks`: the run's updates travel in chunks. `control_queue`: name of the queue of hellos and declines.
-        `put` takes the results of evaluations, from any thread."""
+        `put` takes the results of evaluations and distillations, from any thread. `part` is the model's frozen part."""
+        self._distiller = distiller
+        self._part = part
         self.pending = Pending()
         """Entries of the next commit."""
         self._run_id = run_id
@@ -141,6 +151,7 @@ class Effects:
             Withdraw: self._withdraw,
             RepeatReceipts: self._repeat_receipts,
             SayHello: self._say_hello,
+            Distil: self._distil,
             Evaluate: self._evaluate,
             Finish: self._finish,
         }
@@ -290,6 +301,10 @@ class Effects:
             weights=lambda: ",".join(f"{weight:.6g}" for weight in command.weights),
             **({"by": "timeout"} if command.by_timeout else {}),
         )
+        if command.plain:
+            self.give_up_distilling()
+            detail = f"the version is the plain mean: {command.plain}"
+            log.warning("version_not_distilled", version=command.version, detail=detail)
 
     def _tell_unfrozen(self, command: TellUnfrozen) -> None:
         log.info("tensors_unfrozen", version=command.version, tensors=len(command.tensors), first=command.tensors[0])
@@ -333,6 +348,20 @@ class Effects:
 
     def _say_hello(self, command: SayHello) -> None:
         self.pending.notices.extend(notice(self._run_id, p, "say_hello") for p in command.participant_ids)
+
+    def _distil(self, command: Distil) -> None:
+        log.info("distilling", version=command.version, models=len(command.ensemble.models))
+        if self._distiller is None:
+            why = "the app has no distil(ensemble, start, seed), which the strategy asks for"
+            self._put(DistilFailed(command.version, why))
+        else:
+            self._distiller.submit(command, self._put, self._part)
+            fault("distil-asked")
+
+    def give_up_distilling(self) -> None:
+        """End a distillation whose answer nobody waits for."""
+        if self._distiller is not None:
+            self._distiller.give_up()
 
     def _evaluate(self, command: Evaluate) -> None:
         if self._evaluator is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import astuple
 from typing import Any
 
-from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, Base
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, ArchivedVersion, Base
 from fedmq.schemas.errors import LedgerError, shown
 from fedmq.schemas.local.clocks import Moment
 
@@ -76,17 +76,19 @@ class ArchiveReader:
         updates = self._rows("SELECT coalesce(max(accepted_order), 0) FROM archive_updates")[0][0]
         return max(int(updates), *(base.accepted for base in self.bases()), 0)
 
-    def archived_bytes(self, after: int = 0) -> int:
-        """Return the size of the updates above `after`, in bytes."""
+    @abstractmethod
+    def archived_versions(self, after: int = 0) -> Mapping[int, ArchivedVersion]: ...
+
+    def archived_bytes(self, after: int = 0, after_version: int = 0) -> int:
+        """Return the size of the updates above `after` and the versions above `after_version`, in bytes."""
         query = "SELECT coalesce(sum(num_bytes), 0) FROM archive_updates WHERE accepted_order > ?"
-        return int(self._rows(query, after)[0][0])
+        versions = sum(row.num_bytes for row in self.archived_versions(after_version).values())
+        return int(self._rows(query, after)[0][0]) + versions
 
     def archive_files(self) -> set[str]:
         """Return the names of all files that a row names."""
-        return {
-            file_name(name)
-            for (name,) in self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")
-        }
+        named = self._rows("SELECT file FROM archive_bases UNION SELECT file FROM archive_updates")
+        return {file_name(name) for (name,) in named} | {row.file for row in self.archived_versions().values()}
 
 
 class ArchiveWriter(ArchiveReader):
@@ -107,6 +109,10 @@ class ArchiveWriter(ArchiveReader):
         """Drop the rows from before the base that holds `base` updates; return the files that no row names any more."""
         before = self.archive_files()
         with self._transaction() as db:
+            db.execute(
+                "DELETE FROM archive_versions WHERE version <= (SELECT version FROM archive_bases WHERE accepted = ?)",
+                (base,),
+            )
             db.execute("DELETE FROM archive_bases WHERE accepted < ?", (base,))
             db.execute("DELETE FROM archive_updates WHERE accepted_order <= ?", (base,))
         return before - self.archive_files()

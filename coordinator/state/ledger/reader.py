@@ -23,6 +23,7 @@ from fedmq.coordinator.decisions.records import OPEN_STATES, ParticipantRecord, 
 from fedmq.coordinator.decisions.tasks.generations import SetBack, set_backs_in
 from fedmq.coordinator.state.ledger import epochs
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveReader, file_name
+from fedmq.coordinator.state.ledger.distillations import DistillationsReader
 from fedmq.coordinator.state.ledger.memories import from_rows
 from fedmq.coordinator.state.ledger.opening import ReadOnly
 from fedmq.coordinator.state.ledger.rows import (
@@ -65,7 +66,7 @@ _TASK_FIELDS = tuple(TaskRecord.__dataclass_fields__)
 _UPDATE_FIELDS = tuple(name for name in UpdateRow.__dataclass_fields__ if name not in Carried._fields)
 
 
-class LedgerReader(ArchiveReader, TrafficReader):
+class LedgerReader(DistillationsReader, ArchiveReader, TrafficReader):
     """Read-only access to a ledger, also while a coordinator writes it.
 
     Raises LedgerError if the file is missing, corrupt, not a ledger, or in another format than this fedmq's.
@@ -187,7 +188,8 @@ class LedgerReader(ArchiveReader, TrafficReader):
         query = "SELECT version, num_updates, run_s, wall_s FROM versions WHERE version > ? ORDER BY version"
         rows = self._rows(query, after)
         by_timeout = set(self._timeouts("version", after))  # read last: it has all of these versions
-        return [VersionRow(version, count, run_s, at_s, version in by_timeout) for version, count, run_s, at_s in rows]
+        plain = self.distillations(after)
+        return [VersionRow(n, count, run_s, at_s, n in by_timeout, plain.get(n)) for n, count, run_s, at_s in rows]
 
     def timeouts(self) -> int:
         """Count the versions that the timeout of a buffer made, which was not full."""

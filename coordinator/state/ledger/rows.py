@@ -80,6 +80,17 @@ class ArchivedUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedVersion:
+    """The place of a distilled version's floating tensors (coordinator.state.archive)."""
+
+    version: int
+    file: str
+    offset: int
+    num_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A file of the archive that holds the state after `accepted` updates."""
 
@@ -113,7 +124,7 @@ class CommitGroup:
     """Participants whose rows are deleted, before `participants` are written."""
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
     memories: dict[str, Mapping[str, Array]] = field(default_factory=dict)
-    archived: list[ArchivedUpdate] = field(default_factory=list)
+    archived: list[ArchivedUpdate | ArchivedVersion] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     """(seq, wire bytes, decoded bytes) of tasks that the broker has taken (coordinator.state.ledger.traffic)."""
     models: list[ModelBytes] = field(default_factory=list)
@@ -143,6 +154,8 @@ class VersionRow:
     wall_s: float
     by_timeout: bool = False
     """True if its buffer was not full, and the buffer's timeout made it."""
+    plain: str | None = None
+    """Reason for which it is the plain mean, "" if it was distilled; None if the strategy does not distil."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedmq.coordinator.state.ledger import archive_tables, traffic
+from fedmq.coordinator.state.ledger import archive_tables, distillations, traffic
 
 APPLICATION_ID = 0x66656D71
 """SQLite's application_id of a ledger: the letters "femq"."""
-LEDGER_VERSION = 9
+LEDGER_VERSION = 10
 """SQLite's user_version of a ledger. Raise it with every change of the tables."""
 TIMEOUTS_SINCE = 6
 """The format that added the table of timeouts."""
@@ -135,6 +135,7 @@ CREATE TABLE connections(           -- the last news of the broker in each epoch
 """,
     traffic.TRAFFIC_SINCE: traffic.TABLES,
     traffic.MODELS_SINCE: traffic.MODEL_TABLES,
+    distillations.DISTILLATIONS_SINCE: distillations.TABLES,
 }
 """Tables that later formats than OLDEST_VERSION have beside TABLES, by the format that added them."""
 

@@ -17,9 +17,10 @@ from typing import Any
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger import epochs, traffic
 from fedmq.coordinator.state.ledger.archive_tables import ArchiveWriter, put_archived
+from fedmq.coordinator.state.ledger.distillations import put_distillations
 from fedmq.coordinator.state.ledger.memories import to_rows
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup
+from fedmq.coordinator.state.ledger.rows import ArchivedUpdate, ArchivedVersion, BrokerRow, CheckpointRow, CommitGroup
 from fedmq.coordinator.state.ledger.schema import APPLICATION_ID, LEDGER_VERSION, OLDEST_VERSION, TABLES, tables_since
 from fedmq.coordinator.state.ledger.trust import check_files, format_of, is_empty, of_the_disk, unusable
 from fedmq.schemas.errors import LedgerError, LedgerLocked
@@ -183,7 +184,12 @@ class Ledger(LedgerReader, ArchiveWriter):
                 ],
             )
             db.executemany("INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", to_rows(group.memories))
-            put_archived(db, group.archived)
+            put_archived(db, [row for row in group.archived if isinstance(row, ArchivedUpdate)])
+            put_distillations(
+                db,
+                (made for made, _ in group.versions),
+                (row for row in group.archived if isinstance(row, ArchivedVersion)),
+            )
             traffic.put_up(db, ((a.order, *a.carried) for a, _ in group.accepted if a.carried is not None))
             traffic.put_down(db, group.sent)
             traffic.put_models(db, group.models)

@@ -52,7 +52,7 @@ class Desk:
             stranger=lambda _participant_id, _user: None, next_wakeup=lambda: None,
             step=self._step, participant_ids=list, knows=lambda _id: True, is_revoked=lambda _id: False,
             proven_of=lambda _user: 0, has_room_for=lambda _participant_id: True, awaits_from=lambda *_: False,
-            doubtful=lambda *_: [],
+            doubtful=lambda *_: [], distilling=False,
         )  # fmt: skip
         self.broker: list[BrokerRow] = []
         ledger = SimpleNamespace(

@@ -13,10 +13,19 @@ from fedmq.coordinator.decisions.commands import Accept, Discard, NewVersion
 from fedmq.coordinator.decisions.events import Carried, ClosedTask, EvaluationArrived
 from fedmq.coordinator.decisions.records import ParticipantRecord, TaskRecord
 from fedmq.coordinator.state.ledger.reader import LedgerReader
-from fedmq.coordinator.state.ledger.rows import BrokerRow, CheckpointRow, CommitGroup, Stamp, Verdict
+from fedmq.coordinator.state.ledger.rows import (
+    ArchivedVersion,
+    Base,
+    BrokerRow,
+    CheckpointRow,
+    CommitGroup,
+    Stamp,
+    Verdict,
+)
 from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.schemas.errors import Deposed, LedgerError
+from fedmq.schemas.local.clocks import Moment
 from fedmq.schemas.messages import Update
 
 AT = Stamp(1.5, 1_700_000_000.0)
@@ -247,6 +256,8 @@ def of_format(number: int, path: Path) -> None:
             (8, "update_bytes"),
             (8, "task_bytes"),
             (9, "model_bytes"),
+            (10, "distillations"),
+            (10, "archive_versions"),
         ):
             if number < since:
                 db.execute(f"DROP TABLE {table}")
@@ -277,11 +288,43 @@ def test_a_ledger_of_the_format_before_timeouts_is_read_and_a_coordinator_that_g
         assert [row.by_timeout for row in again.versions()] == [False, True]
 
 
+def test_versions_say_if_they_were_distilled_and_where_their_tensors_are(full: Ledger):
+    state = CheckpointRow(3, "3.safetensors", "d3", 3, 2, {})
+    made = [(NewVersion(2, ("u-2",), (0.5,), plain=""), AT), (NewVersion(3, (), (), plain="the child died"), AT)]
+    place = ArchivedVersion(2, "a.updates", 64, 128, 7)
+    full.commit(CommitGroup(versions=made, archived=[place]), state, 3.0, 0.0)
+    assert [(row.version, row.plain) for row in full.versions()] == [(1, None), (2, ""), (3, "the child died")]
+    assert full.distillations(after=2) == {3: "the child died"}
+    assert full.plain_versions() == (1, "the child died")
+    assert full.archived_versions() == {2: place}
+    assert full.archived_versions(after=2) == {}
+    assert full.archived_bytes(after_version=2) + 128 == full.archived_bytes()
+    assert "a.updates" in full.archive_files()
+    full.add_base(Base(2, 2, "b.safetensors", "d", 10, Moment(0.0, 0.0, "boot")))
+    assert "a.updates" in full.forget_archived(2)
+    assert full.archived_versions() == {}
+
+
+def test_a_ledger_of_the_format_before_distillations_has_none(full: Ledger):
+    path = full.path
+    full.close()
+    of_format(9, path)
+    with LedgerReader(path) as reader:
+        assert (reader.distillations(), reader.plain_versions(), reader.archived_versions()) == ({}, (0, ""), {})
+        assert [row.plain for row in reader.versions()] == [None]
+
+
+def test_a_place_of_a_distilled_version_that_leads_out_of_the_folder_is_refused(full: Ledger):
+    full._db.execute("INSERT INTO archive_versions VALUES (1, '../x', 0, 1, 0)")
+    with pytest.raises(LedgerError, match="not in the run's folder"):
+        full.archived_versions()
+
+
 def test_tables_that_do_not_belong_to_a_ledgers_format_are_refused(full: Ledger):
     full._db.execute("PRAGMA user_version = 5")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)
-    full._db.execute("PRAGMA user_version = 9")
+    full._db.execute("PRAGMA user_version = 10")
     full._db.execute("DROP TABLE timeouts")
     with pytest.raises(LedgerError, match="other tables than fedmq makes"):
         LedgerReader(full.path)

@@ -143,7 +143,7 @@ def test_all_mistakes_are_named_at_once(write):
         'run.selection: got "unifrom", allowed: "uniform", "least_used"; did you mean uniform?',
         "run.stop.target.value: missing, expected a number",
         'strategy.name: got "fedbuf", allowed: "fedasync", "fedbuff", "fedavg", "fadas", "fednova", "fedstaleweight", '
-        '"participation", "port", "ca2fl", "area", "scaffold", "fedcompass", "distillation", "custom"; '
+        '"participation", "port", "ca2fl", "area", "scaffold", "fedcompass", "distillation", "feddf", "custom"; '
         "did you mean fedbuff?",
     ]
 
