@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from fedmq.broker_config.node.node import PrivateNode
 from tests.chaos.harness import Federation, died_at
+from tests.support.full import in_full
+from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
 
@@ -52,3 +57,25 @@ def test_a_download_from_the_stream_goes_on_after_kill_9(federation):
     again.wait_for(r"event=download .* chunks=40 missing=24\b")
     assert (coordinator.ended(), again.ended()) == (0, 0)
     federation.check(versions=4)
+
+
+@in_full("integration/chunks/test_references.py has a stream that was deleted, and a broker that says nack")
+def test_a_broker_killed_between_publication_and_download_loses_nothing(tmp_path, prefix):
+    require_server()
+    with PrivateNode(tmp_path / "node") as node:
+        federation = Federation(tmp_path, node.url, prefix, max_versions=4, size=20 * SIZE)
+        federation.environ = BY_REFERENCE | {"FEDMQ_BROKER__CHUNK_BYTES": "16384"}
+        try:
+            coordinator = federation.coordinator()
+            coordinator.wait_for("event=run_created")
+            node.flush_new_queues()
+            reader = federation.participant("p0", fault="chunks-on-disk:3:stop")
+            reader.wait_for("fault point chunks-on-disk")
+            node.kill()
+            coordinator.wait_for("event=broker_disconnected")
+            node.start()
+            reader.send(signal.SIGCONT)
+            assert [one.ended() for one in (coordinator, reader)] == [0, 0]
+            federation.check(versions=4)
+        finally:
+            federation.close()

@@ -37,6 +37,8 @@ MOST_LOOKED_AT = 64
 """Messages at the end of the stream that are looked at for the mark: another coordinator may write there too."""
 ANSWER_S = 30.0
 """Seconds within which the mark must come back, and a chunk must be confirmed."""
+STEP_S = 15.0
+"""Longest time for the broker to declare the stream and to confirm the mark: other tasks wait for that."""
 SLOWEST_LINK_BYTES_PER_S = 64 * 1024
 """Speed at which the chunks that are out must be confirmed."""
 
@@ -89,7 +91,7 @@ class ModelStream:
         self.stream = stream
         self._transport = transport
         self._chunk_bytes = chunk_bytes
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, STEP_S)
         self._put = put
         self._clock = clock
         self._turn = ""
