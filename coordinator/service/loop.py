@@ -351,6 +351,7 @@ class Loop:
             self._effects.pending.group.sent.append(published.sent)
             if published.read is not None:
                 self._effects.pending.group.models.append(ModelBytes.read(*published.read))
+            self._effects.pending.touch(self._run_s(), ())  # nothing else may happen for as long as a training takes
 
     def _on_evaluation(self, event: EvaluationArrived) -> None:
         shown = " ".join(f"{name}={value:.6g}" for name, value in event.metrics.items())

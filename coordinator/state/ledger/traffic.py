@@ -4,8 +4,8 @@
     decoded   the tensors as the coordinator computes with them
 
 An update's bytes are written with its row, in one transaction, so they are there exactly once. A task's bytes are known
-when the broker has it, and are written with the next commit: a coordinator that is killed in between has not counted
-them. A task that was sent again counts again.
+when the broker has it, and are written with the next commit, at the latest after `commit_interval_s`: a coordinator
+that is killed in between has not counted them. A task that was sent again counts again.
 
 A task that refers to a model in the stream of models (coordinator.service.outgoing.references) counts with the model:
 its participant downloads it. The coordinator sent it once. `model_bytes` has what was sent, and what the tasks count.

@@ -13,6 +13,7 @@ from fedmq.coordinator.settings import CommitSettings, StopSettings
 from fedmq.coordinator.state.ledger.writer import Ledger
 from fedmq.coordinator.strategies import Area, Ca2fl
 from tests.integration.coordinator.federation import DEADLINE_S, TOPOLOGY, FullDisk, delta, same_bits, update_for
+from tests.support.asking import ask_until
 
 POINTS = (
     "before-checkpoint", "after-checkpoint", "before-ledger", "after-ledger", "before-acks", "between-acks",
@@ -239,3 +240,18 @@ def test_a_transaction_that_was_refused_and_is_there_after_a_crash_has_its_check
     assert federation.run().version == 5
     assert same_bits(federation.final(), federation.replayed())
     assert len(list((federation.run_dir / "checkpoints").iterdir())) == 2
+
+
+def test_the_bytes_of_tasks_are_in_the_ledger_while_their_trainings_last_and_nothing_else_happens(federation):
+    """A coordinator that is killed in an hour of training has counted the tasks that it sent before."""
+    for i in range(3):
+        federation.join(f"p{i}", lambda p, task: None)
+    federation.start(federation.service())
+    for participant in federation.participants:
+        participant.wait_until(lambda p=participant: len(p.tasks) == 1)
+
+    def counted():
+        with federation.ledger() as ledger:
+            return ledger.bytes_down().messages
+
+    ask_until(counted, lambda count: count == 3)
