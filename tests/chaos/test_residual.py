@@ -40,6 +40,7 @@ COORDINATOR = (
     "after-acks", "before-task-publish", "after-task-publish",
 )  # fmt: skip
 ONLY_IN_CHUNKS = ("chunks-confirmed", "update-uploaded"), ("chunk-arrived", "payload-whole", "before-payload-deleted")
+AT_A_DISCARD = ("before-memory-given-back",)
 EVERYDAY = ("next-memory-on-disk", "before-memory-moved", "memory-moved"), ("after-ledger",)
 UNENDING = 10**6
 
@@ -154,15 +155,22 @@ def test_a_receipt_that_is_lost_or_repeated_moves_the_residual_once(make, rabbit
 
 
 @in_full("unit/participant/decisions/test_memory.py has discarded updates")
-def test_a_discarded_update_leaves_the_residual_as_it_was(make):
+@pytest.mark.parametrize("point", ["", *AT_A_DISCARD])
+def test_a_discarded_update_leaves_the_residual_as_it_was(make, point):
+    """With a point, the participant is killed between the receipt and what it does about it."""
     federation = make("topk")
     coordinator = federation.coordinator(FEDMQ_RUN__MAX_STALENESS="1")
-    people = {name: federation.participant(name) for name in ("p0", "p1", "p2")}
+    people = {name: federation.participant(name, point * (name == "p0")) for name in ("p0", "p1", "p2")}
     residuals.wait_for(federation, "p0", 1)
     federation.hold("p0")
     residuals.wait_for(federation, "p1", 12)
     federation.release("p0")
     people["p0"].wait_for("event=receipt .* verdict=discarded .*too_stale")
+    if point:
+        assert died_at(people["p0"], point)
+        assert list((federation.folder / "spool" / "p0" / "memory" / "next").glob("*.fedmq"))
+        people["p0"] = federation.participant("p0")
+        people["p0"].wait_for("event=receipt .* verdict=discarded .*too_stale")
     residuals.wait_for(federation, "p0", 1)
     stand_still(federation, people)
     with federation.ledger() as ledger:

@@ -25,3 +25,12 @@ def test_a_process_that_is_killed_while_it_trains_costs_its_task_alone(federatio
     assert sorted(declined) == ["p0", "p1"]
     rows = federation.check()
     assert {row.participant_id for row in rows} == {"p0", "p1"}
+
+
+def test_a_process_that_is_killed_before_it_tells_of_its_trainer_ends_the_participant_in_one_sentence(federation):
+    dies = federation.participant("p0", fault="trainer-built")
+    assert dies.ended() == 2
+    assert dies.text.count("fault point trainer-built\n") == 1
+    said = "could not be built: its process was killed by SIGKILL: was there not enough memory?"
+    assert dies.text.splitlines()[-1].startswith("fedmq: The trainer of ")
+    assert said in " ".join(dies.text.split())
