@@ -157,7 +157,7 @@ def test_a_receipt_that_is_lost_or_repeated_moves_the_residual_once(make, rabbit
 @in_full("unit/participant/decisions/test_memory.py has discarded updates")
 @pytest.mark.parametrize("point", ["", *AT_A_DISCARD])
 def test_a_discarded_update_leaves_the_residual_as_it_was(make, point):
-    """With a point, the participant is killed between the receipt and what it does about it."""
+    """A named point kills the participant between the receipt and what it does about it."""
     federation = make("topk")
     coordinator = federation.coordinator(FEDMQ_RUN__MAX_STALENESS="1")
     people = {name: federation.participant(name, point * (name == "p0")) for name in ("p0", "p1", "p2")}
