@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[3]
 ROOMS = ("broker_config", "coordinator", "fedmq", "participant", "schemas", "studies")
 POINT = re.compile(r'\bfault\("([a-z-]+)"')
 BESIDE_THE_RESIDUAL = {
+    "before-model-published", "model-published",  # before there is a task
     "chunks-on-disk", "before-model-kept", "model-kept",  # before there is a training
     "trainer-built", "trainer-done",  # of the process that trains, which has no residual
     "before-farewell",  # after the last receipt
