@@ -12,6 +12,7 @@ BESIDE_THE_RESIDUAL = {
     "before-model-published", "model-published",  # before there is a task
     "chunks-on-disk", "before-model-kept", "model-kept",  # before there is a training
     "trainer-built", "trainer-done",  # of the process that trains, which has no residual
+    "distil-asked", "distil-answered", "distilled-kept",  # of versions that are distilled from plain updates
     "before-farewell",  # after the last receipt
 }  # fmt: skip
 
