@@ -92,8 +92,8 @@ class Buffer:
 
     def pass_time(self) -> None:
         """Make the versions that are due by now; if there is none, let a round's deadline pass."""
-        if self.timer is not None and self._update_ids:
-            self.timer.on_accepted(self._desk.now)  # no effect, unless the timeout was switched on since
+        if self.timer is not None and self.timer.opened_s is None and self._update_ids:
+            self.timer.on_accepted(self._desk.now)  # the timeout was switched on since
         if self._distilling is not None and self.distilling:
             self.make_plainly(self._distilling.too_late(self._desk.now))
         elif self.groups is not None:
