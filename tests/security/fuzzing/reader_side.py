@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from fedmq.coordinator.service.incoming.update_reader import decoded
+from fedmq.coordinator.service.incoming.update_reader import Wires, decoded
 from fedmq.schemas.codec import Limits, open_envelope
 from fedmq.schemas.codecs.names import BUILT_IN
 from fedmq.schemas.errors import PeerError
@@ -44,7 +44,7 @@ class ReaderEpisode:
         self._model = (mixed_model if turn % 2 else model)(SIZES[turn % len(SIZES)])
         self._reply = "delta" if turn % 3 or uplink.codec.name not in ("bf16", "int8", "int4") else "scaffold"
         self._spec = update_spec(self._reply, spec_of(self._model))  # type: ignore[arg-type]
-        self._wire = uplink.wire(self._spec)
+        self._wires = Wires(uplink, lambda _version: self._spec)
         self._noise = CodedNoise(self._rng, self._model, uplink, self._reply)  # type: ignore[arg-type]
         self.watch = Watch(self._read, plan.limit_s, log, large_bytes=2**40)  # a second look costs as much as the first
 
@@ -78,10 +78,10 @@ class ReaderEpisode:
             envelope = open_envelope(body, LIMITS)
             if not isinstance(envelope.message, Update):
                 return
-            found = decoded(envelope.message, envelope.parameters(check_finite=False), self._wire)
+            found = decoded(envelope.message, envelope.parameters(check_finite=False), self._wires)
             outcome = "plain" if envelope.message.codec is None else "decoded"
         except PeerError as error:
-            if "raised" in str(error) and self._wire.codec.name in BUILT_IN:  # only a user's own codec may
+            if "raised" in str(error) and self._wires.name in BUILT_IN:  # only a user's own codec may
                 raise self.watch.failure(str(error)) from error
             found, outcome = None, error.reason
         except BaseException as error:
