@@ -57,7 +57,6 @@ from fedmq.schemas.local.blame import line_of
 from fedmq.schemas.messages import TrainingConfig, Update, update_id
 from fedmq.schemas.tensors import spec_of
 from fedmq.studies.engine.distilling import distilled
-from fedmq.studies.engine.message_sizes import update_bytes
 from fedmq.studies.engine.outcome import Evaluation, Outcome, Stuck
 from fedmq.studies.engine.settings import NEVER_S, StudyRun
 from fedmq.studies.engine.sizes import MessageSizes
@@ -113,7 +112,6 @@ class Engine:
             downlink=run.downlink, frozen=getattr(federation, "frozen", None),
         )  # fmt: skip
         wire = None if uplink is None else uplink.wire(self._core.spec_of_update(0))
-        self._codec = None if order is None else order.codec
         self._sizes = MessageSizes(self._core, strategy.reply, training, uplink)
         self._first_sizes = self._sizes.of(0)
         self._have_frozen = set[int]()
@@ -329,8 +327,9 @@ class Engine:
         self._deliveries += 1
         coded = result.coded
         task, participant_id = work.task, device.member.participant_id
-        plain_bytes = self._sizes.of(task.base_version).up_bytes
-        self._sent_bytes += plain_bytes if coded is None else update_bytes(coded, self._reply, self._codec)
+        self._sent_bytes += self._sizes.update(
+            task.base_version, coded, memory=result.memory is not None, next_memory=result.remembered is not None
+        )
         own_id = update_id("study", task.task_id, participant_id)
         update = Update.trusted(
             {

@@ -42,6 +42,17 @@ class MessageSizes:
             self._known[era] = self._made(version)
         return self._known[era]
 
+    def update(self, version: int, coded: ModelSpec | None, *, memory: bool, next_memory: bool) -> int:
+        """Return the bytes of an update of a task of this version, with the marks of its memories if it has any.
+
+        `coded` are its tensors in the run's codec; None if they travel plain.
+        """
+        if coded is None and not memory and not next_memory:
+            return self.of(version).up_bytes
+        codec = None if coded is None or self._order is None else self._order.codec
+        spec = self._core.spec_of_update(version) if coded is None else coded
+        return update_bytes(spec, self._reply, codec, memory=memory, next_memory=next_memory)
+
     def coded_task(self, version: int, tensors: ModelSpec, training: TrainingConfig, downlink: Downlink) -> int:
         """Return the bytes of a task whose model travels in another form."""
         part = None if self._core.frozen is None else self._core.frozen.at(version)

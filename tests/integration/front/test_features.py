@@ -35,8 +35,8 @@ FORMS = {
     "whole": {"max_message_bytes": 2**20, "chunk_bytes": 2**20},
     "chunks": {"max_message_bytes": 1024, "chunk_bytes": 1024},
 }
-MOST_IDS_BYTES, SIGNATURE_BYTES = 192, 128
-"""More than the names of a deployment, and its marks of memories, add to a message of a study."""
+MOST_IDS_BYTES, SIGNATURE_BYTES = 64, 192
+"""More than the names of a deployment, and its signatures, add to a message of a study."""
 
 
 def signature(signed: bytes) -> str:
@@ -51,6 +51,7 @@ def bits(parameters):
 CHUNKED = in_full("integration/coordinator/test_uplink.py and test_downlink.py have chunks")
 
 
+@pytest.mark.timeout(300)  # the first import of PyTorch on a busy machine
 @pytest.mark.parametrize("form", ["whole", pytest.param("chunks", marks=CHUNKED)])
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_signed_deployment_with_any_feature_has_the_bits_and_bytes_of_its_study(name, form, tmp_path, monkeypatch):
@@ -64,7 +65,7 @@ def test_a_signed_deployment_with_any_feature_has_the_bits_and_bytes_of_its_stud
     study = simulate(strategy, problem, one, run, TRAINING)
     dealt = problem.deal(one.members(0), 0)
     part = getattr(dealt, "frozen", None)
-    initial = dealt.initial if part is None else part.join(dealt.initial)
+    initial = dealt.initial if part is None else part.whole(0, dealt.initial)
     broker = EmbeddedBroker()
     federation = Federation(tmp_path, Topology("p"), lambda one: EmbeddedTransport(broker, one))
     try:

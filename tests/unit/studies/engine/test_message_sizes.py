@@ -32,6 +32,13 @@ def test_an_update_has_the_bytes_of_its_message(codec):
     assert update_bytes(spec_of(sent), "delta", codec) == len(encode(update(codec), sent))
 
 
+def test_an_update_with_a_memory_has_the_bytes_of_its_marks():
+    marks = {"memory": "1" * 32, "next_memory": "f" * 32}
+    for given in ({}, {"next_memory": "f" * 32}, marks):
+        sent = encode(update().model_copy(update=given), TENSORS)
+        assert update_bytes(spec_of(TENSORS), "delta", **dict.fromkeys(given, True)) == len(sent)
+
+
 def test_a_task_has_the_bytes_of_its_message():
     training, uplink = TrainingConfig(learning_rate=0.1), Uplink(codec="topk")
     task = Task(
