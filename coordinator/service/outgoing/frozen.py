@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from fedmq.schemas.messages import Hello, Reply, Update
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import ModelSpec, spec_of
+
+FrozenForm = Literal["away", "beside", "within"]
+"""Place of the frozen part in a task: not in it, beside what moves under names of its own, or among it as one model."""
 
 
 class FrozenTasks:
@@ -85,9 +89,14 @@ class FrozenTasks:
         """Bytes of the whole model, the same in every version."""
         return self._core.task_tensors.num_bytes + self._frozen_bytes(self._core.version)
 
-    def carries(self, participant_id: str, base_version: int) -> bool:
-        """Return True if a task for this participant has the part of this version beside what moves."""
-        return self._part_for(participant_id, base_version) is not None
+    def form(self, participant_id: str, base_version: int, coded: bool) -> FrozenForm:
+        """Return where the part of this version is in a task for this participant: two tasks of a version carry the
+        same tensors only if this is the same. `coded` is as in `of_task`."""
+        if self._parts is None or self._parts.at(base_version) is None:
+            return "away"
+        if participant_id in self._older and not coded:
+            return "within"
+        return "away" if self._part_for(participant_id, base_version) is None else "beside"
 
     def num_bytes(self, participant_id: str, base_version: int, tensors: Parameters) -> int:
         """Return the bytes of a task's tensors for this participant."""
@@ -105,10 +114,10 @@ class FrozenTasks:
         part = None if self._parts is None else self._parts.at(base_version)
         if part is None:
             return None, tensors
-        if participant_id in self._older and not coded:
+        form = self.form(participant_id, base_version, coded)
+        if form == "within":
             return None, part.join(tensors)
-        lacking = self._part_for(participant_id, base_version)
-        return part.digest, tensors if lacking is None else with_beside(tensors, part)
+        return part.digest, tensors if form == "away" else with_beside(tensors, part)
 
     def model_bytes(self, base_version: int) -> int:
         """Return the bytes of the tensors that a task of this version is to train from, if it carries no groups."""

@@ -25,7 +25,7 @@ from fedmq.broker_config.faults import fault
 from fedmq.broker_config.topology import DEFAULT_EXCHANGE, LEAST_MESSAGE_BYTES, MAX_MESSAGE_BYTES, Topology
 from fedmq.broker_config.transport import Message, Transport
 from fedmq.coordinator.decisions.commands import IssueTask
-from fedmq.coordinator.service.outgoing.frozen import FrozenTasks
+from fedmq.coordinator.service.outgoing.frozen import FrozenForm, FrozenTasks
 from fedmq.coordinator.service.outgoing.model_stream import Published
 from fedmq.coordinator.service.outgoing.references import Key, References
 from fedmq.schemas.chunks import Pieces
@@ -251,12 +251,10 @@ class CoordinatorPublisher:
         if order is not None:
             form = order.codec
         held = -1 if order is None or order.held is None else order.held
-        return (
-            command.base_version,
-            form,
-            held,
-            self._frozen is not None and self._frozen.carries(command.participant_id, command.base_version),
-        )
+        frozen: FrozenForm = "away"
+        if self._frozen is not None:
+            frozen = self._frozen.form(command.participant_id, command.base_version, order is not None)
+        return command.base_version, form, held, frozen
 
     def _travelling(self, command: IssueTask, parameters: Parameters) -> tuple[str | None, Parameters]:
         """Return the digest of the frozen part, and the tensors that go down with the task."""

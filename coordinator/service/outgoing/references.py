@@ -1,9 +1,9 @@
 """Decides which tasks refer to a model in the stream of models, and remembers the models that are there.
 
 Rules
-1. Tasks carry the same tensors if they have one base version, one form of the model, and the frozen part or not. Such
-   tasks refer to one model if there are LEAST_TASKS of them: they wait together, or so many were sent before, or the
-   version before had so many. For the first version of this start, `concurrency` tells how many there will be.
+1. Tasks carry the same tensors if they have one base version, one form of the model, and the frozen part in one place.
+   Such tasks refer to one model if there are LEAST_TASKS of them: they wait together, or so many were sent before, or
+   the version before had so many. For the first version of this start, `concurrency` tells how many there will be.
 2. Steps of a hidden state depend on what a participant holds. So the version before says nothing about them.
 3. A small model, a participant whose hello does not name `reference`, and a participant that lost a model to which its
    last task referred: the task is whole. After n losses the next 2^(n-1) tasks of that participant are whole, so one
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from fedmq.coordinator.decisions.commands import IssueTask
+from fedmq.coordinator.service.outgoing.frozen import FrozenForm
 from fedmq.coordinator.service.outgoing.model_stream import ModelStream, Published
 from fedmq.schemas.chunks import Pieces
 from fedmq.schemas.codec import encode_in_pieces
@@ -39,8 +40,8 @@ RETRY_S, MOST_RETRY_S = 60.0, 3600.0
 MOST_LOSSES = 8
 """Losses in a row after which a participant's number of whole tasks rises no more."""
 
-Key = tuple[int, str, int, bool]
-"""Tensors of tasks: base version, form, version that steps begin from, and whether the frozen part is beside them."""
+Key = tuple[int, str, int, FrozenForm]
+"""Tensors of tasks: base version, form, version that steps begin from, and the place of the frozen part."""
 
 
 class References:

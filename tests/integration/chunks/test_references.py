@@ -23,9 +23,10 @@ from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.traffic import ModelBytes, Traffic
 from fedmq.participant.service import service
 from fedmq.participant.service.download import Download
+from fedmq.participant.service.publishing import ParticipantPublisher, publish_control
 from fedmq.schemas import chunks
 from fedmq.schemas.errors import PublishRejected
-from fedmq.schemas.messages import TrainingConfig
+from fedmq.schemas.messages import Hello, TrainingConfig
 from fedmq.schemas.parameters import Parameters
 from tests.integration.chunks.federation import DEADLINE_S, Federation, Trainer, initial, until
 
@@ -328,3 +329,29 @@ def test_a_stream_of_another_run_with_other_arguments_is_made_anew(
     run_of_four(federation, versions=2)
     with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
         assert ledger.bytes_of_models().tasks >= 8
+
+
+def test_one_who_reads_references_and_knows_no_frozen_part_spoils_no_model_for_the_others(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hello is a claim: it may name `reference` and leave out the frozen parts."""
+    send = ParticipantPublisher.send_hello
+
+    def sent(self: ParticipantPublisher, hello: Hello) -> None:
+        if hello.participant_id == "odd":
+            publish_control(self._context, hello)
+        else:
+            send(self, hello)
+
+    monkeypatch.setattr(ParticipantPublisher, "send_hello", sent)
+    for name in ("odd", "p1", "p2"):
+        federation.participant(name, Still())
+    run = federation.coordinator(
+        versions=3, buffer_size=4, downlink=REFERENCES, initial_parameters=with_backbone, frozen=lambda: ["002/f"]
+    )
+    assert run.result(DEADLINE_S).version == 3
+    federation.check(versions=3, updates=12)
+    assert declined(federation) == {}
+    assert federation.discarded().keys() <= {"run_finished", "task_closed"}
+    with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
+        assert ledger.bytes_of_models().tasks > 0

@@ -64,12 +64,12 @@ class Desk:
         )
 
     def wants(self, name: str, version: int = 0, waiting: int = 1, held: int = -1, num_bytes: int = BYTES) -> bool:
-        key = (version, "", held, False)
+        key = (version, "", held, "away")
         return self.references.wants(task(name, version), num_bytes, key, [key] * waiting)
 
     def send(self, name: str, version: int = 0) -> str | None:
         """Send a task as the publisher does. Return the payload that it refers to."""
-        key = (version, "", -1, False)
+        key = (version, "", -1, "away")
         model = None
         if self.references.wants(task(name, version), BYTES, key, [key]):
             if self.references.model(key) is None:
@@ -164,14 +164,14 @@ def test_models_are_published_again_after_a_lost_connection_and_when_they_may_le
     for version in (2, 3):
         for name in "abcd":
             desk.send(name, version)
-    keys: list[Key] = [(version, "", -1, False) for version in (1, 2, 3)]
+    keys: list[Key] = [(version, "", -1, "away") for version in (1, 2, 3)]
     assert [desk.references.model(key) is not None for key in keys] == [False, True, True]
 
 
 def test_after_a_failed_publication_tasks_are_whole_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk(concurrency=16)
     told: list[str] = []
-    desk.references.publish((0, "", -1, False), MODEL, lambda: told.append("then"))
+    desk.references.publish((0, "", -1, "away"), MODEL, lambda: told.append("then"))
     assert desk.references.publishing == 0
     desk.stream.answer(PublishError("nack"))
     assert (told, desk.references.publishing) == (["then"], None)
@@ -179,7 +179,7 @@ def test_after_a_failed_publication_tasks_are_whole_for_a_while(caplog: pytest.L
     assert "event=model_not_published" in caplog.text
     desk.now = RETRY_S
     assert desk.wants("p0")
-    desk.references.publish((0, "", -1, False), MODEL, lambda: None)
+    desk.references.publish((0, "", -1, "away"), MODEL, lambda: None)
     desk.stream.answer(PublishError("nack"))
     desk.now = 3 * RETRY_S - 1
     assert not desk.wants("p0"), "the second time it waits for twice as long"
