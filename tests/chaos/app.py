@@ -36,8 +36,12 @@ def frozen(parameters):
 
 def trained(parameters, seed):
     """Train so that a sum of updates in another order has other bits, and a replay in a wrong order is noticed."""
-    noise = np.random.default_rng(seed).normal(size=parameters["w"].shape).astype("float32")
-    return {**parameters, "w": parameters["w"] + noise}
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=parameters["w"].shape).astype("float32")
+    moved = {"w": parameters["w"] + noise}
+    if "base" in parameters and "base" not in parameters.non_trainable:  # [training] unfreeze
+        moved["base"] = parameters["base"] + rng.normal(size=parameters["base"].shape).astype("float32")
+    return {**parameters, **moved}
 
 
 class Trainer:

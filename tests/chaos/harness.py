@@ -32,7 +32,7 @@ from fedmq.coordinator.state.ledger.rows import UpdateRow
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import AnyStrategy, FedBuff
 from fedmq.coordinator.strategies.math.staleness_weights import Polynomial
-from fedmq.coordinator.strategies.protocol import ClientUpdate, Strategy
+from fedmq.coordinator.strategies.protocol import ClientUpdate, Distils, Strategy
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.schemas.codec import decode
 from fedmq.schemas.local.backoff import Backoff
@@ -178,6 +178,9 @@ class Federation:
         self._uplink = tomllib.loads(uplink)
         self._known = app_text is None and not more
         """True if an update that travelled in chunks can be trained again here."""
+        self._by_rows = not isinstance(self._strategy, Distils) and "unfreeze" not in more
+        """True if the strategy alone makes the model of the ledger's rows: no version is distilled, and no tensor
+        joins."""
         self._first: Parameters | None = None
         if app_text is None:
             self._first = Parameters({n: np.asarray(a) for n, a in app.initial_parameters(size, columns).items()})
@@ -286,6 +289,8 @@ class Federation:
     def replayed(self, rows: list[UpdateRow]) -> Parameters:
         """Send the witness's payloads, in the ledger's order, through the strategy alone and return the model, without
         its frozen part."""
+        if not self._by_rows:
+            return engine_replay.replay(self.run_dir).parameters
         first = self._first or self._base()
         codec = uplink_codec(self.uplink, self._strategy.reply)
         wire = None if codec is None else codec.wire(update_spec(self._strategy.reply, spec_of(first)))
