@@ -29,8 +29,9 @@ Rules
     kept out (rule 9 replaces this for synchronous strategies) until the run stops. Tasks that are out at that moment
     are withdrawn, so that no run waits for its slowest participant.
  8. A decline backs off for as long as it asks, or for `decline_backoff_s`; an accepting hello ends that. A participant
-    that has declined far more often than it trained waits a second at least: each task carries the whole model, and for
-    that reason a task is repeated at once to few new sessions (task_desk.py and back_offs.py have the numbers). A
+    that has declined far more often than it trained waits a second at least, and up to a minute if it goes on: each
+    task may carry the whole model. For that reason a task is repeated at once to few new sessions (task_desk.py and
+    back_offs.py have the numbers). A
     failure (trainer error, no data, unusable update) backs off twice as long each time in a row, up to ten minutes. A
     task that lapses counts as a failure, and backs off from `lapse_backoff_s`: if its lease is over, if its participant
     has lost it, if a round's deadline passes and the participant never gave an update, and if it could not be

@@ -10,7 +10,8 @@ MAX_BACKOFF_S = 600.0
 """Longest back-off after failures, and the shortest time between two that a new session ends (seconds)."""
 FREE_DECLINES = 20
 """Declines beyond the accepted updates after which a participant waits at least LEAST_WAIT_S after each."""
-LEAST_WAIT_S = 1.0
+LEAST_WAIT_S, MOST_WAIT_S = 1.0, 60.0
+"""That wait doubles with each further FREE_DECLINES, up to MOST_WAIT_S: each task may carry the whole model."""
 FAILURES = frozenset({"trainer_error", "no_data", "unsupported", "unreadable", "bad_signature"})
 """Reasons of declines that will come again. To ask at once would spin."""
 
@@ -26,8 +27,8 @@ class BackOffs:
         """End a back-off that this hello may end."""
         if not p.failures:
             if (new_session or accepting) and p.asked_again_at_s is not None:
-                if _declines_often(p):
-                    self._roster.back_off(p, min(p.asked_again_at_s, now + LEAST_WAIT_S))
+                if least_s := _least_wait_s(p):
+                    self._roster.back_off(p, min(p.asked_again_at_s, now + least_s))
                 else:
                     p.asked_again_at_s = None
         elif new_session and p.asked_again_at_s is not None and not _pardoned_lately(p, now):
@@ -39,7 +40,7 @@ class BackOffs:
             self.on_failure(p, now, retry_after_s or 0.0)
         else:
             wait_s = self._settings.decline_backoff_s if retry_after_s is None else retry_after_s
-            self._roster.back_off(p, now + max(wait_s, LEAST_WAIT_S if _declines_often(p) else 0.0))
+            self._roster.back_off(p, now + max(wait_s, _least_wait_s(p)))
 
     def on_failure(self, p: Participant, now: float, at_least_s: float = 0.0) -> None:
         """Back off after a task that failed in a way that will come again."""
@@ -56,8 +57,10 @@ class BackOffs:
                 self._roster.back_off(p, now + wait_s)
 
 
-def _declines_often(p: Participant) -> bool:
-    return p.declined > FREE_DECLINES + p.accepted
+def _least_wait_s(p: Participant) -> float:
+    """Return how long this participant waits after a decline at least; 0 if it has not declined often."""
+    often = p.declined - p.accepted - FREE_DECLINES
+    return 0.0 if often <= 0 else min(LEAST_WAIT_S * 2.0 ** min(often // FREE_DECLINES, 20), MOST_WAIT_S)
 
 
 def _pardoned_lately(p: Participant, now: float) -> bool:

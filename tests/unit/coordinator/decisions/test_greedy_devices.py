@@ -64,6 +64,23 @@ def test_ten_seconds_of_asking_bring_few_tasks(act: Callable[[int, str | None], 
     assert most - 3 <= issued <= most
 
 
+@pytest.mark.parametrize("reason", ["busy", "frozen_lost", "model_differs", "payload_lost"])
+def test_who_goes_on_declining_waits_up_to_a_minute_for_the_next_model(reason: str) -> None:
+    """Twenty for nothing, then twenty a second apart, twenty two seconds apart, and so on."""
+    core = core_of_one()
+    now, commands, issued_at = 0.0, core.step(hello(), 0.0), []
+    while now < 3600.0:
+        tasks = [command.task_id for command in commands if isinstance(command, IssueTask)]
+        issued_at += [now] * len(tasks)
+        if not tasks:
+            now += 0.5
+        commands = core.step(TaskDeclined("m", tasks[0], "r", reason, "", 0.0) if tasks else hello(), now)
+    gaps = np.diff(issued_at)
+    assert [gaps[20 * index + 5] for index in range(8)] == [0, 1, 2, 4, 8, 16, 32, 60]
+    assert np.count_nonzero(gaps < 60) < 145
+    assert gaps[145:].tolist() == [60.0] * len(gaps[145:])
+
+
 def test_a_participant_that_lost_its_task_once_more_gets_it_at_a_later_hello() -> None:
     """Both processes were started again and again within a moment, as a crash loop does it."""
     core = core_of_one()
