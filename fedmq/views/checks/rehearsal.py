@@ -28,7 +28,7 @@ from fedmq.schemas.messages import Task, TrainingConfig, Update
 from fedmq.schemas.methods import update_spec
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
-from fedmq.views.checks import codecs
+from fedmq.views.checks import codecs, moving
 from fedmq.views.checks.past_run import PastRun, fits
 from fedmq.views.checks.time_limit import TookTooLong, limited
 from fedmq.views.checks.update_trial import UpdateTrial
@@ -37,12 +37,13 @@ from fedmq.views.finding import Finding, Level, Role
 TRY_S = 60.0
 """Default limit on one trial, in seconds. To load the app may take twice as long, because that may load TensorFlow."""
 T = TypeVar("T")
-Part = Literal["app", "initial", "evaluation", "training", "strategy", "codec", "export"]
+Part = Literal["app", "initial", "frozen", "evaluation", "training", "strategy", "codec", "export"]
 Steps = Generator[Finding, None, T]
 
 _ADVICE: dict[Part, str] = {
     "app": "put the app file right; fedmq doctor --id NAME tries it as another participant",
     "initial": "put `initial` in the federation file right, or take it out to start from the app's model",
+    "frozen": "put frozen(parameters) in the app file, or training.unfreeze in the federation file right",
     "evaluation": "put load_test_data() or evaluate() in the app file right, or take it out to do without",
     "training": "put the app file right; fedmq doctor --id NAME tries it as another participant",
     "strategy": "put the [strategy] table or the strategy's file right: a run discards such updates, or never begins",
@@ -121,6 +122,7 @@ class Rehearsal:
                 yield Finding("ok", f"initial: {self._run.initial} fits the model")
             first = first if given is None else given
         if self._run is not None:
+            yield from self._moving(self._run, child, first)
             yield from self._evaluation(self._run, child, first)
         yield from self._training(child, first)
         if self._run is not None and child.exports:
@@ -132,6 +134,17 @@ class Rehearsal:
 
             if (written := (yield from self._try("export", child, export))) is not None:
                 yield Finding("ok", f"export: the model can be saved as a {written.suffix} file")
+
+    def _moving(self, config: FederationConfig, child: ModelChild, first: Parameters) -> Steps[None]:
+        """Look at the frozen part of a new run, and at what distils its versions."""
+        strategy = self._strategy
+        if strategy is None:
+            return
+        yield from moving.distillation(strategy, able=child.distils)
+        if self._past is None:
+            told = yield from self._try("frozen", child, lambda: moving.frozen(config, strategy, first, child.frozen()))
+            if told:
+                yield Finding("ok", f"frozen: {told}")
 
     def _evaluation(self, config: FederationConfig, child: ModelChild, first: Parameters) -> Steps[None]:
         stop = config.run.stop
