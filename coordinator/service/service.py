@@ -421,7 +421,6 @@ class CoordinatorService:
                 put=inbox.put,
                 wall_s=time.time,
                 distiller=self._distiller,
-                part=None if core.frozen is None else core.frozen.first,
             ),
             chunked=ChunkedUpdates(
                 intake,

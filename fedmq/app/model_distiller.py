@@ -7,8 +7,8 @@ Rules
     Only an order that was given up has no answer.
  3. Giving up ends the child, unless nothing is at work. The next question starts another one.
  4. What the child wrote is read only as far as a version can be long.
-5. Each order has a folder of its own, and removes those of others. A child that outlives its coordinator for a while
-   can write nothing that another one's order would read.
+ 5. Each order has a folder of its own, and removes those of others. A child that outlives its coordinator for a while
+    can write nothing that another one's order would read.
 """
 
 from __future__ import annotations

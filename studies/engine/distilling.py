@@ -39,7 +39,7 @@ def distilled(federation: Federation, order: Distil) -> Distilled:
     """Answer an order of the core."""
     distil, parts = distil_of(federation), getattr(federation, "frozen", None)
     assert distil is not None, "checked at the start"
-    part = None if parts is None else parts.first  # such a strategy unfreezes none
+    part = None if parts is None else parts.at(order.version - 1)
 
     def whole(parameters: Parameters) -> Parameters:
         return parameters if part is None else part.join(parameters)

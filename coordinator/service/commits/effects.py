@@ -50,7 +50,6 @@ from fedmq.coordinator.service.outgoing.discards import FIRST_LINES, Traces
 from fedmq.coordinator.service.outgoing.receipts import notice, receipt
 from fedmq.coordinator.state.ledger.reader import LedgerReader
 from fedmq.coordinator.state.ledger.rows import CommitGroup, Stamp
-from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.local.event_log import EventLog
 from fedmq.schemas.messages import Notice, Receipt, Update
 from fedmq.schemas.parameters import Parameters
@@ -112,12 +111,10 @@ class Effects:
         put: Callable[[EvaluationArrived | Distilled | DistilFailed], None],
         wall_s: Callable[[], float],
         distiller: Distiller | None = None,
-        part: Frozen | None = None,
     ) -> None:
         """`in_chunks`: the run's updates travel in chunks. `control_queue`: name of the queue of hellos and declines.
-        `put` takes the results of evaluations and distillations, from any thread. `part` is the model's frozen part."""
+        `put` takes the results of evaluations and distillations, from any thread."""
         self._distiller = distiller
-        self._part = part
         self.pending = Pending()
         """Entries of the next commit."""
         self._run_id = run_id
@@ -355,7 +352,8 @@ class Effects:
             why = "the app has no distil(ensemble, start, seed), which the strategy asks for"
             self._put(DistilFailed(command.version, why))
         else:
-            self._distiller.submit(command, self._put, self._part)
+            parts = self._core.frozen
+            self._distiller.submit(command, self._put, None if parts is None else parts.at(command.version - 1))
             fault("distil-asked")
 
     def give_up_distilling(self) -> None:

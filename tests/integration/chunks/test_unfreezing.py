@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ import pytest
 
 from fedmq.broker_config.embedded.transport import EmbeddedBroker
 from fedmq.coordinator.audit import audit
+from fedmq.coordinator.decisions.commands import Distil
+from fedmq.coordinator.decisions.events import Distilled
 from fedmq.coordinator.service.leading import leadership
 from fedmq.coordinator.settings import DownlinkSettings, TrainingSettings, UplinkSettings
 from fedmq.coordinator.state.ledger.reader import LedgerReader, open_if_made
 from fedmq.coordinator.state.run_folder import RunFolder
 from fedmq.coordinator.strategies import FedAsync, FedBuff
 from fedmq.coordinator.strategies.math.server_optimizers import Adam
+from fedmq.coordinator.strategies.protocol import Ensemble
 from fedmq.coordinator.uplink import uplink_codec
 from fedmq.participant.service import publishing
 from fedmq.participant.service.publishing import ParticipantPublisher
 from fedmq.schemas.errors import ConfigError
+from fedmq.schemas.frozen import Frozen
 from fedmq.schemas.messages import UNFROZEN, Decline, TrainingConfig, Update
 from fedmq.schemas.parameters import Parameters
 from fedmq.studies.engine.replay import replay
@@ -283,3 +288,44 @@ def test_a_pattern_that_matches_nothing_ends_the_start_before_the_broker_is_ther
     with pytest.raises(ConfigError, match="did you mean 005/deep"):
         world.begin(6, training=training).result(DEADLINE_S)
     assert not (world.run_dir / "ledger.sqlite").exists()
+
+
+@dataclass(frozen=True)
+class Polishing(FedBuff):
+    """A strategy of a user's own that distils each version from the one before, and takes new tensors."""
+
+    distil_timeout_s: float = DEADLINE_S
+
+    def ensemble(self, state: Any, parameters: Parameters) -> Ensemble:
+        return Ensemble(parameters, (parameters,), (1.0,))
+
+    def adopt(self, state: Any, parameters: Parameters, distilled: Parameters) -> tuple[Any, Parameters]:
+        state.clear()
+        return state, distilled
+
+
+class Polisher:
+    """A distiller that must get whole models, and moves all that it is asked for."""
+
+    def submit(self, order: Distil, on_result: Callable[[Any], None], part: Frozen | None = None) -> None:
+        (model,) = order.ensemble.models
+        assert part is not None
+        assert list(part.join(model)) == list(initial())
+        made = {name: model[name] + np.float32(order.version) for name in model.averaged()}
+        on_result(Distilled(order.version, Parameters(made)))
+
+    def give_up(self) -> None:
+        pass
+
+
+def test_a_strategy_that_distils_and_takes_new_tensors_gets_whole_models_after_an_unfreezing(world):
+    ended = world.begin(6, strategy=Polishing(buffer_size=2), distiller=Polisher())
+    world.participant("a", FineTuner())
+    assert ended.result(DEADLINE_S).version == 6
+    with world.ledger() as ledger:
+        assert ledger.distillations() == dict.fromkeys(range(1, 7), "")
+    final, first = world.final(), initial()
+    assert np.allclose(final["001/w"] - first["001/w"], 1 + 2 + 3 + 4 + 5 + 6)
+    assert np.allclose(final["005/deep"] - first["005/deep"], 3 + 4 + 5 + 6)
+    assert np.allclose(final["000/base"] - first["000/base"], 5 + 6)
+    assert np.array_equal(final["003/mean"], first["003/mean"])

@@ -123,6 +123,16 @@ def test_what_a_method_lacks_is_named_with_its_place(write):
     assert mistakes(write(weighted)) == [said]
 
 
+def test_what_cannot_go_with_feddf_is_refused_with_its_keys(write):
+    """FedDF keeps whole models of former versions, and takes each base to be the version itself."""
+    feddf = GOOD.replace('name = "fedbuff"', 'name = "feddf"')
+    more = '[downlink]\ncodec = "hidden"\n[training]\nunfreeze = [{ version = 2, tensors = ["base"] }]'
+    assert sorted(mistakes(write(feddf + more))) == [
+        "downlink.codec: got 'hidden', allowed with the strategy feddf: none, bf16",
+        "training.unfreeze: leave it out: the state of feddf cannot grow by tensors within a run",
+    ]
+
+
 def test_all_mistakes_are_named_at_once(write):
     path = write(
         """
