@@ -165,7 +165,7 @@ def test_training_that_diverges_ends_the_run_with_its_time():
 
 
 def test_a_run_that_can_come_to_no_end_says_so():
-    dropout = Dropout(probability=0.999999, how="vanishes", away_s=Constant(value=1e20))
+    dropout = Dropout(probability=0.999, how="vanishes", away_s=Constant(value=1e20))
     with pytest.raises(Stuck, match="give the run a lease_s"):
         simulate(fedbuff(2), Quadratics(), population(3, dropout=dropout), until(10, concurrency=2), STEP)
 
