@@ -228,6 +228,10 @@ class ChunkReceiver:
         self.heard_s = now
         return None
 
+    def interrupted(self, now: float) -> Lost | None:
+        """Look at once at a stream whose consumer the broker has ended: it may have been deleted."""
+        return None if self._offset is None else self.look(now)
+
     def stop(self) -> None:
         """Read no more. Chunks that were not acked go back to their queue."""
         self._over = True

@@ -78,6 +78,11 @@ class Download:
             if now >= self._receiver.patience_ends_s:
                 self._came_to(self._receiver.look(now))
 
+    def interrupted(self, now: float) -> None:
+        """Give up a payload whose stream is gone: the broker has ended a consumer."""
+        with self._disk_errors():
+            self._came_to(self._receiver.interrupted(now))
+
     def disconnected(self) -> None:
         """Sync and ack nothing: the broker delivers the chunks again, and they are known then."""
         self._receiver.reconnected()

@@ -261,6 +261,8 @@ class ParticipantService:
             self._deliveries.clear()
             self._intake.disconnected()
             return self._handle(ev.Disconnected())
+        if state.name == "consumer_lost":
+            self._intake.interrupted(time.monotonic())
         return None
 
     def _on_delivery(self, delivery: Delivery) -> ev.Exit | None:

@@ -78,6 +78,11 @@ class TaskIntake:
         if self._download is not None:
             self._download.tick(now)
 
+    def interrupted(self, now: float) -> None:
+        """Look at the stream that is being read, because the broker has ended a consumer."""
+        if self._download is not None:
+            self._download.interrupted(now)
+
     def disconnected(self) -> None:
         if self._download is not None:
             self._download.disconnected()

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmq.coordinator.decisions.commands import Accept, IssueTask, NewVersion
+from fedmq.coordinator.decisions.commands import Accept, Distil, IssueTask, NewVersion
 from fedmq.coordinator.decisions.core import Core
-from fedmq.coordinator.decisions.events import ParticipantSeen, PoisonArrived, Started, Tick, UpdateArrived
+from fedmq.coordinator.decisions.events import Distilled, ParticipantSeen, PoisonArrived, Started, Tick, UpdateArrived
 from fedmq.coordinator.settings import RunSettings, StopSettings
 from fedmq.coordinator.strategies import (
     Area,
@@ -36,6 +36,7 @@ from fedmq.coordinator.strategies import (
     FedAvg,
     FedBuff,
     FedCompass,
+    FedDf,
     FedNova,
     FedStaleWeight,
     ParticipationCorrection,
@@ -76,6 +77,7 @@ STRATEGIES: Mapping[str, Any] = {
     "area, on participants": Area(buffer_size=10, num_participants=PARTICIPANTS, memory="participant"),
     "scaffold": Scaffold(num_participants=PARTICIPANTS, cohort_size=10, min_updates=10),
     "scaffold, a buffer": Scaffold(num_participants=PARTICIPANTS, buffer_size=10),
+    "feddf": FedDf(buffer_size=10),
     "fedcompass": FedCompass(num_participants=PARTICIPANTS, min_steps=4, max_steps=8),
 }
 
@@ -157,7 +159,9 @@ class World:
 
     def step(self, event: Any) -> None:
         for command in self.core.step(event, self.now):
-            if isinstance(command, IssueTask):
+            if isinstance(command, Distil):
+                self.step(mean_of_models(command))
+            elif isinstance(command, IssueTask):
                 self.tasks.append((self.now + TASK_S, command, self.core.parameters))
             elif isinstance(command, Accept):
                 self.accepted[command.update.participant_id] = self.accepted.get(command.update.participant_id, 0) + 1
@@ -227,6 +231,14 @@ class World:
         assert isinstance(decoded.message, Update)
         assert decoded.parameters is not None
         return UpdateArrived(self.deliveries, decoded.message, decoded.parameters)
+
+
+def mean_of_models(question: Distil) -> Distilled:
+    """Return the answer of a distillation that learns the ensemble of linear models perfectly."""
+    models, weights = question.ensemble.models, question.ensemble.weights
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = sum(model["w"] * np.float32(weight) for model, weight in zip(models, weights, strict=True))
+    return Distilled(question.version, Parameters({"w": np.asarray(mean, np.float32)}))
 
 
 def _is_finite(core: Core) -> bool:

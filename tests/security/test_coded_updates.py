@@ -16,13 +16,12 @@ from fedmq.broker_config.embedded.transport import EmbeddedBroker, EmbeddedTrans
 from fedmq.broker_config.topology import Topology
 from fedmq.coordinator.decisions.commands import Accept, Discard, IssueTask
 from fedmq.coordinator.service.incoming import update_reader
-from fedmq.coordinator.service.incoming.update_reader import decoded
+from fedmq.coordinator.service.incoming.update_reader import Wires, decoded
 from fedmq.coordinator.strategies import FedBuff
 from fedmq.schemas.codecs.blocks import Int8
 from fedmq.schemas.codecs.codec import Array, Encoded, Part, Places, Values
 from fedmq.schemas.codecs.known import UplinkCodec
 from fedmq.schemas.codecs.topk import TopK
-from fedmq.schemas.codecs.wire import Wire
 from fedmq.schemas.errors import PeerError, WrongCodec
 from fedmq.schemas.messages import Uplink
 from fedmq.schemas.parameters import Parameters
@@ -38,6 +37,11 @@ MODEL = Parameters({"w": np.linspace(-1, 1, 300, dtype=np.float32)})
 
 def bench(**settings: Any) -> Bench:
     return Bench(FedBuff(buffer_size=1), uplink=FED_BACK, **({"concurrency": 1} | settings))
+
+
+def wires_of(codec: Any) -> Wires:
+    spec = spec_of(MODEL)
+    return Wires(UplinkCodec(Uplink(codec=codec.name), codec), lambda _version: spec)
 
 
 @pytest.mark.parametrize("left", [None, "m1"], ids=["none", "the same"])
@@ -61,13 +65,13 @@ def test_a_mark_is_good_for_one_update_of_its_own_participant() -> None:
 
 def test_who_says_it_has_the_codec_may_send_plain_and_who_says_it_has_none_may_send_coded() -> None:
     """Neither hurts: the coordinator decodes what an update says it is, and refuses any other codec than the run's."""
-    wire = Wire(TopK(0.1), False, spec_of(MODEL))
-    coded = wire.encode(MODEL, 0, None, {}).tensors
-    assert decoded(UPDATE.model_copy(update={"codec": "topk"}), coded, wire) is not None
-    assert decoded(UPDATE, MODEL, wire) is MODEL
+    wires = wires_of(TopK(0.1))
+    coded = wires.of(0).encode(MODEL, 0, None, {}).tensors
+    assert decoded(UPDATE.model_copy(update={"codec": "topk"}), coded, wires) is not None
+    assert decoded(UPDATE, MODEL, wires) is MODEL
     for codec in ("int8", "none", "zstd"):
         with pytest.raises(WrongCodec):
-            decoded(UPDATE.model_copy(update={"codec": codec}), coded, wire)
+            decoded(UPDATE.model_copy(update={"codec": codec}), coded, wires)
     with pytest.raises(WrongCodec):
         decoded(UPDATE.model_copy(update={"codec": "topk"}), coded, None)
     one = bench()
@@ -82,12 +86,12 @@ def test_who_says_it_has_the_codec_may_send_plain_and_who_says_it_has_none_may_s
 @pytest.mark.parametrize("codec", [TopK(0.1), Int8("nearest")], ids=["topk", "int8"])
 @pytest.mark.parametrize("size", [3e38, np.inf, np.nan], ids=str)
 def test_a_residual_that_has_no_bounds_is_refused_as_any_tensor_is(codec: Any, size: float) -> None:
-    wire = Wire(codec, False, spec_of(MODEL))
-    parts = {n: a.copy() for n, a in wire.encode(MODEL, 0, None, {}).tensors.items()}
+    wires = wires_of(codec)
+    parts = {n: a.copy() for n, a in wires.of(0).encode(MODEL, 0, None, {}).tensors.items()}
     large = "coded:value" if "coded:value" in parts else "coded:scale"
     parts[large][:] = size
     with pytest.raises(PeerError):
-        decoded(UPDATE.model_copy(update={"codec": codec.name}), Parameters(parts), wire)
+        decoded(UPDATE.model_copy(update={"codec": codec.name}), Parameters(parts), wires)
 
 
 @dataclass(frozen=True)

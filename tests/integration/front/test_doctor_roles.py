@@ -75,7 +75,7 @@ def test_exactly_the_rights_of_a_role_are_enough_and_leave_nothing_behind(site: 
         ),
         ("participant", "read", r"^fed\.mq\.(up|payload)\.a\.b(\..*)?$", "read fed.mq.participant.a.b"),
         ("coordinator", "configure", r"^fed\.mq\.(updates|control|dead|leader)$",
-         "make exchanges for uploads, make queues for downloads"),
+         "make exchanges for uploads, make queues for downloads, make a stream of models"),
         ("coordinator", "write", r"^fed\.mq\..*", "publish to the default exchange (amq.default)"),
         ("coordinator", "read", r"^fed\.mq\.(updates|control|dead|payload\..*)$", "read fed.mq.leader"),
     ][:: 1 if FULL else 5],
