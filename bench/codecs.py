@@ -16,11 +16,11 @@ import numpy as np
 
 from bench.codec import model_of
 from bench.report import Row, best_of, print_table
-from fedmq.coordinator.service.incoming.update_reader import decoded
+from fedmq.coordinator.service.incoming.update_reader import Wires, decoded
 from fedmq.schemas.codec import Limits, encode, open_envelope
 from fedmq.schemas.codecs.codec import Codec
-from fedmq.schemas.codecs.known import codec_of
-from fedmq.schemas.codecs.wire import Wire, flat
+from fedmq.schemas.codecs.known import UplinkCodec, codec_of
+from fedmq.schemas.codecs.wire import flat
 from fedmq.schemas.messages import Update, Uplink
 from fedmq.schemas.parameters import Parameters
 from fedmq.schemas.tensors import spec_of
@@ -39,7 +39,8 @@ def codec(name: str) -> Codec:
 def rows_of(parameters: Parameters, name: str, repeats: int) -> list[Row]:
     """Measure one codec on this model."""
     spec = spec_of(parameters)
-    wire = Wire(codec(name), False, spec)
+    wires = Wires(UplinkCodec(Uplink(codec=name), codec(name)), lambda _version: spec)  # type: ignore[arg-type]
+    wire = wires.of(0)
     values = flat(parameters, wire.places)
     parts = wire.codec.encode(values, wire.places, 1, {}).parts
     bodies = [encode(_update(None), parameters), encode(_update(name), wire.encode(parameters, 1, None, {}).tensors)]
@@ -48,7 +49,7 @@ def rows_of(parameters: Parameters, name: str, repeats: int) -> list[Row]:
 
     def read(body: bytes) -> object:
         envelope = open_envelope(body, limits)
-        return decoded(envelope.message, envelope.parameters(check_finite=False), wire)  # type: ignore[arg-type]
+        return decoded(envelope.message, envelope.parameters(check_finite=False), wires)  # type: ignore[arg-type]
 
     copy, border, decode, plain, coded, encoding = best_of(
         repeats,
