@@ -100,6 +100,7 @@ def do_task(
         if task.work == "evaluate":
             whole = start.parameters if frozen is None else frozen.join(start.parameters)
             return FinishedTask(_evaluated(trainer, task, whole, clock, started), None)
+        check_magnitudes(start.parameters)  # no training from there could be sent
         coder = _coder(task, start, memory, own_codec)
         result = _train(trainer, task, start, frozen)
 

@@ -204,3 +204,18 @@ def test_a_task_whose_tensors_do_not_go_together_is_declined_without_a_traceback
     assert (failed.value.reason, failed.value.fatal) == ("unreadable", False)
     assert failed.value.detail.startswith("wrong_shape: ")
     assert "Traceback" not in caplog.text
+
+
+def test_a_task_whose_values_no_update_could_carry_is_declined_before_the_training(caplog):
+    class Never:
+        def train(self, parameters, config):
+            raise AssertionError("it was asked")
+
+    task = Task(
+        task_id="u-1", run_id="r", participant_id="p", base_version=0, lease_s=9, reply="delta",
+        training=TrainingConfig(learning_rate=0.5),
+    )  # fmt: skip
+    with pytest.raises(TaskFailed, match=r"overflow: .*1e\+15") as failed:
+        do_task(Never(), task, Parameters({"w": np.float32([0, 2e15])}), lambda: 0.0)
+    assert (failed.value.reason, failed.value.fatal) == ("unreadable", False)
+    assert "Traceback" not in caplog.text
