@@ -25,10 +25,13 @@ def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_
     assert (coordinator.ended(), last.ended()) == (0, 0)
     rows = federation.check()
     trainings = federation.trainings("p0")
-    # A kill at "trained" comes after the training and before the disk; every other training was done once.
-    assert sorted(count for line, count in trainings.items() if line.startswith("done"))[-2:] == [1, 2]
+    # A kill at "trained" comes after the training and before the disk, and one at "before-task-ack" perhaps: the trainer
+    # has a process of its own, which may reach its end before it notices. Every other training was done once.
+    *others, again = sorted(count for line, count in trainings.items() if line.startswith("done"))
+    assert set(others) == {1}
+    assert again in (2, 3)
     begun, done = (sum(n for line, n in trainings.items() if line.startswith(word)) for word in ("begun", "done"))
-    assert done == len(rows) + 1, "done again after trained"
+    assert done - len(rows) == again - 1, "done again after trained"
     # Begun again after mid-training and trained, and perhaps at before-task-ack: the task is on disk by then.
     assert begun - len(rows) in (2, 3)
     assert {line.split()[1] for line in trainings} == seeds_of(rows, "p0")
