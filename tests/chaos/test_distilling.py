@@ -6,7 +6,7 @@ import pytest
 
 from fedmq.studies.engine import replay as engine_replay
 from tests.chaos.harness import Federation, died_at
-from tests.support.full import FULL
+from tests.support.full import FULL, in_full
 
 pytestmark = pytest.mark.broker
 
@@ -98,6 +98,7 @@ def test_a_standby_takes_over_while_the_child_is_at_work(federation):
     assert federation.plain() == dict.fromkeys(range(1, VERSIONS + 1), "")
 
 
+@in_full("unit/coordinator/decisions/versions/test_distilling.py and unit/fedmq/app have time-outs and children")
 def test_a_distillation_that_hangs_is_given_up_and_its_child_ended(federation):
     settings = federation.folder / "federation.toml"
     settings.write_text(

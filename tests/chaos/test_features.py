@@ -18,7 +18,7 @@ LEASE = {"FEDMQ_RUN__LEASE_S": "600"}
 IN_CHUNKS = {"FEDMQ_BROKER__MAX_MESSAGE_BYTES": "65536", "FEDMQ_BROKER__CHUNK_BYTES": "16384"}
 UNENDING = 10**6
 CELLS = [(name, form) for name in FEATURES for form in ("whole", "chunks")]
-EVERYDAY = [("uplink custom", "whole"), ("all at once", "chunks")]
+EVERYDAY = [("all at once", "chunks")]
 NAMES = ("sensor-1", "sensor-2")
 
 

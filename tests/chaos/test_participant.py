@@ -25,8 +25,8 @@ def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_
     assert (coordinator.ended(), last.ended()) == (0, 0)
     rows = federation.check()
     trainings = federation.trainings("p0")
-    # A kill at "trained" comes after the training and before the disk, and one at "before-task-ack" perhaps: the trainer
-    # has a process of its own, which may reach its end before it notices. Every other training was done once.
+    # A kill at "trained" comes after the training and before the disk, and perhaps one at "before-task-ack": the
+    # trainer has its own process, which may reach its end before it notices. Every other training was done once.
     *others, again = sorted(count for line, count in trainings.items() if line.startswith("done"))
     assert set(others) == {1}
     assert again in (2, 3)
