@@ -54,12 +54,15 @@ def make(tmp_path, rabbitmq_node, prefix):
 
 
 def check(federation, least_tasks):
-    """Check the promises, and that so many tasks at least referred to a model that was sent less often."""
+    """Check the promises, and that so many tasks at least referred to a model that was sent no more often than that.
+
+    A killed coordinator publishes again, so with few tasks by reference each may have had a publication of its own.
+    """
     federation.check(VERSIONS)
     with federation.ledger() as ledger:
         models = ledger.bytes_of_models()
     assert models.tasks >= least_tasks
-    assert models.sent_bytes < models.read_bytes
+    assert 0 < models.sent_bytes <= models.read_bytes
     verified = federation.command("verify", "runs/r1")
     assert verified.ended() == 0, verified.text
 
