@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The tests start some hundred processes of ours. Each would compile every module again where this is set.
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedmq needs Python 3.11 or newer, this is " + sys.version)'
 
 .PHONY: demo test test-full test-brokers check lint prose types imports unit soak fuzz bench-smoke broker-installed clean
@@ -47,8 +49,10 @@ test-brokers: $(VENV)/.installed broker-installed
 	    FEDMQ_RABBITMQ_SBIN="$$sbin" $(BIN)/pytest $(SHARED_OUT) $(BROKER_TESTS) $(ARGS); \
 	fi
 
+# The unit tests wait for nothing, so they take two processes.
+UNIT_WORKERS ?= 2
 unit: $(VENV)/.installed
-	$(BIN)/pytest tests/unit $(ARGS)
+	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ max_bytes = 10_000_000
 hello_interval_s = 1
 """
 CONFIG = ("--config", "federation.toml")
-ENDED = r"sensor-{} ended task (\d+) with (\w+)"
+ENDED = r"sensor-{} ended task (\d+) with ([0-9a-f]{{16}})"  # two processes write here, so a line may go on
 POINTS = [
     ("trained:3", "after-checkpoint:25"),
     ("trainer-done:2", "after-ledger:25"),
