@@ -56,6 +56,7 @@ run_id = "r1"
 concurrency = 3
 participant_timeout_s = 20
 lease_s = 60
+decline_backoff_s = 1
 [run.stop]
 max_versions = {max_versions}
 [strategy]

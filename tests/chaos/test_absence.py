@@ -8,6 +8,7 @@ from fedmq.broker_config.amqp.transport import remove
 from fedmq.participant.spool.spool import Spool
 from tests.chaos.gate import Gate
 from tests.chaos.harness import Federation, died_at, seeds_of
+from tests.support.full import in_full
 
 pytestmark = pytest.mark.broker
 DAY_S = 24 * 3600.0
@@ -52,6 +53,7 @@ def test_a_week_away_loses_no_finished_training_and_drops_a_task_whose_slot_was_
     assert any(row.participant_id == "p2" for row in rows)
 
 
+@in_full("unit/participant/spool/test_spool.py has clocks that jump, and tasks of another boot")
 def test_a_wall_clock_that_was_changed_does_not_make_a_task_old(federation):
     coordinator = federation.coordinator()
     assert died_at(federation.participant("p0", fault="task-on-disk"), "task-on-disk")

@@ -76,6 +76,7 @@ def test_a_child_that_is_killed_costs_one_version_its_distillation_and_the_ledge
     assert "event=version_not_distilled version=3" in coordinator.text
 
 
+@in_full("integration/coordinator/test_distilling.py has a takeover without processes")
 def test_a_standby_takes_over_while_the_child_is_at_work(federation):
     (federation.folder / "hold").mkdir()
     with (federation.folder / "app.py").open("a") as app:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from tests.chaos.harness import Federation, died_at
 from tests.chaos.test_distilling import DISTIL
 from tests.support.features import plain_app
-from tests.support.full import FULL
+from tests.support.full import FULL, in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -87,7 +87,8 @@ def test_a_run_unfreezes_every_tensor_by_reference_through_kills_and_a_late_part
     assert not np.array_equal(final["base"], np.linspace(0, 1, LARGE, dtype=np.float32))
 
 
-@pytest.mark.parametrize(("up", "down"), DISTILLINGS if FULL else [("int8", "bf16")])
+@in_full("chaos/test_distilling.py has kills around distillations of plain models")
+@pytest.mark.parametrize(("up", "down"), DISTILLINGS)
 def test_a_run_distils_whole_models_by_reference_through_a_kill_and_a_takeover(make, up, down):
     text = plain_app(SMALL, frozen=LARGE) + DISTIL + "\n\nDISTIL = distil\n" + WHOLE
     federation = make(

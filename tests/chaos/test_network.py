@@ -35,7 +35,7 @@ def test_a_transfer_that_is_cut_is_made_again_and_its_training_is_not(
     assert set(federation.trainings("p0").values()) == {1}
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("direction", ["up", "down"] if FULL else ["up"])
 def test_a_coordinator_that_is_cut_off_in_the_middle_of_a_task_or_an_update_goes_on(
     federation_of_large_models, proxies, direction
 ):

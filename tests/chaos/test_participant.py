@@ -4,7 +4,7 @@ import pytest
 
 from tests.chaos.harness import Federation, died_at, seeds_of
 from tests.chaos.proxy import Proxy
-from tests.support.full import FULL
+from tests.support.full import in_full
 
 pytestmark = pytest.mark.broker
 
@@ -14,7 +14,7 @@ FINISHED = (
     "update-on-disk", "task-cleared", "update-sent", "update-confirmed", "before-remembered", "before-update-cleared",
     "update-cleared",
 )  # fmt: skip
-PLACES = [f"{point}:{nth}" for point in UNFINISHED + FINISHED for nth in (1, 3)] if FULL else ["update-confirmed:1"]
+PLACES = [f"{point}:{nth}" for point in UNFINISHED + FINISHED for nth in (1, 3)]
 
 
 def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_it_finished(federation):
@@ -37,6 +37,7 @@ def test_a_participant_killed_at_every_point_in_turn_counts_once_and_keeps_what_
     assert {line.split()[1] for line in trainings} == seeds_of(rows, "p0")
 
 
+@in_full("the test before has a kill at each of these points")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_participant_killed_at_one_point_counts_once(federation, place):
     coordinator = federation.coordinator()

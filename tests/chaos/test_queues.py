@@ -85,6 +85,7 @@ def test_updates_that_are_never_confirmed_are_sent_again_and_counted_once(federa
     assert not any("event=broker_disconnected" in one.text for one in everybody[1:])
 
 
+@in_full("contract/test_coming_and_going_queues.py and test_somebody_else_s.py delete queues under their consumers")
 def test_queues_deleted_under_their_consumers_are_made_again_and_nothing_is_lost(federation, rabbitmq_node):
     """The queues are a participant's own, and the one for hellos and declines."""
     everybody = begun(federation)

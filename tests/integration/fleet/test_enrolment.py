@@ -97,6 +97,7 @@ def test_a_device_that_was_killed_while_it_joined_goes_on_with_the_same_key(flee
         assert len(inventory.certificates(fleet.name("a"))) == 1
 
 
+@IN_FULL
 def test_a_token_lets_in_one_of_two_devices_at_once_and_nobody_later(fleet_of: FleetOf) -> None:
     fleet = fleet_of()
     fleet.make()

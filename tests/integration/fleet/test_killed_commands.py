@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.harness import died_at
 from tests.integration.fleet.fleets import Fleet
-from tests.support.full import FULL, in_full
+from tests.support.full import in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 FleetOf = Callable[..., Fleet]
@@ -32,7 +32,8 @@ def killed_and_again(fleet: Fleet, point: str, *command: str) -> None:
     assert again.ended() == 0, again.text
 
 
-@pytest.mark.parametrize("points", [[point] for point in ENROL] if FULL else [["fleet-user", "fleet-bundle"]], ids=str)
+@in_full("the unit tests kill at each step")
+@pytest.mark.parametrize("points", [[point] for point in ENROL], ids=str)
 def test_an_enrolment_that_was_killed_goes_on(fleet_of: FleetOf, points: list[str]) -> None:
     fleet = fleet_of()
     fleet.make()
