@@ -30,6 +30,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -68,21 +69,33 @@ class Worker:
         self._app: App | None = None
         self._trainer: Any = None
         self._requests: SimpleQueue[tuple[dict[str, Any], Groups] | None] = SimpleQueue()
-        self._busy = True
+        self._turns = threading.Lock()
+        self._busy = self._over = False
+        """True while the app's code runs, and once the socket has ended."""
 
     def run(self) -> None:
         """Load the app, and answer until the other end closes."""
         # Cancelling takes no turn behind a training.
         threading.Thread(target=self._read, name="requests", daemon=True).start()
-        self._answer(0, self._load)
+        self._answer(0, lambda: self._in_turn(self._load))
         while True:
-            self._busy = False
             request = self._requests.get()
-            self._busy = True
             if request is None or self._app is None:
                 return
-            self._answer(request[0]["ask"], lambda request=request: self._work(*request))
+            self._answer(request[0]["ask"], lambda request=request: self._in_turn(lambda: self._work(*request)))
             del request
+
+    def _in_turn(self, work: Callable[[], Answer]) -> Answer:
+        """Run the app's code, unless nobody waits for its answer any more. If the socket ends meanwhile, the process is
+        killed; while it sends an answer it is not."""
+        with self._turns:
+            if self._over:
+                raise BrokenChannel("the participant has closed its end")
+            self._busy = True
+        try:
+            return work()
+        finally:
+            self._busy = False
 
     def _read(self) -> None:
         try:
@@ -98,8 +111,10 @@ class Worker:
         except BrokenChannel:
             pass  # it ended
         finally:
-            if self._busy:
-                os.killpg(os.getpid(), signal.SIGKILL)  # it leads a session of its own
+            with self._turns:
+                self._over = True
+                if self._busy:
+                    os.killpg(os.getpid(), signal.SIGKILL)  # it leads a session of its own
             self._requests.put(None)
 
     def _answer(self, number: int, work: Any) -> None:

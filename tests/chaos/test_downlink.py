@@ -32,7 +32,7 @@ def lost_states(federation):
 
 
 @in_full("integration/coordinator/test_downlink.py restarts both sides and loses their disks")
-@pytest.mark.parametrize("nth", (1, 2, 3))
+@pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_participant_killed_around_its_hidden_state_goes_on_from_it_and_counts_once(federation, nth):
     coordinator = federation.coordinator()
     for point in POINTS_OF_PARTICIPANT:

@@ -151,7 +151,7 @@ class Forged(AmqpTransport):
         self._lock = threading.Lock()
         self.forged = self.too_late = 0
         self.chunks: Counter[tuple[object, object]] = Counter()
-        """How often each chunk was published, by its payload's id and its index."""
+        """Publications of each chunk, by its payload's id and its index."""
 
     def publish(self, message: Message, timeout_s: float = 30.0) -> Future[None]:
         if chunks.PAYLOAD_ID in message.headers:

@@ -44,9 +44,8 @@ def test_any_keras_model_is_studied_with_one_seed_the_same_bytes(tmp_path, path)
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(
-    "workers", [1, pytest.param(2, marks=in_full("scenario/studies/test_study.py has a choice of two processes"))]
-)
+@in_full("scenario/studies/test_study.py has a choice by time without Keras")
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_faster_path_is_chosen_once_for_all_cells_and_when_the_study_goes_on(tmp_path, workers):
     results = study_of(tmp_path, "measure", seeds=(0, 1)).run(tmp_path / "a", workers=workers)
     (chosen,) = (tmp_path / "a" / "choices").iterdir()

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fedmq.app import trainer_process
+from fedmq.app import trainer_process, worker_life
 from fedmq.app.app import load_app, trainer_of
 from fedmq.app.trainer_process import TrainerProcess
 from fedmq.participant.trainer import keeps
@@ -302,8 +302,9 @@ def test_a_participant_that_leaves_in_mid_training_leaves_no_process(folder, pro
         stand_in.train(BASE, config())
 
 
-def test_a_process_without_a_task_leaves_and_the_next_task_starts_another(folder, process, caplog):
+def test_a_process_without_a_task_leaves_and_the_next_task_starts_another(folder, process, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "fedmq")
+    monkeypatch.setattr(worker_life, "LEAVE_S", DEADLINE_S)  # on a busy machine it would be killed after that
     one = process(keep_s=0)
     stand_in = one.open()
     first = one._life
