@@ -235,8 +235,8 @@ _CODEC_OF_KEY = {"fraction": "topk", "values": "topk", "rank": "powersgd", "file
 
 
 class DownlinkSettings(Settings):
-    """The [downlink] table: the form in which tasks carry the model. A run keeps `codec`, `step_codec` and `fraction`
-    for life."""
+    """The [downlink] table: the form in which tasks carry the model. A run keeps `codec`, `step_codec`, `fraction` and
+    `step_every` for life."""
 
     codec: Literal["none", "bf16", "hidden"] = "none"
     """none: the model as it is. bf16: rounded to bfloat16. hidden: steps of a hidden state (schemas.codecs.hidden)."""
@@ -244,6 +244,8 @@ class DownlinkSettings(Settings):
     """hidden: codec of the steps; None is int8. It rounds to the nearest."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """hidden with topk: part of the values that a step moves; None is 0.01."""
+    step_every: int = Field(default=1, ge=1, le=1000)
+    """hidden: versions from one step to the next. Tasks between two steps train from the hidden state of the first."""
     reference: Literal["auto", "never"] = "auto"
     """auto: a model that several tasks carry is published once, to a stream, and the tasks refer to it. never: each
     task carries it."""
@@ -256,6 +258,8 @@ class DownlinkSettings(Settings):
     def _belong_together(self) -> Self:
         if self.step_codec is not None and self.codec != "hidden":
             raise ValueError(f"step_codec belongs to codec = 'hidden', and codec is {self.codec!r}: take it out")
+        if self.step_every != 1 and self.codec != "hidden":
+            raise ValueError(f"step_every belongs to codec = 'hidden', and codec is {self.codec!r}: take it out")
         if self.fraction is not None and self.step_codec != "topk":
             step = repr(self.step_codec) if self.step_codec is not None else "not set"
             raise ValueError(f"fraction belongs to step_codec = 'topk', and step_codec is {step}: take it out")

@@ -160,6 +160,8 @@ class Downlink(Message):
     whole hidden state is beside the task."""
     step: Uplink | None = None
     """hidden: the codec of the steps."""
+    version: Count | None = None
+    """hidden: the version that the newest step leads to, if that is older than the task's base version."""
 
 
 class ModelReference(Message):

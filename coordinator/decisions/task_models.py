@@ -6,9 +6,11 @@ Rules
 2. A participant that does not read such tasks (its hello lacks "downlink") gets the same tensors, whole and plain: all
    updates of a version are against one base.
 3. Steps are kept while they are smaller than the model together, and at most MOST_STEPS. More would never be sent.
-4. A version at which frozen tensors begin to move has the parameters themselves as its hidden state. No steps lead to
+4. With [downlink] step_every = m, only every m-th version has a step. Tasks of the versions between train from the
+   state of the step before, and name its version.
+5. A version at which frozen tensors begin to move has the parameters themselves as its hidden state. No steps lead to
    it from an older one, so everybody gets it whole.
-5. Steps begin at what the participant has by its own words, or by its last update. If that is wrong, the digest in the
+6. Steps begin at what the participant has by its own words, or by its last update. If that is wrong, the digest in the
    task shows it: the participant declines, and its next task is whole.
 """
 
@@ -70,7 +72,7 @@ def task_model(settings: DownlinkSettings | None, parameters: Parameters) -> Tas
         check_dtypes(parameters)
         return RoundedModel(parameters)
     check_names(spec_of(parameters))
-    return HiddenModel(settings.step, parameters)
+    return HiddenModel(settings.step, parameters, settings.step_every)
 
 
 def restored(settings: DownlinkSettings | None, snapshot: Snapshot, parameters: Parameters) -> TaskModel | None:
@@ -129,8 +131,10 @@ class RoundedModel:
 class HiddenModel:
     """The hidden state (schemas.codecs.hidden), and its newest steps."""
 
-    def __init__(self, step: Uplink, parameters: Parameters) -> None:
+    def __init__(self, step: Uplink, parameters: Parameters, every: int = 1) -> None:
+        """`every`: versions from one step to the next."""
         self._order = step
+        self._every = every
         self._wire = wire_of(step, spec_of(parameters))
         self._version = 0
         self._begin(parameters)
@@ -139,6 +143,8 @@ class HiddenModel:
         """Take the parameters themselves as the hidden state. Nothing leads to it from an older one."""
         self._state = parameters
         self._digest = self._first_digest = tensors_digest(parameters).hex()
+        self._first_version = self._version
+        """Oldest version that steps may begin at: that of the state before the first step."""
         self._steps: deque[Step] = deque()
 
     @property
@@ -147,6 +153,8 @@ class HiddenModel:
 
     def advance(self, parameters: Parameters) -> None:
         self._version += 1
+        if self._version % self._every:
+            return
         parts = parts_of_step(self._wire, parameters, self._state)
         plain = {t.name: parameters[t.name] for t in self._wire.places.plain}
         state = after(self._wire, self._state, parts, plain) if all_finite(parts) else None
@@ -157,7 +165,8 @@ class HiddenModel:
         self._steps.append(Step(self._version, parts, self._digest))
         most = sum(t.num_bytes for t in self._wire.places.coded)
         while len(self._steps) > MOST_STEPS or sum(step.num_bytes for step in self._steps) >= most:
-            self._first_digest = self._steps.popleft().digest
+            gone = self._steps.popleft()
+            self._first_version, self._first_digest = gone.version, gone.digest
 
     def grow(self, parameters: Parameters) -> None:
         self._wire = wire_of(self._order, spec_of(parameters))
@@ -166,8 +175,14 @@ class HiddenModel:
     def order(self, codecs: Collection[str], held: int | None) -> Downlink | None:
         if DOWNLINK not in codecs:
             return None
-        known = held is not None and self._first_version <= held <= self._version
-        return Downlink(codec="hidden", digest=self._digest, held=held if known else None, step=self._order)
+        newest = self._newest
+        return Downlink(
+            codec="hidden",
+            digest=self._digest,
+            held=self._state_at(held),
+            step=self._order,
+            version=None if newest == self._version else newest,
+        )
 
     def tensors(self, order: Downlink | None) -> Parameters:
         if order is None or order.held is None:
@@ -182,17 +197,29 @@ class HiddenModel:
         return model.version if digests.get(model.version) == model.digest else None
 
     @property
-    def _first_version(self) -> int:
-        """Oldest version that steps may begin at."""
-        return self._version - len(self._steps)
+    def _newest(self) -> int:
+        """The version that the hidden state is of."""
+        return self._steps[-1].version if self._steps else self._first_version
+
+    def _state_at(self, version: int | None) -> int | None:
+        """Return the version of the hidden state that tasks of `version` were trained from; None if no step begins
+        there."""
+        if version is None or not self._first_version <= version <= self._version:
+            return None
+        return max(v for v in (self._first_version, *(step.version for step in self._steps)) if v <= version)
 
     def arrays(self) -> dict[str, Array]:
-        own = {f"{_HIDDEN}{t.name}": self._state[t.name] for t in self._wire.places.coded}
+        places = self._wire.places
+        kept = places.coded if self._every == 1 else (*places.coded, *places.plain)  # else the parameters' own
+        own = {f"{_HIDDEN}{t.name}": self._state[t.name] for t in kept}
         return own | {f"{GROUP}/{step.version}/{name}": a for step in self._steps for name, a in step.parts.items()}
 
     def scalars(self) -> dict[str, Any]:
         digests = [self._first_digest, *(step.digest for step in self._steps)]
-        return {"hidden": {"step": self._order.model_dump(), "version": self._version, "digests": digests}}
+        kept = {"step": self._order.model_dump(), "version": self._version, "digests": digests}
+        if self._every != 1:
+            kept |= {"every": self._every, "states": [self._first_version, *(step.version for step in self._steps)]}
+        return {"hidden": kept}
 
     @classmethod
     def restore(cls, snapshot: Snapshot, parameters: Parameters) -> HiddenModel:
@@ -208,9 +235,11 @@ class HiddenModel:
         tensors = {name: snapshot.arrays.get(_HIDDEN + name, array) for name, array in parameters.items()}
         made._state = Parameters(tensors, parameters.non_trainable).packed()
         made._first_digest, *digests = kept["digests"]
+        made._every = kept.get("every", 1)
+        made._first_version, *versions = kept.get("states") or range(made._version - len(digests), made._version + 1)
         made._steps = deque()
         names = [part.name for part in made._wire.parts]
-        for version, digest in enumerate(digests, made._version - len(digests) + 1):
+        for version, digest in zip(versions, digests, strict=True):
             parts = {name: snapshot.arrays[f"{GROUP}/{version}/{name}"] for name in names}
             check_parts(made._wire.parts, parts)
             made._steps.append(Step(version, parts, digest))
@@ -224,8 +253,10 @@ class HiddenModel:
         known = [self._first_digest, *(step.digest for step in self._steps)]
         if not all(isinstance(one, str) and is_digest(one) for one in known):
             raise ValueError("the hidden state has digests that are none")
-        if not len(self._steps) <= min(self._version, MOST_STEPS):
-            raise ValueError(f"the hidden state of version {self._version} has {len(self._steps)} steps")
+        states = [self._first_version, *(step.version for step in self._steps)]
+        rising = states == sorted(set(states)) and 0 <= states[0] <= states[-1] <= self._version
+        if len(self._steps) > MOST_STEPS or not rising:
+            raise ValueError(f"the hidden state of version {self._version} has steps to {states[1:]} from {states[0]}")
         check_spec(self._state, spec)
         if tensors_digest(self._state).hex() != self._digest:
             raise ValueError(f"the hidden state of version {self._version} has another digest than was noted")

@@ -44,7 +44,7 @@ _NOT_OURS = (
 FIXED_RUN_SETTINGS = ("run_id", "seed", "client_weights", "max_staleness")
 """Settings that a run keeps for life, beside its strategy and training: a replay of the ledger needs them."""
 
-FIXED_DOWNLINK_SETTINGS = ("codec", "step_codec", "fraction")
+FIXED_DOWNLINK_SETTINGS = ("codec", "step_codec", "fraction", "step_every")
 """Settings of the table [downlink] that a run keeps for life. The others say how the same tensors travel."""
 
 

@@ -35,4 +35,5 @@ def downlink_text(downlink: DownlinkSettings) -> str:
         return f"in {downlink.codec}"
     step = downlink.step
     fraction = f", fraction {step.fraction:g}" if step.codec == "topk" else ""
-    return f"in steps of a hidden state ({step.codec}{fraction})"
+    every = "" if downlink.step_every == 1 else f", every {downlink.step_every} versions"
+    return f"in steps of a hidden state ({step.codec}{fraction}{every})"

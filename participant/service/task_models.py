@@ -44,7 +44,7 @@ def keep(task: Task, base: Parameters, spool: Spool) -> HeldModel | None:
     if task.downlink is None or task.downlink.codec != "hidden":
         return None
     held = _held(task, task.downlink)
-    if task.downlink.held == task.base_version:  # no step: it came from there
+    if task.downlink.held == held.version:  # no step: it came from there
         return held
     fault("before-model-kept")
     spool.write_model(KeptModel(held, base), task.run_id)
@@ -61,7 +61,12 @@ def kept(task: Task, spool: Spool) -> Parameters | None:
 
 
 def _held(task: Task, order: Downlink) -> HeldModel:
-    return HeldModel(version=task.base_version, digest=order.digest)
+    return HeldModel(version=_version(task, order), digest=order.digest)
+
+
+def _version(task: Task, order: Downlink) -> int:
+    """Return the version of the hidden state that the task is to train from."""
+    return task.base_version if order.version is None else order.version
 
 
 def _made(task: Task, order: Downlink, tensors: Parameters, kept: KeptModel | None) -> Parameters:
@@ -73,7 +78,7 @@ def _made(task: Task, order: Downlink, tensors: Parameters, kept: KeptModel | No
         has = "none that can be read" if kept is None else f"that of version {kept.held.version}"
         raise ModelDiffers(f"the task has steps from the hidden state of version {order.held}, and here is {has}")
     try:
-        return applied(order.step, kept.tensors, tensors, order.held, task.base_version)
+        return applied(order.step, kept.tensors, tensors, order.held, _version(task, order))
     except PeerError as error:
         raise ModelDiffers(f"the task's steps do not fit the hidden state here: {error}") from error
 

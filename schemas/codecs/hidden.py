@@ -3,16 +3,18 @@
     q_v = C(x_v - h_{v-1}),  h_v = h_{v-1} + decoded q_v,  h_0 = x_0         QAFeL (Ortega & Jafarkhani 2023)
 
 x_v is the model of version v, and h_v its hidden state. What a step leaves out is in the next difference, so h follows
-x. Both sides add in one order, element by element, in float32 (float64 if a tensor of the model is), and round to each
-tensor's dtype after each step. So they have the same bits, whatever the machines are.
+x. A run may make a step at every m-th version only ([downlink] step_every). Between two steps h stays as it is. Both
+sides add in one order, element by element, in float32 (float64 if a tensor of the model is), and round to each tensor's
+dtype after each step. So they have the same bits, whatever the machines are.
 
-    step:<version>:<part>    a part of the step to this version, from the version before it
+    step:<version>:<part>    a part of the step to this version, from the step before it
     <tensor>                 each tensor that no codec codes, as the newest version has it
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,8 @@ from fedmq.schemas.tensors import ModelSpec, spec_of
 GROUP = "step"
 MOST_STEPS = 32
 """Most steps that one task carries, and that the coordinator keeps."""
+MOST_DIGITS = 19
+"""Digits of the largest version."""
 
 
 class Step(NamedTuple):
@@ -96,25 +100,40 @@ def joined(steps: Sequence[Step], plain: Parameters) -> Parameters:
 
 
 def applied(order: Uplink | None, hidden: Parameters, tensors: Parameters, held: int, version: int) -> Parameters:
-    """Return the hidden state of `version`, from that of the version `held` and a task's tensors.
+    """Return the hidden state that the newest step leads to, at `version`, from that of the version `held` and a task's
+    tensors.
 
     Raises a PeerError, and nothing else, whatever the tensors are.
     """
     wire = wire_of(order, spec_of(hidden))
-    if not 0 <= version - held <= MOST_STEPS:
-        raise MalformedMessage(f"a task of version {version} has steps from {held}, expected at most {MOST_STEPS}")
     names = [part.name for part in wire.parts]
-    expected = [f"{GROUP}:{v}:{name}" for v in range(held + 1, version + 1) for name in names]
-    if held != version:
+    versions = _versions(tensors, held, version)
+    expected = [f"{GROUP}:{v}:{name}" for v in versions for name in names]
+    if versions:
         expected += [tensor.name for tensor in wire.places.plain]
     if list(tensors) != expected:
         raise SpecMismatch(f"the steps have the tensors {shown(list(tensors)[:3])}..., expected {expected[:3]}...")
-    plain = {t.name: tensors[t.name] for t in wire.places.plain} if held != version else dict(hidden)
+    plain = {t.name: tensors[t.name] for t in wire.places.plain} if versions else dict(hidden)
     for tensor in wire.places.plain:
         if (plain[tensor.name].shape, plain[tensor.name].dtype) != (tensor.shape, hidden[tensor.name].dtype):
             raise SpecMismatch(f"the steps have another tensor than {tensor}, which this model has")
-    for v in range(held + 1, version + 1):
+    for v in versions:
         parts = {name: tensors[f"{GROUP}:{v}:{name}"] for name in names}
         check_parts(wire.parts, parts)
         hidden = after(wire, hidden, parts, plain)
     return hidden
+
+
+def _versions(tensors: Parameters, held: int, version: int) -> list[int]:
+    """Return the versions that the steps among these tensors lead to. Raises SpecMismatch unless they rise from
+    `held` to `version`, and are at most MOST_STEPS."""
+    said = dict.fromkeys(name.split(":")[1] for name in tensors if name.startswith(f"{GROUP}:"))
+    digits = [text for text in said if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS]
+    versions = [int(text) for text in digits]
+    rising = all(a < b for a, b in pairwise([held, *versions]))
+    if len(versions) != len(said) or len(versions) > MOST_STEPS or not rising or (versions or [held])[-1] != version:
+        raise SpecMismatch(
+            f"a task's steps lead from the hidden state of version {held} to {shown(', '.join(said))}, expected rising "
+            f"versions up to {version}, and at most {MOST_STEPS}"
+        )
+    return versions

@@ -102,7 +102,8 @@ class Device:
             self._ahead = [drawn[i : i + DRAWS_A_TASK] for i in range(0, len(drawn), DRAWS_A_TASK)][::-1]
         u_duration, u_drops, u_when, u_away = self._ahead.pop()
         if task.downlink is not None and task.downlink.codec == "hidden":
-            self.held = HeldModel.trusted({"version": task.base_version, "digest": task.downlink.digest})
+            version = task.base_version if task.downlink.version is None else task.downlink.version
+            self.held = HeldModel.trusted({"version": version, "digest": task.downlink.digest})
         population = self._population
         drops: Literal["", "declines", "vanishes"] = ""
         if self.next_task is not None:

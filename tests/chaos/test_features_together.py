@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from tests.chaos.harness import Federation, died_at
 from tests.chaos.test_distilling import DISTIL
 from tests.support.features import plain_app
-from tests.support.full import FULL, in_full
+from tests.support.full import in_full
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -67,7 +67,8 @@ def check(federation, least_tasks):
     assert verified.ended() == 0, verified.text
 
 
-@pytest.mark.parametrize(("up", "down"), UNFREEZINGS if FULL else [("topk", "hidden")])
+@in_full("front/test_unfreezing.py has kills around an unfreezing, and test_references.py around references")
+@pytest.mark.parametrize(("up", "down"), UNFREEZINGS)
 def test_a_run_unfreezes_every_tensor_by_reference_through_kills_and_a_late_participant(make, up, down):
     tables = f'[downlink]\n{DOWNLINKS[down]}\n[training]\nunfreeze = [{{ version = {UNFROZEN}, tensors = ["base"] }}]'
     federation = make(frozen=LARGE, uplink=UPLINKS[up], strategy=FEDBUFF, more=tables)

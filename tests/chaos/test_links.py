@@ -67,10 +67,11 @@ def test_transfers_slower_than_heartbeats_and_timeouts_get_through_once(
         federation.close()
 
 
+@in_full("integration/broker/test_slow_links.py has slow links")
 def test_a_broker_that_is_far_away_costs_time_alone(federation, proxies):
     links = [proxies() for _ in range(3)]
     for proxy, _ in links:
-        proxy.delay(0.3 if FULL else 0.05)
+        proxy.delay(0.3)
     coordinator = federation.coordinator(**links[0][1])
     participants = [federation.participant(f"p{i}", **url) for i, (_, url) in enumerate(links[1:])]
     everybody = (coordinator, *participants)

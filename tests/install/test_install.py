@@ -51,6 +51,7 @@ def check_a_users_folder(python, users, **environ):
     return said
 
 
+@in_full("it makes an environment of its own; unit/participant/test_imports.py names what each role imports")
 @pytest.mark.broker
 @pytest.mark.timeout(400)
 def test_a_federation_runs_on_the_base_install_alone_beside_modules_of_any_name(

@@ -130,7 +130,7 @@ FEATURES = {
         large="(4, 8), torch.nn.Linear(8, 9000), torch.nn.Linear(9000, 8), torch.nn.BatchNorm1d(8)",
     ),
     "all at once": Feature(
-        'codec = "topk"\nfraction = 0.2\nvalues = "int8"\nlossless = "zstd"', downlink=HIDDEN, frozen=30_000
+        'codec = "topk"\nfraction = 0.2\nvalues = "int8"\nlossless = "zstd"', f"{HIDDEN}\nstep_every = 2", 30_000
     ),
 }  # fmt: skip
 """Name of the row -> feature. The trainer's process of its own is in every run by the command line."""

@@ -26,6 +26,7 @@ from fedmq.schemas.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tests.integration.broker.traffic import WAIT_S
 from tests.support.asking import ask_until
 from tests.support.certificates import Authority
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 pytestmark = pytest.mark.broker
@@ -91,6 +92,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         node.stop()
 
 
+EACH = [
+    pytest.param("rabbitmqctl", marks=in_full("the other tests have it, and test_fleet_broker.py its commands")),
+    "management",
+]
+
+
 @pytest.fixture(params=["rabbitmqctl", "management"])
 def admin(request: pytest.FixtureRequest, site: Site) -> BrokerAdmin:
     return site.backends[request.param]
@@ -113,6 +120,7 @@ def nacked(channel: BlockingChannel, queue: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("admin", EACH, indirect=True)
 def test_a_device_comes_in_works_and_goes(
     admin: BrokerAdmin, site: Site, prefix: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -112,6 +112,24 @@ def test_steps_take_less_than_a_third_of_the_bytes_and_the_final_model_is_the_mo
     assert declined(federation) == []
 
 
+def test_with_a_step_every_fourth_version_participants_that_train_for_one_in_four_save_as_much(federation):
+    names = [f"p{i}" for i in range(12)]
+    ended = coordinator(federation, 48, downlink=DownlinkSettings(codec="hidden", step_every=4))  # buffers of three
+    trainers = [Small() for _ in names]
+    left = [federation.participant(name, one, **SIZES) for name, one in zip(names, trainers, strict=True)]
+    assert ended.result(60).version == 48
+    assert [one.result(60) for one in left] == ["run_finished"] * 12
+    checked(federation, 48)
+    known = states(federation)
+    assert len(known) == 13, "a state for each step, and the first one"
+    assert {base for trainer in trainers for base in trainer.bases} <= known
+    with LedgerReader(federation.run_dir / "ledger.sqlite") as ledger:
+        tasks = ledger._db.execute("SELECT count(*) FROM tasks").fetchone()[0]
+    plain = (tasks - len(names)) * small().num_bytes  # the first task of each is whole
+    assert Counting.down_bytes - len(names) * small().num_bytes < 0.3 * plain
+    assert declined(federation) == []
+
+
 def states(federation: Federation, codec: str = "hidden") -> set[bytes]:
     """Return the tensors that the tasks of each version are to train from, made again from the archive."""
     formed = {"hidden": lambda tensors: tensors, "bf16": lambda tensors: wide(narrow(tensors))}[codec]

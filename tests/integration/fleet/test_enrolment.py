@@ -18,6 +18,7 @@ IN_FULL = in_full("the unit tests have the same without a broker")
 FleetOf = Callable[..., Fleet]
 
 
+@in_full("the test of a device that joins has the same broker, coordinator and device")
 def test_two_commands_on_the_host_and_one_on_the_device_bring_a_device_in(fleet_of: FleetOf) -> None:
     fleet = fleet_of()
     name = fleet.name("a")

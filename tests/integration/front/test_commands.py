@@ -87,6 +87,7 @@ def test_everything_can_be_killed_and_started_again_and_each_update_counts_once(
 
 
 @pytest.mark.broker
+@in_full("chaos/test_broker.py has a broker that comes back, and broker/test_node.py one with a folder")
 def test_a_broker_with_a_folder_comes_back_under_its_url_and_the_run_goes_on(terminal, federation):
     require_server()
     broker = terminal("broker", "--dir", "node")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.front.terminal import DEADLINE_S
 from tests.support.asking import ask_until
+from tests.support.full import in_full
 from tests.support.rabbitmq import require_server
 
 
@@ -60,6 +61,7 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(terminal, tmp_path):
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
+@in_full("the demos here have nodes of their own, and chaos/conftest.py takes its queues away as this one does")
 @pytest.mark.broker
 @pytest.mark.timeout(180)
 def test_a_demo_over_somebodys_broker_takes_its_queues_and_exchanges_away_again(terminal, rabbitmq_node):

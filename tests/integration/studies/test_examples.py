@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.full import in_full
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
-LEARNERS = [("torch", "torch", 0.003, 0.6), ("scikit-learn", "sklearn", 1.0, 0.6), ("jax", "jax", 0.2, 0.6)]
+LEARNERS = [
+    pytest.param("torch", "torch", 0.003, 0.6, marks=in_full("front/test_torch_app.py has PyTorch alone")),
+    ("scikit-learn", "sklearn", 1.0, 0.6),
+    ("jax", "jax", 0.2, 0.6),
+]
 
 RUN = """
 import json, sys
@@ -29,7 +35,7 @@ print(json.dumps([[e.metrics["accuracy"] for e in outcome.evaluations], sorted(h
 """
 
 
-@pytest.mark.parametrize(("name", "package", "rate", "least"), LEARNERS, ids=[one[0] for one in LEARNERS])
+@pytest.mark.parametrize(("name", "package", "rate", "least"), LEARNERS, ids=["torch", "scikit-learn", "jax"])
 def test_an_example_learns_mnist_with_its_own_package_alone(name, package, rate, least):
     pytest.importorskip(package, reason=f"examples/{name} is not tested: {package} is not installed (extra dev)")
     command = [sys.executable, "-c", RUN, str(EXAMPLES / name / "app.py"), str(rate)]

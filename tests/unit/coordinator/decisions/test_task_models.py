@@ -32,6 +32,8 @@ from tests.unit.coordinator.decisions.harness import Bench, Saved, of, only
 
 HIDDEN = DownlinkSettings(codec="hidden")
 TOPK = DownlinkSettings(codec="hidden", step_codec="topk", fraction=0.02)
+EVERY = DownlinkSettings(codec="hidden", step_every=4)
+EVERY_SECOND = DownlinkSettings(codec="hidden", step_every=2)
 MODEL = Parameters(
     {
         "000/w": np.linspace(-1, 1, 700, dtype=np.float32).reshape(70, 10),
@@ -117,8 +119,11 @@ def same(a: Parameters, b: Parameters) -> bool:
     ]
 
 
-@pytest.mark.parametrize(("settings", "most_steps"), [(HIDDEN, 3), (TOPK, 25)], ids=["int8", "topk"])
+@pytest.mark.parametrize(
+    ("settings", "most_steps"), [(HIDDEN, 3), (TOPK, 25), (EVERY, 12)], ids=["int8", "topk", "int8, every 4 versions"]
+)
 def test_the_hidden_state_is_the_same_on_all_sides_over_1000_versions(folder, monkeypatch, settings, most_steps):
+    """`most_steps`: the versions of the longest way that steps lead a participant."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here
     versions = 1000 if settings is HIDDEN else 300
     rng = np.random.default_rng(3)
@@ -146,10 +151,11 @@ def test_the_hidden_state_is_the_same_on_all_sides_over_1000_versions(folder, mo
                 device.take(order, bench.core.tensors_of(order))
             assert device.hidden is not None
             assert same(device.hidden, hidden)
-            assert device.model == HeldModel(version=bench.core.version, digest=tensors_digest(hidden).hex())
+            newest = bench.core.version // settings.step_every * settings.step_every
+            assert device.model == HeldModel(version=newest, digest=tensors_digest(hidden).hex())
             held = order.downlink.held
             seen["whole" if held is None else "steps"] += 1
-            longest = max(longest, 0 if held is None else order.base_version - held)
+            longest = max(longest, 0 if held is None else newest - held)
 
     for device in devices.values():
         carry_out(device.say_hello(bench))
@@ -183,7 +189,7 @@ def test_the_hidden_state_is_the_same_on_all_sides_over_1000_versions(folder, mo
         elif 0.06 < what < 0.08:
             carry_out(devices["abcd"[rng.integers(4)]].restart(bench))
     assert bench.core.version == versions
-    assert longest == most_steps if settings is HIDDEN else longest > 10
+    assert longest > 10 if settings is TOPK else longest == most_steps
     assert seen.pop("returns") >= versions // 300, seen
     assert min(seen.values()) >= 3, seen
     error = np.abs(bench.core.parameters["000/w"] - bench.core.task_tensors["000/w"]).max()
@@ -192,8 +198,9 @@ def test_the_hidden_state_is_the_same_on_all_sides_over_1000_versions(folder, mo
         device.spool.close()
 
 
-def test_a_second_core_of_the_same_updates_has_the_same_hidden_states_and_a_restart_changes_no_bit():
-    benches = [Bench(model=MODEL, downlink=HIDDEN) for _ in range(2)]
+@pytest.mark.parametrize(("settings", "steps"), [(HIDDEN, (4, 5, 6)), (EVERY_SECOND, (2, 4, 6))], ids=["1", "2"])
+def test_a_second_core_of_the_same_updates_has_the_same_hidden_states_and_a_restart_changes_no_bit(settings, steps):
+    benches = [Bench(model=MODEL, downlink=settings) for _ in range(2)]
     for bench in benches:
         tasks = of(IssueTask, bench.hello("a", "b", codecs=capabilities()))
         for number in range(12):
@@ -206,7 +213,7 @@ def test_a_second_core_of_the_same_updates_has_the_same_hidden_states_and_a_rest
     assert list(first.arrays) == list(second.arrays)
     assert all(a.tobytes() == second.arrays[name].tobytes() for name, a in first.arrays.items())
     assert [name for name in first.arrays if name.startswith("step/")] == [
-        f"step/{version}/{part}" for version in (4, 5, 6) for part in ("scale", "q")
+        f"step/{version}/{part}" for version in steps for part in ("scale", "q")
     ]
 
 
@@ -243,6 +250,33 @@ def test_steps_are_kept_while_they_are_smaller_than_the_model_and_at_most_32():
             assert order.held == order_held
         assert made.order((), 40) is None
         assert len(made.tensors(made.order(capabilities(), 40))) == 0
+
+
+def test_with_a_step_every_third_version_tasks_between_train_from_the_step_before_and_rare_ones_get_few_steps():
+    rng = np.random.default_rng(0)
+    x = np.zeros(4000, np.float32)
+    made = HiddenModel(HIDDEN.step, Parameters({"w": x}), 3)
+    bases = [made.base]
+    for version in range(1, 12):
+        x = x + rng.normal(size=4000).astype(np.float32)
+        made.advance(Parameters({"w": x}))
+        bases.append(made.base)
+        order = made.order(capabilities(), version)
+        assert order is not None
+        assert order.version == (None if version % 3 == 0 else version // 3 * 3)
+        assert order.held == version // 3 * 3
+        assert len(made.tensors(order)) == 0
+    begun = [next(v for v, other in enumerate(bases) if other is base) for base in bases]
+    assert begun == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9, 9]
+    for held, begins, steps in ((8, 6, [9]), (7, 6, [9]), (3, 3, [6, 9]), (2, 0, [3, 6, 9])):
+        order = made.order(capabilities(), held)
+        assert order is not None
+        assert order.held == begins
+        tensors = made.tensors(order)
+        assert list(tensors) == [f"step:{version}:{part}" for version in steps for part in ("scale", "q")]
+        assert same(applied(order.step, bases[held], tensors, begins, 9), made.base)
+    with pytest.raises(SpecMismatch, match=r"from the hidden state of version 6 to '9', expected .* up to 12"):
+        applied(HIDDEN.step, bases[6], made.tensors(made.order(capabilities(), 6)), 6, 12)
 
 
 def test_a_difference_beyond_float32_begins_anew_with_the_model_itself():
