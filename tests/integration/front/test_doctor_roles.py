@@ -70,14 +70,14 @@ def test_exactly_the_rights_of_a_role_are_enough_and_leave_nothing_behind(site: 
             "bind fed.mq.payload.a.b.* to fed.mq.up.a.b",
         ),
         (
-            "participant", "read", r"^fed\.mq\.(participant|payload)\.a\.b(\..*)?$",
+            "participant", "read", r"^fed\.mq\.(models|(participant|payload)\.a\.b(\..*)?)$",
             "bind fed.mq.payload.a.b.* to fed.mq.up.a.b",
         ),
-        ("participant", "read", r"^fed\.mq\.(up|payload)\.a\.b(\..*)?$", "read fed.mq.participant.a.b"),
+        ("participant", "read", r"^fed\.mq\.(models|(up|payload)\.a\.b(\..*)?)$", "read fed.mq.participant.a.b"),
         ("coordinator", "configure", r"^fed\.mq\.(updates|control|dead|leader)$",
          "make exchanges for uploads, make queues for downloads, make a stream of models"),
         ("coordinator", "write", r"^fed\.mq\..*", "publish to the default exchange (amq.default)"),
-        ("coordinator", "read", r"^fed\.mq\.(updates|control|dead|payload\..*)$", "read fed.mq.leader"),
+        ("coordinator", "read", r"^fed\.mq\.(updates|control|dead|models|payload\..*)$", "read fed.mq.leader"),
     ][:: 1 if FULL else 5],
 )  # fmt: skip
 def test_a_missing_right_is_named_and_the_advice_is_enough_and_no_wider(
