@@ -33,6 +33,7 @@ FEDERATION = """
 app = "app.py"
 [run]
 run_id = "r1"
+min_participants = 2
 participant_timeout_s = 5
 [run.stop]
 max_versions = 200
