@@ -18,6 +18,7 @@ WITH_BROKER = (
     "bench.large_model",
     "bench.references",
     "bench.end_to_end",
+    "bench.whole",
     "bench.memory",
     "bench.recovery",
     "bench.sessions",
