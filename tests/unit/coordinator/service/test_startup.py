@@ -29,5 +29,5 @@ def test_where_the_tensors_of_tasks_are_may_change_in_a_run_and_their_form_may_n
 
 def test_a_run_of_a_fedmq_without_references_goes_on_with_them(tmp_path: Path) -> None:
     before = settings(DownlinkSettings())
-    before["downlink"] = {"codec": "none", "step_codec": None, "fraction": None, "step_every": 1}
+    before["downlink"] = {"codec": "none", "step_codec": None, "fraction": None}
     refuse_changes(before, settings(DownlinkSettings()), RunFolder(tmp_path))
