@@ -88,11 +88,13 @@ class ModelChild:
 
     def initial(self) -> Parameters:
         """Return the first version of the model. Raises AppError."""
-        path = self._work_dir / "initial.safetensors"
-        self._ask({"initial": str(path)})
-        parameters = read_parameters(path)
-        path.unlink()
-        return parameters
+        # A standby may begin the same run at this moment.
+        path = self._work_dir / f"initial-{self._process.pid}.safetensors"
+        try:
+            self._ask({"initial": str(path)})
+            return read_parameters(path)
+        finally:
+            path.unlink(missing_ok=True)
 
     def outline(self) -> Parameters:
         """Return the names, dtypes and shapes of the first version, with zeros that take no memory. Raises AppError."""

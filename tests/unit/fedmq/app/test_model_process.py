@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,30 @@ def test_initial_parameters_and_evaluations_come_from_the_child(child):
     assert spec_of(one.outline()) == spec_of(initial)
     result = evaluated(one, 3, [1, 2])
     assert (result.version, dict(result.metrics)) == (3, {"total": 3.0})
+
+
+def test_children_of_two_coordinators_in_one_folder_give_each_its_first_version(child):
+    """A coordinator and its standby may begin a run at the same time. One took the other's file away."""
+    pair = [child(), child()]
+    for one in pair:
+        one.ready()
+    asked = [one._ask for one in pair]
+    written = threading.Barrier(2)
+
+    def both(number):
+        def ask(request):
+            answer = asked[number](request)
+            written.wait(DEADLINE_S)  # both files are written before one is read
+            return answer
+
+        return ask
+
+    for number, one in enumerate(pair):
+        one._ask = both(number)
+    with ThreadPoolExecutor(2) as pool:
+        for first in pool.map(lambda one: one.initial(), pair):
+            assert np.array_equal(first["w"], [0, 1, 2])
+    assert not list(pair[0]._work_dir.glob("*.safetensors"))
 
 
 def test_a_failing_evaluation_is_a_result_and_a_dead_child_is_started_again(child):
