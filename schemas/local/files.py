@@ -31,7 +31,6 @@ from fedmq.schemas.local.event_log import EventLog
 log = EventLog(__name__)
 
 FOLDER_MODE = 0o700
-_TRIES = 3
 FILE_MODE = 0o600
 _OTHERS = 0o077
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -59,19 +58,6 @@ def make_folder(path: Path) -> None:
 
     Raises OSError if the disk refuses, and UnfitFile if something else has its name, also a link to a folder.
     """
-    for _ in range(_TRIES - 1):
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed a parent, or the folder itself
-            found = _made_folder(path)
-            break
-    else:
-        found = _made_folder(path)
-    if not stat.S_ISDIR(found.st_mode):
-        raise _unfit(path, f"it is {_kind(found)}, expected a folder. Move it away")
-    if found.st_mode & _OTHERS:
-        _close_to_others(path, found)
-
-
-def _made_folder(path: Path) -> os.stat_result:
     missing = []
     for folder in (path, *path.parents):
         if os.path.lexists(folder):
@@ -81,7 +67,11 @@ def _made_folder(path: Path) -> os.stat_result:
         with contextlib.suppress(FileExistsError):  # another process has just made it
             os.mkdir(folder, FOLDER_MODE)
             folder.chmod(FOLDER_MODE)
-    return path.lstat()
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise _unfit(path, f"it is {_kind(found)}, expected a folder. Move it away")
+    if found.st_mode & _OTHERS:
+        _close_to_others(path, found)
 
 
 def _close_to_others(path: Path, found: os.stat_result) -> None:

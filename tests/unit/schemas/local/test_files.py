@@ -37,24 +37,6 @@ def test_everything_that_is_made_is_this_users_alone_whatever_the_umask(tmp_path
     )
 
 
-def test_a_folder_whose_parent_is_removed_meanwhile_is_made_all_the_same(tmp_path, monkeypatch):
-    folder, mkdir, removed = tmp_path / "runs" / "r1" / "model", os.mkdir, []
-
-    def once_too_late(path, mode):
-        if Path(path) == folder and not removed:
-            removed.append(path)
-            os.rmdir(folder.parent)
-        mkdir(path, mode)
-
-    monkeypatch.setattr(os, "mkdir", once_too_late)
-    files.make_folder(folder)
-    assert removed
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    monkeypatch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "never")))
-    with pytest.raises(FileNotFoundError):
-        files.make_folder(tmp_path / "other")
-
-
 def test_a_folder_of_an_older_version_is_closed_with_its_files_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
